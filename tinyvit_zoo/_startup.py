@@ -1,0 +1,108 @@
+"""The hook of `tinyvit-zoo autoload on`: once timm.models is imported, tinyvit_zoo is, so that its models register.
+
+The start-up file executes this file by its path at every start of the interpreter (see autoload.py). It is never
+imported, and it may not import the package it lies in, which brings torch: what it imports is loaded in every Python
+anyway. Nothing in it may raise into the interpreter or into `import timm`.
+"""
+import sys
+from _thread import get_ident
+
+TYPE_CHECKING = False  # type checkers go by the name; importing typing would cost more than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+# timm itself is followed too: it imports timm.models halfway down, and tinyvit_zoo is to find both of them whole.
+FOLLOWED = ('timm', 'timm.models')
+PACKAGE = 'tinyvit_zoo'
+
+
+class TimmFinder:
+    """Comes before the other finders, has them find timm and timm.models, and follows how those two are executed.
+
+    It never leaves sys.meta_path: in Pythons before 3.14 a thread that walks the list when an entry is taken out of it
+    passes over a finder, and fails to import something that is there.
+    """
+
+    def __init__(self) -> None:
+        self.asking: 'set[int]' = set()    # threads that are asking the other finders: to them this one knows nothing
+        self.running: 'list[str]' = []     # which of the two are being executed, the outer one first
+
+    def find_spec(self, name: str, path: 'Sequence[str] | None' = None,
+                  target: 'ModuleType | None' = None) -> 'ModuleSpec | None':
+        if name not in FOLLOWED or get_ident() in self.asking:
+            return None
+        self.asking.add(get_ident())
+        try:
+            spec = find_elsewhere(name, path, target)
+        finally:
+            self.asking.discard(get_ident())
+        if spec is not None and hasattr(spec.loader, 'exec_module'):
+            spec.loader = FollowedLoader(spec, self.running)  # type: ignore[assignment]  # a Loader by its methods
+        return spec
+
+
+class FollowedLoader:
+    """A spec's own loader in everything, up to the moment it executes the module: then it takes its place again."""
+
+    def __init__(self, spec: 'ModuleSpec', running: 'list[str]') -> None:
+        self.spec, self.loader, self.running = spec, spec.loader, running
+
+    def __getattr__(self, name: str) -> 'Any':
+        return getattr(self.loader, name)
+
+    def exec_module(self, module: 'ModuleType') -> None:
+        assert self.loader is not None
+        self.spec.loader = module.__loader__ = self.loader
+        self.running.append(self.spec.name)
+        try:
+            self.loader.exec_module(module)
+        finally:
+            self.running.pop()
+        if not self.running and 'timm.models' in sys.modules:
+            register()
+
+
+def find_elsewhere(name: str, path: 'Sequence[str] | None', target: 'ModuleType | None') -> 'ModuleSpec | None':
+    for finder in list(sys.meta_path):
+        find = getattr(finder, 'find_spec', None)  # before Python 3.12 there are finders without one
+        spec: ModuleSpec | None = find(name, path, target) if find else None
+        if spec is not None:
+            return spec
+    return None
+
+
+def register() -> None:
+    """Imports the package, unless somebody has or is at it: to wait for another thread here could be a deadlock."""
+    if PACKAGE in sys.modules:
+        return
+    try:
+        __import__(PACKAGE)
+    except Exception as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == PACKAGE):  # that one: uninstalled, no fault
+            warn(error)
+
+
+def warn(error: Exception) -> None:
+    try:
+        import warnings
+        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        warnings.warn(f'tinyvit_zoo autoload failed ({reason}); timm goes on without its models. To turn it off: '
+                      '`tinyvit-zoo autoload off`, or delete tinyvit_zoo_autoload.pth from site-packages.',
+                      RuntimeWarning, stacklevel=2)
+    except Exception:  # warnings may have been made errors: `import timm` goes on all the same
+        pass
+
+
+def install() -> None:
+    """Waits for timm.models, or registers at once where it is there already (a site directory added late)."""
+    if 'timm.models' in sys.modules:
+        register()
+    elif not any(type(finder).__module__ == __name__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, TimmFinder())
+
+
+if __name__ == 'tinyvit_zoo_autoload':  # the name the start-up file executes it under
+    install()

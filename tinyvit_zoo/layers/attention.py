@@ -1,0 +1,155 @@
+"""Multi-head self-attention that stays on the fast path, attention dropout on a CPU included.
+
+`scaled_dot_product_attention` has a fused CPU kernel, but not one that drops attention weights: with dropout it falls
+back to the plain formula, which on a CPU costs more than twice the fused one (every [N, N] matrix goes through memory
+several times, and drawing the mask alone takes longer than the products). `attend` then uses an operator of ours: the
+same formula, a few images of one head at a time so that the matrices stay in the cache, 16 random bits a decision, and
+the softmax computed again in the backward pass, so that only the mask is kept (one byte a weight).
+"""
+from collections.abc import Iterator
+from typing import Any, Tuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import use_fused_attn
+from timm.models import register_notrace_function
+from torch import Tensor, nn
+
+_SCORE_BYTES = 2 << 20  # scores held at a time; 1-4 MiB were the fastest sizes in fp32 and in bf16 (L2 cache)
+_LEVELS = 1 << 16       # a dropout rate is rounded to a multiple of 1 / 65536, and the scale is that of the rounded one
+
+
+def _pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
+    """(images, head) pairs that cover the batch; q[images, :, head] is a [b, N, D] view that bmm takes as it is."""
+    batch, tokens, _, heads, _ = qkv.shape
+    step = max(1, _SCORE_BYTES // (tokens * tokens * qkv.element_size()))
+    for start in range(0, batch, step):
+        for head in range(heads):
+            yield slice(start, min(start + step, batch)), head
+
+
+def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) of [b, N, D] tensors."""
+    scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
+    return scores.softmax(-1)
+
+
+def _keep_mask(shape: torch.Size, dropped_levels: int) -> Tensor:
+    """uint8 ones where a weight is kept. Four decisions from one 64-bit draw: four times as fast as `bernoulli_`."""
+    count = shape.numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
+    keep = bits.view(torch.int16)[:count] >= dropped_levels - _LEVELS // 2
+    return keep.view(shape).view(torch.uint8)
+
+
+@torch.library.custom_op(
+    'tinyvit_zoo::dropout_attention', mutates_args=(), device_types='cpu',
+    tags=(torch.Tag.nondeterministic_seeded,))
+def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
+    """[B, N, 3, H, D] -> attention output [B, N, H, D], and the mask [B, H, N, N] that the backward pass needs."""
+    batch, tokens, _, heads, head_dim = qkv.shape
+    dropped = round(dropout_p * _LEVELS)
+    out = qkv.new_empty(batch, tokens, heads, head_dim)
+    mask = torch.empty(batch, heads, tokens, tokens, dtype=torch.uint8)
+    q, k, v = qkv.unbind(2)
+    with torch.autocast('cpu', enabled=False):
+        for images, head in _pieces(qkv):
+            attn = _probabilities(q[images, :, head], k[images, :, head])
+            mask[images, head] = keep = _keep_mask(attn.shape, dropped)
+            out[images, :, head] = attn.mul_(keep.to(attn.dtype)) @ v[images, :, head]
+        return out.mul_(_LEVELS / max(_LEVELS - dropped, 1)), mask
+
+
+@torch.library.custom_op('tinyvit_zoo::dropout_attention_backward', mutates_args=(), device_types='cpu')
+def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
+    """The gradient of qkv, packed as qkv is, so that autograd has nothing to stack."""
+    dropped = round(dropout_p * _LEVELS)
+    scale = qkv.shape[-1] ** -0.5
+    grad_qkv = torch.empty_like(qkv)
+    (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
+    with torch.autocast('cpu', enabled=False):
+        grad = grad * (_LEVELS / max(_LEVELS - dropped, 1))
+        for images, head in _pieces(qkv):
+            g = grad[images, :, head]
+            attn = _probabilities(q[images, :, head], k[images, :, head])
+            keep = mask[images, head].to(attn.dtype)
+            d_attn = torch.bmm(g, v[images, :, head].transpose(1, 2)).mul_(keep)
+            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype).mul_(scale)
+            dv[images, :, head] = attn.mul_(keep).transpose(1, 2) @ g
+            dq[images, :, head] = d_score @ k[images, :, head]
+            dk[images, :, head] = d_score.transpose(1, 2) @ q[images, :, head]
+    return grad_qkv
+
+
+@dropout_attention.register_fake
+def _dropout_attention_fake(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
+    batch, tokens, _, heads, head_dim = qkv.shape
+    return (qkv.new_empty(batch, tokens, heads, head_dim),
+            qkv.new_empty(batch, heads, tokens, tokens, dtype=torch.uint8))
+
+
+@dropout_attention_backward.register_fake
+def _dropout_attention_backward_fake(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
+    return torch.empty_like(qkv)
+
+
+def _save_for_backward(ctx: Any, inputs: Tuple[Tensor, float], output: Tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.dropout_p = inputs[1]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> Tuple[Tensor, None]:
+    qkv, mask = ctx.saved_tensors
+    return torch.ops.tinyvit_zoo.dropout_attention_backward(grad.contiguous(), qkv, mask, ctx.dropout_p), None
+
+
+dropout_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def attend(qkv: Tensor, dropout_p: float) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v with attention dropout: [B, N, 3, H, D] -> [B, N, H * D]."""
+    if not torch.jit.is_scripting():
+        if dropout_p > 0. and qkv.device.type == 'cpu':
+            return torch.ops.tinyvit_zoo.dropout_attention(qkv, dropout_p)[0].flatten(2)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D]
+    x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+    return x.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, qkv without bias. `timm.layers.set_fused_attn(False)` gives the plain formula."""
+    fused_attn: torch.jit.Final[bool]
+
+    def __init__(
+            self,
+            dim: int,
+            num_heads: int,
+            attn_drop: float = 0.,
+            proj_drop: float = 0.,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.fused_attn = use_fused_attn()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, _ = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
+        if self.fused_attn:
+            x = attend(qkv, self.attn_drop.p if self.training else 0.)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            attn = (q * self.head_dim ** -0.5) @ k.transpose(-2, -1)
+            x = (self.attn_drop(attn.softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(x))

@@ -1,0 +1,24 @@
+"""The families. Importing this package registers every model with timm."""
+from timm import list_models as _timm_list_models
+
+from ..errors import ZooError, nearest
+from . import compact
+from .compact import CompactTransformer
+
+__all__ = ['CompactTransformer', 'check_name', 'list_models']
+
+_FAMILIES = (compact,)
+
+
+def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
+    """Names of the zoo's models that match a wildcard pattern; with `pretrained`, `name.tag` of all that have weights."""
+    modules = [family.__name__.rpartition('.')[2] for family in _FAMILIES]
+    return _timm_list_models(pattern, module=modules, pretrained=pretrained)
+
+
+def check_name(name: str) -> None:
+    """ZooError that names the nearest model where the zoo has none of this name (a tag is not looked at)."""
+    architecture = name.partition('.')[0]
+    if architecture not in list_models():
+        raise ZooError(f'There is no model {architecture!r}.{nearest(architecture, list_models())} '
+                       f'`tinyvit-zoo list` shows all.')

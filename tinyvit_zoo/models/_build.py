@@ -1,0 +1,147 @@
+"""From an entrypoint to a model through timm's builder, loading strictly and saying what is wrong.
+
+All of timm's private names that the models need are imported here and nowhere else.
+"""
+from __future__ import annotations
+
+import urllib.parse
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_args, update_model_input_size
+from torch import Tensor, nn
+
+from ..errors import ZooError, nearest
+from ..weights import check_sha256, read_weights, unwrap
+
+__all__ = ['build_model', 'feature_take_indices', 'source_image_size', 'update_model_args', 'update_model_input_size']
+
+ModelT = TypeVar('ModelT', bound=nn.Module)
+Filter = Callable[[Mapping[str, Any], nn.Module], dict[str, Tensor]]
+
+
+def build_model(
+        model_cls: type[ModelT],
+        variant: str,
+        pretrained: bool,
+        filter_fn: Filter,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs: Any,
+) -> ModelT:
+    """timm's `build_model_with_cfg`, with three differences that only show when something is wrong.
+
+    An unknown tag names the nearest; weight files are read by `read_weights` (zips, checksums, no code); and whatever
+    the class count, every tensor but the head's must be there and fit.
+    """
+    if isinstance(pretrained_cfg, str):
+        _check_tag(variant, pretrained_cfg)
+    overlay = dict(pretrained_cfg_overlay or {})
+    if not pretrained:
+        return build_model_with_cfg(
+            model_cls, variant, False, pretrained_cfg, overlay, pretrained_filter_fn=filter_fn, **kwargs)
+
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
+    if not any(cfg.get(key) for key in ('file', 'url', 'hf_hub_id', 'state_dict')):
+        raise ZooError(f'There are no weights for {variant} yet: use pretrained=False, or one of `tinyvit-zoo list`.')
+    if cfg.get('file') and cfg.get('source') != 'local-dir':
+        check_sha256(cfg['file'])
+        overlay['state_dict'] = unwrap(read_weights(cfg['file']))
+    else:
+        _check_offline(variant, cfg)
+    try:
+        model = build_model_with_cfg(
+            model_cls, variant, True, pretrained_cfg, overlay,
+            pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn), **kwargs)
+    except _NOT_FETCHED as e:
+        raise ZooError(f'{_fetch_advice(variant, cfg)} ({type(e).__name__})') from e
+    except (SafetensorError, UnpicklingError, EOFError, zipfile.BadZipFile) as e:
+        raise ZooError(f'The weights of {variant} are damaged or not weights ({e}): delete the cached file.') from e
+    model.pretrained_cfg.pop('state_dict', None)
+    return model
+
+
+_NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+
+
+def _check_tag(variant: str, tag: str) -> None:
+    tags = list(get_arch_pretrained_cfgs(variant))
+    if f'{variant}.{tag}' not in tags:
+        known = [name.partition('.')[2] for name in tags]
+        raise ZooError(f'{variant} has no weights {tag!r}.{nearest(tag, known)} There are: {", ".join(known)}.')
+
+
+def _check_offline(variant: str, cfg: Mapping[str, Any]) -> None:
+    """A URL knows nothing of HF_HUB_OFFLINE: say at once what would have to be fetched."""
+    if hub_constants.HF_HUB_OFFLINE and cfg.get('url') and not cfg.get('hf_hub_id') and not _url_cache(cfg).exists():
+        raise ZooError(f'{_fetch_advice(variant, cfg)} (HF_HUB_OFFLINE is set)')
+
+
+def _url_cache(cfg: Mapping[str, Any]) -> Path:
+    return Path(torch.hub.get_dir(), 'checkpoints', Path(urllib.parse.urlparse(cfg['url']).path).name)
+
+
+def _fetch_advice(variant: str, cfg: Mapping[str, Any]) -> str:
+    where = 'or pass pretrained_cfg_overlay=dict(file=PATH)'
+    if cfg.get('hf_hub_id'):
+        return (f'The weights of {variant} are neither cached nor to be had: {cfg["hf_hub_id"]} on the Hugging Face Hub '
+                f'(cache {hub_constants.HF_HUB_CACHE}). Connect, {where}')
+    return (f'The weights of {variant} are neither cached nor to be had: {cfg.get("url")}. '
+            f'Connect, put the file at {_url_cache(cfg)}, {where}')
+
+
+def _strict_filter(state_dict: Mapping[str, Any], model: nn.Module, filter_fn: Filter) -> dict[str, Tensor]:
+    """The family's filter, and the check that timm skips as soon as the class count differs."""
+    try:
+        tensors = filter_fn(state_dict, model)
+    except TypeError as e:  # timm would take it for a filter with one argument, and hide it
+        raise ZooError(f'The checkpoint could not be read as one of {type(model).__name__}: {e}') from e
+    problems = _misfits(tensors, model)
+    if problems:
+        more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
+        raise ZooError(
+            f'The weights do not fit {model.pretrained_cfg["architecture"]}: {"; ".join(problems[:5])}{more}. '
+            f'Give the weights of this architecture, their class count with them (num_classes in the pretrained cfg).')
+    return tensors
+
+
+def _misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """One phrase for each missing, surplus or misshapen tensor that timm has no leave to adapt."""
+    cfg, own = model.pretrained_cfg, model.state_dict()
+    head = (f'{cfg["classifier"]}.weight', f'{cfg["classifier"]}.bias')
+    dropped = head if model.num_classes != cfg['num_classes'] else ()
+    stem = f'{cfg["first_conv"]}.weight' if model.in_chans != cfg['input_size'][0] else ''
+
+    problems = [f'{name} is missing' for name in own if name not in tensors and name not in dropped]
+    problems += [f'{name} is not part of it' for name in tensors if name not in own and name not in head]
+    if model.num_classes > 0 and not dropped:
+        problems += [f'{name} is not part of it' for name in head if name in tensors and name not in own]
+    for name in own:
+        if name in tensors and name not in dropped and not _fits(tensors[name], own[name], name == stem):
+            problems.append(f'{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}')
+    return problems
+
+
+def _fits(given: Tensor, expected: Tensor, any_channels: bool) -> bool:
+    if any_channels and given.ndim == expected.ndim == 4:
+        return given.shape[0] == expected.shape[0] and given.shape[2:] == expected.shape[2:]
+    return given.shape == expected.shape
+
+
+def source_image_size(model: nn.Module) -> tuple[int, int]:
+    """The image size a checkpoint was made for, as far as its cfg tells."""
+    size = getattr(model, 'pretrained_model_args', {}).get('img_size')
+    if size is None:
+        size = getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 0, 0))[-2:]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

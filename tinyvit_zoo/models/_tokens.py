@@ -1,0 +1,191 @@
+"""What every plain token transformer of the zoo owes timm, so that a family's file holds the family alone."""
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import _assert, get_device_dtype, global_pool_nlc, to_2tuple
+from timm.models import checkpoint, checkpoint_seq
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import SequencePool, resize_table, slice_length
+from ._build import feature_take_indices, update_model_input_size
+
+
+class TokenTransformer(nn.Module):
+    """Tokens and positions, a stack of blocks of one width, a norm, a read-out and a linear head.
+
+    A family's constructor sets `tokenizer` (a module with `grid_size`, `largest_map` and `reduction`), `cls_token` and
+    `pos_embed` (None where there is none), `pos_drop`, `blocks` and `norm`, then calls `_init_head`.
+    """
+    if TYPE_CHECKING:
+        tokenizer: Any
+        cls_token: Tensor | None
+        pos_embed: Tensor | None
+        pos_drop: nn.Module
+        blocks: nn.Sequential
+        norm: nn.Module
+        attn_pool: nn.Module | None
+        head: nn.Module
+
+    def __init__(self, img_size: int | tuple[int, int], in_chans: int, embed_dim: int, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.img_size = to_2tuple(img_size)
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_prefix_tokens = num_prefix_tokens
+        self.grad_checkpointing = False
+
+    def _init_head(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
+        self.global_pool, self.attn_pool = '', None
+        self._set_pool(global_pool, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        # the tokens that enter the first block, then those after each block
+        modules = ['pos_drop', *(f'blocks.{i}' for i in range(len(self.blocks)))]
+        self.feature_info = [
+            dict(module=name, num_chs=self.embed_dim, reduction=self.tokenizer.reduction) for name in modules]
+
+    @staticmethod
+    def init_module(module: nn.Module) -> None:
+        """Initialise one module as the family's authors do; `init_weights` applies it to all."""
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name in ('pos_embed', 'cls_token')}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(stem=r'^cls_token|^pos_embed|^tokenizer', blocks=[(r'^blocks\.(\d+)', None), (r'^norm', (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def _set_pool(self, global_pool: str, **dd: Any) -> None:
+        known = ('', 'seq', 'avg', 'max', 'avgmax') + (('token',) if self.num_prefix_tokens else ())
+        if global_pool not in known:
+            raise ZooError(f'global_pool is {global_pool!r}, expected one of {", ".join(map(repr, known))}.')
+        if global_pool != self.global_pool:
+            self.global_pool, self.attn_pool = global_pool, None
+            if global_pool == 'seq':
+                self.attn_pool = SequencePool(self.embed_dim, **dd).apply(self.init_module).train(self.training)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for `num_classes` (0: none), and on request another read-out."""
+        dd = get_device_dtype(self)
+        if global_pool is not None:
+            self._set_pool(global_pool, **dd)
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head.apply(self.init_module).train(self.training)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size: the position table is resized, everything else stays."""
+        old, new = self.grid_size, self.tokenizer.grid_size(to_2tuple(img_size))
+        if self.pos_embed is not None:
+            with torch.no_grad():
+                table = resize_table(self.pos_embed.detach(), old, new, self.num_prefix_tokens)
+            learned = isinstance(self.pos_embed, nn.Parameter)
+            self.pos_embed = nn.Parameter(table, self.pos_embed.requires_grad) if learned else table
+        self.img_size, self.grid_size = to_2tuple(img_size), new
+        update_model_input_size(self, self.img_size)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
+        if self.pos_embed is not None:
+            height, width = x.shape[2], x.shape[3]
+            _assert(
+                height == self.img_size[0] and width == self.img_size[1],
+                f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not {height} x {width}: '
+                f'create it with img_size=..., or call set_input_size.')
+        x = self.tokenizer(x)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        return self.pos_drop(x)
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            return_prefix_tokens: bool = False,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> Any:
+        """The tokens that enter the first block (index 0) and those after each block, as maps or as sequences.
+
+        Args:
+            x: images [B, C, H, W].
+            indices: the last n if a number, all if None, else these.
+            return_prefix_tokens: pairs of (intermediate, class token) where there is a class token.
+            norm: apply the final LayerNorm to each.
+            stop_early: leave out the blocks behind the last index.
+            output_fmt: 'NCHW' or 'NLC'.
+            intermediates_only: the list alone, else (final features, list).
+        """
+        if output_fmt not in ('NCHW', 'NLC'):
+            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
+        take, last = feature_take_indices(len(self.blocks) + 1, indices)
+        grid = self.grid_size if self.pos_embed is not None else self.tokenizer.grid_size(tuple(x.shape[2:]))
+        x = self._embed(x)
+        taken = [x] if 0 in take else []
+        for i, block in enumerate(self.blocks[:last] if stop_early else self.blocks, start=1):
+            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+            if i in take:
+                taken.append(x)
+        taken = [self.norm(y) if norm else y for y in taken]
+        prefix = [y[:, :self.num_prefix_tokens] for y in taken]
+        taken = [y[:, self.num_prefix_tokens:] for y in taken]
+        if output_fmt == 'NCHW':
+            taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in taken]
+        outputs = list(zip(taken, prefix)) if return_prefix_tokens and self.num_prefix_tokens else taken
+        return outputs if intermediates_only else (self.norm(x), outputs)
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the blocks behind the last index, and on request the final norm and the head (its pooling too)."""
+        take, last = feature_take_indices(len(self.blocks) + 1, indices)
+        self.blocks = self.blocks[:last]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, '')
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self._embed(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.attn_pool is not None:
+            x = self.attn_pool(x)
+        else:
+            x = global_pool_nlc(x, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            step = slice_length(self, x, self._image_bytes())
+            if step:
+                return torch.cat([self.forward_head(self.forward_features(part)) for part in x.split(step)])
+        return self.forward_head(self.forward_features(x))
+
+    def _image_bytes(self) -> int:
+        """Size of one image's largest activation in float32: qkv, or a map inside the tokenizer."""
+        tokens = self.grid_size[0] * self.grid_size[1] + self.num_prefix_tokens
+        return 4 * max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)

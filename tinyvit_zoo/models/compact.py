@@ -1,0 +1,386 @@
+"""Compact transformers for small data: ViT-Lite, CVT and CCT.
+
+Paper: Escaping the Big Data Paradigm with Compact Transformers, https://arxiv.org/abs/2104.05704 (Hassani et al., 2021)
+Authors' code and weights: https://github.com/SHI-Labs/Compact-Transformers (Apache-2.0)
+
+ViT-Lite is a small ViT with small patches. CVT drops the class token and pools the sequence with learned weights. CCT
+also replaces the patches by a few convolutions. Names are `family_depth_tokenizer`: `cct_7_3x1` has 7 blocks and one 3x3
+convolution; `vit_lite_7_4` has 7 blocks and 4x4 patches.
+
+The block is not the usual one: its second LayerNorm replaces the residual stream, it is no branch of it. A timm `Block`
+would take the same tensors without a word and give other outputs, so the authors' tensor names are kept inside a block.
+
+Where we differ from the authors: `sine` is a buffer and really a sine table (their `_sine` factories built a learnable
+one, see the weights' notes); max-pool comes before ReLU (the same values and gradients, a quarter of the work).
+"""
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import SelfAttention, resize_table, sine_table
+from ..weights import pretrained_cfgs, unwrap
+from ._build import build_model, source_image_size
+from ._tokens import TokenTransformer
+
+__all__ = ['CompactTransformer']
+
+
+class Tokenizer(nn.Module):
+    """Image to tokens [B, C, H, W] -> [B, N, D].
+
+    `num_convs` times [conv PxP, ReLU, max-pool 3x3 / 2] (CCT), or with `num_convs=0` one PxP patch convolution, which
+    leaves out the rows and columns that do not fill a patch, as the authors' does (ViT-Lite, CVT).
+    """
+
+    def __init__(
+            self, kernel_size: int, num_convs: int, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.pooled = num_convs > 0
+        self.kernel_size = kernel_size
+        self.stride = max(1, kernel_size // 2 - 1) if self.pooled else kernel_size
+        self.padding = max(1, kernel_size // 2) if self.pooled else 0
+        widths = [in_chans, *[64] * (num_convs - 1), embed_dim]
+        self.convs = nn.ModuleList([
+            nn.Conv2d(a, b, kernel_size, self.stride, self.padding, bias=not self.pooled, device=device, dtype=dtype)
+            for a, b in zip(widths, widths[1:])])
+
+    @property
+    def reduction(self) -> int:
+        return (2 * self.stride) ** len(self.convs) if self.pooled else self.stride
+
+    def _conv_size(self, size: int) -> int:
+        return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
+
+    def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens for an image size; ZooError where there would be none."""
+        if min(img_size) < (1 if self.pooled else self.kernel_size):
+            least = 1 if self.pooled else self.kernel_size
+            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x {least} '
+                           f'pixels and more.')
+        height, width = img_size
+        for _ in self.convs:
+            height, width = self._conv_size(height), self._conv_size(width)
+            if self.pooled:
+                height, width = (height + 1) // 2, (width + 1) // 2
+        return height, width
+
+    def largest_map(self, img_size: tuple[int, int]) -> int:
+        """Values an image has after the first convolution, the largest activation of the tokenizer."""
+        return self.convs[0].out_channels * self._conv_size(img_size[0]) * self._conv_size(img_size[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # 2-3 times as fast on a CPU, and tokens come for free
+        for conv in self.convs:
+            x = conv(x)
+            if self.pooled:
+                x = F.relu(F.max_pool2d(x, 3, 2, 1))
+        return x.flatten(2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Pre-norm attention, then a LayerNorm that replaces the stream, then the MLP."""
+
+    def __init__(
+            self, dim: int, num_heads: int, mlp_ratio: float, attn_drop: float, proj_drop: float, drop_path: float,
+            device: Any = None, dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.pre_norm = nn.LayerNorm(dim, **dd)
+        self.self_attn = SelfAttention(dim, num_heads, attn_drop, proj_drop, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.linear1 = nn.Linear(dim, hidden, **dd)
+        self.act = nn.GELU()
+        self.drop1 = nn.Dropout(proj_drop)
+        self.linear2 = nn.Linear(hidden, dim, **dd)
+        self.drop2 = nn.Dropout(proj_drop)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.self_attn(self.pre_norm(x)))
+        x = self.norm1(x)
+        x = x + self.drop_path2(self.drop2(self.linear2(self.drop1(self.act(self.linear1(x))))))
+        return x
+
+
+def _init_module(module: nn.Module) -> None:
+    """The authors' initialisation."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    elif isinstance(module, nn.Conv2d):
+        module.reset_parameters()  # for the bias
+        nn.init.kaiming_normal_(module.weight)
+
+
+class CompactTransformer(TokenTransformer):
+    """ViT-Lite, CVT or CCT, by its tokenizer and its read-out.
+
+    Args:
+        img_size: height and width, or one number for both.
+        kernel_size, num_convs: see Tokenizer; `num_convs=0` cuts patches.
+        class_token: put a class token in front (ViT-Lite).
+        global_pool: 'token' (ViT-Lite), 'seq' (CVT, CCT), 'avg', 'max', 'avgmax', or '' for all tokens.
+        pos_embed: 'learnable', 'sine' (fixed, a buffer) or 'none' (then images of any size are taken).
+        drop_rate, pos_drop_rate, proj_drop_rate: before the classifier; after the positions; after each projection and
+            in the MLP. The authors' one dropout is the latter two, and 0.
+        attn_drop_rate, drop_path_rate: the authors' defaults; drop path grows linearly from 0 over the blocks.
+    """
+    init_module = staticmethod(_init_module)
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 32,
+            in_chans: int = 3,
+            num_classes: int = 10,
+            global_pool: str = 'seq',
+            kernel_size: int = 3,
+            num_convs: int = 1,
+            embed_dim: int = 256,
+            depth: int = 7,
+            num_heads: int = 4,
+            mlp_ratio: float = 2.,
+            class_token: bool = False,
+            pos_embed: str = 'learnable',
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.1,
+            drop_path_rate: float = 0.1,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        if pos_embed not in ('learnable', 'sine', 'none'):
+            raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable', 'sine' or 'none'.")
+        super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=int(class_token))
+        self.tokenizer = Tokenizer(kernel_size, num_convs, in_chans, embed_dim, **dd)
+        self.grid_size = self.tokenizer.grid_size(self.img_size)
+
+        length = self.grid_size[0] * self.grid_size[1] + self.num_prefix_tokens
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
+        if pos_embed == 'sine':
+            self.register_buffer('pos_embed', torch.empty(1, length, embed_dim, **dd))
+        else:
+            learnable = pos_embed == 'learnable'
+            self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd)) if learnable else None
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+
+        self.blocks = nn.Sequential(*[
+            Block(embed_dim, num_heads, mlp_ratio, attn_drop_rate, proj_drop_rate, rate, **dd)
+            for rate in calculate_drop_path_rates(drop_path_rate, depth)])
+        self.norm = nn.LayerNorm(embed_dim, **dd)
+        self._init_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        self.apply(self.init_module)
+        if isinstance(self.pos_embed, nn.Parameter):
+            trunc_normal_(self.pos_embed, std=0.2)
+        elif self.pos_embed is not None:
+            self.pos_embed.copy_(sine_table(*self.pos_embed.shape[1:], self.pos_embed.device, self.pos_embed.dtype))
+        if self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
+
+
+_AUTHORS_NAMES = (
+    (r'^tokenizer\.conv_layers\.(\d+)\.0\.', r'tokenizer.convs.\1.'),
+    (r'^classifier\.positional_emb$', 'pos_embed'),
+    (r'^classifier\.class_emb$', 'cls_token'),
+    (r'^classifier\.attention_pool\.', 'attn_pool.score.'),
+    (r'^classifier\.fc\.', 'head.'),
+    (r'^classifier\.', ''),
+)
+
+
+def _our_name(name: str) -> str:
+    for pattern, replacement in _AUTHORS_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: CompactTransformer) -> dict[str, Tensor]:
+    """The authors' tensors, or ours, as `model` names and sizes them.
+
+    Takes a checkpoint bare or wrapped (see `unwrap`). The position table is the file's, whatever `pos_embed` says: the
+    files of the authors' "sine" models hold learned ones. It is resized to the model's grid; a file without one serves a
+    model with sine positions. Pooling weights are left out where the model was asked for another read-out.
+    """
+    tensors = {_our_name(name): tensor for name, tensor in unwrap(state_dict).items()}
+    if model.global_pool != 'seq':
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('attn_pool.')}
+    if isinstance(model.pos_embed, Tensor) and not isinstance(model.pos_embed, nn.Parameter):
+        tensors.setdefault('pos_embed', model.pos_embed)
+    if model.pos_embed is not None and 'pos_embed' in tensors and tensors['pos_embed'].ndim == 3:
+        tensors['pos_embed'] = _fit_table(tensors['pos_embed'], model)
+    return tensors
+
+
+def _fit_table(table: Tensor, model: CompactTransformer) -> Tensor:
+    count = table.shape[1] - model.num_prefix_tokens
+    height, width = _source_grid(count, model)
+    if height * width != count or table.shape[2] != model.embed_dim:
+        return table  # of another architecture: the loader says so
+    return resize_table(table, (height, width), model.grid_size, model.num_prefix_tokens)
+
+
+def _source_grid(count: int, model: CompactTransformer) -> tuple[int, int]:
+    """Rows and columns of a checkpoint's table: those of its cfg's image size if they make `count`, else a square."""
+    size = source_image_size(model)
+    if min(size) >= model.tokenizer.kernel_size:
+        height, width = model.tokenizer.grid_size(size)
+        if height * width == count:
+            return height, width
+    return math.isqrt(max(count, 0)), math.isqrt(max(count, 0))
+
+
+_SHAPES = {2: (128, 2, 1.), 4: (128, 2, 1.), 6: (256, 4, 2.), 7: (256, 4, 2.), 14: (384, 6, 3.)}
+
+
+def _compact(variant: str, pretrained: bool, depth: int, kernel_size: int, num_convs: int, **kwargs: Any) -> Any:
+    embed_dim, num_heads, mlp_ratio = _SHAPES[depth]
+    args = dict(
+        depth=depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, kernel_size=kernel_size,
+        num_convs=num_convs)
+    return build_model(
+        CompactTransformer, variant, pretrained, checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=3, feature_cls='getter'), **{**args, **kwargs})
+
+
+def _vit_lite(variant: str, pretrained: bool, depth: int, patch: int, **kwargs: Any) -> Any:
+    return _compact(variant, pretrained, depth, patch, 0, **{'class_token': True, 'global_pool': 'token', **kwargs})
+
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    {
+        **dict.fromkeys([
+            'vit_lite', 'vit_lite_2_4', 'vit_lite_4_4', 'vit_lite_6_4', 'vit_lite_7_4', 'vit_lite_7_8', 'vit_lite_7_16',
+            'cvt_2_4', 'cvt_4_4', 'cvt_6_4', 'cvt_7_4', 'cct_2_3x2', 'cct_4_3x2', 'cct_6_3x1', 'cct_6_3x2', 'cct_7_3x1',
+            'cct_7_3x2', 'cct_7_3x1_sine'], ('c10', 32)),
+        **dict.fromkeys(['cct_7_7x2', 'cct_7_7x2_sine'], ('fl102', 224)),
+        'cct_14_7x2': ('in1k', 224),
+    },
+    aliases={'vit_lite': 'vit_lite_7_4'},
+    fixed_input_size=True, first_conv='tokenizer.convs.0', classifier='head', license='apache-2.0',
+    paper_ids='arXiv:2104.05704', paper_name='Escaping the Big Data Paradigm with Compact Transformers',
+    origin_url='https://github.com/SHI-Labs/Compact-Transformers'))
+
+
+@register_model
+def vit_lite(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    """ViT-Lite 7/4, the paper's ViT-Lite."""
+    return _vit_lite('vit_lite', pretrained, 7, 4, **kwargs)
+
+
+@register_model
+def vit_lite_2_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _vit_lite('vit_lite_2_4', pretrained, 2, 4, **kwargs)
+
+
+@register_model
+def vit_lite_4_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _vit_lite('vit_lite_4_4', pretrained, 4, 4, **kwargs)
+
+
+@register_model
+def vit_lite_6_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _vit_lite('vit_lite_6_4', pretrained, 6, 4, **kwargs)
+
+
+@register_model
+def vit_lite_7_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _vit_lite('vit_lite_7_4', pretrained, 7, 4, **kwargs)
+
+
+@register_model
+def vit_lite_7_8(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _vit_lite('vit_lite_7_8', pretrained, 7, 8, **kwargs)
+
+
+@register_model
+def vit_lite_7_16(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _vit_lite('vit_lite_7_16', pretrained, 7, 16, **kwargs)
+
+
+@register_model
+def cvt_2_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cvt_2_4', pretrained, 2, 4, 0, **kwargs)
+
+
+@register_model
+def cvt_4_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cvt_4_4', pretrained, 4, 4, 0, **kwargs)
+
+
+@register_model
+def cvt_6_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cvt_6_4', pretrained, 6, 4, 0, **kwargs)
+
+
+@register_model
+def cvt_7_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cvt_7_4', pretrained, 7, 4, 0, **kwargs)
+
+
+@register_model
+def cct_2_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_2_3x2', pretrained, 2, 3, 2, **kwargs)
+
+
+@register_model
+def cct_4_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_4_3x2', pretrained, 4, 3, 2, **kwargs)
+
+
+@register_model
+def cct_6_3x1(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_6_3x1', pretrained, 6, 3, 1, **kwargs)
+
+
+@register_model
+def cct_6_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_6_3x2', pretrained, 6, 3, 2, **kwargs)
+
+
+@register_model
+def cct_7_3x1(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_7_3x1', pretrained, 7, 3, 1, **kwargs)
+
+
+@register_model
+def cct_7_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_7_3x2', pretrained, 7, 3, 2, **kwargs)
+
+
+@register_model
+def cct_7_7x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_7_7x2', pretrained, 7, 7, 2, **kwargs)
+
+
+@register_model
+def cct_14_7x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_14_7x2', pretrained, 14, 7, 2, **kwargs)
+
+
+@register_model
+def cct_7_3x1_sine(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_7_3x1_sine', pretrained, 7, 3, 1, **{'pos_embed': 'sine', **kwargs})
+
+
+@register_model
+def cct_7_7x2_sine(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
+    return _compact('cct_7_7x2_sine', pretrained, 7, 7, 2, **{'pos_embed': 'sine', **kwargs})

@@ -1,0 +1,138 @@
+"""Weight files: safetensors, PyTorch's own format, and zips around either, read without running anything in them."""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import ZooError
+from .catalogue import FOLDER, catalogue
+
+_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in the order in which they are looked for
+_PREFIXES = ('_orig_mod.', 'module.')                               # torch.compile and DistributedDataParallel
+_DIGEST = 'tensors_sha256'
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The content of a weight file, as it was saved; `unwrap` then finds the tensors in it.
+
+    A file that is damaged or holds code is refused. What is checked: the CRCs of a zip, the digest that `save_weights`
+    writes, the structure in any case. (A changed bit within the tensors of a foreign safetensors file shows nowhere.)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ZooError(f'There is no weights file {path}: give the path of a .safetensors, .pth or .zip file.')
+    try:
+        return _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
+    except ZooError:
+        raise
+    except pickle.UnpicklingError as e:
+        raise ZooError(_refusal(path)) from e
+    except Exception as e:  # every reader has its own errors for a damaged file
+        raise ZooError(f'{path} is damaged or not a weights file ({_one_line(e)}): fetch it again.') from e
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, framework='pt') as file:
+        digest = (file.metadata() or {}).get(_DIGEST)
+    tensors = safetensors.torch.load_file(path)
+    if digest is not None and digest != _tensors_digest(tensors):
+        raise ZooError(f'{path} is damaged (its tensors are not those that were saved): fetch it again.')
+    return tensors
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    """PyTorch's own format (a zip or a bare pickle), or a zip with one file of any of these formats in it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            if broken:
+                raise ZooError(f'{path} is damaged (the checksum of {broken} does not fit): fetch it again.')
+            names = [n for n in archive.namelist() if not n.endswith('/') and not n.startswith('__MACOSX')]
+            if not any(n.endswith('data.pkl') for n in names):
+                return _read_zipped(path, archive, names)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their options; inert
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    if not isinstance(content, Mapping):
+        raise ZooError(f'{path} holds a {type(content).__name__}, not a dictionary of tensors.')
+    return dict(content)
+
+
+def _read_zipped(path: Path, archive: zipfile.ZipFile, names: list[str]) -> dict[str, Any]:
+    if len(names) != 1:
+        raise ZooError(f'{path} holds {len(names)} files, expected one weights file: unpack it and name the one to use.')
+    with tempfile.TemporaryDirectory() as folder:
+        return read_weights(archive.extract(names[0], folder))
+
+
+def _refusal(path: Path) -> str:
+    try:
+        found = ', '.join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:3])
+    except Exception:  # only zip-format files can be looked into; the refusal stands all the same
+        found = ''
+    return (f'{path} is refused, nothing in it was run: it is damaged or holds Python objects beside tensors'
+            f'{f" ({found})" if found else ""}. Save it again as a dictionary of tensors, as safetensors for choice.')
+
+
+def _one_line(error: BaseException) -> str:
+    return ' '.join(str(error).split())[:160] or type(error).__name__
+
+
+def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name: found inside `state_dict`, `model`, an EMA beside them, or bare.
+
+    The prefixes of DistributedDataParallel and torch.compile are taken off.
+    """
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return unwrap(content[key])
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    for prefix in (*_PREFIXES, *_PREFIXES):  # in either order
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name[len(prefix):]: value for name, value in tensors.items()}
+    return tensors
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write safetensors with a digest of the tensors, beside the target and then renamed: whole or not at all."""
+    path = Path(path)
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        safetensors.torch.save_file(content, partial, {**(metadata or {}), _DIGEST: _tensors_digest(content)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}\n'.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_sha256(path: str | Path) -> None:
+    """A file that ships with the package is the file that the catalogue promises."""
+    path = Path(path)
+    promised = {FOLDER / weight.file: weight.sha256 for weight in catalogue().values() if weight.file}
+    if path in promised:
+        if not path.is_file():
+            raise ZooError(f'{path} is missing from the installation: reinstall tinyvit_zoo.')
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != promised[path]:
+            raise ZooError(f'{path} is not the file that was shipped (sha256 {found[:12]}, expected '
+                           f'{promised[path][:12]}): reinstall tinyvit_zoo.')
