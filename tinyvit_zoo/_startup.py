@@ -27,8 +27,8 @@ class TimmFinder:
     """
 
     def __init__(self) -> None:
-        self.asking: 'set[int]' = set()    # threads that are asking the other finders: to them this one knows nothing
-        self.running: 'list[str]' = []     # which of the two are being executed, the outer one first
+        self.asking: set[int] = set()    # threads that are asking the other finders: to them this one knows nothing
+        self.running: list[str] = []     # which of the two are being executed, the outer one first
 
     def find_spec(self, name: str, path: 'Sequence[str] | None' = None,
                   target: 'ModuleType | None' = None) -> 'ModuleSpec | None':

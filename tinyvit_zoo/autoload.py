@@ -28,6 +28,8 @@ from pathlib import Path
 
 from tinyvit_zoo.errors import ZooError
 
+__all__ = ['LIMITS', 'Status', 'status', 'switch_off', 'switch_on']
+
 LIMITS = """\
 limits:
   - It works in the environment it is switched on in and in no other, from the next start of Python.
@@ -104,8 +106,9 @@ def switch_off() -> bool:
 def status() -> Status:
     here = find_installation()
     with explained(here):
-        text = here.file.read_text(encoding='utf-8', errors='replace') if here.file.exists() else ''
-    return Status(on=here.file.exists(), path=here.file, ours=ascii(str(here.hook)) in text)
+        on = here.file.exists()
+        text = here.file.read_text(encoding='utf-8', errors='replace') if on else ''
+    return Status(on, here.file, ours=literal(here.hook) in text)
 
 
 def find_installation() -> Installation:
@@ -120,9 +123,9 @@ def find_installation() -> Installation:
         if not hook.exists():  # an editable install: the package stays where it is developed
             hook = Path(__file__).resolve().with_name(HOOK)
         return Installation(folder, folder / str(records[0]), hook)
-    raise ZooError(f'autoload: no installed {DISTRIBUTION} found (running from a source tree?); expected one in '
-                   'site-packages; install it (`pip install .` or `pip install -e .`), or put `import tinyvit_zoo` '
-                   'into your code')
+    raise ZooError(f'autoload: no installed {DISTRIBUTION} with a RECORD of its files found (is this a source tree?); '
+                   'expected one in site-packages; install it (`pip install .` or `pip install -e .`), or put '
+                   '`import tinyvit_zoo` into your code')
 
 
 def check_start_up_files_are_read(folder: Path) -> None:
@@ -137,15 +140,20 @@ def start_up_file(hook: Path) -> bytes:
     """A comment and one line, which is all that Python executes of a `.pth` file.
 
     The line imports only what is loaded already, closes what it opens, and reads the null device where the hook is
-    gone or out of reach. The path is written in ASCII, since Pythons differ in how they decode these files.
+    gone or out of reach.
     """
     return (
         '# Registers the models of tinyvit_zoo when timm.models is imported. '
         'To remove: `tinyvit-zoo autoload off`, or delete this file.\n'
-        f'import os; hook = {ascii(str(hook))}; '
+        f'import os; hook = {literal(hook)}; '
         "file = open(hook if os.access(hook, os.R_OK) else os.devnull, 'rb'); code = file.read(); file.close(); "
-        "exec(compile(code, hook, 'exec'), {'__name__': 'tinyvit_zoo_autoload'})\n"
+        "exec(compile(code, os.fsdecode(hook), 'exec'), {'__name__': 'tinyvit_zoo_autoload'})\n"
     ).encode('ascii')
+
+
+def literal(path: Path) -> str:
+    """As a bytes literal: Pythons decode `.pth` files in different ways, and a C locale cannot encode all strings."""
+    return repr(os.fsencode(path))
 
 
 def with_line(record: bytes, content: bytes) -> bytes:

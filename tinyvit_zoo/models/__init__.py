@@ -3,9 +3,10 @@ from timm import list_models as _timm_list_models
 
 from ..errors import ZooError, nearest
 from . import compact
+from ._build import check_tag
 from .compact import CompactTransformer
 
-__all__ = ['CompactTransformer', 'check_name', 'list_models']
+__all__ = ['CompactTransformer', 'check_name', 'check_tag', 'list_models']
 
 _FAMILIES = (compact,)
 

@@ -16,19 +16,20 @@ import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_args, update_model_input_size
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from ..errors import ZooError, nearest
 from ..weights import check_sha256, read_weights, unwrap
 
-__all__ = ['build_model', 'feature_take_indices', 'source_image_size', 'update_model_args', 'update_model_input_size']
+__all__ = ['build_model', 'check_tag', 'feature_take_indices', 'update_model_input_size']
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
-Filter = Callable[[Mapping[str, Any], nn.Module], dict[str, Tensor]]
+Filter = Callable[..., dict[str, Tensor]]  # (state_dict, model, source_size)
 
 
 def build_model(
@@ -46,7 +47,7 @@ def build_model(
     the class count, every tensor but the head's must be there and fit.
     """
     if isinstance(pretrained_cfg, str):
-        _check_tag(variant, pretrained_cfg)
+        check_tag(variant, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
     if not pretrained:
         return build_model_with_cfg(
@@ -55,6 +56,7 @@ def build_model(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     if not any(cfg.get(key) for key in ('file', 'url', 'hf_hub_id', 'state_dict')):
         raise ZooError(f'There are no weights for {variant} yet: use pretrained=False, or one of `tinyvit-zoo list`.')
+    source_size = _source_size(cfg, overlay, kwargs.get('pretrained_model_args'))
     if cfg.get('file') and cfg.get('source') != 'local-dir':
         check_sha256(cfg['file'])
         overlay['state_dict'] = unwrap(read_weights(cfg['file']))
@@ -63,7 +65,7 @@ def build_model(
     try:
         model = build_model_with_cfg(
             model_cls, variant, True, pretrained_cfg, overlay,
-            pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn), **kwargs)
+            pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn, source_size=source_size), **kwargs)
     except _NOT_FETCHED as e:
         raise ZooError(f'{_fetch_advice(variant, cfg)} ({type(e).__name__})') from e
     except (SafetensorError, UnpicklingError, EOFError, zipfile.BadZipFile) as e:
@@ -75,7 +77,8 @@ def build_model(
 _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 
 
-def _check_tag(variant: str, tag: str) -> None:
+def check_tag(variant: str, tag: str) -> None:
+    """ZooError that names the nearest tag where the model has none of this name."""
     tags = list(get_arch_pretrained_cfgs(variant))
     if f'{variant}.{tag}' not in tags:
         known = [name.partition('.')[2] for name in tags]
@@ -101,10 +104,12 @@ def _fetch_advice(variant: str, cfg: Mapping[str, Any]) -> str:
             f'Connect, put the file at {_url_cache(cfg)}, {where}')
 
 
-def _strict_filter(state_dict: Mapping[str, Any], model: nn.Module, filter_fn: Filter) -> dict[str, Tensor]:
+def _strict_filter(
+        state_dict: Mapping[str, Any], model: nn.Module, filter_fn: Filter, source_size: tuple[int, int] | None,
+) -> dict[str, Tensor]:
     """The family's filter, and the check that timm skips as soon as the class count differs."""
     try:
-        tensors = filter_fn(state_dict, model)
+        tensors = filter_fn(state_dict, model, source_size)
     except TypeError as e:  # timm would take it for a filter with one argument, and hide it
         raise ZooError(f'The checkpoint could not be read as one of {type(model).__name__}: {e}') from e
     problems = _misfits(tensors, model)
@@ -139,9 +144,10 @@ def _fits(given: Tensor, expected: Tensor, any_channels: bool) -> bool:
     return given.shape == expected.shape
 
 
-def source_image_size(model: nn.Module) -> tuple[int, int]:
-    """The image size a checkpoint was made for, as far as its cfg tells."""
-    size = getattr(model, 'pretrained_model_args', {}).get('img_size')
-    if size is None:
-        size = getattr(model, 'pretrained_cfg', {}).get('input_size', (3, 0, 0))[-2:]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], model_args: Any) -> tuple[int, int] | None:
+    """The image size that the weights were made for; None for a file of the caller's that came without it."""
+    size = (model_args or {}).get('img_size')
+    if size is not None:
+        return to_2tuple(size)
+    foreign = any(overlay.get(key) for key in ('file', 'state_dict', 'url', 'hf_hub_id')) and 'input_size' not in overlay
+    return None if foreign else tuple(cfg['input_size'][1:])

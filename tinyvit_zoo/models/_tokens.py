@@ -99,11 +99,10 @@ class TokenTransformer(nn.Module):
     def _embed(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
         if self.pos_embed is not None:
-            height, width = x.shape[2], x.shape[3]
-            _assert(
-                height == self.img_size[0] and width == self.img_size[1],
-                f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not {height} x {width}: '
-                f'create it with img_size=..., or call set_input_size.')
+            message = (f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not {x.shape[2]} x {x.shape[3]}: '
+                       f'create it with img_size=..., or call set_input_size.')
+            _assert(x.shape[2] == self.img_size[0], message)
+            _assert(x.shape[3] == self.img_size[1], message)
         x = self.tokenizer(x)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)

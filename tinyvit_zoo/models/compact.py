@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import SelfAttention, resize_table, sine_table
 from ..weights import pretrained_cfgs, unwrap
-from ._build import build_model, source_image_size
+from ._build import build_model
 from ._tokens import TokenTransformer
 
 __all__ = ['CompactTransformer']
@@ -48,14 +48,11 @@ class Tokenizer(nn.Module):
         self.kernel_size = kernel_size
         self.stride = max(1, kernel_size // 2 - 1) if self.pooled else kernel_size
         self.padding = max(1, kernel_size // 2) if self.pooled else 0
+        self.reduction = (2 * self.stride) ** num_convs if self.pooled else self.stride
         widths = [in_chans, *[64] * (num_convs - 1), embed_dim]
         self.convs = nn.ModuleList([
             nn.Conv2d(a, b, kernel_size, self.stride, self.padding, bias=not self.pooled, device=device, dtype=dtype)
             for a, b in zip(widths, widths[1:])])
-
-    @property
-    def reduction(self) -> int:
-        return (2 * self.stride) ** len(self.convs) if self.pooled else self.stride
 
     def _conv_size(self, size: int) -> int:
         return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
@@ -213,39 +210,39 @@ def _our_name(name: str) -> str:
     return name
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: CompactTransformer) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: CompactTransformer, source_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
     """The authors' tensors, or ours, as `model` names and sizes them.
 
     Takes a checkpoint bare or wrapped (see `unwrap`). The position table is the file's, whatever `pos_embed` says: the
     files of the authors' "sine" models hold learned ones. It is resized to the model's grid; a file without one serves a
     model with sine positions. Pooling weights are left out where the model was asked for another read-out.
+
+    `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
+    tokens is taken to be for the model's size, any other for a square.
     """
     tensors = {_our_name(name): tensor for name, tensor in unwrap(state_dict).items()}
     if model.global_pool != 'seq':
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('attn_pool.')}
-    if isinstance(model.pos_embed, Tensor) and not isinstance(model.pos_embed, nn.Parameter):
+    if model.pos_embed is not None and not isinstance(model.pos_embed, nn.Parameter):
         tensors.setdefault('pos_embed', model.pos_embed)
-    if model.pos_embed is not None and 'pos_embed' in tensors and tensors['pos_embed'].ndim == 3:
-        tensors['pos_embed'] = _fit_table(tensors['pos_embed'], model)
+    table = tensors.get('pos_embed')
+    if model.pos_embed is not None and table is not None and table.ndim == 3:
+        grid = _source_grid(table.shape[1] - model.num_prefix_tokens, model, source_size)
+        if grid is not None:
+            tensors['pos_embed'] = resize_table(table, grid, model.grid_size, model.num_prefix_tokens)
     return tensors
 
 
-def _fit_table(table: Tensor, model: CompactTransformer) -> Tensor:
-    count = table.shape[1] - model.num_prefix_tokens
-    height, width = _source_grid(count, model)
-    if height * width != count or table.shape[2] != model.embed_dim:
-        return table  # of another architecture: the loader says so
-    return resize_table(table, (height, width), model.grid_size, model.num_prefix_tokens)
-
-
-def _source_grid(count: int, model: CompactTransformer) -> tuple[int, int]:
-    """Rows and columns of a checkpoint's table: those of its cfg's image size if they make `count`, else a square."""
-    size = source_image_size(model)
-    if min(size) >= model.tokenizer.kernel_size:
-        height, width = model.tokenizer.grid_size(size)
+def _source_grid(count: int, model: CompactTransformer, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of a checkpoint's table of `count` tokens; None where they cannot be told."""
+    side = math.isqrt(max(count, 0))
+    known = [model.tokenizer.grid_size(size)] if size else []
+    for height, width in [*known, model.grid_size, (side, side)]:
         if height * width == count:
             return height, width
-    return math.isqrt(max(count, 0)), math.isqrt(max(count, 0))
+    return None
 
 
 _SHAPES = {2: (128, 2, 1.), 4: (128, 2, 1.), 6: (256, 4, 2.), 7: (256, 4, 2.), 14: (384, 6, 3.)}
