@@ -317,6 +317,21 @@ def test_threads_that_import_at_once_neither_fail_nor_wait_for_ever(switched_on:
     ''') == '[] a cct 1'
 
 
+def test_timm_does_not_wait_for_a_thread_that_imports_the_zoo_already(switched_on: Environment) -> None:
+    add_zoo(switched_on.site, f'import builtins\nbuiltins.begun.set()\nassert builtins.timm_is_in.wait(2)\n{ZOO}')
+    assert switched_on.say('''
+        import builtins, threading
+        builtins.begun, builtins.timm_is_in = threading.Event(), threading.Event()
+        thread = threading.Thread(target=__import__, args=('tinyvit_zoo',))
+        thread.start()
+        begun.wait()
+        import timm
+        timm_is_in.set()
+        thread.join()
+        print(timm.create_model('cct'), zoo_imports)
+    ''') == 'a cct 1'
+
+
 # What stays on the disk
 
 @pytest.mark.parametrize('record', [
@@ -328,11 +343,11 @@ def test_record_gains_one_true_line_and_loses_it_to_the_byte(environment: Enviro
     environment.add_info(record)
     environment.record.chmod(0o640)
     environment.call('switch_on')
-    lines = environment.record.read_bytes().splitlines()
+    lines = environment.record.read_bytes().splitlines(keepends=True)
     content = environment.file.read_bytes()
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()
-    ours = f'{FILE},sha256={digest},{len(content)}'.encode()
-    assert [line for line in lines if line not in record.encode().splitlines()] == [ours]
+    ours = f'{FILE},sha256={digest},{len(content)}'.encode() + (b'\r\n' if '\r\n' in record else b'\n')
+    assert [line for line in lines if line not in record.encode().splitlines(keepends=True)] == [ours]
     both = environment.record.read_bytes(), environment.file.stat().st_mtime_ns
     environment.call('switch_on')
     assert (environment.record.read_bytes(), environment.file.stat().st_mtime_ns) == both

@@ -35,29 +35,34 @@ def _probabilities(q: Tensor, k: Tensor) -> Tensor:
     return scores.softmax(-1)
 
 
-def _keep_mask(shape: torch.Size, dropped_levels: int) -> Tensor:
-    """uint8 ones where a weight is kept. Four decisions from one 64-bit draw: four times as fast as `bernoulli_`."""
-    count = shape.numel()
+def _draw_mask(mask: Tensor, dropped_levels: int) -> None:
+    """Fill a bool tensor, true where a weight is kept. Four decisions a 64-bit draw: four times as fast as `bernoulli_`."""
+    count = mask.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
-    keep = bits.view(torch.int16)[:count] >= dropped_levels - _LEVELS // 2
-    return keep.view(shape).view(torch.uint8)
+    levels = bits.view(torch.int16)[:count].view(mask.shape)
+    torch.ge(levels, dropped_levels - _LEVELS // 2, out=mask)
+
+
+def _as(mask: Tensor, like: Tensor) -> Tensor:
+    """Ones and zeros of another type; by way of uint8, whose conversion is vectorised where that of bool is not."""
+    return mask.view(torch.uint8).to(like.dtype)
 
 
 @torch.library.custom_op(
     'tinyvit_zoo::dropout_attention', mutates_args=(), device_types='cpu',
     tags=(torch.Tag.nondeterministic_seeded,))
 def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
-    """[B, N, 3, H, D] -> attention output [B, N, H, D], and the mask [B, H, N, N] that the backward pass needs."""
+    """[B, N, 3, H, D] -> attention output [B, N, H, D], and the mask [H, B, N, N] that the backward pass needs."""
     batch, tokens, _, heads, head_dim = qkv.shape
     dropped = round(dropout_p * _LEVELS)
     out = qkv.new_empty(batch, tokens, heads, head_dim)
-    mask = torch.empty(batch, heads, tokens, tokens, dtype=torch.uint8)
+    mask = torch.empty(heads, batch, tokens, tokens, dtype=torch.bool)
     q, k, v = qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
         for images, head in _pieces(qkv):
             attn = _probabilities(q[images, :, head], k[images, :, head])
-            mask[images, head] = keep = _keep_mask(attn.shape, dropped)
-            out[images, :, head] = attn.mul_(keep.to(attn.dtype)) @ v[images, :, head]
+            _draw_mask(mask[head, images], dropped)
+            out[images, :, head] = attn.mul_(_as(mask[head, images], attn)) @ v[images, :, head]
         return out.mul_(_LEVELS / max(_LEVELS - dropped, 1)), mask
 
 
@@ -73,7 +78,7 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
         for images, head in _pieces(qkv):
             g = grad[images, :, head]
             attn = _probabilities(q[images, :, head], k[images, :, head])
-            keep = mask[images, head].to(attn.dtype)
+            keep = _as(mask[head, images], attn)
             d_attn = torch.bmm(g, v[images, :, head].transpose(1, 2)).mul_(keep)
             d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype).mul_(scale)
             dv[images, :, head] = attn.mul_(keep).transpose(1, 2) @ g
@@ -86,7 +91,7 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
 def _dropout_attention_fake(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
     batch, tokens, _, heads, head_dim = qkv.shape
     return (qkv.new_empty(batch, tokens, heads, head_dim),
-            qkv.new_empty(batch, heads, tokens, tokens, dtype=torch.uint8))
+            qkv.new_empty(heads, batch, tokens, tokens, dtype=torch.bool))
 
 
 @dropout_attention_backward.register_fake

@@ -1,0 +1,95 @@
+"""The compact transformers as one would first write them down: the yardstick of `benchmark.py models`.
+
+Attention as two products and a softmax, channels first, ReLU before pooling, torch's own dropout. Same definition, same
+numbers, none of the care. Tensor names are ours, so that weights can be copied over and the outputs compared.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyvit_zoo.models.compact import CompactTransformer
+
+
+class PlainTokenizer(nn.Module):
+    def __init__(self, convs: nn.ModuleList, pooled: bool) -> None:
+        super().__init__()
+        self.convs, self.pooled = convs, pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(x)
+            if self.pooled:
+                x = F.max_pool2d(F.relu(x), 3, 2, 1)
+        return x.flatten(2).transpose(1, 2)
+
+
+class PlainAttention(nn.Module):
+    def __init__(self, dim: int, heads: int, attn_drop: float) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        attn = self.attn_drop(((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1))
+        return self.proj((attn @ v).transpose(1, 2).reshape(B, N, C))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, hidden: int, attn_drop: float, drop_path: float) -> None:
+        super().__init__()
+        self.pre_norm, self.norm1 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.self_attn = PlainAttention(dim, heads, attn_drop)
+        self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.drop_path = drop_path
+
+    def _drop_path(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0:
+            return x
+        keep = 1 - self.drop_path
+        return x / keep * torch.rand(len(x), 1, 1, device=x.device).lt(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._drop_path(self.self_attn(self.pre_norm(x)))
+        x = self.norm1(x)
+        return x + self._drop_path(self.linear2(F.gelu(self.linear1(x))))
+
+
+class PlainCompact(nn.Module):
+    """The same model as `ours`, plainly, with a copy of its weights."""
+
+    def __init__(self, ours: CompactTransformer) -> None:
+        super().__init__()
+        dim = ours.embed_dim
+        convs = [nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, bias=c.bias is not None)
+                 for c in ours.tokenizer.convs]
+        self.tokenizer = PlainTokenizer(nn.ModuleList(convs), ours.tokenizer.pooled)
+        self.cls_token = None if ours.cls_token is None else nn.Parameter(ours.cls_token.detach().clone())
+        self.pos_embed = None if ours.pos_embed is None else nn.Parameter(ours.pos_embed.detach().clone())
+        self.blocks = nn.ModuleList([PlainBlock(
+            dim, b.self_attn.num_heads, b.linear1.out_features, b.self_attn.attn_drop.p,
+            getattr(b.drop_path1, 'drop_prob', 0.)) for b in ours.blocks])
+        self.norm = nn.LayerNorm(dim)
+        self.attn_pool = None
+        if ours.attn_pool is not None:
+            self.attn_pool = nn.Module()
+            self.attn_pool.score = nn.Linear(dim, 1)
+        self.head = nn.Linear(dim, ours.num_classes)
+        self.load_state_dict(ours.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokenizer(x)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x if self.pos_embed is None else x + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        if self.attn_pool is None:
+            return self.head(x[:, 0])
+        weights = self.attn_pool.score(x).softmax(dim=1)
+        return self.head((weights.transpose(1, 2) @ x).squeeze(1))
