@@ -3,6 +3,7 @@
 A fixture (tests/fixtures/*/*.json) holds the tensor names and shapes of an authors' checkpoint, and the logits that the
 authors' implementation gives in float64. Values are drawn from the name: see `fill`.
 """
+import itertools
 import json
 import math
 import zlib
@@ -37,14 +38,14 @@ def images(shape: list[int], seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape))
 
 
-# -- the compact transformers (arXiv 2104.05704), in the authors' tensor names ------------------------------------------
+# -- the compact transformers (arXiv 2104.05704), in the authors' tensor names -----------------------------------------
 def compact_shapes(
         img: tuple[int, int], chans: int, classes: int, dim: int, depth: int, ratio: int, kernel: int, convs: int,
         class_token: bool, table: bool = True) -> dict[str, list[int]]:
     """Names and shapes of the authors' checkpoint. `convs=0` is a patch convolution."""
     shapes: dict[str, list[int]] = {}
     widths = [chans, *[64] * (max(convs, 1) - 1), dim]
-    for i, (a, b) in enumerate(zip(widths, widths[1:])):
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
         shapes[f'tokenizer.conv_layers.{i}.0.weight'] = [b, a, kernel, kernel]
     if not convs:
         shapes['tokenizer.conv_layers.0.0.bias'] = [dim]

@@ -72,7 +72,8 @@ def test_every_variant(name: str, pos_embed: str) -> None:
 
 
 @pytest.mark.parametrize('name, img, chans, classes', [
-    ('cct_2_3x2', (32, 32), 1, 0), ('cct_2_3x2', (17, 45), 4, 3), ('cct_7_3x1', (1, 1), 5, 7), ('cct_4_3x2', (28, 28), 1, 26),
+    ('cct_2_3x2', (32, 32), 1, 0), ('cct_2_3x2', (17, 45), 4, 3), ('cct_7_3x1', (1, 1), 5, 7),
+    ('cct_4_3x2', (28, 28), 1, 26),
     ('cvt_2_4', (33, 31), 3, 1000), ('vit_lite_2_4', (36, 20), 4, 2), ('vit_lite_7_16', (64, 16), 3, 5),
     ('cct_7_7x2', (50, 41), 3, 4), ('vit_lite_7_8', (8, 8), 5, 0),
 ])

@@ -4,8 +4,8 @@
     tools/benchmark.py models cct_7_3x1 cct_2_3x2 --mode inference train --precision fp32 bf16 --compile
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
-logits. The contenders take turns, so that a noisy machine is noisy for all; the ratio is the median over the rounds, with
-its range. Training is a step of the recipe without the optimizer: forward with the dropouts on, loss, backward.
+logits. The contenders take turns, so that a noisy machine is noisy for all; the ratio is the median over the rounds,
+with its range. Training is a step of the recipe without the optimizer: forward with the dropouts on, loss, backward.
 """
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists():
-        names = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
+        lines = info.read_text().splitlines()
+        names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
         cpu = names[0] if names else cpu
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu
     return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
@@ -118,7 +119,7 @@ def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]
     baseline = next(iter(times.values()))
     rows = []
     for name, values in times.items():
-        ratios = sorted(b / v for b, v in zip(baseline, values))
+        ratios = sorted(b / v for b, v in zip(baseline, values, strict=False))
         rows.append({
             'contender': name, 'images_per_second': batch / statistics.median(values),
             'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
@@ -128,7 +129,8 @@ def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]
 def print_row(row: dict[str, Any]) -> None:
     low, high = row['ratio_range']
     print(f'{row["model"]:14} {row["mode"]:9} {row["precision"]:4} batch {row["batch"]:<4} {row["contender"]:13} '
-          f'{row["images_per_second"]:9.1f} images/s {row["ratio"]:6.2f}x  [{low:.2f}, {high:.2f}]  {row["rounds"]} rounds',
+          f'{row["images_per_second"]:9.1f} images/s {row["ratio"]:6.2f}x  [{low:.2f}, {high:.2f}]  '
+          f'{row["rounds"]} rounds',
           flush=True)
 
 

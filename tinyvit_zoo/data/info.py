@@ -1,4 +1,4 @@
-"""What a pretrained model needs to know of its data set: normalisation, classes. Figures as the authors' recipes use."""
+"""What a pretrained model needs to know of its data set: normalisation, classes. Figures of the authors' recipes."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -35,8 +35,13 @@ def _probabilities(q: Tensor, k: Tensor) -> Tensor:
     return scores.softmax(-1)
 
 
+def _scale(dropped_levels: int) -> float:
+    """What keeps the expectation: 1 / (1 - p), and 0 where all is dropped."""
+    return _LEVELS / (_LEVELS - dropped_levels) if dropped_levels < _LEVELS else 0.
+
+
 def _draw_mask(mask: Tensor, dropped_levels: int) -> None:
-    """Fill a bool tensor, true where a weight is kept. Four decisions a 64-bit draw: four times as fast as `bernoulli_`."""
+    """Fill a bool tensor, true where kept. Four decisions a 64-bit draw: four times as fast as `bernoulli_`."""
     count = mask.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
     levels = bits.view(torch.int16)[:count].view(mask.shape)
@@ -63,7 +68,7 @@ def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
             attn = _probabilities(q[images, :, head], k[images, :, head])
             _draw_mask(mask[head, images], dropped)
             out[images, :, head] = attn.mul_(_as(mask[head, images], attn)) @ v[images, :, head]
-        return out.mul_(_LEVELS / max(_LEVELS - dropped, 1)), mask
+        return out.mul_(_scale(dropped)), mask
 
 
 @torch.library.custom_op('tinyvit_zoo::dropout_attention_backward', mutates_args=(), device_types='cpu')
@@ -74,7 +79,7 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
     grad_qkv = torch.empty_like(qkv)
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
-        grad = grad * (_LEVELS / max(_LEVELS - dropped, 1))
+        grad = grad * (_scale(dropped))
         for images, head in _pieces(qkv):
             g = grad[images, :, head]
             attn = _probabilities(q[images, :, head], k[images, :, head])

@@ -11,7 +11,7 @@ from torch import Tensor
 def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> Tensor:
     """[1, length, dim]: position p, channel i holds sin (even i) or cos (odd i) of p / 10000 ** (2 (i // 2) / dim).
 
-    One sequence table: the tokens of an image are numbered row by row. Made anew for another length, never interpolated.
+    One sequence table: the tokens of an image are numbered row by row. Made anew for another length, not interpolated.
     """
     position = torch.arange(length, device=device, dtype=torch.float64)[:, None]
     channel = torch.arange(dim, device=device)
@@ -28,7 +28,7 @@ def is_sine_table(table: Tensor) -> bool:
 
 
 def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """A table for another grid of tokens: computed anew if it is a sine table, else interpolated (bicubic, antialiased).
+    """A table for another grid of tokens: computed anew if a sine table, else interpolated (bicubic, antialiased).
 
     Prefix tokens keep their rows.
     """

@@ -12,7 +12,7 @@ _FAMILIES = (compact,)
 
 
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
-    """Names of the zoo's models that match a wildcard pattern; with `pretrained`, `name.tag` of all that have weights."""
+    """Names of the zoo's models that match a wildcard pattern; with `pretrained`, `name.tag` of all with weights."""
     modules = [family.__name__.rpartition('.')[2] for family in _FAMILIES]
     return _timm_list_models(pattern, module=modules, pretrained=pretrained)
 

@@ -98,14 +98,14 @@ def _url_cache(cfg: Mapping[str, Any]) -> Path:
 def _fetch_advice(variant: str, cfg: Mapping[str, Any]) -> str:
     where = 'or pass pretrained_cfg_overlay=dict(file=PATH)'
     if cfg.get('hf_hub_id'):
-        return (f'The weights of {variant} are neither cached nor to be had: {cfg["hf_hub_id"]} on the Hugging Face Hub '
+        return (f'The weights of {variant} are neither cached nor to be had: {cfg["hf_hub_id"]} on the Hub '
                 f'(cache {hub_constants.HF_HUB_CACHE}). Connect, {where}')
     return (f'The weights of {variant} are neither cached nor to be had: {cfg.get("url")}. '
             f'Connect, put the file at {_url_cache(cfg)}, {where}')
 
 
 def _strict_filter(
-        state_dict: Mapping[str, Any], model: nn.Module, filter_fn: Filter, source_size: tuple[int, int] | None,
+        state_dict: Mapping[str, Any], model: Any, filter_fn: Filter, source_size: tuple[int, int] | None,
 ) -> dict[str, Tensor]:
     """The family's filter, and the check that timm skips as soon as the class count differs."""
     try:
@@ -121,7 +121,7 @@ def _strict_filter(
     return tensors
 
 
-def _misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
     """One phrase for each missing, surplus or misshapen tensor that timm has no leave to adapt."""
     cfg, own = model.pretrained_cfg, model.state_dict()
     head = (f'{cfg["classifier"]}.weight', f'{cfg["classifier"]}.bias')
@@ -149,5 +149,5 @@ def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], model_args:
     size = (model_args or {}).get('img_size')
     if size is not None:
         return to_2tuple(size)
-    foreign = any(overlay.get(key) for key in ('file', 'state_dict', 'url', 'hf_hub_id')) and 'input_size' not in overlay
-    return None if foreign else tuple(cfg['input_size'][1:])
+    given = any(overlay.get(key) for key in ('file', 'state_dict', 'url', 'hf_hub_id'))
+    return None if given and 'input_size' not in overlay else tuple(cfg['input_size'][1:])

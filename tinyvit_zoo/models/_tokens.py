@@ -26,6 +26,7 @@ class TokenTransformer(nn.Module):
         norm: nn.Module
         attn_pool: nn.Module | None
         head: nn.Module
+        grid_size: tuple[int, int]
 
     def __init__(self, img_size: int | tuple[int, int], in_chans: int, embed_dim: int, num_prefix_tokens: int) -> None:
         super().__init__()
@@ -99,8 +100,8 @@ class TokenTransformer(nn.Module):
     def _embed(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
         if self.pos_embed is not None:
-            message = (f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not {x.shape[2]} x {x.shape[3]}: '
-                       f'create it with img_size=..., or call set_input_size.')
+            message = (f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not '
+                       f'{x.shape[2]} x {x.shape[3]}: create it with img_size=..., or call set_input_size.')
             _assert(x.shape[2] == self.img_size[0], message)
             _assert(x.shape[3] == self.img_size[1], message)
         x = self.tokenizer(x)
@@ -146,7 +147,7 @@ class TokenTransformer(nn.Module):
         taken = [y[:, self.num_prefix_tokens:] for y in taken]
         if output_fmt == 'NCHW':
             taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in taken]
-        outputs = list(zip(taken, prefix)) if return_prefix_tokens and self.num_prefix_tokens else taken
+        outputs = list(zip(taken, prefix, strict=False)) if return_prefix_tokens and self.num_prefix_tokens else taken
         return outputs if intermediates_only else (self.norm(x), outputs)
 
     def prune_intermediate_layers(

@@ -4,8 +4,8 @@ Paper: Escaping the Big Data Paradigm with Compact Transformers, https://arxiv.o
 Authors' code and weights: https://github.com/SHI-Labs/Compact-Transformers (Apache-2.0)
 
 ViT-Lite is a small ViT with small patches. CVT drops the class token and pools the sequence with learned weights. CCT
-also replaces the patches by a few convolutions. Names are `family_depth_tokenizer`: `cct_7_3x1` has 7 blocks and one 3x3
-convolution; `vit_lite_7_4` has 7 blocks and 4x4 patches.
+also replaces the patches by a few convolutions. Names are `family_depth_tokenizer`: `cct_7_3x1` has 7 blocks and one
+3x3 convolution; `vit_lite_7_4` has 7 blocks and 4x4 patches.
 
 The block is not the usual one: its second LayerNorm replaces the residual stream, it is no branch of it. A timm `Block`
 would take the same tensors without a word and give other outputs, so the authors' tensor names are kept inside a block.
@@ -13,6 +13,7 @@ would take the same tensors without a word and give other outputs, so the author
 Where we differ from the authors: `sine` is a buffer and really a sine table (their `_sine` factories built a learnable
 one, see the weights' notes); max-pool comes before ReLU (the same values and gradients, a quarter of the work).
 """
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ class Tokenizer(nn.Module):
     """
 
     def __init__(
-            self, kernel_size: int, num_convs: int, in_chans: int, embed_dim: int, device: Any = None, dtype: Any = None,
+            self, kernel_size: int, num_convs: int, in_chans: int, embed_dim: int,
+            device: Any = None, dtype: Any = None,
     ) -> None:
         super().__init__()
         self.pooled = num_convs > 0
@@ -52,7 +54,7 @@ class Tokenizer(nn.Module):
         widths = [in_chans, *[64] * (num_convs - 1), embed_dim]
         self.convs = nn.ModuleList([
             nn.Conv2d(a, b, kernel_size, self.stride, self.padding, bias=not self.pooled, device=device, dtype=dtype)
-            for a, b in zip(widths, widths[1:])])
+            for a, b in itertools.pairwise(widths)])
 
     def _conv_size(self, size: int) -> int:
         return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
@@ -61,8 +63,8 @@ class Tokenizer(nn.Module):
         """Rows and columns of tokens for an image size; ZooError where there would be none."""
         if min(img_size) < (1 if self.pooled else self.kernel_size):
             least = 1 if self.pooled else self.kernel_size
-            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x {least} '
-                           f'pixels and more.')
+            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x '
+                           f'{least} pixels and more.')
         height, width = img_size
         for _ in self.convs:
             height, width = self._conv_size(height), self._conv_size(width)
@@ -72,7 +74,8 @@ class Tokenizer(nn.Module):
 
     def largest_map(self, img_size: tuple[int, int]) -> int:
         """Values an image has after the first convolution, the largest activation of the tokenizer."""
-        return self.convs[0].out_channels * self._conv_size(img_size[0]) * self._conv_size(img_size[1])
+        channels = int(self.convs[0].out_channels)  # type: ignore[arg-type]
+        return channels * self._conv_size(img_size[0]) * self._conv_size(img_size[1])
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)  # 2-3 times as fast on a CPU, and tokens come for free
@@ -189,7 +192,8 @@ class CompactTransformer(TokenTransformer):
         if isinstance(self.pos_embed, nn.Parameter):
             trunc_normal_(self.pos_embed, std=0.2)
         elif self.pos_embed is not None:
-            self.pos_embed.copy_(sine_table(*self.pos_embed.shape[1:], self.pos_embed.device, self.pos_embed.dtype))
+            length, dim = self.pos_embed.shape[1:]
+            self.pos_embed.copy_(sine_table(length, dim, self.pos_embed.device, self.pos_embed.dtype))
         if self.cls_token is not None:
             nn.init.zeros_(self.cls_token)
 
@@ -216,8 +220,8 @@ def checkpoint_filter_fn(
     """The authors' tensors, or ours, as `model` names and sizes them.
 
     Takes a checkpoint bare or wrapped (see `unwrap`). The position table is the file's, whatever `pos_embed` says: the
-    files of the authors' "sine" models hold learned ones. It is resized to the model's grid; a file without one serves a
-    model with sine positions. Pooling weights are left out where the model was asked for another read-out.
+    files of the authors' "sine" models hold learned ones. It is resized to the model's grid; a file without one
+    serves a model with sine positions. Pooling weights are left out where the model was asked for another read-out.
 
     `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
     tokens is taken to be for the model's size, any other for a square.

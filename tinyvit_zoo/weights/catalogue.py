@@ -18,9 +18,9 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Weight:
-    """One entry. Exactly one of `file` (in this folder), `hf_hub_id` and `url` is set; `file` and no other has a sha256.
+    """One entry. Exactly one of `file` (in this folder), `hf_hub_id` and `url` is set; a `file` has its sha256.
 
-    `published` is what the paper says ({'top1', 'source'}), `measured` what we found ({'top1', 'on', 'date', 'command'}).
+    `published` is what the paper says ({'top1', 'source'}), `measured` what we found (also 'on', 'date', 'command').
     """
     name: str
     dataset: str

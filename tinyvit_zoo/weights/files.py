@@ -71,7 +71,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 def _read_zipped(path: Path, archive: zipfile.ZipFile, names: list[str]) -> dict[str, Any]:
     if len(names) != 1:
-        raise ZooError(f'{path} holds {len(names)} files, expected one weights file: unpack it and name the one to use.')
+        raise ZooError(f'{path} holds {len(names)} files, expected one: unpack it and name the one to use.')
     with tempfile.TemporaryDirectory() as folder:
         return read_weights(archive.extract(names[0], folder))
 
@@ -121,7 +121,7 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f'{name} {tensor.dtype} {list(tensor.shape)}\n'.encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
