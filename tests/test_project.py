@@ -1,0 +1,50 @@
+"""What a user gets: a package with nothing beside it, a light import, documents that are true."""
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(*args: str) -> str:
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_import_is_light() -> None:
+    """No training, plotting or test library comes along that timm does not bring itself."""
+    code = 'import timm, sys; before = set(sys.modules); import tinyvit_zoo; print(*set(sys.modules) - before)'
+    added = {name.partition('.')[0] for name in python('-c', code).split()}
+    assert not added & {'matplotlib', 'sklearn', 'pytest', 'tensorboard', 'onnx', 'fvcore', 'pandas', 'scipy'}
+    assert 'tinyvit_zoo.cli' not in added
+
+
+def test_readme_table_is_fresh() -> None:
+    python('tools/update_docs.py', '--check')
+
+
+def test_readme_speaks_of_every_model() -> None:
+    import tinyvit_zoo
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    assert all(f'`{name}' in text for name in tinyvit_zoo.list_models())
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    """Built by way of the sdist, as a release is."""
+    python('-m', 'build', '--outdir', str(tmp_path), '.')
+    names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
+    assert {name.partition('/')[0].partition('-')[0] for name in names} == {'tinyvit_zoo'}
+    wanted = ('py.typed', 'weights/catalogue.json', '_startup.py', 'models/compact.py')
+    assert all(f'tinyvit_zoo/{name}' in names for name in wanted)
+
+
+@pytest.mark.slow
+def test_benchmark_checks_and_reports(tmp_path: Path) -> None:
+    """The yardstick gives the same logits (checked inside), and the report has every contender."""
+    out = python('tools/benchmark.py', 'models', 'cct_2_3x2', '--batch-size', '4', '--seconds', '0',
+                 '--json', str(tmp_path / 'r.json'))
+    assert out.count('plain') == 2 and out.count('ours') == 2
+    assert (tmp_path / 'r.json').stat().st_size > 200
