@@ -227,7 +227,7 @@ for overlay in ({}, {'url': None, 'hf_hub_id': 'nobody/nothing'}):
 
 
 def test_every_published_checkpoint_is_a_tag() -> None:
-    """The catalogue holds the files of the authors, each with its figure, and no figure of ours that nobody measured."""
+    """The catalogue holds the authors' files, each with its figure, and no figure of ours that nobody measured."""
     weights = catalogue()
     for name in ('cct_7_3x1.shi_c10_300e', 'cct_7_3x1.shi_c100_300e', 'cct_7_3x1_sine.shi_c10_5000e',
                  'cct_7_7x2_sine.shi_fl102', 'cct_14_7x2.shi_in1k_384', 'cct_6_3x1.shi_c100_500e'):
