@@ -86,7 +86,8 @@ def _refusal(path: Path) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return ' '.join(str(error).split())[:160] or type(error).__name__
+    text = ' '.join(str(error).split())[:160]
+    return text if ' ' in text else type(error).__name__  # a bare key says nothing
 
 
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
