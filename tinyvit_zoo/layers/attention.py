@@ -67,26 +67,27 @@ def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
         for images, head in _pieces(qkv):
             attn = _probabilities(q[images, :, head], k[images, :, head])
             _draw_mask(mask[head, images], dropped)
-            out[images, :, head] = attn.mul_(_as(mask[head, images], attn)) @ v[images, :, head]
-        return out.mul_(_scale(dropped)), mask
+            attended = attn.mul_(_as(mask[head, images], attn)) @ v[images, :, head]
+            torch.mul(attended, _scale(dropped), out=out[images, :, head])
+        return out, mask
 
 
 @torch.library.custom_op('tinyvit_zoo::dropout_attention_backward', mutates_args=(), device_types='cpu')
 def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
     """The gradient of qkv, packed as qkv is, so that autograd has nothing to stack."""
     dropped = round(dropout_p * _LEVELS)
-    scale = qkv.shape[-1] ** -0.5
+    keep_scale = _scale(dropped)
+    score_scale = keep_scale * qkv.shape[-1] ** -0.5
     grad_qkv = torch.empty_like(qkv)
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
-        grad = grad * (_scale(dropped))
         for images, head in _pieces(qkv):
             g = grad[images, :, head]
             attn = _probabilities(q[images, :, head], k[images, :, head])
             keep = _as(mask[head, images], attn)
             d_attn = torch.bmm(g, v[images, :, head].transpose(1, 2)).mul_(keep)
-            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype).mul_(scale)
-            dv[images, :, head] = attn.mul_(keep).transpose(1, 2) @ g
+            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype).mul_(score_scale)
+            torch.mul(attn.mul_(keep).transpose(1, 2) @ g, keep_scale, out=dv[images, :, head])
             dq[images, :, head] = d_score @ k[images, :, head]
             dk[images, :, head] = d_score.transpose(1, 2) @ q[images, :, head]
     return grad_qkv
