@@ -22,14 +22,16 @@ def percent(figures: dict | None) -> str:
 def rows(name: str) -> list[str]:
     """A row a weight, or one for the model where it has none."""
     cfg = timm.get_pretrained_cfg(name)
-    weights: list[Weight | None] = [w for w in catalogue().values() if w.architecture == name]
+    sources = {c.url or c.hf_hub_id for c in timm.models.get_arch_pretrained_cfgs(name).values()}  # an alias's too
+    weights: list[Weight | None] = [
+        w for w in catalogue().values() if w.architecture == name or (w.source in sources and not w.file)]
     lines = []
     for w in weights or [None]:
         model = timm.create_model(f'{name}.{w.tag}' if w else name, device='meta')
         params = sum(p.numel() for p in model.parameters()) / 1e6
         size = (w.input_size if w else cfg.input_size)[-1]
         data = (w.data.title, percent(w.published), percent(w.measured)) if w else ('', '', '')
-        lines.append(f'| `{w.name if w else name}` | {params:.2f} | {size} | {" | ".join(data)} |\n')
+        lines.append(f'| `{f"{name}.{w.tag}" if w else name}` | {params:.2f} | {size} | {" | ".join(data)} |\n')
     return lines
 
 
