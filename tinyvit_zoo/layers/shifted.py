@@ -1,0 +1,58 @@
+"""Shifted Patch Tokenization (arXiv 2112.13492): patches that have seen a little of their neighbours.
+
+A patch cut from an image knows nothing beyond its edge, and a small data set does not teach attention to make up for
+it. So the image is stacked with four copies of itself before the patches are cut. Each copy is shifted diagonally, to
+one of the four corners, by half a patch: the five together hold everything up to half a patch around each patch, with
+no more tokens. Four diagonals reach all eight neighbours; the unshifted image keeps the patch itself. What a shift
+moves in from outside the image is zero.
+"""
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def shift_diagonally(x: Tensor, distance: int) -> Tensor:
+    """[B, C, H, W] -> [B, 5C, H, W]: x, then copies whose content moved right-down, left-down, right-up and left-up."""
+    d = distance
+    height, width = x.shape[2], x.shape[3]
+    wide = F.pad(x, (d, d, d, d))
+    copies = [x]
+    for top, left in ((0, 0), (0, 2 * d), (2 * d, 0), (2 * d, 2 * d)):
+        copies.append(wide[:, :, top:top + height, left:left + width])
+    return torch.cat(copies, dim=1)
+
+
+class ShiftedPatchTokenization(nn.Module):
+    """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift, cut patches, LayerNorm, Linear.
+
+    As an embedding: `patch_size` pixels a patch, shifted by half of it. As pooling between stages: `patch_size=2`, so a
+    shift by one, and twice the channels out. A class token, where there is one, has no neighbours: with
+    `class_token=True` it goes through a Linear of its own (`forward_class_token`).
+
+    Rows and columns that do not fill a patch are left out.
+    """
+
+    def __init__(
+            self, in_chans: int, embed_dim: int, patch_size: int, class_token: bool = False,
+            device: Any = None, dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.patch_size = patch_size
+        self.norm = nn.LayerNorm(5 * in_chans * patch_size ** 2, **dd)
+        self.proj = nn.Linear(5 * in_chans * patch_size ** 2, embed_dim, **dd)
+        self.class_proj: Optional[nn.Linear] = nn.Linear(in_chans, embed_dim, **dd) if class_token else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = shift_diagonally(x, self.patch_size // 2)
+        return self.proj(self.norm(cut_patches(x, self.patch_size)))
+
+
+def cut_patches(x: Tensor, size: int) -> Tensor:
+    """[B, C, H, W] -> [B, N, size * size * C], values of a patch ordered by row, column, channel."""
+    B, C = x.shape[0], x.shape[1]
+    rows, cols = x.shape[2] // size, x.shape[3] // size
+    x = x[:, :, :rows * size, :cols * size].reshape(B, C, rows, size, cols, size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * cols, size * size * C)
