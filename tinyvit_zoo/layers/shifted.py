@@ -6,7 +6,7 @@ one of the four corners, by half a patch: the five together hold everything up t
 no more tokens. Four diagonals reach all eight neighbours; the unshifted image keeps the patch itself. What a shift
 moves in from outside the image is zero.
 """
-from typing import Any, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import torch
 import torch.nn.functional as F
@@ -56,3 +56,29 @@ def cut_patches(x: Tensor, size: int) -> Tensor:
     rows, cols = x.shape[2] // size, x.shape[3] // size
     x = x[:, :, :rows * size, :cols * size].reshape(B, C, rows, size, cols, size)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * cols, size * size * C)
+
+
+def adapt_patch_channels(tensors: Mapping[str, Tensor], stem: str, old: int, new: int) -> Dict[str, Tensor]:
+    """The tensors with the Linear over cut patches `stem.proj` (and its LayerNorm `stem.norm`) for `new` channels.
+
+    To one channel: exactly what the grey image in every channel gives. The LayerNorm's statistics of a repeated image
+    are those of the single one, but a weight a channel cannot be one weight, so the Linear takes the LayerNorm's over.
+    To any other number: channels repeated in turn, the Linear times old / new, as timm does with convolutions.
+    """
+    weight = tensors[f'{stem}.proj.weight'].unflatten(1, (-1, old))  # [D, values of a channel, channels]
+    norm = {name: tensors[name].unflatten(0, (-1, old)) for name in (f'{stem}.norm.weight', f'{stem}.norm.bias')
+            if name in tensors}
+    changed = {}
+    if new == 1:
+        if norm:
+            scale, shift = norm[f'{stem}.norm.weight'], norm[f'{stem}.norm.bias']
+            changed[f'{stem}.proj.bias'] = tensors[f'{stem}.proj.bias'] + (weight * shift).sum((1, 2))
+            changed[f'{stem}.norm.weight'] = torch.ones_like(scale[:, 0])
+            changed[f'{stem}.norm.bias'] = torch.zeros_like(shift[:, 0])
+            weight = weight * scale
+        changed[f'{stem}.proj.weight'] = weight.sum(2)
+    else:
+        channels = torch.arange(new) % old
+        changed[f'{stem}.proj.weight'] = (weight[:, :, channels] * (old / new)).flatten(1)
+        changed.update({name: tensor[:, channels].flatten() for name, tensor in norm.items()})
+    return {**tensors, **changed}
