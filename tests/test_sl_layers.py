@@ -8,22 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.layers import ShiftedPatchTokenization, adapt_patch_channels, cut_patches
+from tinyvit_zoo.layers import PatchTokenization, ShiftedPatchTokenization, adapt_patch_channels
 from tinyvit_zoo.models._build import adapt_linear_stem, build_model
 
 # -- another channel count of a Linear stem ----------------------------------------------------------------------------
-
-
-class PlainPatches(nn.Module):
-    """What the families without shifted patches have: patches and a Linear."""
-
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Linear(in_chans * patch_size ** 2, embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(cut_patches(x, self.patch_size))
 
 
 def stem(kind: type[nn.Module], in_chans: int) -> nn.Module:
@@ -33,7 +21,7 @@ def stem(kind: type[nn.Module], in_chans: int) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize('kind', [PlainPatches, ShiftedPatchTokenization])
+@pytest.mark.parametrize('kind', [PatchTokenization, ShiftedPatchTokenization])
 @pytest.mark.parametrize('old, new', [(3, 1), (5, 1), (1, 1), (1, 3), (3, 6), (1, 4)])
 @torch.no_grad()
 def test_a_grey_image_gives_the_same_tokens(kind: type[nn.Module], old: int, new: int) -> None:
@@ -48,7 +36,7 @@ def test_a_grey_image_gives_the_same_tokens(kind: type[nn.Module], old: int, new
 
 
 def test_channels_are_repeated_in_turn_as_a_convolution_s_are() -> None:
-    before = stem(PlainPatches, 3)
+    before = stem(PatchTokenization, 3)
     conv = before.proj.weight.detach().unflatten(1, (4, 4, 3)).permute(0, 3, 1, 2)
     for new in (2, 4, 5):
         weight = adapt_patch_channels({'s.proj.weight': before.proj.weight.detach()}, 's', 3, new)['s.proj.weight']

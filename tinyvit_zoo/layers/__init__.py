@@ -2,11 +2,17 @@ from .attention import SelfAttention, attend
 from .locality import LocalityAttention, attend_locally, diagonal_mask
 from .pooling import SequencePool
 from .position import is_sine_table, resize_table, sine_table
-from .shifted import ShiftedPatchTokenization, adapt_patch_channels, cut_patches, shift_diagonally
+from .shifted import (
+    PatchTokenization,
+    ShiftedPatchTokenization,
+    adapt_patch_channels,
+    cut_patches,
+    shift_diagonally,
+)
 from .slicing import slice_length
 
 __all__ = [
-    'LocalityAttention', 'SelfAttention', 'SequencePool', 'ShiftedPatchTokenization', 'adapt_patch_channels', 'attend',
-    'attend_locally', 'cut_patches', 'diagonal_mask', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sine_table',
-    'slice_length',
+    'LocalityAttention', 'PatchTokenization', 'SelfAttention', 'SequencePool', 'ShiftedPatchTokenization',
+    'adapt_patch_channels', 'attend', 'attend_locally', 'cut_patches', 'diagonal_mask', 'is_sine_table', 'resize_table',
+    'shift_diagonally', 'sine_table', 'slice_length',
 ]

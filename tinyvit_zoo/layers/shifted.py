@@ -6,11 +6,13 @@ one of the four corners, by half a patch: the five together hold everything up t
 no more tokens. Four diagonals reach all eight neighbours; the unshifted image keeps the patch itself. What a shift
 moves in from outside the image is zero.
 """
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import ZooError
 
 
 def shift_diagonally(x: Tensor, distance: int) -> Tensor:
@@ -24,14 +26,40 @@ def shift_diagonally(x: Tensor, distance: int) -> Tensor:
     return torch.cat(copies, dim=1)
 
 
-class ShiftedPatchTokenization(nn.Module):
+class PatchTokenization(nn.Module):
+    """Image to tokens [B, C, H, W] -> [B, N, D]: cut patches, Linear.
+
+    Rows and columns that do not fill a patch are left out.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.stacked_chans = in_chans
+        self.patch_size = self.reduction = patch_size
+        self.proj = nn.Linear(in_chans * patch_size ** 2, embed_dim, device=device, dtype=dtype)
+
+    def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Rows and columns of tokens for an image size; ZooError where there would be none."""
+        least = self.patch_size
+        if min(img_size) < least:
+            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x '
+                           f'{least} pixels and more.')
+        return img_size[0] // least, img_size[1] // least
+
+    def largest_map(self, img_size: Tuple[int, int]) -> int:
+        """Values an image has where they are the most."""
+        return self.stacked_chans * img_size[0] * img_size[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(cut_patches(x, self.patch_size))
+
+
+class ShiftedPatchTokenization(PatchTokenization):
     """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift, cut patches, LayerNorm, Linear.
 
     As an embedding: `patch_size` pixels a patch, shifted by half of it. As pooling between stages: `patch_size=2`, so a
     shift by one, and twice the channels out. A class token, where there is one, has no neighbours: with
-    `class_token=True` it goes through a Linear of its own (`forward_class_token`).
-
-    Rows and columns that do not fill a patch are left out.
+    `class_token=True` it goes through a Linear of its own, `class_proj`.
     """
 
     def __init__(
@@ -39,10 +67,8 @@ class ShiftedPatchTokenization(nn.Module):
             device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.patch_size = patch_size
+        super().__init__(5 * in_chans, embed_dim, patch_size, **dd)
         self.norm = nn.LayerNorm(5 * in_chans * patch_size ** 2, **dd)
-        self.proj = nn.Linear(5 * in_chans * patch_size ** 2, embed_dim, **dd)
         self.class_proj: Optional[nn.Linear] = nn.Linear(in_chans, embed_dim, **dd) if class_token else None
 
     def forward(self, x: Tensor) -> Tensor:

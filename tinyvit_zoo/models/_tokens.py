@@ -1,4 +1,6 @@
 """What every plain token transformer of the zoo owes timm, so that a family's file holds the family alone."""
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +56,8 @@ class TokenTransformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name in ('pos_embed', 'cls_token')}
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if name in ('pos_embed', 'cls_token') or name.endswith('.temperature')}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -189,3 +192,28 @@ class TokenTransformer(nn.Module):
         """Size of one image's largest activation in float32: qkv, or a map inside the tokenizer."""
         tokens = self.grid_size[0] * self.grid_size[1] + self.num_prefix_tokens
         return 4 * max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)
+
+
+def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """For a family's filter: the tensors with `pos_embed` resized to the model's grid.
+
+    `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
+    tokens is taken to be for the model's size, any other for a square.
+    """
+    table = tensors.get('pos_embed')
+    if model.pos_embed is None or table is None or table.ndim != 3:
+        return dict(tensors)
+    grid = _source_grid(table.shape[1] - model.num_prefix_tokens, model, source_size)
+    if grid is None:
+        return dict(tensors)
+    return {**tensors, 'pos_embed': resize_table(table, grid, model.grid_size, model.num_prefix_tokens)}
+
+
+def _source_grid(count: int, model: Any, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of a checkpoint's table of `count` tokens; None where they cannot be told."""
+    side = math.isqrt(max(count, 0))
+    known = [model.tokenizer.grid_size(size)] if size else []
+    for height, width in [*known, model.grid_size, (side, side)]:
+        if height * width == count:
+            return height, width
+    return None
