@@ -10,9 +10,10 @@ from .shifted import (
     shift_diagonally,
 )
 from .slicing import slice_length
+from .windows import WindowAttention, attend_in_windows, window_mask
 
 __all__ = [
     'LocalityAttention', 'PatchTokenization', 'SelfAttention', 'SequencePool', 'ShiftedPatchTokenization',
-    'adapt_patch_channels', 'attend', 'attend_locally', 'cut_patches', 'diagonal_mask', 'is_sine_table', 'resize_table',
-    'shift_diagonally', 'sine_table', 'slice_length',
+    'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows', 'attend_locally', 'cut_patches',
+    'diagonal_mask', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sine_table', 'slice_length', 'window_mask',
 ]
