@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_, use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
-_CHUNK_BYTES = 1 << 20  # queries, keys and values gathered at a time, for each thread (L2 cache)
-_OTHER_REGION = 0.75    # of the lowest number: below a masked diagonal, so that a lone token attends to itself
-_DIAGONAL = 0.5
+_CHUNK_BYTES = 2 << 20  # queries, keys and values gathered at a time, for each thread (L2 cache)
 
 
 def _cut(x: Tensor, window: int) -> Tensor:
@@ -46,7 +45,7 @@ def _regions(height: int, width: int, window: int, shift: int, device: torch.dev
 
 def _new_mask(height: int, width: int, window: int, shift: int, diagonal: bool, like: Tensor) -> Tensor:
     area = window * window
-    lowest = torch.finfo(like.dtype).min
+    lowest = -65504. if like.dtype == torch.float16 else -3.38e38  # about: TorchScript knows no finfo
     if shift == 0 and height % window == 0 and width % window == 0:
         mask = torch.zeros(1, area, area, dtype=like.dtype, device=like.device)
         other = None
@@ -55,8 +54,8 @@ def _new_mask(height: int, width: int, window: int, shift: int, diagonal: bool, 
         mask = torch.zeros(region.shape[0], area, area, dtype=like.dtype, device=like.device)
         other = region[:, :, None] != region[:, None, :]
     if diagonal:
-        mask = mask.masked_fill(torch.eye(area, dtype=torch.bool, device=like.device), _DIAGONAL * lowest)
-    return mask if other is None else mask.masked_fill(other, _OTHER_REGION * lowest)
+        mask = mask.masked_fill(torch.eye(area, dtype=torch.bool, device=like.device), 0.5 * lowest)
+    return mask if other is None else mask.masked_fill(other, 0.75 * lowest)
 
 
 @lru_cache(maxsize=64)
@@ -70,7 +69,8 @@ def _kept_mask(
 def window_mask(x: Tensor, height: int, width: int, window: int, shift: int, diagonal: bool) -> Tensor:
     """[windows or 1, N, N] to be added to the logits, of the type and on the device of `x`; made once for each.
 
-    Its numbers are finite, as those of `diagonal_mask`, and for the same reason.
+    Its numbers are finite, as those of `diagonal_mask`, and for the same reason: a token that has its window for itself
+    attends to itself, as the diagonal is less low than what is out of bounds.
     """
     if not torch.jit.is_scripting():
         if not torch.compiler.is_compiling() and type(x) is Tensor:
@@ -108,81 +108,82 @@ def _chunks(qkv: Tensor) -> Iterator[slice]:
 
 
 def _gather(x: Tensor, order: Tensor, place: Tensor, area: int) -> Tensor:
-    """Tokens [B, L, ...] to windows [B * windows, area, ...]; zero in the padding."""
+    """Tokens [B, L, n, H, D] to windows [n, B * windows, H, area, D]; zero in the padding."""
+    batch, _, n, heads, head_dim = x.shape
     flat = x.flatten(2)
     if len(order) == len(place):
         found = flat.index_select(1, order)
     else:
-        found = flat.new_zeros(len(flat), len(order), flat.shape[2]).index_copy_(1, place, flat)
-    return found.view(-1, area, *x.shape[2:])
+        found = flat.new_zeros(batch, len(order), flat.shape[2]).index_copy_(1, place, flat)
+    return found.view(-1, area, n, heads, head_dim).permute(2, 0, 3, 1, 4).contiguous()
 
 
 def _scatter(x: Tensor, place: Tensor, out: Tensor) -> None:
-    """The way back, into `out` [B, L, ...]."""
-    batch = out.shape[0]
-    torch.index_select(x.view(batch, -1, out[0, 0].numel()), 1, place, out=out.flatten(2))
+    """The way back, into `out` [B, L, n, H, D]."""
+    found = x.permute(1, 3, 0, 2, 4).reshape(out.shape[0], -1, out[0, 0].numel())
+    torch.index_select(found, 1, place, out=out.flatten(2))
 
 
-def _probabilities(q: Tensor, k: Tensor, temperature: float, bias: Tensor, images: int) -> Tensor:
-    """[images * windows, N, N]"""
-    area = bias.shape[-1]
-    scores = q.new_empty(images, q.shape[0] // images, area, area)
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix products of [windows, H, ...] tensors."""
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).view(*a.shape[:3], b.shape[3])
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+    """[B * windows, H, N, N]"""
+    windows, heads, area, _ = bias.shape
+    scores = q.new_empty(q.shape[0] // windows, *bias.shape)
     scores.copy_(bias)
-    return scores.view(-1, area, area).baddbmm_(q, k.transpose(1, 2), alpha=temperature).softmax(-1)
+    scores.view(-1, area, area).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
+    return scores.view(-1, heads, area, area).softmax(-1)
 
 
 @torch.library.custom_op('tinyvit_zoo::window_attention', mutates_args=(), device_types='cpu')
 def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor) -> Tensor:
     """[B, L, 3, H, D] -> [B, L, H, D]; temperatures [H]; bias [windows or 1, H, N, N]; see `_order`."""
-    area = bias.shape[-1]
-    temperatures = temperature.tolist()
-    out = qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:])
+    per_head = temperature.to(qkv.dtype)[:, None, None]
+    out = torch.empty_like(qkv[:, :, :1])
     with torch.autocast('cpu', enabled=False):
         for images in _chunks(qkv):
-            q, k, v = _gather(qkv[images], order, place, area).unbind(2)
-            attended = torch.empty_like(q, memory_format=torch.contiguous_format)
-            for h, t in enumerate(temperatures):
-                attn = _probabilities(q[:, :, h], k[:, :, h], t, bias[:, h], images.stop - images.start)
-                attended[:, :, h] = attn @ v[:, :, h]
-            _scatter(attended, place, out[images])
-    return out
+            q, k, v = _gather(qkv[images], order, place, bias.shape[-1]).unbind(0)
+            attn = _probabilities(q.mul_(per_head), k, bias)
+            _scatter(_product(attn, v)[None], place, out[images])
+    return out.squeeze(2)
 
 
 @torch.library.custom_op('tinyvit_zoo::window_attention_backward', mutates_args=(), device_types='cpu')
 def window_attention_backward(
         grad: Tensor, qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, temperature and bias; the last two in float32 or better, as they are sums."""
+    """Gradients of qkv, temperature and bias; sums are kept in float32 or better."""
     area = bias.shape[-1]
-    temperatures = temperature.tolist()
     exact = torch.promote_types(qkv.dtype, torch.float32)
+    per_head = temperature.to(qkv.dtype)[:, None, None]
     grad_qkv = torch.empty_like(qkv)
     grad_temperature = torch.zeros_like(temperature, dtype=exact)
-    grad_bias = torch.zeros_like(bias, dtype=exact, memory_format=torch.contiguous_format)
+    grad_bias = torch.zeros(bias.shape, dtype=exact)
     with torch.autocast('cpu', enabled=False):
         for images in _chunks(qkv):
             windows = _gather(qkv[images], order, place, area)
-            grad_windows = torch.empty_like(windows)
-            (q, k, v), (dq, dk, dv) = windows.unbind(2), grad_windows.unbind(2)
-            g = _gather(grad[images], order, place, area)
-            count = images.stop - images.start
-            for h, t in enumerate(temperatures):
-                attn = _probabilities(q[:, :, h], k[:, :, h], t, bias[:, h], count)
-                d_attn = torch.bmm(g[:, :, h], v[:, :, h].transpose(1, 2))
-                d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
-                dv[:, :, h] = attn.transpose(1, 2) @ g[:, :, h]
-                per_logit = d_score @ k[:, :, h]
-                grad_temperature[h] += (per_logit * q[:, :, h]).sum(dtype=exact)
-                torch.mul(per_logit, t, out=dq[:, :, h])
-                torch.mul(d_score.transpose(1, 2) @ q[:, :, h], t, out=dk[:, :, h])
-                grad_bias[:, h] += d_score.view(-1, len(bias), area, area).sum(0, dtype=exact)
-            _scatter(grad_windows, place, grad_qkv[images])
+            q, k, v = windows.unbind(0)
+            g = _gather(grad[images].unsqueeze(2), order, place, area)[0]
+            scaled = q * per_head
+            attn = _probabilities(scaled, k, bias)
+            d_attn = _product(g, v.transpose(2, 3))
+            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
+            per_logit = _product(d_score, k)
+            grad_temperature += (q * per_logit).sum((0, 2, 3), dtype=exact)
+            grad_bias += d_score.view(-1, *bias.shape).sum(0, dtype=exact)
+            torch.mul(per_logit, per_head, out=q)
+            k.copy_(_product(d_score.transpose(2, 3), scaled))
+            v.copy_(_product(attn.transpose(2, 3), g))
+            _scatter(windows, place, grad_qkv[images])  # which holds gradients now
     return grad_qkv, grad_temperature.to(temperature.dtype), grad_bias.to(bias.dtype)
 
 
 @window_attention.register_fake
 def _window_attention_fake(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor) -> Tensor:
-    return qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:])
+    return torch.empty_like(qkv[:, :, 0])
 
 
 @window_attention_backward.register_fake
@@ -190,6 +191,17 @@ def _window_attention_backward_fake(
         grad: Tensor, qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(qkv), torch.empty_like(temperature), torch.empty_like(bias)
+
+
+@register_flop_formula(torch.ops.tinyvit_zoo.window_attention)
+def _window_attention_flops(qkv: Any, temperature: Any, bias: Any, order: Any, place: Any, **_: Any) -> int:
+    batch, _, _, heads, head_dim = qkv
+    return 2 * 2 * batch * heads * order[0] * bias[-1] * head_dim  # two products, as the plain formula has them
+
+
+@register_flop_formula(torch.ops.tinyvit_zoo.window_attention_backward)
+def _window_attention_backward_flops(grad: Any, qkv: Any, *others: Any, **_: Any) -> int:
+    return 5 * _window_attention_flops(qkv, *others) // 2  # the logits again, and two products for either product
 
 
 def _save_for_backward(ctx: Any, inputs: Tuple[Tensor, ...], output: Tensor) -> None:
@@ -276,6 +288,7 @@ class WindowAttention(nn.Module):
     is honoured (see the model's checkpoint filter), and then bound to its size.
     """
     fused_attn: torch.jit.Final[bool]
+    attn_mask: Optional[Tensor]
 
     def __init__(
             self,

@@ -14,7 +14,7 @@ hold; temperatures, positions and biases are not decayed.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ class ConvTokenizer(nn.Module):
 
 
 class Merging(nn.Module):
-    """Four neighbours to one [B, H, W, C] -> [B, H // 2, W // 2, 2C], ordered by column, then row: LayerNorm, Linear."""
+    """Four neighbours, column by column, to one [B, H, W, C] -> [B, H // 2, W // 2, 2C]: LayerNorm, Linear."""
 
     def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -152,6 +152,8 @@ class LocalSwin(TokenTransformer):
             in the MLP.
         drop_path_rate: the authors' default; it grows linearly from 0 over all blocks.
     """
+    if TYPE_CHECKING:
+        layers: Any
     init_module = staticmethod(_init_module)
 
     def __init__(
@@ -181,6 +183,7 @@ class LocalSwin(TokenTransformer):
             raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable' or 'none'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=0)
         self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
+        self.output_fmt, self.feature_dim = 'NHWC', -1
         self._traits = {'first_conv': None} if spt else {}  # a Linear stem is adapted by the filter
         self.least_size = patch_size * 2 ** (len(depths) - 1)
         self._check_size(self.img_size)
@@ -207,9 +210,9 @@ class LocalSwin(TokenTransformer):
 
     def _feature_info(self) -> list[dict[str, Any]]:
         """The map at the end of each stage."""
-        return [
-            dict(module=f'layers.{i}.blocks', num_chs=self.embed_dim * 2 ** i, reduction=self.tokenizer.reduction * 2 ** i)
-            for i in range(len(self.layers))]
+        first = self.tokenizer.reduction
+        return [dict(module=f'layers.{i}.blocks', num_chs=self.embed_dim * 2 ** i, reduction=first * 2 ** i)
+                for i in range(len(self.layers))]
 
     def _check_size(self, img_size: tuple[int, int]) -> None:
         if min(img_size) < self.least_size:
@@ -254,7 +257,7 @@ class LocalSwin(TokenTransformer):
         x = self._embed(x)
         return x.reshape(x.shape[0], rows, cols, x.shape[2])
 
-    def forward_intermediates(
+    def forward_intermediates(  # type: ignore[override]
             self,
             x: Tensor,
             indices: int | list[int] | None = None,
@@ -374,8 +377,8 @@ def checkpoint_filter_fn(
 
     Takes a checkpoint bare or wrapped (see `unwrap`). The position table is resized to the model's grid, and a Linear
     stem adapted to its channels. The authors use smaller windows on maps that are smaller than one; the bias table of
-    such windows is the middle of ours. Masks of shifted windows (0 and -100) are dropped, as ours come from the map's size; where the
-    file has other numbers for this size, the model's `attn_mask` is made to take them.
+    such windows is the middle of ours. Masks of shifted windows (0 and -100) are dropped, as ours come from the map's
+    size; where the file has other numbers for this size, the model's `attn_mask` is made to take them.
     """
     tensors = {_our_name(name): tensor for name, tensor in unwrap(state_dict).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('relative_position_index')}
