@@ -2,13 +2,14 @@
 from timm import list_models as _timm_list_models
 
 from ..errors import ZooError, nearest
-from . import compact
+from . import compact, sl_cait
 from ._build import check_tag
 from .compact import CompactTransformer
+from .sl_cait import LocalCaiT
 
-__all__ = ['CompactTransformer', 'check_name', 'check_tag', 'list_models']
+__all__ = ['CompactTransformer', 'LocalCaiT', 'check_name', 'check_tag', 'list_models']
 
-_FAMILIES = (compact,)
+_FAMILIES = (compact, sl_cait)
 
 
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
