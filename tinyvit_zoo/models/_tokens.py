@@ -51,10 +51,12 @@ class TokenTransformer(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        # the tokens that enter the first block, then those after each block
+        self.feature_info = self._feature_info()
+
+    def _feature_info(self) -> list[dict[str, Any]]:
+        """The tokens that enter the first block, then those after each block."""
         modules = ['pos_drop', *(f'blocks.{i}' for i in range(len(self.blocks)))]
-        self.feature_info = [
-            dict(module=name, num_chs=self.embed_dim, reduction=self.tokenizer.reduction) for name in modules]
+        return [dict(module=name, num_chs=self.embed_dim, reduction=self.tokenizer.reduction) for name in modules]
 
     @staticmethod
     def init_module(module: nn.Module) -> None:
@@ -143,8 +145,6 @@ class TokenTransformer(nn.Module):
             output_fmt: 'NCHW' or 'NLC'.
             intermediates_only: the list alone, else (final features, list).
         """
-        if output_fmt not in ('NCHW', 'NLC'):
-            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
         grid = self.grid_size if self.pos_embed is not None else self.tokenizer.grid_size(tuple(x.shape[2:]))
         x = self._embed(x)
@@ -154,12 +154,20 @@ class TokenTransformer(nn.Module):
             if i in take:
                 taken.append(x)
         taken = [self.norm(y) if norm else y for y in taken]
+        outputs = self._as_outputs(taken, [grid] * len(taken), return_prefix_tokens, output_fmt)
+        return outputs if intermediates_only else (self._finish(x), outputs)
+
+    def _as_outputs(
+            self, taken: list[Tensor], grids: list[tuple[int, int]], return_prefix_tokens: bool, output_fmt: str,
+    ) -> list[Any]:
+        """Intermediates [B, prefix + N, D] as `forward_intermediates` returns them."""
+        if output_fmt not in ('NCHW', 'NLC'):
+            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
         prefix = [y[:, :self.num_early_tokens] for y in taken]
         taken = [y[:, self.num_early_tokens:] for y in taken]
         if output_fmt == 'NCHW':
-            taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in taken]
-        outputs = list(zip(taken, prefix, strict=False)) if return_prefix_tokens and self.num_early_tokens else taken
-        return outputs if intermediates_only else (self._finish(x), outputs)
+            taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y, grid in zip(taken, grids, strict=True)]
+        return list(zip(taken, prefix, strict=True)) if return_prefix_tokens and self.num_early_tokens else taken
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
