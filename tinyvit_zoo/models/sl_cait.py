@@ -4,8 +4,8 @@ Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published)
 
 CaiT (https://arxiv.org/abs/2103.17239) is deep: 24 blocks for the patches alone, then 2 for a class token that comes in
-behind them. LayerScale makes the depth train: what a branch adds is first multiplied by a small learned vector. And heads are
-mixed: every head's logits become a weighted sum of all heads' logits, and so do the attention weights.
+behind them. LayerScale makes the depth train: what a branch adds is first multiplied by a small learned vector. And
+heads are mixed: the logits of each become a weighted sum of the logits of all, and so do its attention weights.
 
 The mixing rules out `scaled_dot_product_attention`, whose heads know nothing of each other. So the heads come first,
 [H, B, N, N]: there a mixing is one product of an [H, H] matrix with all the rest, nothing is transposed, and the
@@ -15,7 +15,6 @@ Where we differ from the authors: their locality attention sets a token's logit 
 which masks nothing (the logit becomes 0). Ours masks, and after the mixing, whose negative weights would turn a very
 low logit into a very high one. `lsa_mask='authors'` does as they do.
 """
-import re
 from collections.abc import Mapping
 from typing import Any, Optional
 
@@ -25,9 +24,9 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import PatchTokenization, ShiftedPatchTokenization, diagonal_mask
+from ..layers import PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
 from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model
+from ._build import adapt_linear_stem, build_model, renamed
 from ._tokens import TokenTransformer, fit_positions
 
 __all__ = ['LocalCaiT']
@@ -124,12 +123,9 @@ class ClassBlock(Block):
 
 
 def _init_module(module: nn.Module) -> None:
-    """The authors' initialisation, as far as it is a module's own affair."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, (nn.LayerNorm, LayerScale)):
+    """Initialise one module as the authors do."""
+    init_xavier(module)
+    if isinstance(module, LayerScale):
         module.reset_parameters()
     elif isinstance(module, MixedAttention):
         module.reset_mixing()
@@ -186,7 +182,7 @@ class LocalCaiT(TokenTransformer):
         if lsa_mask not in ('paper', 'authors'):
             raise ZooError(f"lsa_mask is {lsa_mask!r}, expected 'paper' or 'authors'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
-        self._traits = {'first_conv': None}
+        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
         tokenization = ShiftedPatchTokenization if spt else PatchTokenization
         self.tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
         self.grid_size = self.tokenizer.grid_size(self.img_size)
@@ -212,7 +208,7 @@ class LocalCaiT(TokenTransformer):
     def init_weights(self) -> None:
         self.apply(self.init_module)
         for parameter in (self.pos_embed, self.cls_token):
-            if parameter is not None:
+            if parameter is not None:  # a pruned model has no class token
                 nn.init.normal_(parameter)
 
     @torch.jit.ignore
@@ -271,26 +267,22 @@ _AUTHORS_NAMES = (
 )
 
 
-def _our_name(name: str) -> str:
-    for pattern, replacement in _AUTHORS_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalCaiT, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, as `model` names and sizes them: positions resized, channels adapted."""
-    tensors = {_our_name(name): tensor for name, tensor in unwrap(state_dict).items()}
+    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+
+    The position table follows the image size (`fit_positions`), the stem the channels (`adapt_linear_stem`).
+    """
+    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     tensors = {name: tensor.flatten() if name.endswith('.gamma') else tensor for name, tensor in tensors.items()}
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-def _cait(variant: str, pretrained: bool, local: bool, patch_size: int = 4, **kwargs: Any) -> Any:
+def _cait(variant: str, pretrained: bool, **kwargs: Any) -> Any:
     return build_model(
         LocalCaiT, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls='getter'),
-        **{'spt': local, 'lsa': local, 'patch_size': patch_size, **kwargs})
+        feature_cfg=dict(out_indices=3, feature_cls='getter'), **kwargs)
 
 
 default_cfgs = generate_default_cfgs(pretrained_cfgs(
@@ -298,27 +290,26 @@ default_cfgs = generate_default_cfgs(pretrained_cfgs(
         **dict.fromkeys(['plain_cait', 'sl_cait'], ('c10', 32)),
         **dict.fromkeys(['plain_cait_64', 'sl_cait_64'], ('timnet', 64)),
     },
-    aliases={},
-    fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
+    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
     paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
     origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
 
 
 @register_model
 def plain_cait(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('plain_cait', pretrained, False, **kwargs)
-
-
-@register_model
-def sl_cait(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('sl_cait', pretrained, True, **kwargs)
+    return _cait('plain_cait', pretrained, **{'spt': False, 'lsa': False, **kwargs})
 
 
 @register_model
 def plain_cait_64(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('plain_cait_64', pretrained, False, **{'patch_size': 8, **kwargs})
+    return _cait('plain_cait_64', pretrained, **{'patch_size': 8, 'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def sl_cait(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
+    return _cait('sl_cait', pretrained, **kwargs)
 
 
 @register_model
 def sl_cait_64(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('sl_cait_64', pretrained, True, **{'patch_size': 8, **kwargs})
+    return _cait('sl_cait_64', pretrained, **{'patch_size': 8, **kwargs})
