@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 def _new_diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     mask = torch.zeros(tokens, tokens, dtype=dtype, device=device)
-    return mask.fill_diagonal_(torch.finfo(dtype).min / 2)
+    return mask.fill_diagonal_(-3e4 if dtype == torch.float16 else -1e38)
 
 
 @lru_cache(maxsize=64)
@@ -33,8 +33,8 @@ def _kept_diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -
 def diagonal_mask(q: Tensor) -> Tensor:
     """[N, N] to be added to the logits of queries [..., N, D]: zero, and on the diagonal what softmax turns to 0.
 
-    Made once for a size, type and device. The number is finite (half the lowest): a lone token, who has nobody else,
-    attends to itself; -inf would give NaN.
+    Made once for a size, type and device. The number is finite: a lone token, who has nobody else, attends to itself;
+    -inf would give NaN.
     """
     if not torch.jit.is_scripting():
         if not torch.compiler.is_compiling() and type(q) is Tensor:

@@ -20,7 +20,7 @@ from typing import Any, Optional
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
@@ -115,11 +115,13 @@ class Block(nn.Module):
 
 
 class ClassBlock(Block):
-    """The same for the class token, which attends to the patches as they are, and not to itself."""
+    """The same for the class token, the first of the tokens: it attends to the others as they are, not to itself."""
 
-    def forward(self, x: Tensor, patches: Tensor) -> Tensor:  # type: ignore[override]
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), patches)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+    def forward(self, x: Tensor) -> Tensor:
+        token, patches = x[:, :1], x[:, 1:]
+        token = token + self.drop_path1(self.ls1(self.attn(self.norm1(token), patches)))
+        token = token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
+        return torch.cat([token, patches], dim=1)
 
 
 def _init_module(module: nn.Module) -> None:
@@ -198,7 +200,7 @@ class LocalCaiT(TokenTransformer):
                   drop_path_rate, **dd)
             for i in range(depth)])
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
-        self.class_blocks = nn.ModuleList([
+        self.class_blocks = nn.Sequential(*[
             ClassBlock(embed_dim, attention(''), mlp_hidden, 0.1, proj_drop_rate, drop_path_rate, **dd)
             for _ in range(class_depth)])
         self.norm = nn.LayerNorm(embed_dim, **dd)
@@ -222,19 +224,17 @@ class LocalCaiT(TokenTransformer):
     ) -> list[int]:
         """As for all, and the class token goes with the head: only the patches have intermediate features."""
         if prune_head:
-            self.cls_token, self.class_blocks = None, nn.ModuleList()
+            self.cls_token, self.class_blocks = None, nn.Sequential()
             self.num_prefix_tokens = 0
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
     def _finish(self, x: Tensor) -> Tensor:
         if self.cls_token is not None:
-            token = self.cls_token.expand(x.shape[0], -1, -1)
-            for block in self.class_blocks:
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    token = checkpoint(block, token, x)
-                else:
-                    token = block(token, x)
-            x = torch.cat([token, x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint_seq(self.class_blocks, x)
+            else:
+                x = self.class_blocks(x)
         return self.norm(x)
 
     def _image_bytes(self) -> int:
