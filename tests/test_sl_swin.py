@@ -1,5 +1,7 @@
 """SPT/LSA's Swin gives the numbers of the authors' code, for every combination, size and class count."""
+import copy
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvit_zoo
-from tinyvit_zoo.layers import WindowAttention, attend_in_windows, window_mask, windows
+from tinyvit_zoo.layers import WindowAttention, attend_in_windows, slice_length, window_mask, windows
 from tinyvit_zoo.models.sl_swin import checkpoint_filter_fn
 
 COMBINATIONS = list(itertools.product((False, True), repeat=2))
@@ -244,6 +246,76 @@ def test_too_small_a_size_changes_nothing() -> None:
     assert model.img_size == (32, 32)
 
 
+SHALLOW = dict(depths=(1, 2, 1))
+
+
+def test_gradient_checkpointing_gives_equal_gradients() -> None:
+    model = timm.create_model('sl_swin', **SHALLOW).train()
+    x, grads = torch.randn(2, 3, 32, 32), []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(3)  # the same drop paths
+        model(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@torch.no_grad()
+def test_set_input_size_as_if_built_so() -> None:
+    model, x = timm.create_model('sl_swin', **SHALLOW).eval(), torch.randn(2, 3, 48, 28)
+    model.set_input_size((48, 28))
+    built = timm.create_model('sl_swin', img_size=(48, 28), **SHALLOW).eval()
+    built.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(x), built(x))
+
+
+@torch.no_grad()
+def test_copies_and_pickles() -> None:
+    model, x = timm.create_model('sl_swin', **SHALLOW).eval(), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@torch.no_grad()
+def test_slices_are_invisible() -> None:
+    model, x = timm.create_model('sl_swin', **SHALLOW).eval(), torch.randn(70, 3, 32, 32)
+    assert 0 < slice_length(model, x, model._image_bytes()) < len(x)
+    torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x)))
+
+
+def test_bf16_autocast() -> None:
+    model, x = timm.create_model('sl_swin', **SHALLOW), torch.randn(2, 3, 36, 36)
+    model.set_input_size(36)
+    with torch.autocast('cpu', torch.bfloat16):
+        model(x).float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        half = model.eval()(x).float()
+    torch.testing.assert_close(half, model(x).detach(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', [32, 20])
+def test_compiles_to_one_graph(size: int) -> None:
+    model = timm.create_model('sl_swin', img_size=size, **SHALLOW)
+    compiled, x = torch.compile(model, fullgraph=True), torch.randn(2, 3, size, size)
+    compiled(x).sum().backward()  # with drop path
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('spt', [True, False])
+def test_exports_with_a_dynamic_batch(spt: bool) -> None:
+    model = timm.create_model('sl_swin', spt=spt, img_size=20, **SHALLOW).eval()
+    x = torch.randn(5, 3, 20, 20)
+    program = torch.export.export(model, (x[:3],), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    assert 'tinyvit_zoo' not in program.graph_module.code  # torch's own operators, for those who have not ours
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 # -- loading -----------------------------------------------------------------------------------------------------------
 def shift_masks(state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     """The masks as the authors' code computes them."""
@@ -266,7 +338,7 @@ def test_the_masks_of_a_checkpoint() -> None:
     model, x = load('sl_swin', usual), images([1, 3, 32, 32])
     assert not any('mask' in name or 'index' in name for name in model.state_dict())
     torch.testing.assert_close(model(x), load('sl_swin', without)(x))
-    torch.testing.assert_close(load('sl_swin', usual, img_size=48)(images([1, 3, 48, 48])).isfinite().all().item(), True)
+    assert load('sl_swin', usual, img_size=48)(images([1, 3, 48, 48])).isfinite().all()
 
     odd = load('sl_swin', drawn)
     assert sum('attn_mask' in name for name in odd.state_dict()) == 4
@@ -301,11 +373,11 @@ def test_smaller_windows_of_a_checkpoint() -> None:
 def test_a_pretrained_model_takes_grey_images_and_other_sizes(spt: bool) -> None:
     state = {name: tensor.float() for name, tensor in authors_state((32, 32), 3, 10, 2, spt, True, masks=False).items()}
     cfg = dict(state_dict=state, input_size=(3, 32, 32), num_classes=10)
-    grey, colour = (timm.create_model('sl_swin', spt=spt, in_chans=n, pretrained=True, pretrained_cfg_overlay=cfg).eval()
-                    for n in (1, 3))
+    args = dict(spt=spt, pretrained=True, pretrained_cfg_overlay=cfg)
+    grey, colour = (timm.create_model('sl_swin', in_chans=n, **args).eval() for n in (1, 3))
     x = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
-    wide = timm.create_model('sl_swin', spt=spt, img_size=(32, 48), pretrained=True, pretrained_cfg_overlay=cfg)
+    wide = timm.create_model('sl_swin', img_size=(32, 48), **args)
     assert wide.pos_embed.shape == (1, 16 * 24, 96)
     with pytest.raises(tinyvit_zoo.ZooError, match=r'temperature is not part of it'):
-        timm.create_model('sl_swin', spt=spt, lsa=False, pretrained=True, pretrained_cfg_overlay=cfg)
+        timm.create_model('sl_swin', lsa=False, **args)

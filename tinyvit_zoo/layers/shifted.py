@@ -6,7 +6,7 @@ one of the four corners, by half a patch: the five together hold everything up t
 no more tokens. Four diagonals reach all eight neighbours; the unshifted image keeps the patch itself. What a shift
 moves in from outside the image is zero.
 """
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -58,18 +58,13 @@ class ShiftedPatchTokenization(PatchTokenization):
     """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift, cut patches, LayerNorm, Linear.
 
     As an embedding: `patch_size` pixels a patch, shifted by half of it. As pooling between stages: `patch_size=2`, so a
-    shift by one, and twice the channels out. A class token, where there is one, has no neighbours: with
-    `class_token=True` it goes through a Linear of its own, `class_proj`.
+    shift by one, and twice the channels out.
     """
 
-    def __init__(
-            self, in_chans: int, embed_dim: int, patch_size: int, class_token: bool = False,
-            device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(5 * in_chans, embed_dim, patch_size, **dd)
         self.norm = nn.LayerNorm(5 * in_chans * patch_size ** 2, **dd)
-        self.class_proj: Optional[nn.Linear] = nn.Linear(in_chans, embed_dim, **dd) if class_token else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = shift_diagonally(x, self.patch_size // 2)

@@ -4,9 +4,10 @@ All of timm's private names that the models need are imported here and nowhere e
 """
 from __future__ import annotations
 
+import re
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,7 +28,10 @@ from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
 from ..weights import check_sha256, read_weights, unwrap
 
-__all__ = ['adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'update_model_input_size']
+__all__ = [
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed',
+    'update_model_input_size',
+]
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 Filter = Callable[..., dict[str, Tensor]]  # (state_dict, model, source_size)
@@ -143,6 +147,14 @@ def _fits(given: Tensor, expected: Tensor, any_channels: bool) -> bool:
     if any_channels and given.ndim == expected.ndim == 4:
         return given.shape[0] == expected.shape[0] and given.shape[2:] == expected.shape[2:]
     return given.shape == expected.shape
+
+
+def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
+    """The tensors under the names that `re.sub(pattern, replacement, name)` for each pair in turn makes of theirs."""
+    names = list(tensors)
+    for pattern, replacement in patterns:
+        names = [re.sub(pattern, replacement, name) for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
 
 
 def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ Where we differ from the authors: `sine` is a buffer and really a sine table (th
 one, see the weights' notes); max-pool comes before ReLU (the same values and gradients, a quarter of the work).
 """
 import itertools
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import SelfAttention, sine_table
 from ..weights import pretrained_cfgs, unwrap
-from ._build import build_model
+from ._build import build_model, renamed
 from ._tokens import TokenTransformer, fit_positions
 
 __all__ = ['CompactTransformer']
@@ -207,12 +206,6 @@ _AUTHORS_NAMES = (
 )
 
 
-def _our_name(name: str) -> str:
-    for pattern, replacement in _AUTHORS_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: CompactTransformer, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
@@ -223,7 +216,7 @@ def checkpoint_filter_fn(
     without one serves a model with sine positions. Pooling weights are left out where the model was asked for another
     read-out.
     """
-    tensors = {_our_name(name): tensor for name, tensor in unwrap(state_dict).items()}
+    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     if model.global_pool != 'seq':
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('attn_pool.')}
     if model.pos_embed is not None and not isinstance(model.pos_embed, nn.Parameter):

@@ -12,20 +12,19 @@ Where we differ from the authors: images of any size and shape, with windows tha
 hold; temperatures, positions and biases are not decayed.
 """
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, _assert, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, Mlp, _assert, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import ShiftedPatchTokenization, WindowAttention, cut_patches, shift_diagonally
 from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model, feature_take_indices
+from ._build import adapt_linear_stem, build_model, feature_take_indices, renamed
 from ._tokens import TokenTransformer, fit_positions
 
 __all__ = ['LocalSwin']
@@ -78,18 +77,6 @@ class ShiftedMerging(ShiftedPatchTokenization):
         return self.proj(self.norm(x)).reshape(B, height // 2, width // 2, 2 * C)
 
 
-class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int, drop: float, device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
-        self.drop1 = nn.Dropout(drop)
-        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
-        self.drop2 = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(x)))))
-
-
 class Block(nn.Module):
     """Window attention and an MLP, both residual and after a LayerNorm, on a map [B, H, W, C]."""
 
@@ -103,7 +90,7 @@ class Block(nn.Module):
         self.attn = WindowAttention(dim, num_heads, window_size, shift, lsa, proj_drop, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), proj_drop, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -242,9 +229,8 @@ class LocalSwin(TokenTransformer):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size: the position table is resized; windows and their biases stay as they are."""
-        size = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self._check_size(size)
-        super().set_input_size(size)
+        self._check_size(to_2tuple(img_size))
+        super().set_input_size(img_size)
         for module in self.modules():
             if isinstance(module, WindowAttention):
                 module.attn_mask = None
@@ -343,12 +329,6 @@ _AUTHORS_NAMES = (
 )
 
 
-def _our_name(name: str) -> str:
-    for pattern, replacement in _AUTHORS_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def _fit_bias(table: Tensor, window: int) -> Tensor:
     """Biases of a smaller window into the middle of a table [(2 * window - 1) ** 2, heads]; the rest is never read."""
     side, missing = math.isqrt(len(table)), 2 * window - 1 - math.isqrt(len(table))
@@ -380,7 +360,7 @@ def checkpoint_filter_fn(
     such windows is the middle of ours. Masks of shifted windows (0 and -100) are dropped, as ours come from the map's
     size; where the file has other numbers for this size, the model's `attn_mask` is made to take them.
     """
-    tensors = {_our_name(name): tensor for name, tensor in unwrap(state_dict).items()}
+    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('relative_position_index')}
     for name, module in model.named_modules():
         if isinstance(module, WindowAttention):
