@@ -43,8 +43,8 @@ class TokenAttention(LocalityAttention):
         super().__init__(in_dim, 1, dim, lsa, out_dim=dim, scale=in_dim ** -0.5, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.project(x)
-        return v.squeeze(1) + self.proj(self.attend(q, k, v))
+        qkv = self.project(x)
+        return qkv[:, :, 2, 0] + self.proj(self.attend(qkv))
 
 
 class TokenBlock(nn.Module):
