@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.layers import LocalityAttention, ShiftedPatchTokenization, WindowAttention
 from tinyvit_zoo.models.compact import CompactTransformer
+from tinyvit_zoo.models.sl_cait import MixedAttention
 from tinyvit_zoo.models.sl_swin import ShiftedMerging
+from tinyvit_zoo.models.sl_t2t import TokenAttention
 
 
 class PlainTokenizer(nn.Module):
@@ -107,22 +109,55 @@ class PlainLocalityAttention(nn.Module):
 
     def __init__(self, ours: LocalityAttention) -> None:
         super().__init__()
-        self.heads, self.head_dim = ours.num_heads, ours.head_dim
+        self.heads, self.head_dim, self.scale = ours.num_heads, ours.head_dim, ours.scale
         self.temperature, self.qkv, self.proj = ours.temperature, ours.qkv, ours.proj
         self.attn_drop = ours.attn_drop
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and the values of one head."""
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         logits = q @ k.transpose(-2, -1)
         if self.temperature is None:
-            logits = logits * self.head_dim ** -0.5
+            logits = logits * self.scale
         else:
             logits = logits * self.temperature[:, None, None]
             diagonal = torch.eye(N, dtype=torch.bool, device=x.device)
             logits = logits.masked_fill(diagonal, -torch.finfo(logits.dtype).max)
         attn = self.attn_drop(logits.softmax(dim=-1))
-        return self.proj((attn @ v).transpose(1, 2).reshape(B, N, -1))
+        return self.proj((attn @ v).transpose(1, 2).reshape(B, N, -1)), v[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x)[0]
+
+
+class PlainTokenAttention(PlainLocalityAttention):
+    """T2T's, which adds its values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, values = self.attend(x)
+        return out + values
+
+
+class PlainMixedAttention(nn.Module):
+    """CaiT's. Takes over the parameters of ours. Heads are mixed by einsum, where multi-head attention has them."""
+
+    def __init__(self, ours: MixedAttention) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.mask = ours.num_heads, ours.head_dim, ours.mask
+        self.temperature, self.mix_pre, self.mix_post = ours.temperature, ours.mix_pre, ours.mix_post
+        self.q, self.kv, self.proj, self.attn_drop = ours.q, ours.kv, ours.proj, ours.attn_drop
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (t.reshape(*t.shape[:2], self.heads, self.head_dim).transpose(1, 2)
+                   for t in (self.q(x), *self.kv(context).chunk(2, dim=-1)))
+        scale = self.head_dim ** -0.5 if self.temperature is None else self.temperature[:, None, None]
+        logits = torch.einsum('bhij,hg->bgij', (q @ k.transpose(-2, -1)) * scale, self.mix_pre)
+        if self.mask == 'paper':
+            diagonal = torch.eye(logits.shape[-1], dtype=torch.bool, device=x.device)
+            logits = logits.masked_fill(diagonal, -torch.finfo(logits.dtype).max)
+        attn = torch.einsum('bhij,hg->bgij', self.attn_drop(logits.softmax(dim=-1)), self.mix_post)
+        return self.proj((attn @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
 class PlainShiftedPatches(nn.Module):
@@ -198,9 +233,11 @@ class PlainWindowAttention(nn.Module):
 
 PLAIN: dict[type, Callable] = {
     LocalityAttention: PlainLocalityAttention,
+    MixedAttention: PlainMixedAttention,
     ShiftedPatchTokenization: PlainShiftedPatches,
     ShiftedMerging: PlainShiftedMerging,
     WindowAttention: PlainWindowAttention,
+    TokenAttention: PlainTokenAttention,
 }
 
 
