@@ -1,0 +1,17 @@
+"""Recipes by the name of the weights they make. Imports nothing but dataclasses."""
+from ..errors import ZooError, nearest
+from . import compact, spt_lsa
+from .base import SOURCES, Recipe
+from .finetune import FINETUNE
+
+__all__ = ['FINETUNE', 'RECIPES', 'SOURCES', 'Recipe', 'find_recipe']
+
+RECIPES = {recipe.name: recipe for family in (compact, spt_lsa) for recipe in family.RECIPES}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe that makes the weights of this name; ZooError that names the nearest where there is none."""
+    if name not in RECIPES:
+        raise ZooError(f'There is no recipe {name!r}.{nearest(name, RECIPES)} `tinyvit-zoo recipes` shows all; '
+                       f'`--model NAME` trains without one.')
+    return RECIPES[name]
