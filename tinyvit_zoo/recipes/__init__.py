@@ -1,12 +1,15 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
 from ..errors import ZooError, nearest
-from . import compact, spt_lsa
+from . import compact, mae_lite, mae_small, spt_lsa, ssl_small
 from .base import SOURCES, Recipe
 from .finetune import FINETUNE
 
 __all__ = ['FINETUNE', 'RECIPES', 'SOURCES', 'Recipe', 'find_recipe']
 
-RECIPES = {recipe.name: recipe for family in (compact, spt_lsa) for recipe in family.RECIPES}
+RECIPES = {
+    recipe.name: recipe
+    for paper in (compact, spt_lsa, ssl_small, mae_small, mae_lite) for recipe in paper.RECIPES
+}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -11,7 +11,7 @@ from typing import Any
 # the source (`--data`) that a data set's key stands for
 SOURCES = {
     'c10': 'cifar10', 'c100': 'cifar100', 'svhn': 'svhn', 'timnet': 'tiny_imagenet', 'fmnist': 'fashion_mnist',
-    'digits': 'digits', 'fl102': 'flowers102', 'in1k': 'folder',
+    'digits': 'digits', 'cinic10': 'cinic10', 'fl102': 'flowers102', 'in1k': 'folder',
 }
 
 
@@ -27,6 +27,7 @@ class Recipe:
     about: str
     published: float | None = None      # the paper's top-1
     dataset: str = ''                   # key of tinyvit_zoo.data.info.DATASETS: normalisation; '' computes it
+    normalization: str = ''             # key of another data set whose mean and deviation are used
     model_args: Mapping[str, Any] = field(default_factory=dict)
     from_weights: str = ''              # weights to begin with: NAME.TAG, a file or a run directory
     img_size: int = 32

@@ -9,12 +9,12 @@ from typing import Any
 
 from .base import Recipe
 
-_BASE = Recipe(
+BASE = Recipe(
     name='', about='', epochs=300, batch_size=128, lr=1e-3, weight_decay=0.05, decay_all=True, warmup_epochs=30,
     warmup_lr=1e-6, min_lr=1e-6, crop_padding=4, erase=0.25, erase_mode='const', erase_area=(0.02, 0.4),
     erase_aspect=(0.3, 1 / 0.3), mixup=1., cutmix=1., mix_prob=0.5, smoothing=0.1)
 
-_DATASETS: dict[str, dict[str, Any]] = {  # the AutoAugment policy; digits are not mirrored
+DATASETS: dict[str, dict[str, Any]] = {  # the AutoAugment policy; digits are not mirrored
     'c10': dict(auto_augment='cifar10'), 'c100': dict(auto_augment='cifar10'),
     'svhn': dict(auto_augment='svhn', flip=0.), 'timnet': dict(auto_augment='imagenet', img_size=64),
 }
@@ -33,11 +33,11 @@ def _recipe(model: str, dataset: str, published: float) -> Recipe:
     about = ('The authors\' recipe' + (', at the learning rate of the paper, three times that of their script' * vit)
              + '. Erased pixels take the mean colour. Not run by us yet.')
     return replace(
-        _BASE, name=f'{architecture}.{dataset}', dataset=dataset, published=published, about=about,
-        lr=3e-3 if vit else 1e-3, **_DATASETS[dataset])
+        BASE, name=f'{architecture}.{dataset}', dataset=dataset, published=published, about=about,
+        lr=3e-3 if vit else 1e-3, **DATASETS[dataset])
 
 
 RECIPES = [
     _recipe(model, dataset, top1)
-    for model, figures in _TOP1.items() for dataset, top1 in zip(_DATASETS, figures, strict=True)
+    for model, figures in _TOP1.items() for dataset, top1 in zip(DATASETS, figures, strict=True)
 ]

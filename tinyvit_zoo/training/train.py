@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import create_transform
+from timm.models import get_arch_pretrained_cfgs
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from ..data.info import DATASETS
 from ..data.loaders import make_batches
 from ..data.sources import Source, normalisation, open_source
 from ..errors import ZooError, nearest
-from ..models import check_name, check_tag
+from ..models import check_name
 from ..recipes import Recipe
 from ..weights import save_weights
 from .checkpoint import write_whole
@@ -115,25 +116,26 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.keep == 'ema' and not recipe.ema:
         raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
     if recipe.from_weights and not Path(recipe.from_weights).exists():
-        model, _, tag = recipe.from_weights.partition('.')
-        if model != recipe.model or not tag:
-            raise ZooError(f'from_weights is {recipe.from_weights!r}, which is no file, no run directory and no '
-                           f'weights of {recipe.model}: give one of them.')
-        check_tag(model, tag)
+        cfg = get_arch_pretrained_cfgs(recipe.model).get(recipe.from_weights)
+        if cfg is None or not cfg.has_weights:
+            raise ZooError(f'There are no weights {recipe.from_weights!r} to begin {recipe.model} with: give a file or '
+                           f'a run directory by --from-weights.')
 
 
 def data_cfg(recipe: Recipe, source: Source) -> dict[str, Any]:
     """The preprocessing and classes of the weights to be, in the fields of a timm cfg.
 
-    Normalisation is that of the recipe's data set where the classes are as many, else that of the weights it starts
-    from, else that of a known source, else measured on the training images.
+    Normalisation is the one the recipe names, or that of its data set where the classes are as many, else that of the
+    weights it starts from, else that of a known source, else measured on the training images.
     """
     classes = len(source.class_names)
     known = DATASETS.get(recipe.dataset)
     names: tuple[str, ...] = source.class_names
-    if known and known.num_classes == classes:
+    if recipe.normalization:
+        other = DATASETS[recipe.normalization]
+        mean, std = other.mean, other.std
+    elif known and known.num_classes == classes:
         mean, std = known.mean, known.std
-        names = known.label_names or names
     elif recipe.from_weights and not Path(recipe.from_weights).exists():
         start = timm.get_pretrained_cfg(recipe.from_weights)
         mean, std = start.mean, start.std
@@ -141,6 +143,8 @@ def data_cfg(recipe: Recipe, source: Source) -> dict[str, Any]:
         mean, std = source.info.mean, source.info.std
     else:
         mean, std = normalisation(source, recipe.img_size)
+    if known and known.num_classes == classes:
+        names = known.label_names or names
     return {
         'architecture': recipe.model, 'num_classes': classes, 'input_size': (3, recipe.img_size, recipe.img_size),
         'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
