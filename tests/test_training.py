@@ -19,9 +19,11 @@ from torch import nn
 from training_cases import SETTINGS, alive, assert_same_bits, run, weights, write_npz
 
 import tinyvit_zoo
+from tinyvit_zoo.cli import main
 from tinyvit_zoo.recipes import RECIPES, Recipe
 from tinyvit_zoo.training import checkpoint, loop
 from tinyvit_zoo.training.optimize import average_, clip_gradients, learning_rate, make_optimizer, number_format
+from tinyvit_zoo.training.stream import training_transform
 
 HERE = Path(__file__).parent
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
@@ -237,6 +239,57 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert 'step 10' in error and 'learning rate' in error and 'checkpoint-00000009.pt' in error
     states = [checkpoint._read(path) for path in checkpoint.checkpoints(tmp_path / 'run')]
     assert all(torch.isfinite(value).all() for state in states for value in state['network'].values())
+
+
+# -- other ways to train
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_streamed_images_resume_to_the_same_bits(
+        data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    streamed = ['--loader', 'stream', '--workers', str(workers), '--crop-scale', '(0.5, 1.)', '--crop-interpolation',
+                'random', '--auto-augment', 'rand-m9-mstd0.5-inc1', '--erase', '0.5']
+    assert run(data, tmp_path / 'whole', *streamed) == 0
+    with monkeypatch.context() as patched:
+        _stop_at(patched, 8, signal.SIGTERM)
+        assert run(data, tmp_path / 'stopped', *streamed) == 128 + signal.SIGTERM
+    assert run(data, tmp_path / 'stopped', '--resume', *streamed) == 0
+    assert_same_bits(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+@pytest.mark.parametrize('policy', ['cifar10', 'svhn', 'imagenet', 'rand-m9-mstd0.5-inc1', ''])
+def test_the_streamed_augmentation_builds(policy: str) -> None:
+    from PIL import Image
+
+    recipe = replace(RECIPE, auto_augment=policy, crop_padding=4, erase=1., color_jitter=(0.4, 0.4, 0.2, 0.1))
+    cfg = dict(input_size=(3, 24, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 40, 3), np.uint8))
+    x = training_transform(recipe, cfg)(image)
+    assert x.shape == (3, 24, 32) and torch.isfinite(x).all() and x.std() > 0.1
+
+
+def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path) -> None:
+    other = write_npz(tmp_path / 'other.npz', classes=3, size=24)
+    settings = ['--from-weights', str(finished), '--img-size', '24', '--epochs', '1', '--warmup-epochs', '0']
+    assert run(other, tmp_path / 'tuned', *settings, '--lr', '1e-9', '--ema', '0') == 0
+    tuned, begun = weights(tmp_path / 'tuned'), weights(finished)
+    assert tuned['head.weight'].shape[0] == 3 and tuned['pos_embed'].shape[1] == 36
+    torch.testing.assert_close(  # it began with the given weights
+        tuned['blocks.0.linear1.weight'], begun['blocks.0.linear1.weight'], rtol=0, atol=1e-6)
+
+
+def test_the_best_by_validation_is_kept(data: str, tmp_path: Path) -> None:
+    assert run(data, tmp_path / 'run', '--keep', 'best', '--val-fraction', '0.25', '--eval-every', '1') == 0
+    rows = _rows(tmp_path / 'run')
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert result['figures']['val']['top1'] == pytest.approx(max(row['val_top1'] for row in rows))
+    assert not any('test_top1' in row for row in rows)  # test images are not even looked at
+
+
+@pytest.mark.slow
+def test_the_first_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--output', str(tmp_path / 'run')]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    accuracy = json.loads((tmp_path / 'run' / 'result.json').read_text())['figures']['test']['top1']
+    assert accuracy >= 97 and f'{accuracy:.2f} %' in last
 
 
 # -- the pieces ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import create_transform
 from torch import Tensor, nn
 
 from ..data.augment import Augment, Mix
@@ -15,6 +14,7 @@ from ..data.loaders import make_batches
 from ..recipes import Recipe
 from .distributed import World
 from .optimize import average_
+from .stream import training_transform
 
 
 class Supervised:
@@ -79,7 +79,7 @@ def supervised_batches(recipe: Recipe, split: Any, cfg: Mapping[str, Any], world
     """The training images, by device batches; streamed ones come augmented."""
     return make_batches(
         split, cfg['input_size'][1:], recipe.batch_size, world.device, train=True, seed=recipe.seed, rank=world.rank,
-        world_size=world.size, stream_transform=_stream_transform(recipe, cfg), **options)
+        world_size=world.size, stream_transform=training_transform(recipe, cfg), **options)
 
 
 def supervised_task(
@@ -97,13 +97,3 @@ def supervised_task(
         mix = Mix(cfg['num_classes'], recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch_prob,
                   recipe.mix_mode, recipe.smoothing)
     return Supervised(recipe, network, augment, mix, monitor, eval_every)
-
-
-def _stream_transform(recipe: Recipe, cfg: Mapping[str, Any]) -> Any:
-    """The recipe's augmentation as timm does it image by image, for sets that do not fit in memory."""
-    return create_transform(
-        cfg['input_size'], is_training=True, scale=recipe.crop_scale, ratio=recipe.crop_ratio,
-        train_crop_mode='rrc' if recipe.crop_scale else 'rkrc', hflip=recipe.flip,
-        color_jitter=recipe.color_jitter if not recipe.auto_augment else None,
-        auto_augment=recipe.auto_augment or None, interpolation=recipe.crop_interpolation, mean=cfg['mean'],
-        std=cfg['std'], re_prob=recipe.erase, re_mode=recipe.erase_mode)

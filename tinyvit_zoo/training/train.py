@@ -11,7 +11,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform
 from timm.models import get_arch_pretrained_cfgs
 from timm.optim import list_optimizers
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from .loop import Loop
 from .memory import keep_freed_memory
 from .optimize import number_format
 from .run import Run, machine
+from .stream import evaluation_transform
 from .supervised import supervised_batches, supervised_task
 
 
@@ -171,9 +171,7 @@ def _measure(
     """A function of a model: its figures on a split."""
     batches = make_batches(
         split, cfg['input_size'][1:], 2 * batch_size, world.device, train=False, rank=world.rank, world_size=world.size,
-        stream_transform=create_transform(
-            cfg['input_size'], interpolation=cfg['interpolation'], mean=cfg['mean'], std=cfg['std'],
-            crop_pct=cfg['crop_pct']), **loading)
+        stream_transform=evaluation_transform(cfg), **loading)
 
     def prepare(images: Tensor) -> Tensor:
         return images if batches.augmented else normalize(images, cfg['mean'], cfg['std'])
