@@ -284,6 +284,14 @@ def test_the_best_by_validation_is_kept(data: str, tmp_path: Path) -> None:
     assert not any('test_top1' in row for row in rows)  # test images are not even looked at
 
 
+def test_tensorboard_events_where_asked(data: str, tmp_path: Path) -> None:
+    pytest.importorskip('tensorboard')
+    assert run(data, tmp_path / 'run', '--tensorboard', '--epochs', '2') == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
+    assert [event.step for event in events.Scalars('train_loss')] == [6, 12]
+
+
 @pytest.mark.slow
 def test_the_first_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--output', str(tmp_path / 'run')]) == 0

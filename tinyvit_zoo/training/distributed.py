@@ -42,6 +42,15 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process goes ahead: it downloads and decodes, the others find what it has kept."""
+        if not self.first:
+            self.barrier()
+        yield
+        if self.first:
+            self.barrier()
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -56,7 +65,7 @@ def join_world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
-    dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', timeout=timedelta(minutes=10))
+    dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
     try:
         yield World(rank, size, chosen)
     finally:

@@ -17,16 +17,15 @@ from ..recipes import Recipe
 from ..version import __version__
 from . import checkpoint
 
-_FINISHED = 'weights.safetensors'
-
 
 class Run:
     """`DIR/recipe.json`, `train.log`, `log.jsonl`, `curves.png`, checkpoints, and at the end weights and result."""
 
     def __init__(self, folder: Path, quiet: bool = False, tensorboard: bool = False) -> None:
         self.folder, self.quiet = folder, quiet
-        self.progress = Progress(self.say, quiet)
-        self.writer = _tensorboard(folder) if tensorboard and not quiet else None
+        self.progress = Progress(quiet)
+        self.make_writer = _tensorboard() if tensorboard and not quiet else None
+        self.writer: Any = None
 
     def open(self, recipe: Recipe, facts: Mapping[str, Any], resume: bool) -> None:
         """Begin the directory, or go on with it; refused where it holds another run or one that would be lost."""
@@ -46,10 +45,6 @@ class Run:
             raise ZooError(f'{self.folder} is the run of another recipe ({"; ".join(changes)}): resume it as it was '
                            f'begun, or choose another --output.')
 
-    @property
-    def finished(self) -> bool:
-        return (self.folder / _FINISHED).exists()
-
     def say(self, text: str) -> None:
         """A line for the terminal and for train.log."""
         if not self.quiet:
@@ -66,9 +61,11 @@ class Run:
         figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in row if key.endswith('top1'))
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
                  f'{row["images_per_second"]:.0f} images/s{self.progress.left(row["step"])}')
-        if self.writer:
+        if self.make_writer:
+            self.writer = self.writer or self.make_writer(str(self.folder / 'tensorboard'))
             for key in row.keys() - {'epoch', 'step'}:
                 self.writer.add_scalar(key, row[key], row['step'])
+            self.writer.flush()
         if figures:
             self.draw()
 
@@ -116,7 +113,7 @@ class Run:
 class Progress:
     """Where the training stands: one line that is written over on a terminal, nothing elsewhere (epochs are lines)."""
 
-    def __init__(self, say: Any, quiet: bool) -> None:
+    def __init__(self, quiet: bool) -> None:
         self.terminal = sys.stdout.isatty() and not quiet
         self.begun, self.first, self.total, self.shown = time.monotonic(), 0, 0, False
 
@@ -168,9 +165,10 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard() -> Any:
+    """The class that writes events; ZooError where its package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
         raise ZooError("--tensorboard needs its package: pip install 'tinyvit-zoo[train]'.") from e
-    return SummaryWriter(str(folder / 'tensorboard'))
+    return SummaryWriter

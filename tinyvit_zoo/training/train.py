@@ -55,19 +55,21 @@ class Options:
 def train(recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
     """Make the weights of a recipe. Returns their figures, as result.json has them."""
     dtype = number_format(options.precision, world.device)
+    keep_freed_memory(world.device)
     check_recipe(recipe)
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
-    source = open_source(options.data, download=options.download, val_fraction=options.val_fraction,
-                         fraction=options.fraction, seed=recipe.seed)
+    with world.first_alone():
+        source = open_source(options.data, download=options.download, val_fraction=options.val_fraction,
+                             fraction=options.fraction, seed=recipe.seed)
     if recipe.keep == 'best' and source.val is None:
         raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
     cfg = data_cfg(recipe, source)
     model = make_model(recipe, cfg).to(world.device)
-    keep_freed_memory(world.device)
     _open(run, recipe, _facts(options, source, world), options.resume, world)
 
     loading = {'mode': options.loader, **({} if options.workers is None else {'workers': options.workers})}
-    batches = supervised_batches(recipe, source.train, cfg, world, **loading)
+    with world.first_alone():
+        batches = supervised_batches(recipe, source.train, cfg, world, **loading)
     # test images are looked at meanwhile only where there is nothing else to look at; they choose nothing
     watched = {'val': source.val} if source.val is not None else {'test': source.test}
     measures = {name: _measure(split, recipe.batch_size, cfg, world, dtype, **loading)
