@@ -136,14 +136,14 @@ def _rows(output: Path) -> list[dict]:
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Have a signal arrive in the middle of a step."""
-    whole = loop.Loop._train_step
+    whole = loop.Loop.train_step
 
     def step_and_signal(self: loop.Loop, *args: torch.Tensor) -> None:
         whole(self, *args)
         if self.step + 1 == step:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(loop.Loop, '_train_step', step_and_signal)
+    monkeypatch.setattr(loop.Loop, 'train_step', step_and_signal)
 
 
 @pytest.mark.parametrize('number, step', [(signal.SIGTERM, 8), (signal.SIGINT, 12)])
@@ -226,14 +226,14 @@ def test_a_full_disk(data: str, stopped: Path, finished: Path, monkeypatch: pyte
 def test_a_loss_that_is_no_number_stops_the_run(
         data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It says the step and the rate, and no checkpoint holds what came after."""
-    whole = loop.Loop._train_step
+    whole = loop.Loop.train_step
 
     def poisoned(self: loop.Loop, images: torch.Tensor, labels: torch.Tensor) -> None:
         if self.step == 9:
             next(iter(self.task.network.parameters())).data[:] = math.nan
         whole(self, images, labels)
 
-    monkeypatch.setattr(loop.Loop, '_train_step', poisoned)
+    monkeypatch.setattr(loop.Loop, 'train_step', poisoned)
     assert run(data, tmp_path / 'run', '--checkpoint-minutes', '0') == 2
     error = capsys.readouterr().err
     assert 'step 10' in error and 'learning rate' in error and 'checkpoint-00000009.pt' in error

@@ -27,7 +27,8 @@ class Recipe:
     about: str
     published: float | None = None      # the paper's top-1
     dataset: str = ''                   # key of tinyvit_zoo.data.info.DATASETS: normalisation; '' computes it
-    normalization: str = ''             # key of another data set whose mean and deviation are used
+    mean: tuple[float, float, float] | None = None      # where the paper's are not those of `dataset`
+    std: tuple[float, float, float] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     from_weights: str = ''              # weights to begin with: NAME.TAG, a file or a run directory
     img_size: int = 32

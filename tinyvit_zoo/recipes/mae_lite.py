@@ -22,7 +22,8 @@ _IMPROVED = replace(
 
 # to CIFAR-100, enlarged to 224 px
 _TRANSFER = Recipe(
-    name='', about='', dataset='c100', normalization='in1k', img_size=224, epochs=50, batch_size=512, opt='nesterov',
+    name='', about='', dataset='c100', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+    img_size=224, epochs=50, batch_size=512, opt='nesterov',
     lr=0.1, weight_decay=0., clip=1., layer_decay=0.75, warmup_epochs=10, crop_scale=(0.08, 1.),
     crop_interpolation='bicubic')
 

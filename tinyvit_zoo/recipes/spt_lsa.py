@@ -15,7 +15,8 @@ BASE = Recipe(
     erase_aspect=(0.3, 1 / 0.3), mixup=1., cutmix=1., mix_prob=0.5, smoothing=0.1)
 
 DATASETS: dict[str, dict[str, Any]] = {  # the AutoAugment policy; digits are not mirrored
-    'c10': dict(auto_augment='cifar10'), 'c100': dict(auto_augment='cifar10'),
+    'c10': dict(auto_augment='cifar10'),
+    'c100': dict(auto_augment='cifar10', mean=(0.5070, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
     'svhn': dict(auto_augment='svhn', flip=0.), 'timnet': dict(auto_augment='imagenet', img_size=64),
 }
 _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet

@@ -109,14 +109,14 @@ class Loop:
         self.batches.set_epoch(self.epoch, self.batch)
         for images, labels in self.batches:
             start = time.monotonic()
-            self._train_step(images, labels)
+            self.train_step(images, labels)
             self.batch, self.step = self.batch + 1, self.step + 1
             self.seconds += time.monotonic() - start
             if self.batch < len(self.batches) and self._due(caught):
                 self.save()
                 _raise_if(caught)
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
         recipe, parts = self.recipe, self.recipe.accumulate
         set_learning_rate(self.optimizer, learning_rate(recipe, self.step / len(self.batches)))
         total = torch.zeros((), device=self.world.device)

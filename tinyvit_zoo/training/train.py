@@ -22,7 +22,7 @@ from ..data.sources import Source, normalisation, open_source
 from ..errors import ZooError, nearest
 from ..models import check_name
 from ..recipes import Recipe
-from ..weights import save_weights
+from ..weights import read_cfg, save_weights
 from .checkpoint import write_whole
 from .distributed import World
 from .evaluate import evaluate
@@ -132,25 +132,40 @@ def data_cfg(recipe: Recipe, source: Source) -> dict[str, Any]:
     """
     classes = len(source.class_names)
     known = DATASETS.get(recipe.dataset)
-    names: tuple[str, ...] = source.class_names
-    if recipe.normalization:
-        other = DATASETS[recipe.normalization]
-        mean, std = other.mean, other.std
-    elif known and known.num_classes == classes:
+    if known and known.num_classes != classes:
+        known = None
+    start = _start_cfg(recipe)
+    if recipe.mean and recipe.std:
+        mean, std = recipe.mean, recipe.std
+    elif known:
         mean, std = known.mean, known.std
-    elif recipe.from_weights and not Path(recipe.from_weights).exists():
-        start = timm.get_pretrained_cfg(recipe.from_weights)
-        mean, std = start.mean, start.std
+    elif start:
+        mean, std = start['mean'], start['std']
     elif source.info:
         mean, std = source.info.mean, source.info.std
     else:
         mean, std = normalisation(source, recipe.img_size)
-    if known and known.num_classes == classes:
-        names = known.label_names or names
+    names = (known and known.label_names) or source.class_names
     return {
         'architecture': recipe.model, 'num_classes': classes, 'input_size': (3, recipe.img_size, recipe.img_size),
         'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
         'label_names': list(names)}
+
+
+def _start_cfg(recipe: Recipe) -> dict[str, Any]:
+    """What is known of the preprocessing of the weights to begin with; {} where nothing is."""
+    path = _start_file(recipe)
+    if path:
+        return read_cfg(path)
+    return timm.get_pretrained_cfg(recipe.from_weights).to_dict() if recipe.from_weights else {}
+
+
+def _start_file(recipe: Recipe) -> Path | None:
+    """The file to begin with, where it is one, or the one of a run directory."""
+    path = Path(recipe.from_weights)
+    if not recipe.from_weights or not path.exists():
+        return None
+    return path / 'weights.safetensors' if path.is_dir() else path
 
 
 def make_model(recipe: Recipe, cfg: Mapping[str, Any]) -> nn.Module:
@@ -159,11 +174,9 @@ def make_model(recipe: Recipe, cfg: Mapping[str, Any]) -> nn.Module:
     args = {'num_classes': cfg['num_classes'], 'img_size': recipe.img_size, **recipe.model_args}
     if not recipe.from_weights:
         return timm.create_model(recipe.model, **args)
-    start = Path(recipe.from_weights)
-    if start.is_dir():
-        start = start / 'weights.safetensors'
-    if start.is_file():
-        return timm.create_model(recipe.model, pretrained=True, pretrained_cfg_overlay={'file': str(start)}, **args)
+    path = _start_file(recipe)
+    if path:
+        return timm.create_model(recipe.model, pretrained=True, pretrained_cfg_overlay={'file': str(path)}, **args)
     return timm.create_model(recipe.from_weights, pretrained=True, **args)
 
 
