@@ -285,6 +285,7 @@ def test_digits_is_embedded_and_split_once() -> None:
     assert first.test is not None and second.test is not None
     assert (first.test.index == second.test.index).all()
     assert not set(first.train.index.tolist()) & set(first.test.index.tolist())
+    assert first.test.index.sum() == 331_195 and first.test.index[:3].tolist() == [1, 11, 31]  # for all time
     counts = first.test.labels.bincount()
     assert len(counts) == 10 and counts.min() >= 34 and counts.max() <= 38
     pixels = decoded(first.train, 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -197,7 +197,7 @@ def _for_each(
             try:
                 work(place, i)
             except Exception as e:  # every decoder has its own errors for a damaged file
-                failed.append(f'{images.name(i)} ({_one_line(e)})')
+                failed.append(f'{images.name(i)} ({one_line(e)})')
         return failed
 
     bad: list[str] = []
@@ -233,5 +233,8 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def _one_line(error: BaseException) -> str:
-    return ' '.join(str(error).split())[:120] or type(error).__name__
+def one_line(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return 'no image, or of no kind that Pillow reads'  # the name stands before it
+    text = getattr(error, 'strerror', None) or str(error)
+    return ' '.join(text.split())[:120] or type(error).__name__

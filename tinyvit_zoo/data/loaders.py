@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ZooError, nearest
 from .cache import check_cached, decode_cached
-from .images import ArrayImages, EncodedImages, as_channels, cpu_count, decode, fit, pixels_of
+from .images import ArrayImages, EncodedImages, as_channels, cpu_count, decode, fit, one_line, pixels_of
 from .seeds import generator, seeded
 from .splits import Split
 
@@ -112,7 +112,10 @@ def _free_memory() -> int:
     """Bytes of main memory to be had; where the system does not say, half of all there is, or 4 GiB."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/meminfo').read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+        available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+        with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
+            available = min(available, int(Path('/sys/fs/cgroup/memory.max').read_text()))
+        return available
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
     return 4 * 2 ** 30
@@ -155,24 +158,35 @@ class _Order:
         return [part[self._rank::self._world_size] for part in parts[:self.num_batches]]
 
 
+class _Keys(Sampler):
+    """The batches that are to come, as lists of (epoch, index): workers that live on learn the epoch from it."""
+
+    def __init__(self, order: _Order) -> None:
+        self.order = order
+        self.epoch = self.start_batch = 0
+
+    def batches(self) -> list[Tensor]:
+        return self.order.batches(self.epoch)[self.start_batch:]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches():
+            yield [(self.epoch, i) for i in batch.tolist()]
+
+
 class _Epochs:
     """What both kinds of batches share: where in the training they stand."""
 
     def __init__(self, order: _Order, device: torch.device) -> None:
-        self.order, self.device = order, device
-        self.num_images = order.num_images
-        self.epoch = self.start_batch = 0
+        self.device, self.num_images = device, order.num_images
+        self._keys = _Keys(order)
 
     def __len__(self) -> int:
-        return self.order.num_batches
+        return self._keys.order.num_batches
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         if not 0 <= start_batch <= len(self):
             raise ZooError(f'start_batch is {start_batch}, expected 0 to {len(self)}, the batches of an epoch.')
-        self.epoch, self.start_batch = epoch, start_batch
-
-    def _indices(self) -> list[Tensor]:
-        return self.order.batches(self.epoch)[self.start_batch:]
+        self._keys.epoch, self._keys.start_batch = epoch, start_batch
 
 
 class _MemoryBatches(_Epochs):
@@ -183,7 +197,7 @@ class _MemoryBatches(_Epochs):
         self._images, self._labels = images.to(device), labels.to(device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self._indices()
+        batches = self._keys.batches()
         if not batches:
             return
         sizes = [len(batch) for batch in batches]
@@ -205,23 +219,11 @@ class _Samples(Dataset):
         try:
             image = as_channels(self.split.read(i), self.channels)
         except Exception as e:  # it could be read when all were checked
-            reason = ' '.join(str(e).split()) or type(e).__name__
-            raise ZooError(f'{self.split.name(i)} can no longer be read ({reason}): put it back and resume.') from e
+            raise ZooError(f'{self.split.name(i)} cannot be read any more ({one_line(e)}): mend it and resume.') from e
         if self.transform is None:
             return torch.from_numpy(pixels_of(fit(image, self.size)).copy()), self.split.labels[i]
         with seeded(self.seed, _AUGMENT, epoch, i):
             return self.transform(image), self.split.labels[i]
-
-
-class _Keys(Sampler):
-    """The batches of the current epoch as lists of (epoch, index): workers that live on learn the epoch from it."""
-
-    def __init__(self, owner: _StreamBatches) -> None:
-        self._owner = owner
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self._owner._indices():
-            yield [(self._owner.epoch, i) for i in batch.tolist()]
 
 
 class _StreamBatches(_Epochs):
@@ -235,7 +237,7 @@ class _StreamBatches(_Epochs):
         super().__init__(order, device)
         self.augmented = samples.transform is not None
         self._loader = DataLoader(
-            samples, batch_sampler=_Keys(self), num_workers=workers, persistent_workers=workers > 0,
+            samples, batch_sampler=self._keys, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=device.type == 'cuda', timeout=_TIMEOUT if workers else 0,
             generator=torch.Generator())  # its own: the loop's random numbers are not to depend on the loader
 
@@ -246,11 +248,27 @@ class _StreamBatches(_Epochs):
                 images, labels = next(batches)
             except StopIteration:
                 return
-            except ZooError as e:  # torch wraps the worker's traceback around it
-                raise ZooError(str(e).strip().splitlines()[-1].split('ZooError: ')[-1]) from e
-            except RuntimeError as e:
-                if 'DataLoader' not in str(e).split('\n')[0]:
-                    raise
-                raise ZooError(f'A process that loads images died or hangs ({" ".join(str(e).split())[:160]}): it may '
-                               f'have run out of memory; take fewer workers.') from e
+            except Exception as e:
+                self._stop(batches)
+                if line := _one_line_for(e):
+                    raise ZooError(line) from e
+                raise
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _stop(self, batches: Any) -> None:
+        """End the workers that are left at once: torch would raise for each that dies later, wherever we then are."""
+        if self._loader.num_workers:
+            self._loader._iterator = None
+            with contextlib.suppress(RuntimeError):  # the same error once more
+                batches._shutdown_workers()
+
+
+def _one_line_for(error: Exception) -> str | None:
+    """For what is no mistake in the code: an image that went, a worker that died."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, ZooError):
+        return text.split('ZooError: ')[-1]  # from a worker it comes inside a traceback
+    if text.startswith(('DataLoader', 'Pin memory')):
+        return (f'A process that loads images died or hangs ({text[:160]}): it may have run out of memory; take fewer '
+                f'workers.')
+    return None
