@@ -79,16 +79,14 @@ class EncodedImages(Images):
 
     def read(self, i: int) -> Image.Image:
         with Image.open(self.open(i)) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _eight_bits(image)
+            return upright(image)
 
     def check(self, i: int) -> None:
         """Read all of image `i` as cheaply as its format allows, to see whether it can be read."""
         with Image.open(self.open(i)) as image:
             if image.format == 'JPEG':
                 image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # reads all, computes an eighth
-            ImageOps.exif_transpose(image, in_place=True)
-            _eight_bits(image)
+            upright(image)
 
 
 class FileImages(EncodedImages):
@@ -139,6 +137,12 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     """uint8 [C, H, W]"""
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened file's image, turned as the camera was held, RGB or grey, 8 bits."""
+    ImageOps.exif_transpose(image, in_place=True)
+    return _eight_bits(image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
