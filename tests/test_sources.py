@@ -430,6 +430,18 @@ def test_normalisation_is_known_or_measured(tmp_path: Path) -> None:
     assert normalisation(digits, 32)[0] == (0.3087,) * 3
 
 
+def test_measuring_names_every_unreadable_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('TINYVIT_ZOO_CACHE', str(tmp_path / 'cache'))
+    root = fakes.image_folder(tmp_path / 'set', {'a': 300, 'b': 300})
+    source = open_source(f'folder:{root}')
+    mean, std = normalisation(source, 8)
+    assert mean == pytest.approx((0.5,) * 3, abs=0.02) and std == pytest.approx((0.29,) * 3, abs=0.01)
+    for name in ('a/000.png', 'b/299.png'):
+        (root / name).write_bytes(b'')
+    with pytest.raises(ZooError, match=r'2 of 600 images cannot be read.*000\.png.*299\.png'):
+        normalisation(source, 8)
+
+
 def test_colour_turned_grey_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.trust_files(monkeypatch, 'cifar')
     fakes.cifar10(tmp_path)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ZooError, nearest
+from .cache import check_cached
 from .folders import Parts, open_cinic10, open_folder, open_tiny_imagenet
 from .hub import open_hub
-from .images import ArrayImages, FileImages, decode
+from .images import ArrayImages, EncodedImages, FileImages, decode
 from .info import DATASETS, DatasetInfo
 from .seeds import generator
 from .splits import Split, draw
@@ -249,9 +250,12 @@ def normalisation(
 def measure(
         split: Split, img_size: int | tuple[int, int], channels: int, seed: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation on a sample of the split."""
+    if isinstance(split.images, EncodedImages):
+        check_cached(split.images)  # or the first unreadable ones would be met here, and the others later
     chosen = torch.randperm(len(split), generator=generator(seed, _SAMPLE))[:_SAMPLE_SIZE].sort().values
     total, squares, count = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), 0
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
     for part in chosen.split(256):
         pixels = decode(split.images, size, channels, split.select(part).index, progress=False).double() / 255
         total += pixels.sum((0, 2, 3))
