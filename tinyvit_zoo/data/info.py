@@ -92,9 +92,6 @@ def _grey(value: float) -> tuple[float, float, float]:
 DATASETS = {
     'c10': DatasetInfo('CIFAR-10', 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _CIFAR10),
     'c100': DatasetInfo('CIFAR-100', 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), _CIFAR100),
-    'svhn': DatasetInfo(
-        'SVHN', 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), tuple(map(str, range(10)))),
-    'timnet': DatasetInfo('Tiny-ImageNet', 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
     'fl102': DatasetInfo('Flowers-102', 102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698), _FLOWERS102),
     'svhn': DatasetInfo('SVHN', 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), _DIGITS),
     'timnet': DatasetInfo('Tiny-ImageNet', 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), _TINY_IMAGENET),
