@@ -135,6 +135,8 @@ def data_cfg(recipe: Recipe, source: Source) -> dict[str, Any]:
     if known and known.num_classes != classes:
         known = None
     start = _start_cfg(recipe)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     if recipe.mean and recipe.std:
         mean, std = recipe.mean, recipe.std
     elif known:
