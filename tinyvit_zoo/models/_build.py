@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
-from ..weights import check_sha256, read_weights, unwrap
+from ..weights import check_sha256, read_cfg, read_weights, unwrap
 
 __all__ = [
     'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed',
@@ -49,11 +49,14 @@ def build_model(
     """timm's `build_model_with_cfg`, with three differences that only show when something is wrong.
 
     An unknown tag names the nearest; weight files are read by `read_weights` (zips, checksums, no code); and whatever
-    the class count, every tensor but the head's must be there and fit.
+    the class count, every tensor but the head's must be there and fit. A file of our own training also says its
+    classes, size and normalisation.
     """
     if isinstance(pretrained_cfg, str):
         check_tag(variant, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
+    if overlay.get('file'):
+        overlay = {**read_cfg(overlay['file']), **overlay}
     if not pretrained:
         return build_model_with_cfg(
             model_cls, variant, False, pretrained_cfg, overlay, pretrained_filter_fn=filter_fn, **kwargs)
