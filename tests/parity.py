@@ -112,7 +112,7 @@ def compact_block(x: Tensor, b: dict[str, Tensor], heads: int) -> Tensor:
     return x + hidden @ b['linear2.weight'].T + b['linear2.bias']
 
 
-def _norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+def _norm(x: Tensor, state: dict[str, Tensor], name: str, eps: float = 1e-5) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
     return scaled * state[f'{name}.weight'] + state[f'{name}.bias']

@@ -1,6 +1,7 @@
 """SPT/LSA's Swin written out plainly, in the authors' tensor names: the yardstick of test_sl_swin.py."""
 import itertools
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,22 +52,25 @@ def _linear(name: str, width: int, dim: int, bias: bool) -> dict[str, list[int]]
             f'{name}.2.bias': [dim]}
 
 
-def swin_forward(x: Tensor, state: dict[str, Tensor], patch: int, taken: list[Tensor] | None = None) -> Tensor:
+def swin_forward(x: Tensor, state: dict[str, Tensor], patch: int, taken: list[Tensor] | None = None,
+                 eps: float = 1e-5) -> Tensor:
     """Logits, or pooled features where the state has no classifier; `taken` gets each block's [B, windows, heads, N, N]
     attention."""
+    norm = partial(_norm, eps=eps)
     if 'patch_embed.merging.1.weight' in state:
         x = _shifted(x.permute(0, 2, 3, 1), state, 'patch_embed.merging', patch)
     else:
         weight = state['patch_embed.proj.weight']
-        x = _norm(F.conv2d(x, weight, state['patch_embed.proj.bias'], patch).permute(0, 2, 3, 1), state,
-                  'patch_embed.norm')
-    x = x + state['absolute_pos_embed'].reshape(1, *x.shape[1:])
+        x = norm(F.conv2d(x, weight, state['patch_embed.proj.bias'], patch).permute(0, 2, 3, 1), state,
+                 'patch_embed.norm')
+    if 'absolute_pos_embed' in state:
+        x = x + state['absolute_pos_embed'].reshape(1, *x.shape[1:])
     for i, depth in enumerate(DEPTHS):
         for j in range(depth):
             b = {k.removeprefix(f'layers.{i}.blocks.{j}.'): v for k, v in state.items()}
             shift = 2 if j % 2 and min(x.shape[1:3]) > 4 else 0
-            x = x + _attention(_norm(x, b, 'norm1'), b, HEADS[i], shift, taken)
-            hidden = F.gelu(_norm(x, b, 'norm2') @ b['mlp.fc1.weight'].T + b['mlp.fc1.bias'])
+            x = x + _attention(norm(x, b, 'norm1'), b, HEADS[i], shift, taken)
+            hidden = F.gelu(norm(x, b, 'norm2') @ b['mlp.fc1.weight'].T + b['mlp.fc1.bias'])
             x = x + hidden @ b['mlp.fc2.weight'].T + b['mlp.fc2.bias']
         name = f'layers.{i}.downsample'
         if f'{name}.merging.1.weight' in state:
@@ -74,8 +78,8 @@ def swin_forward(x: Tensor, state: dict[str, Tensor], patch: int, taken: list[Te
         elif f'{name}.norm.weight' in state:
             rows, cols = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
             quarters = [x[:, a:rows:2, b:cols:2] for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))]
-            x = _norm(torch.cat(quarters, -1), state, f'{name}.norm') @ state[f'{name}.reduction.weight'].T
-    x = _norm(x, state, 'norm').mean((1, 2))
+            x = norm(torch.cat(quarters, -1), state, f'{name}.norm') @ state[f'{name}.reduction.weight'].T
+    x = norm(x, state, 'norm').mean((1, 2))
     return x @ state['head.weight'].T + state['head.bias'] if 'head.weight' in state else x
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timm.models.cait import TalkingHeadAttn
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
@@ -19,6 +20,7 @@ from tinyvit_zoo.models.compact import CompactTransformer
 from tinyvit_zoo.models.sl_cait import MixedAttention
 from tinyvit_zoo.models.sl_swin import ShiftedMerging
 from tinyvit_zoo.models.sl_t2t import TokenAttention
+from tinyvit_zoo.models.ssl_small import TalkingHeads
 
 
 class PlainTokenizer(nn.Module):
@@ -160,6 +162,13 @@ class PlainMixedAttention(nn.Module):
         return self.proj((attn @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
+def plain_talking_heads(ours: TalkingHeads) -> TalkingHeadAttn:
+    """timm's, which moves the heads back and forth to mix them."""
+    plain = TalkingHeadAttn(ours.qkv.in_features, ours.num_heads, qkv_bias=ours.qkv.bias is not None)
+    plain.load_state_dict(ours.state_dict())
+    return plain
+
+
 class PlainShiftedPatches(nn.Module):
     """Takes over the parameters of ours. A shift is padding on one side and cropping on the other."""
 
@@ -237,6 +246,7 @@ PLAIN: dict[type, Callable] = {
     ShiftedPatchTokenization: PlainShiftedPatches,
     ShiftedMerging: PlainShiftedMerging,
     WindowAttention: PlainWindowAttention,
+    TalkingHeads: plain_talking_heads,
     TokenAttention: PlainTokenAttention,
 }
 

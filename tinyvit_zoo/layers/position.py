@@ -42,12 +42,12 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_
 def table_on_grid(table: Tensor, old: Tuple[int, int], new: Tuple[int, int], num_prefix_tokens: int) -> Tensor:
     """What `resize_table` makes of a learned table, for every forward pass: gradients reach the table.
 
-    As one product with the matrix of that interpolation. The backward pass of an interpolation on a GPU gives other
-    bits each time.
+    As a weighted sum of the entries: the backward pass of an interpolation on a GPU gives other bits each time, and a
+    matrix product would be rounded under autocast.
     """
     if old[0] == new[0] and old[1] == new[1]:
         return table
     each = torch.eye(old[0] * old[1], device=table.device)[None]
     weights = resample_abs_pos_embed(each, [new[0], new[1]], [old[0], old[1]], num_prefix_tokens=0)  # [1, new, old]
-    patches = weights.to(table.dtype) @ table[:, num_prefix_tokens:]
-    return torch.cat([table[:, :num_prefix_tokens], patches.to(table.dtype)], dim=1)
+    patches = (weights.to(table.dtype)[..., None] * table[:, None, num_prefix_tokens:]).sum(2)
+    return torch.cat([table[:, :num_prefix_tokens], patches], dim=1)

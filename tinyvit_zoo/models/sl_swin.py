@@ -43,7 +43,12 @@ class ConvTokenizer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else nn.Identity()
 
     def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        return img_size[0] // self.reduction, img_size[1] // self.reduction
+        """Rows and columns of tokens for an image size; ZooError where there would be none."""
+        least = self.reduction
+        if min(img_size) < least:
+            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x '
+                           f'{least} pixels and more.')
+        return img_size[0] // least, img_size[1] // least
 
     def largest_map(self, img_size: tuple[int, int]) -> int:
         """Values an image has where they are the most."""
