@@ -280,6 +280,15 @@ def test_pretrained_weights_serve_another_size() -> None:
     torch.testing.assert_close(loaded(x), model(x))
 
 
+@torch.no_grad()
+def test_an_authors_file_loads_as_pretrained() -> None:
+    """Wrapped, with the sine table and the unused norm in it."""
+    state = {key: fill(key, shape) for key, shape in shapes(2, 3, 10, True, True, 1).items()}
+    model = create_pretrained({'model': {**state, 'pos_embed': sinusoids(65, 256)}}).double().eval()
+    x = images([2, 3, 32, 32])
+    torch.testing.assert_close(model(x), forward(x, state, True), rtol=0, atol=1e-5)  # read as float32
+
+
 def test_pretrained_weights_for_other_channels_are_refused_in_one_line() -> None:
     state = timm.create_model('sl_t2t', depth=1).state_dict()
     with pytest.raises(tinyvit_zoo.ZooError, match=r'in_chans=3 and bring the images to 3 channels') as e:
