@@ -20,7 +20,8 @@ SMALL = ['cct_2_3x2', 'cvt_2_4', 'vit_lite_2_4']
 # one of each family, cut down, for the checks that cost more
 CASES = [
     *((name, {}) for name in SMALL), ('sl_vit', dict(depth=2)), ('sl_pit', dict(depths=(1, 1, 1))),
-    ('ssl_vit', dict(depth=2)), ('ssl_swin', dict(depths=(1, 1, 1))), ('ssl_cait', dict(depth=2))]
+    ('sl_cait', dict(depth=2)), ('sl_t2t', dict(depth=2)), ('ssl_vit', dict(depth=2)),
+    ('ssl_swin', dict(depths=(1, 1, 1))), ('ssl_cait', dict(depth=2))]
 KINDS = [(name, dict(pos_embed=kind)) for name in SMALL for kind in ('learnable', 'sine', 'none')]
 
 
@@ -64,7 +65,7 @@ def test_default_tag_is_the_first_of_the_catalogue(name: str) -> None:
         assert cfg.tag == tags[0] and cfg.has_weights
 
 
-@pytest.mark.parametrize('name', [*SMALL, 'cct_7_3x1_sine', 'sl_vit', 'ssl_vit'])
+@pytest.mark.parametrize('name', [*SMALL, 'cct_7_3x1_sine', 'sl_vit', 'ssl_vit', 'sl_cait', 'sl_t2t'])
 @torch.no_grad()
 def test_features_only(name: str) -> None:
     features = create(name, features_only=True).eval()
@@ -77,7 +78,7 @@ def test_features_only(name: str) -> None:
     torch.testing.assert_close(final, tokens)
     torch.testing.assert_close(taken[-1].flatten(2).transpose(1, 2), tokens[:, full.num_prefix_tokens:])
     pairs = full.forward_intermediates(x, [1], return_prefix_tokens=True, output_fmt='NLC', intermediates_only=True)
-    if full.num_prefix_tokens:
+    if full.num_early_tokens:
         assert pairs[0][0].shape[1] == 64 and pairs[0][1].shape[1] == 1
 
 

@@ -272,6 +272,18 @@ def test_pruning_drops_the_class_blocks_with_the_head() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@torch.no_grad()
+def test_an_authors_file_loads_as_pretrained() -> None:
+    depths = dict(depth=1, class_depth=1)
+    state = {key: fill(key, shape) for key, shape in shapes((32, 32), 4, 3, 10, True, True, **depths).items()}
+    overlay = dict(state_dict={'model': state}, input_size=(3, 32, 32), num_classes=10)
+    model = timm.create_model('sl_cait', pretrained=True, **depths, pretrained_cfg_overlay=overlay).double().eval()
+    x = images([2, 3, 32, 32])
+    torch.testing.assert_close(model(x), forward(x, state, 4, 'paper'), rtol=0, atol=1e-5)  # read as float32
+    with pytest.raises(tinyvit_zoo.ZooError, match='temperature is not part of it'):
+        timm.create_model('sl_cait', pretrained=True, **depths, lsa=False, pretrained_cfg_overlay=overlay)
+
+
 @pytest.mark.parametrize('chans', [1, 4])
 @torch.no_grad()
 def test_pretrained_weights_take_other_channels(chans: int) -> None:

@@ -192,10 +192,9 @@ def test_macs(name: str) -> None:
 # -- the mask ----------------------------------------------------------------------------------------------------------
 def weights_to_itself(attn: LocalityAttention, x: Tensor) -> tuple[Tensor, Tensor]:
     """How what the attention makes of the first token changes with the values of itself, and of another token."""
-    q, k, v = attn.project(x)
-    out = attn.attend(q, k, v)
-    values = torch.autograd.grad(out[:, 0].float().square().sum(), v)[0]
-    return values[:, :, 0], values[:, :, 1]
+    qkv = attn.project(x)
+    values = torch.autograd.grad(attn.attend(qkv)[:, 0].float().square().sum(), qkv)[0][:, :, 2]
+    return values[:, 0], values[:, 1]
 
 
 @pytest.mark.parametrize('fused', [True, False])
@@ -279,6 +278,15 @@ def test_pretrained_weights_serve_another_size() -> None:
     model.set_input_size((48, 32))
     x = torch.randn(2, 3, 48, 32)
     torch.testing.assert_close(loaded(x), model(x))
+
+
+@torch.no_grad()
+def test_an_authors_file_loads_as_pretrained() -> None:
+    """Wrapped, with the sine table and the unused norm in it."""
+    state = {key: fill(key, shape) for key, shape in shapes(2, 3, 10, True, True, 1).items()}
+    model = create_pretrained({'model': {**state, 'pos_embed': sinusoids(65, 256)}}).double().eval()
+    x = images([2, 3, 32, 32])
+    torch.testing.assert_close(model(x), forward(x, state, True), rtol=0, atol=1e-5)  # read as float32
 
 
 def test_pretrained_weights_for_other_channels_are_refused_in_one_line() -> None:
