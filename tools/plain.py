@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.layers import LocalityAttention, ShiftedPatchTokenization, WindowAttention
+from tinyvit_zoo.layers import LocalityAttention, ShiftedMerging, ShiftedPatchTokenization, WindowAttention
 from tinyvit_zoo.models.compact import CompactTransformer
-from tinyvit_zoo.models.sl_swin import ShiftedMerging
 
 
 class PlainTokenizer(nn.Module):
