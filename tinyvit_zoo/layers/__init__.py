@@ -15,8 +15,8 @@ from .slicing import slice_length
 from .windows import WindowAttention, attend_in_windows, window_mask
 
 __all__ = [
-    'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool',
-    'ShiftedMerging', 'ShiftedPatchTokenization', 'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows',
+    'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool', 'ShiftedMerging',
+    'ShiftedPatchTokenization', 'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows',
     'attend_locally', 'cut_patches', 'diagonal_mask', 'init_xavier', 'is_sine_table', 'resize_table',
     'shift_diagonally', 'sine_table', 'slice_length', 'window_mask',
 ]

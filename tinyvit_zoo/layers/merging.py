@@ -1,10 +1,10 @@
 """Shifted patches as a merging of tokens, on a CPU as one convolution.
 
-Patches of 2x2 from a map and its four shifted copies: five values a channel for each of four places, but the copies tile
-the 4x4 neighbourhood of a patch and the map itself only repeats the middle of it. What the LayerNorm and the Linear make
-of the 20 C values is hence a convolution of the 16 C, 4x4 with stride 2, and a correction by mean and deviation, which
-need two sums a token. That is a fifth less to multiply, and nothing five times as large as the map has to be written,
-normalised and kept.
+Patches of 2x2 from a map and its four shifted copies hold five values a channel for each of four places. But the copies
+tile the 4x4 neighbourhood of a patch, and the map itself only repeats the middle of it. What the LayerNorm and the
+Linear make of the 20 C values is hence a convolution of the 16 C, 4x4 with stride 2, and a correction by mean and
+deviation, which need two sums a token. That is a fifth less to multiply, and nothing five times as large as the map has
+to be written, normalised and kept.
 
 Mean and deviation from sums of squares lose precision where all values are nearly equal. Features of a token are not;
 pixels are, where an image is of one colour, so images are not embedded in this way.

@@ -155,7 +155,10 @@ def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tens
 def window_attention_backward(
         grad: Tensor, qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, temperature and bias; sums are kept in float32 or better."""
+    """Gradients of qkv, temperature and bias; sums are kept in float32 or better.
+
+    So is the softmax's gradient, which has no vectorised kernel in bf16.
+    """
     area = bias.shape[-1]
     exact = torch.promote_types(qkv.dtype, torch.float32)
     per_head = temperature.to(qkv.dtype)[:, None, None]
@@ -170,7 +173,7 @@ def window_attention_backward(
             scaled = q * per_head
             attn = _probabilities(scaled, k, bias)
             d_attn = _product(g, v.transpose(2, 3))
-            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
+            d_score = torch._softmax_backward_data(d_attn.to(exact), attn.to(exact), -1, exact).to(attn.dtype)
             per_logit = _product(d_score, k)
             grad_temperature += (q * per_logit).sum((0, 2, 3), dtype=exact)
             grad_bias += d_score.view(-1, *bias.shape).sum(0, dtype=exact)
