@@ -171,7 +171,7 @@ def test_the_operator_keeps_its_contract() -> None:
     qkv = torch.randn(2, 25, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     bias = (torch.randn(2, 16, 16, dtype=torch.float64) + window_mask(qkv, 5, 5, 4, 2, True)[:, None]).detach()
     args = (qkv, torch.rand(2, dtype=torch.float64, requires_grad=True), bias.requires_grad_(),
-            *windows._order(5, 5, 4, 2))
+            *windows.window_order(qkv, 5, 5, 4, 2))
     torch.library.opcheck(torch.ops.tinyvit_zoo.window_attention, args)
     assert torch.autograd.gradcheck(torch.ops.tinyvit_zoo.window_attention, args)
 
@@ -325,10 +325,10 @@ def test_bf16_autocast() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size', [32, 20])
-def test_compiles_to_one_graph(size: int) -> None:
-    model = timm.create_model('sl_swin', img_size=size, **SHALLOW)
-    compiled, x = torch.compile(model, fullgraph=True), torch.randn(2, 3, size, size)
+def test_compiles_to_one_graph() -> None:
+    """At a size with windows that are not full, shifted ones too."""
+    model = timm.create_model('sl_swin', img_size=20, **SHALLOW)
+    compiled, x = torch.compile(model, fullgraph=True), torch.randn(2, 3, 20, 20)
     compiled(x).sum().backward()  # with drop path
     model.eval()
     with torch.no_grad():

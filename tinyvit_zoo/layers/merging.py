@@ -13,6 +13,7 @@ from typing import Any, Tuple
 
 import torch
 import torch.nn.functional as F
+from timm.models import register_notrace_function
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -106,26 +107,39 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> Tuple[Any, ...]:
 shifted_merging.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+def _kernel(weight: Tensor) -> Tensor:
+    """Weights of a patch's shifted values [D, 20 C] as a convolution's [D, C, 4, 4]."""
+    middle, *copies = weight.unflatten(1, (2, 2, 5, -1)).unbind(3)  # each [D, row, column, C]
+    upper, lower = torch.cat(copies[:2], 2), torch.cat(copies[2:], 2)
+    return (torch.cat([upper, lower], 1) + F.pad(middle, (0, 0, 1, 1, 1, 1))).permute(0, 3, 1, 2)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def merge_shifted(
+        x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, proj_weight: Tensor, proj_bias: Tensor,
+) -> Tensor:
+    """[B, H, W, C] -> [B, H // 2, W // 2, D]: shifted patches of 2x2, LayerNorm, Linear, by the fastest way."""
+    if not torch.jit.is_scripting():
+        if x.device.type == 'cpu' and type(x) is Tensor and not torch.compiler.is_compiling():
+            weight = proj_weight * norm_weight
+            kernel = _kernel(weight)
+            if torch.is_autocast_enabled('cpu'):
+                kernel = kernel.to(torch.get_autocast_dtype('cpu'))
+            out = shifted_merging(x, kernel, weight.sum(1), eps)[0]
+            return out + ((proj_weight * norm_bias).sum(1) + proj_bias).to(out.dtype)
+    B, height, width, _ = x.shape
+    x = cut_patches(shift_diagonally(x.permute(0, 3, 1, 2), 1), 2)
+    x = F.linear(F.layer_norm(x, [x.shape[2]], norm_weight, norm_bias, eps), proj_weight, proj_bias)
+    return x.reshape(B, height // 2, width // 2, x.shape[2])
+
+
 class ShiftedMerging(ShiftedPatchTokenization):
     """Shifted patches of 2x2 as a merging, [B, H, W, C] -> [B, H // 2, W // 2, 2C]."""
 
     def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__(dim, 2 * dim, 2, device=device, dtype=dtype)
 
-    def _merge(self, x: Tensor) -> Tensor:
-        weight = (self.proj.weight * self.norm.weight).unflatten(1, (2, 2, 5, -1))  # [D, row, column, copy, C]
-        upper, lower = torch.cat([weight[:, :, :, 1], weight[:, :, :, 2]], 2), torch.cat(
-            [weight[:, :, :, 3], weight[:, :, :, 4]], 2)
-        kernel = (torch.cat([upper, lower], 1) + F.pad(weight[:, :, :, 0], (0, 0, 1, 1, 1, 1))).permute(0, 3, 1, 2)
-        if torch.is_autocast_enabled('cpu'):
-            kernel = kernel.to(torch.get_autocast_dtype('cpu'))
-        out, _, _ = shifted_merging(x, kernel, weight.flatten(1).sum(1), self.norm.eps)
-        return out + ((self.proj.weight * self.norm.bias).sum(1) + self.proj.bias).to(out.dtype)
-
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if x.device.type == 'cpu' and type(x) is Tensor and not torch.compiler.is_compiling():
-                return self._merge(x)
-        B, height, width, C = x.shape
-        x = cut_patches(shift_diagonally(x.permute(0, 3, 1, 2), 1), 2)
-        return self.proj(self.norm(x)).reshape(B, height // 2, width // 2, 2 * C)
+        return merge_shifted(
+            x, self.norm.weight, self.norm.bias, self.norm.eps, self.proj.weight, self.proj.bias)
