@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinyvit_zoo
-from tinyvit_zoo.layers import WindowAttention, attend_in_windows, slice_length, window_mask, windows
+from tinyvit_zoo.layers import (
+    ShiftedMerging,
+    ShiftedPatchTokenization,
+    WindowAttention,
+    attend_in_windows,
+    slice_length,
+    window_mask,
+    windows,
+)
 from tinyvit_zoo.models.sl_swin import checkpoint_filter_fn
 
 COMBINATIONS = list(itertools.product((False, True), repeat=2))
@@ -163,7 +171,7 @@ def test_the_operator_keeps_its_contract() -> None:
     qkv = torch.randn(2, 25, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     bias = (torch.randn(2, 16, 16, dtype=torch.float64) + window_mask(qkv, 5, 5, 4, 2, True)[:, None]).detach()
     args = (qkv, torch.rand(2, dtype=torch.float64, requires_grad=True), bias.requires_grad_(),
-            *windows._order(5, 5, 4, 2))
+            *windows.window_order(qkv, 5, 5, 4, 2))
     torch.library.opcheck(torch.ops.tinyvit_zoo.window_attention, args)
     assert torch.autograd.gradcheck(torch.ops.tinyvit_zoo.window_attention, args)
 
@@ -173,6 +181,27 @@ def test_a_mask_is_made_once_and_serves_training_after_inference() -> None:
         first = window_mask(torch.zeros(1), 8, 8, 4, 2, True)
     assert window_mask(torch.ones(1), 8, 8, 4, 2, True) is first and not first.is_inference()
     assert window_mask(torch.zeros(1, dtype=torch.bfloat16), 8, 8, 4, 2, True).dtype == torch.bfloat16
+
+
+# -- the merging -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('height, width', [(8, 8), (7, 10), (2, 3), (5, 5)])
+def test_the_merging_s_operator_has_the_definition_s_gradients(height: int, width: int) -> None:
+    module = ShiftedMerging(6).double()
+    for p in module.parameters():
+        nn.init.normal_(p)
+    x = torch.randn(3, height, width, 6, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(3, height // 2, width // 2, 12, dtype=torch.float64)
+    by_definition = ShiftedPatchTokenization.forward(module, x.permute(0, 3, 1, 2)).view_as(grad)
+    results = []
+    for out in (module(x), by_definition):
+        results.append([out, *torch.autograd.grad(out, [x, *module.parameters()], grad)])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+
+
+def test_the_merging_s_operator_keeps_its_contract() -> None:
+    args = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 4, 6, 3), (5, 3, 4, 4), (5,))]
+    torch.library.opcheck(torch.ops.tinyvit_zoo.shifted_merging, (*args, 1e-5))
+    assert torch.autograd.gradcheck(lambda *a: torch.ops.tinyvit_zoo.shifted_merging(*a, 1e-5)[0], args)
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
@@ -296,10 +325,10 @@ def test_bf16_autocast() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size', [32, 20])
-def test_compiles_to_one_graph(size: int) -> None:
-    model = timm.create_model('sl_swin', img_size=size, **SHALLOW)
-    compiled, x = torch.compile(model, fullgraph=True), torch.randn(2, 3, size, size)
+def test_compiles_to_one_graph() -> None:
+    """At a size with windows that are not full, shifted ones too."""
+    model = timm.create_model('sl_swin', img_size=20, **SHALLOW)
+    compiled, x = torch.compile(model, fullgraph=True), torch.randn(2, 3, 20, 20)
     compiled(x).sum().backward()  # with drop path
     model.eval()
     with torch.no_grad():

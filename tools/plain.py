@@ -15,10 +15,9 @@ from timm.models.cait import TalkingHeadAttn
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.layers import LocalityAttention, ShiftedPatchTokenization, WindowAttention
+from tinyvit_zoo.layers import LocalityAttention, ShiftedMerging, ShiftedPatchTokenization, WindowAttention
 from tinyvit_zoo.models.compact import CompactTransformer
 from tinyvit_zoo.models.sl_cait import MixedAttention
-from tinyvit_zoo.models.sl_swin import ShiftedMerging
 from tinyvit_zoo.models.sl_t2t import TokenAttention
 from tinyvit_zoo.models.ssl_small import TalkingHeads
 

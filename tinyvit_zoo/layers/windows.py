@@ -66,6 +66,13 @@ def _kept_mask(
         return _new_mask(height, width, window, shift, diagonal, torch.empty(0, dtype=dtype, device=device))
 
 
+@torch.compiler.assume_constant_result  # inductor's index arithmetic chokes on what makes these
+def _constant_mask(
+        height: int, width: int, window: int, shift: int, diagonal: bool, dtype: torch.dtype, device: torch.device,
+) -> Tensor:
+    return _kept_mask(height, width, window, shift, diagonal, dtype, device)
+
+
 def window_mask(x: Tensor, height: int, width: int, window: int, shift: int, diagonal: bool) -> Tensor:
     """[windows or 1, N, N] to be added to the logits, of the type and on the device of `x`; made once for each.
 
@@ -73,22 +80,49 @@ def window_mask(x: Tensor, height: int, width: int, window: int, shift: int, dia
     attends to itself, as the diagonal is less low than what is out of bounds.
     """
     if not torch.jit.is_scripting():
+        if torch.compiler.is_dynamo_compiling():
+            return _constant_mask(height, width, window, shift, diagonal, x.dtype, x.device)
         if not torch.compiler.is_compiling() and type(x) is Tensor:
             return _kept_mask(height, width, window, shift, diagonal, x.dtype, x.device)
     return _new_mask(height, width, window, shift, diagonal, x)
 
 
+def _new_order(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    row, col = _axis(height, window, shift, device)[:, None], _axis(width, window, shift, device)
+    token = _cut(row.clamp(max=height - 1) * width + col.clamp(max=width - 1), window).flatten()
+    row = (torch.arange(height, device=device)[:, None] - shift) % row.shape[0]
+    columns = col.shape[0]
+    col = (torch.arange(width, device=device) - shift) % columns
+    first = (row // window) * (columns * window) + (col // window) * (window * window)  # of the window
+    place = first + row % window * window + col % window
+    return torch.cat([token, place.flatten()])
+
+
 @lru_cache(maxsize=64)
-def _order(height: int, width: int, window: int, shift: int) -> Tuple[Tensor, Tensor]:
-    """The token in each place of the windows (padding: the first token), and the place of each token."""
-    cpu = torch.device('cpu')
+def _kept_order(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        row, col = _axis(height, window, shift, cpu)[:, None], _axis(width, window, shift, cpu)
-        padding = _cut((row >= height) | (col >= width), window).flatten()
-        token = _cut(row * width + col, window).flatten().masked_fill(padding, 0)
-        place = torch.empty(height * width, dtype=torch.long)
-        place[token[~padding]] = torch.arange(len(token))[~padding]
-        return token, place
+        return _new_order(height, width, window, shift, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant_order(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    return _kept_order(height, width, window, shift, device)
+
+
+def _order(x: Tensor, height: int, width: int, window: int, shift: int) -> Tensor:
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_dynamo_compiling():
+            return _constant_order(height, width, window, shift, x.device)
+        if not torch.compiler.is_compiling() and type(x) is Tensor:
+            return _kept_order(height, width, window, shift, x.device)
+    return _new_order(height, width, window, shift, x.device)
+
+
+def window_order(x: Tensor, height: int, width: int, window: int, shift: int) -> Tuple[Tensor, Tensor]:
+    """The token in each place of the windows (padding: any), and the place of each token; made once, as the mask is."""
+    both = _order(x, height, width, window, shift)
+    places = both.shape[0] - height * width
+    return both[:places], both[places:]
 
 
 def _offset_index(window: int, device: torch.device) -> Tensor:
@@ -130,23 +164,23 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    """[B * windows, H, N, N]"""
+    """[B * windows, H, N, N], in float32 or better: softmax and its gradient have no vectorised kernels in bf16."""
     windows, heads, area, _ = bias.shape
     scores = q.new_empty(q.shape[0] // windows, *bias.shape)
     scores.copy_(bias)
     scores.view(-1, area, area).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
-    return scores.view(-1, heads, area, area).softmax(-1)
+    return scores.view(-1, heads, area, area).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op('tinyvit_zoo::window_attention', mutates_args=(), device_types='cpu')
 def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor) -> Tensor:
-    """[B, L, 3, H, D] -> [B, L, H, D]; temperatures [H]; bias [windows or 1, H, N, N]; see `_order`."""
+    """[B, L, 3, H, D] -> [B, L, H, D]; temperatures [H]; bias [windows or 1, H, N, N]; see `window_order`."""
     per_head = temperature.to(qkv.dtype)[:, None, None]
     out = torch.empty_like(qkv[:, :, :1])
     with torch.autocast('cpu', enabled=False):
         for images in _chunks(qkv):
             q, k, v = _gather(qkv[images], order, place, bias.shape[-1]).unbind(0)
-            attn = _probabilities(q.mul_(per_head), k, bias)
+            attn = _probabilities(q.mul_(per_head), k, bias).to(v.dtype)
             _scatter(_product(attn, v)[None], place, out[images])
     return out.squeeze(2)
 
@@ -170,13 +204,14 @@ def window_attention_backward(
             scaled = q * per_head
             attn = _probabilities(scaled, k, bias)
             d_attn = _product(g, v.transpose(2, 3))
-            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
+            d_score = torch._softmax_backward_data(d_attn.to(exact), attn, -1, exact)
+            grad_bias += d_score.view(-1, *bias.shape).sum(0)
+            d_score = d_score.to(q.dtype)
             per_logit = _product(d_score, k)
             grad_temperature += (q * per_logit).sum((0, 2, 3), dtype=exact)
-            grad_bias += d_score.view(-1, *bias.shape).sum(0, dtype=exact)
             torch.mul(per_logit, per_head, out=q)
             k.copy_(_product(d_score.transpose(2, 3), scaled))
-            v.copy_(_product(attn.transpose(2, 3), g))
+            v.copy_(_product(attn.to(g.dtype).transpose(2, 3), g))
             _scatter(windows, place, grad_qkv[images])  # which holds gradients now
     return grad_qkv, grad_temperature.to(temperature.dtype), grad_bias.to(bias.dtype)
 
@@ -217,29 +252,6 @@ window_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 # -- the layer ---------------------------------------------------------------------------------------------------------
-def _partition(x: Tensor, window: int, shift: int) -> Tensor:
-    """Map [B, H, W, 3, heads, D] -> [3, B, windows, heads, N, D], filled up with zeros and shifted."""
-    B, height, width, _, heads, head_dim = x.shape
-    if height % window != 0 or width % window != 0:
-        x = F.pad(x, [0, 0, 0, 0, 0, 0, 0, -width % window, 0, -height % window])
-    rows, cols = x.shape[1] // window, x.shape[2] // window
-    if shift > 0:
-        x = torch.roll(x, shifts=(-shift, -shift), dims=(1, 2))
-    x = x.reshape(B, rows, window, cols, window, 3, heads, head_dim).permute(5, 0, 1, 3, 6, 2, 4, 7)
-    return x.reshape(3, B, rows * cols, heads, window * window, head_dim)
-
-
-def _merge(x: Tensor, height: int, width: int, window: int, shift: int) -> Tensor:
-    """The way back: [B, windows, heads, N, D] -> map [B, H, W, heads * D]."""
-    B, _, heads, _, head_dim = x.shape
-    rows, cols = (height + window - 1) // window, (width + window - 1) // window
-    x = x.reshape(B, rows, cols, heads, window, window, head_dim).permute(0, 1, 4, 2, 5, 3, 6)
-    x = x.reshape(B, rows * window, cols * window, heads * head_dim)
-    if shift > 0:
-        x = torch.roll(x, shifts=(shift, shift), dims=(1, 2))
-    return x[:, :height, :width]
-
-
 @torch.fx.wrap
 @register_notrace_function
 def attend_in_windows(
@@ -265,12 +277,13 @@ def attend_in_windows(
     bias = table.to(qkv.dtype)[_offset_index(window, qkv.device)].permute(2, 0, 1) + mask[:, None]
     if temperature is None:
         temperature = torch.full([heads], head_dim ** -0.5, dtype=qkv.dtype, device=qkv.device)
+    order, place = window_order(qkv, height, width, window, shift)
     if not torch.jit.is_scripting():
         if fused and qkv.device.type == 'cpu' and type(qkv) is Tensor and not torch.compiler.is_compiling():
-            order, place = _order(height, width, window, shift)
             return window_attention(qkv.flatten(1, 2), temperature, bias, order, place).view(*qkv.shape[:3], -1)
 
-    q, k, v = _partition(qkv, window, shift).unbind(0)
+    windows = qkv.flatten(1, 2).index_select(1, order).unflatten(1, [-1, window * window])
+    q, k, v = windows.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, D]
     q = q * temperature.to(q.dtype)[:, None, None]
     if fused:
         flat = bias.expand(q.shape[1], -1, -1, -1).flatten(0, 1)  # windows and heads as one: every image has the same
@@ -278,7 +291,8 @@ def attend_in_windows(
             q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=flat, scale=1.).view_as(q)
     else:
         x = (q @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
-    return _merge(x, height, width, window, shift)
+    x = x.transpose(2, 3).flatten(3).flatten(1, 2).index_select(1, place)
+    return x.unflatten(1, [height, width])
 
 
 class WindowAttention(nn.Module):

@@ -22,7 +22,7 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import ShiftedPatchTokenization, WindowAttention, cut_patches, shift_diagonally
+from ..layers import ShiftedMerging, ShiftedPatchTokenization, WindowAttention
 from ..weights import pretrained_cfgs, unwrap
 from ._build import adapt_linear_stem, build_model, feature_take_indices, renamed
 from ._tokens import TokenTransformer, fit_positions
@@ -71,18 +71,6 @@ class Merging(nn.Module):
         B, height, width, C = x.shape
         x = x[:, :height // 2 * 2, :width // 2 * 2].reshape(B, height // 2, 2, width // 2, 2, C)
         return self.proj(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
-
-
-class ShiftedMerging(ShiftedPatchTokenization):
-    """Shifted patches of 2x2 as a merging, [B, H, W, C] -> [B, H // 2, W // 2, 2C]."""
-
-    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
-        super().__init__(dim, 2 * dim, 2, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, height, width, C = x.shape
-        x = cut_patches(shift_diagonally(x.permute(0, 3, 1, 2), 1), 2)
-        return self.proj(self.norm(x)).reshape(B, height // 2, width // 2, 2 * C)
 
 
 class Block(nn.Module):
@@ -180,7 +168,7 @@ class LocalSwin(TokenTransformer):
         self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
         self.output_fmt, self.feature_dim = 'NHWC', -1
         self._traits = {'first_conv': None} if spt else {}  # a Linear stem is adapted by the filter
-        self.least_size = patch_size * 2 ** (len(depths) - 1)
+        self.patch_size, self.least_size = patch_size, patch_size * 2 ** (len(depths) - 1)
         self._check_size(self.img_size)
         kind = ShiftedPatchTokenization if spt else ConvTokenizer
         self.tokenizer = kind(in_chans, embed_dim, patch_size, **dd)
@@ -205,8 +193,7 @@ class LocalSwin(TokenTransformer):
 
     def _feature_info(self) -> list[dict[str, Any]]:
         """The map at the end of each stage."""
-        first = self.tokenizer.reduction
-        return [dict(module=f'layers.{i}.blocks', num_chs=self.embed_dim * 2 ** i, reduction=first * 2 ** i)
+        return [dict(module=f'layers.{i}.blocks', num_chs=self.embed_dim * 2 ** i, reduction=self.patch_size * 2 ** i)
                 for i in range(len(self.layers))]
 
     def _check_size(self, img_size: tuple[int, int]) -> None:
@@ -247,7 +234,7 @@ class LocalSwin(TokenTransformer):
         """[B, C, H, W] -> [B, H', W', D]"""
         _assert(x.shape[2] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
         _assert(x.shape[3] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
-        rows, cols = x.shape[2] // self.tokenizer.reduction, x.shape[3] // self.tokenizer.reduction
+        rows, cols = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         x = self._embed(x)
         return x.reshape(x.shape[0], rows, cols, x.shape[2])
 
