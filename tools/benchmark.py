@@ -6,10 +6,12 @@
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
 logits. The contenders take turns, so that a noisy machine is noisy for all; the ratio is the median over the rounds,
 with its range. Training is a step of the recipe without the optimizer: forward with the dropouts on, loss, backward.
+`--without spt` also times the model without that option: what it costs is a share of the full model's time.
 """
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import platform
 import statistics
@@ -22,11 +24,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from plain import PlainCompact
+from plain import plain
 from torch import nn
 
 import tinyvit_zoo
-from tinyvit_zoo.models import CompactTransformer, check_name
+from tinyvit_zoo.models import check_name
 
 Step = Callable[[], object]
 
@@ -89,9 +91,11 @@ def contenders(name: str, args: argparse.Namespace, device: torch.device) -> tup
     torch.manual_seed(0)
     ours = timm.create_model(name).to(device)
     x = torch.randn(args.batch_size, *ours.pretrained_cfg['input_size'], device=device)
-    models: dict[str, nn.Module] = {'plain': PlainCompact(ours).to(device), 'ours': ours}
+    models: dict[str, nn.Module] = {'plain': plain(ours).to(device), 'ours': ours}
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), models['plain'].eval()(x), rtol=1e-3, atol=1e-4)
+    for option in args.without:
+        models[f'without {option}'] = timm.create_model(name, **{option: False}).to(device)
     if args.compile:
         models['ours compiled'] = torch.compile(ours)
     return models, x
@@ -123,6 +127,8 @@ def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]
         rows.append({
             'contender': name, 'images_per_second': batch / statistics.median(values),
             'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
+        if name.startswith('without'):
+            rows[-1]['saved'] = statistics.median(1 - v / o for v, o in zip(values, times['ours'], strict=True))
     return rows
 
 
@@ -130,15 +136,18 @@ def print_row(row: dict[str, Any]) -> None:
     low, high = row['ratio_range']
     print(f'{row["model"]:14} {row["mode"]:9} {row["precision"]:4} batch {row["batch"]:<4} {row["contender"]:13} '
           f'{row["images_per_second"]:9.1f} images/s {row["ratio"]:6.2f}x  [{low:.2f}, {high:.2f}]  '
-          f'{row["rounds"]} rounds',
+          f'{row["rounds"]} rounds' + (f', {row["saved"]:.1%} of the time of ours saved' if 'saved' in row else ''),
           flush=True)
 
 
 def check(args: argparse.Namespace) -> None:
     for name in args.names:
         check_name(name)
-        if not isinstance(timm.create_model(name, device='meta'), CompactTransformer):
-            raise tinyvit_zoo.ZooError(f'{name} has no plain implementation to be measured against.')
+        model = timm.create_model(name)
+        plain(model)
+        for option in args.without:
+            if option not in inspect.signature(type(model)).parameters:
+                raise tinyvit_zoo.ZooError(f'{name} has no option {option!r} to be without.')
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         raise tinyvit_zoo.ZooError('There is no CUDA device here: use --device cpu.')
 
@@ -152,6 +161,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument('--batch-size', type=int, default=128)
     models.add_argument('--device', default='cpu')
     models.add_argument('--compile', action='store_true', help='also time ours under torch.compile')
+    models.add_argument('--without', nargs='+', default=[], metavar='OPTION', help='also time it with OPTION=False')
     models.add_argument('--seconds', type=float, default=20., help='time for each comparison (at least 3 rounds)')
     models.add_argument('--json', type=Path, metavar='FILE', help='write the results and the machine to FILE')
     return parser.parse_args(argv)

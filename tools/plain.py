@@ -1,15 +1,23 @@
-"""The compact transformers as one would first write them down: the yardstick of `benchmark.py models`.
+"""The models as one would first write them down: the yardstick of `benchmark.py models`.
 
-Attention as two products and a softmax, channels first, ReLU before pooling, torch's own dropout. Same definition, same
-numbers, none of the care. Tensor names are ours, so that weights can be copied over and the outputs compared.
+Attention as two products and a softmax, masks made where they are used, channels first, ReLU before pooling, torch's
+own dropout. Same definition, same numbers, none of the care. The compact transformers are written out whole
+(`PlainCompact`). The other families are copies of ours with the modules of `PLAIN` put in the place of ours.
 """
 from __future__ import annotations
+
+import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.layers import LocalityAttention, ShiftedPatchTokenization
 from tinyvit_zoo.models.compact import CompactTransformer
+from tinyvit_zoo.models.sl_cait import MixedAttention
+from tinyvit_zoo.models.sl_t2t import TokenAttention
 
 
 class PlainTokenizer(nn.Module):
@@ -93,3 +101,106 @@ class PlainCompact(nn.Module):
             return self.head(x[:, 0])
         weights = self.attn_pool.score(x).softmax(dim=1)
         return self.head((weights.transpose(1, 2) @ x).squeeze(1))
+
+
+class PlainLocalityAttention(nn.Module):
+    """Takes over the parameters of ours."""
+
+    def __init__(self, ours: LocalityAttention) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.scale = ours.num_heads, ours.head_dim, ours.scale
+        self.temperature, self.qkv, self.proj = ours.temperature, ours.qkv, ours.proj
+        self.attn_drop = ours.attn_drop
+
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and the values of one head."""
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        logits = q @ k.transpose(-2, -1)
+        if self.temperature is None:
+            logits = logits * self.scale
+        else:
+            logits = logits * self.temperature[:, None, None]
+            diagonal = torch.eye(N, dtype=torch.bool, device=x.device)
+            logits = logits.masked_fill(diagonal, -torch.finfo(logits.dtype).max)
+        attn = self.attn_drop(logits.softmax(dim=-1))
+        return self.proj((attn @ v).transpose(1, 2).reshape(B, N, -1)), v[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x)[0]
+
+
+class PlainTokenAttention(PlainLocalityAttention):
+    """T2T's, which adds its values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, values = self.attend(x)
+        return out + values
+
+
+class PlainMixedAttention(nn.Module):
+    """CaiT's. Takes over the parameters of ours. Heads are mixed by einsum, where multi-head attention has them."""
+
+    def __init__(self, ours: MixedAttention) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.mask = ours.num_heads, ours.head_dim, ours.mask
+        self.temperature, self.mix_pre, self.mix_post = ours.temperature, ours.mix_pre, ours.mix_post
+        self.q, self.kv, self.proj, self.attn_drop = ours.q, ours.kv, ours.proj, ours.attn_drop
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (t.reshape(*t.shape[:2], self.heads, self.head_dim).transpose(1, 2)
+                   for t in (self.q(x), *self.kv(context).chunk(2, dim=-1)))
+        scale = self.head_dim ** -0.5 if self.temperature is None else self.temperature[:, None, None]
+        logits = torch.einsum('bhij,hg->bgij', (q @ k.transpose(-2, -1)) * scale, self.mix_pre)
+        if self.mask == 'paper':
+            diagonal = torch.eye(logits.shape[-1], dtype=torch.bool, device=x.device)
+            logits = logits.masked_fill(diagonal, -torch.finfo(logits.dtype).max)
+        attn = torch.einsum('bhij,hg->bgij', self.attn_drop(logits.softmax(dim=-1)), self.mix_post)
+        return self.proj((attn @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+class PlainShiftedPatches(nn.Module):
+    """Takes over the parameters of ours. A shift is padding on one side and cropping on the other."""
+
+    def __init__(self, ours: ShiftedPatchTokenization) -> None:
+        super().__init__()
+        self.size, self.norm, self.proj = ours.patch_size, ours.norm, ours.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        s, p = self.size // 2, self.size
+        shifts = [(s, -s, s, -s), (-s, s, s, -s), (s, -s, -s, s), (-s, s, -s, s)]
+        x = torch.cat([x, *(F.pad(x, shift) for shift in shifts)], dim=1)
+        B, C, H, W = x.shape
+        x = x[:, :, :H // p * p, :W // p * p].reshape(B, C, H // p, p, W // p, p)
+        return self.proj(self.norm(x.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, p * p * C)))
+
+
+PLAIN: dict[type, Callable] = {
+    LocalityAttention: PlainLocalityAttention,
+    MixedAttention: PlainMixedAttention,
+    ShiftedPatchTokenization: PlainShiftedPatches,
+    TokenAttention: PlainTokenAttention,
+}
+
+
+class PlainCopy(nn.Module):
+    """A copy of `ours` with plain modules in it, which runs a batch whole."""
+
+    def __init__(self, ours: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(ours)
+        for name, module in list(self.model.named_modules()):
+            if type(module) in PLAIN:
+                self.model.set_submodule(name, PLAIN[type(module)](module))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.forward_features(x))
+
+
+def plain(ours: nn.Module) -> nn.Module:
+    """The same model as `ours`, plainly, with a copy of its weights; ZooError where there is no plain one."""
+    if isinstance(ours, CompactTransformer):
+        return PlainCompact(ours)
+    if not any(type(module) in PLAIN for module in ours.modules()):
+        raise ZooError(f'There is no plain implementation of {type(ours).__name__} to measure against.')
+    return PlainCopy(ours)

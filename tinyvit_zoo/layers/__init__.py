@@ -1,11 +1,19 @@
 from .attention import SelfAttention, attend
+from .block import LocalityBlock, init_xavier
 from .locality import LocalityAttention, attend_locally, diagonal_mask
 from .pooling import SequencePool
 from .position import is_sine_table, resize_table, sine_table
-from .shifted import ShiftedPatchTokenization, cut_patches, shift_diagonally
+from .shifted import (
+    PatchTokenization,
+    ShiftedPatchTokenization,
+    adapt_patch_channels,
+    cut_patches,
+    shift_diagonally,
+)
 from .slicing import slice_length
 
 __all__ = [
-    'LocalityAttention', 'SelfAttention', 'SequencePool', 'ShiftedPatchTokenization', 'attend', 'attend_locally',
-    'cut_patches', 'diagonal_mask', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sine_table', 'slice_length',
+    'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool',
+    'ShiftedPatchTokenization', 'adapt_patch_channels', 'attend', 'attend_locally', 'cut_patches', 'diagonal_mask',
+    'init_xavier', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sine_table', 'slice_length',
 ]

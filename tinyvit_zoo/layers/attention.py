@@ -19,7 +19,7 @@ _SCORE_BYTES = 2 << 20  # scores held at a time; 1-4 MiB were the fastest sizes 
 _LEVELS = 1 << 16       # a dropout rate is rounded to a multiple of 1 / 65536, and the scale is that of the rounded one
 
 
-def _pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
+def pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
     """(images, head) pairs that cover the batch; q[images, :, head] is a [b, N, D] view that bmm takes as it is."""
     batch, tokens, _, heads, _ = qkv.shape
     step = max(1, _SCORE_BYTES // (tokens * tokens * qkv.element_size()))
@@ -64,7 +64,7 @@ def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
     mask = torch.empty(heads, batch, tokens, tokens, dtype=torch.bool)
     q, k, v = qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
-        for images, head in _pieces(qkv):
+        for images, head in pieces(qkv):
             attn = _probabilities(q[images, :, head], k[images, :, head])
             _draw_mask(mask[head, images], dropped)
             attended = attn.mul_(_as(mask[head, images], attn)) @ v[images, :, head]
@@ -81,7 +81,7 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
     grad_qkv = torch.empty_like(qkv)
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
-        for images, head in _pieces(qkv):
+        for images, head in pieces(qkv):
             g = grad[images, :, head]
             attn = _probabilities(q[images, :, head], k[images, :, head])
             keep = _as(mask[head, images], attn)

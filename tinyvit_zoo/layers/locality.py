@@ -8,7 +8,7 @@ Two changes to self-attention, against the flat attention that a small data set 
   itself, and what goes there is missing for its neighbours; the residual branch carries the token anyway.
 """
 from functools import lru_cache
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,16 @@ from timm.layers import use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
+from .attention import pieces
+
+
+def _diagonal_value(dtype: torch.dtype) -> float:
+    return -3e4 if dtype == torch.float16 else -1e38
+
 
 def _new_diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     mask = torch.zeros(tokens, tokens, dtype=dtype, device=device)
-    return mask.fill_diagonal_(torch.finfo(dtype).min / 2)
+    return mask.fill_diagonal_(_diagonal_value(dtype))
 
 
 @lru_cache(maxsize=64)
@@ -33,24 +39,115 @@ def _kept_diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -
 def diagonal_mask(q: Tensor) -> Tensor:
     """[N, N] to be added to the logits of queries [..., N, D]: zero, and on the diagonal what softmax turns to 0.
 
-    Made once for a size, type and device. The number is finite (half the lowest): a lone token, who has nobody else,
-    attends to itself; -inf would give NaN.
+    Made once for a size, type and device. The number is finite: a lone token, who has nobody else, attends to itself;
+    -inf would give NaN.
     """
-    if torch.compiler.is_compiling() or type(q) is not Tensor:
-        return _new_diagonal_mask(q.shape[-2], q.dtype, q.device)
-    return _kept_diagonal_mask(q.shape[-2], q.dtype, q.device)
+    if not torch.jit.is_scripting():
+        if not torch.compiler.is_compiling() and type(q) is Tensor:
+            return _kept_diagonal_mask(q.shape[-2], q.dtype, q.device)
+    return _new_diagonal_mask(q.shape[-2], q.dtype, q.device)
 
 
-def attend_locally(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, dropout_p: float = 0.) -> Tensor:
-    """Locality self-attention of [B, H, N, D] tensors with temperatures [H]."""
-    q = q * temperature.to(q.dtype)[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=diagonal_mask(q), dropout_p=dropout_p, scale=1.)
+# -- training on a CPU -------------------------------------------------------------------------------------------------
+def _probabilities(q: Tensor, k: Tensor, temperature: float, masked: bool) -> Tensor:
+    """softmax of the logits of [b, N, D] tensors."""
+    scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=temperature, out=scores)
+    if masked:
+        scores.diagonal(dim1=1, dim2=2).fill_(_diagonal_value(q.dtype))
+    return scores.softmax(-1)
+
+
+@torch.library.custom_op('tinyvit_zoo::locality_attention', mutates_args=(), device_types='cpu')
+def locality_attention(qkv: Tensor, temperature: Tensor, masked: bool) -> Tensor:
+    """[B, N, 3, H, D] and temperatures [H] -> [B, N, H, D], a few images of one head at a time."""
+    temperatures = temperature.tolist()
+    out = qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:])
+    q, k, v = qkv.unbind(2)
+    with torch.autocast('cpu', enabled=False):
+        for images, h in pieces(qkv):
+            attn = _probabilities(q[images, :, h], k[images, :, h], temperatures[h], masked)
+            out[images, :, h] = attn @ v[images, :, h]
+    return out
+
+
+@torch.library.custom_op('tinyvit_zoo::locality_attention_backward', mutates_args=(), device_types='cpu')
+def locality_attention_backward(
+        grad: Tensor, qkv: Tensor, temperature: Tensor, masked: bool) -> Tuple[Tensor, Tensor]:
+    """Gradients of qkv, packed as qkv is, and of the temperatures. The probabilities are computed again."""
+    temperatures = temperature.tolist()
+    grad_qkv = torch.empty_like(qkv)
+    grad_temperature = torch.zeros_like(temperature, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
+    with torch.autocast('cpu', enabled=False):
+        for images, h in pieces(qkv):
+            g, t = grad[images, :, h], temperatures[h]
+            attn = _probabilities(q[images, :, h], k[images, :, h], t, masked)
+            d_attn = torch.bmm(g, v[images, :, h].transpose(1, 2))
+            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
+            dv[images, :, h] = attn.transpose(1, 2) @ g
+            per_score = d_score @ k[images, :, h]
+            grad_temperature[h] += (per_score * q[images, :, h]).sum(dtype=grad_temperature.dtype)
+            torch.mul(per_score, t, out=dq[images, :, h])
+            torch.mul(d_score.transpose(1, 2) @ q[images, :, h], t, out=dk[images, :, h])
+    return grad_qkv, grad_temperature.to(temperature.dtype)
+
+
+@locality_attention.register_fake
+def _locality_attention_fake(qkv: Tensor, temperature: Tensor, masked: bool) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:])
+
+
+@locality_attention_backward.register_fake
+def _locality_attention_backward_fake(
+        grad: Tensor, qkv: Tensor, temperature: Tensor, masked: bool) -> Tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv), torch.empty_like(temperature)
+
+
+def _save_for_backward(ctx: Any, inputs: Tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.masked = inputs[2]
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor, None]:
+    grads = torch.ops.tinyvit_zoo.locality_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.masked)
+    return (*grads, None)
+
+
+locality_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+# -- the layer ---------------------------------------------------------------------------------------------------------
+@torch.fx.wrap
+@register_notrace_function
+def attend_locally(qkv: Tensor, temperature: Optional[Tensor], scale: float, dropout_p: float) -> Tensor:
+    """[B, N, 3, H, D] -> [B, N, H * D]: locality self-attention with temperatures [H], or with None plain attention.
+
+    By `scaled_dot_product_attention`. On a CPU its backward pass is slow, in bfloat16 four times as slow as the plain
+    formula, and in bfloat16 its forward pass takes 1.5 to 1.9 times as long as an operator of ours (the plain formula,
+    in pieces that stay in the cache). So training on a CPU, and bfloat16 there, go by the operator.
+    """
+    if not torch.jit.is_scripting():
+        slow = qkv.dtype == torch.bfloat16 or (torch.is_grad_enabled() and qkv.requires_grad)
+        eager = type(qkv) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        if slow and eager and qkv.device.type == 'cpu' and dropout_p == 0.:
+            if temperature is None:
+                return locality_attention(qkv, qkv.new_full((qkv.shape[3],), scale), False).flatten(2)
+            return locality_attention(qkv, temperature, True).flatten(2)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D]
+    if temperature is None:
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
+    else:
+        q = q * temperature.to(q.dtype)[:, None, None]
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=diagonal_mask(q), dropout_p=dropout_p, scale=1.)
+    return x.transpose(1, 2).flatten(2)
 
 
 class LocalityAttention(nn.Module):
     """Multi-head self-attention with (`lsa=True`) or without the two changes; qkv without bias.
 
-    `head_dim` times `num_heads` need not be `dim`.
+    `head_dim` times `num_heads` need not be `dim`, nor `out_dim`. `scale`: what multiplies the logits, or what the
+    temperatures start at, if not head_dim ** -0.5.
     """
     fused_attn: torch.jit.Final[bool]
 
@@ -62,6 +159,8 @@ class LocalityAttention(nn.Module):
             lsa: bool = True,
             attn_drop: float = 0.,
             proj_drop: float = 0.,
+            out_dim: Optional[int] = None,
+            scale: Optional[float] = None,
             device: Any = None,
             dtype: Any = None,
     ) -> None:
@@ -69,31 +168,33 @@ class LocalityAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim
+        self.scale = head_dim ** -0.5 if scale is None else scale
         self.fused_attn = use_fused_attn()
         self.temperature: Optional[nn.Parameter] = nn.Parameter(torch.empty(num_heads, **dd)) if lsa else None
         self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=False, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(num_heads * head_dim, dim, **dd)
+        self.proj = nn.Linear(num_heads * head_dim, out_dim or dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_temperature()
 
     def reset_temperature(self) -> None:
         if self.temperature is not None:
-            nn.init.constant_(self.temperature, self.head_dim ** -0.5)
+            nn.init.constant_(self.temperature, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        dropout_p = self.attn_drop.p if self.training else 0.
+        return self.proj_drop(self.proj(self.attend(self.project(x))))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [B, N, 3, H, D]."""
+        return self.qkv(x).reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim)
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """[B, N, 3, H, D] -> [B, N, H * D]."""
         if self.fused_attn:
-            if self.temperature is not None:
-                x = attend_locally(q, k, v, self.temperature, dropout_p)
-            else:
-                x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+            return attend_locally(qkv, self.temperature, self.scale, self.attn_drop.p if self.training else 0.)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.temperature is not None:
+            attn = (q * self.temperature[:, None, None]) @ k.transpose(-2, -1) + diagonal_mask(q)
         else:
-            if self.temperature is not None:
-                attn = (q * self.temperature[:, None, None]) @ k.transpose(-2, -1) + diagonal_mask(q)
-            else:
-                attn = (q * self.head_dim ** -0.5) @ k.transpose(-2, -1)
-            x = self.attn_drop(attn.softmax(dim=-1)) @ v
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+            attn = (q * self.scale) @ k.transpose(-2, -1)
+        return (self.attn_drop(attn.softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)

@@ -14,7 +14,7 @@ def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> 
     One sequence table: the tokens of an image are numbered row by row. Made anew for another length, not interpolated.
     """
     position = torch.arange(length, device=device, dtype=torch.float64)[:, None]
-    channel = torch.arange(dim, device=device)
+    channel = torch.arange(dim, device=device, dtype=torch.float64)
     angle = position / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos())[None].to(dtype or torch.get_default_dtype())
 

@@ -6,11 +6,13 @@ one of the four corners, by half a patch: the five together hold everything up t
 no more tokens. Four diagonals reach all eight neighbours; the unshifted image keeps the patch itself. What a shift
 moves in from outside the image is zero.
 """
-from typing import Any, Optional
+from typing import Any, Dict, Mapping, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import ZooError
 
 
 def shift_diagonally(x: Tensor, distance: int) -> Tensor:
@@ -24,26 +26,45 @@ def shift_diagonally(x: Tensor, distance: int) -> Tensor:
     return torch.cat(copies, dim=1)
 
 
-class ShiftedPatchTokenization(nn.Module):
-    """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift, cut patches, LayerNorm, Linear.
-
-    As an embedding: `patch_size` pixels a patch, shifted by half of it. As pooling between stages: `patch_size=2`, so a
-    shift by one, and twice the channels out. A class token, where there is one, has no neighbours: with
-    `class_token=True` it goes through a Linear of its own (`forward_class_token`).
+class PatchTokenization(nn.Module):
+    """Image to tokens [B, C, H, W] -> [B, N, D]: cut patches, Linear.
 
     Rows and columns that do not fill a patch are left out.
     """
 
-    def __init__(
-            self, in_chans: int, embed_dim: int, patch_size: int, class_token: bool = False,
-            device: Any = None, dtype: Any = None,
-    ) -> None:
-        dd = {'device': device, 'dtype': dtype}
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.stacked_chans = in_chans
+        self.patch_size = self.reduction = patch_size
+        self.proj = nn.Linear(in_chans * patch_size ** 2, embed_dim, device=device, dtype=dtype)
+
+    def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Rows and columns of tokens for an image size; ZooError where there would be none."""
+        least = self.patch_size
+        if min(img_size) < least:
+            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x '
+                           f'{least} pixels and more.')
+        return img_size[0] // least, img_size[1] // least
+
+    def largest_map(self, img_size: Tuple[int, int]) -> int:
+        """Values an image has where they are the most."""
+        return self.stacked_chans * img_size[0] * img_size[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(cut_patches(x, self.patch_size))
+
+
+class ShiftedPatchTokenization(PatchTokenization):
+    """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift, cut patches, LayerNorm, Linear.
+
+    As an embedding: `patch_size` pixels a patch, shifted by half of it. As pooling between stages: `patch_size=2`, so a
+    shift by one, and twice the channels out.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(5 * in_chans, embed_dim, patch_size, **dd)
         self.norm = nn.LayerNorm(5 * in_chans * patch_size ** 2, **dd)
-        self.proj = nn.Linear(5 * in_chans * patch_size ** 2, embed_dim, **dd)
-        self.class_proj: Optional[nn.Linear] = nn.Linear(in_chans, embed_dim, **dd) if class_token else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = shift_diagonally(x, self.patch_size // 2)
@@ -56,3 +77,29 @@ def cut_patches(x: Tensor, size: int) -> Tensor:
     rows, cols = x.shape[2] // size, x.shape[3] // size
     x = x[:, :, :rows * size, :cols * size].reshape(B, C, rows, size, cols, size)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * cols, size * size * C)
+
+
+def adapt_patch_channels(tensors: Mapping[str, Tensor], stem: str, old: int, new: int) -> Dict[str, Tensor]:
+    """The tensors with the Linear over cut patches `stem.proj` (and its LayerNorm `stem.norm`) for `new` channels.
+
+    To one channel: exactly what the grey image in every channel gives. The LayerNorm's statistics of a repeated image
+    are those of the single one, but a weight a channel cannot be one weight, so the Linear takes the LayerNorm's over.
+    To any other number: channels repeated in turn, the Linear times old / new, as timm does with convolutions.
+    """
+    weight = tensors[f'{stem}.proj.weight'].unflatten(1, (-1, old))  # [D, values of a channel, channels]
+    norm = {name: tensors[name].unflatten(0, (-1, old)) for name in (f'{stem}.norm.weight', f'{stem}.norm.bias')
+            if name in tensors}
+    changed = {}
+    if new == 1:
+        if norm:
+            scale, shift = norm[f'{stem}.norm.weight'], norm[f'{stem}.norm.bias']
+            changed[f'{stem}.proj.bias'] = tensors[f'{stem}.proj.bias'] + (weight * shift).sum((1, 2))
+            changed[f'{stem}.norm.weight'] = torch.ones_like(scale[:, 0])
+            changed[f'{stem}.norm.bias'] = torch.zeros_like(shift[:, 0])
+            weight = weight * scale
+        changed[f'{stem}.proj.weight'] = weight.sum(2)
+    else:
+        channels = torch.arange(new) % old
+        changed[f'{stem}.proj.weight'] = (weight[:, :, channels] * (old / new)).flatten(1)
+        changed.update({name: tensor[:, channels].flatten() for name, tensor in norm.items()})
+    return {**tensors, **changed}

@@ -4,9 +4,10 @@ All of timm's private names that the models need are imported here and nowhere e
 """
 from __future__ import annotations
 
+import re
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,9 +25,13 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from ..errors import ZooError, nearest
+from ..layers import adapt_patch_channels
 from ..weights import check_sha256, read_cfg, read_weights, unwrap
 
-__all__ = ['build_model', 'check_tag', 'feature_take_indices', 'update_model_input_size']
+__all__ = [
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed',
+    'update_model_input_size',
+]
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 Filter = Callable[..., dict[str, Tensor]]  # (state_dict, model, source_size)
@@ -145,6 +150,31 @@ def _fits(given: Tensor, expected: Tensor, any_channels: bool) -> bool:
     if any_channels and given.ndim == expected.ndim == 4:
         return given.shape[0] == expected.shape[0] and given.shape[2:] == expected.shape[2:]
     return given.shape == expected.shape
+
+
+def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
+    """The tensors under the names that `re.sub(pattern, replacement, name)` for each pair in turn makes of theirs."""
+    names = list(tensors)
+    for pattern, replacement in patterns:
+        names = [re.sub(pattern, replacement, name) for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> dict[str, Tensor]:
+    """For a family's filter: another channel count of a Linear stem `stem.proj`, where timm adapts convolutions only.
+
+    As timm's for convolutions: only where the model has other channels than the pretrained cfg says of the weights, and
+    only a width that this explains. What else does not fit stays as it is, for the strict check to refuse. The model's
+    constructor says `self._traits = {'first_conv': None}`, so that timm does not look at the stem again.
+    """
+    own = dict(model.get_submodule(stem).named_parameters(prefix=stem))
+    old, new = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0], model.in_chans
+    if old == new or own[f'{stem}.proj.weight'].ndim != 2 or not own.keys() <= tensors.keys():
+        return dict(tensors)
+    for name in own.keys() & {f'{stem}.proj.weight', f'{stem}.norm.weight', f'{stem}.norm.bias'}:
+        if tensors[name].ndim != own[name].ndim or tensors[name].numel() * new != own[name].numel() * old:
+            return dict(tensors)
+    return adapt_patch_channels(tensors, stem, old, new)
 
 
 def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], model_args: Any) -> tuple[int, int] | None:

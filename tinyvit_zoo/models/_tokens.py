@@ -1,4 +1,6 @@
 """What every plain token transformer of the zoo owes timm, so that a family's file holds the family alone."""
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,9 @@ class TokenTransformer(nn.Module):
 
     A family's constructor sets `tokenizer` (a module with `grid_size`, `largest_map` and `reduction`), `cls_token` and
     `pos_embed` (None where there is none), `pos_drop`, `blocks` and `norm`, then calls `_init_head`.
+
+    The class token stands in front of the patches from the first block on, and has a row in the position table; where
+    it comes in behind the blocks (`late_class_token=True`), the family's `_finish` brings it in.
     """
     if TYPE_CHECKING:
         tokenizer: Any
@@ -28,12 +33,16 @@ class TokenTransformer(nn.Module):
         head: nn.Module
         grid_size: tuple[int, int]
 
-    def __init__(self, img_size: int | tuple[int, int], in_chans: int, embed_dim: int, num_prefix_tokens: int) -> None:
+    def __init__(
+            self, img_size: int | tuple[int, int], in_chans: int, embed_dim: int, num_prefix_tokens: int,
+            late_class_token: bool = False,
+    ) -> None:
         super().__init__()
         self.img_size = to_2tuple(img_size)
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_prefix_tokens = num_prefix_tokens
+        self.num_prefix_tokens = num_prefix_tokens  # of the features that `forward_features` returns
+        self.num_early_tokens = 0 if late_class_token else num_prefix_tokens  # of what the blocks take
         self.grad_checkpointing = False
 
     def _init_head(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
@@ -42,10 +51,12 @@ class TokenTransformer(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        # the tokens that enter the first block, then those after each block
+        self.feature_info = self._feature_info()
+
+    def _feature_info(self) -> list[dict[str, Any]]:
+        """The tokens that enter the first block, then those after each block."""
         modules = ['pos_drop', *(f'blocks.{i}' for i in range(len(self.blocks)))]
-        self.feature_info = [
-            dict(module=name, num_chs=self.embed_dim, reduction=self.tokenizer.reduction) for name in modules]
+        return [dict(module=name, num_chs=self.embed_dim, reduction=self.tokenizer.reduction) for name in modules]
 
     @staticmethod
     def init_module(module: nn.Module) -> None:
@@ -54,7 +65,9 @@ class TokenTransformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name in ('pos_embed', 'cls_token')}
+        names = [name for name, _ in self.named_parameters()]
+        kept = ('.temperature', '.gamma')
+        return {name for name in names if name in ('pos_embed', 'cls_token') or name.endswith(kept)}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -91,7 +104,7 @@ class TokenTransformer(nn.Module):
         old, new = self.grid_size, self.tokenizer.grid_size(to_2tuple(img_size))
         if self.pos_embed is not None:
             with torch.no_grad():
-                table = resize_table(self.pos_embed.detach(), old, new, self.num_prefix_tokens)
+                table = resize_table(self.pos_embed.detach(), old, new, self.num_early_tokens)
             learned = isinstance(self.pos_embed, nn.Parameter)
             self.pos_embed = nn.Parameter(table, self.pos_embed.requires_grad) if learned else table
         self.img_size, self.grid_size = to_2tuple(img_size), new
@@ -105,7 +118,7 @@ class TokenTransformer(nn.Module):
             _assert(x.shape[2] == self.img_size[0], message)
             _assert(x.shape[3] == self.img_size[1], message)
         x = self.tokenizer(x)
-        if self.cls_token is not None:
+        if self.cls_token is not None and self.num_early_tokens:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
@@ -132,8 +145,6 @@ class TokenTransformer(nn.Module):
             output_fmt: 'NCHW' or 'NLC'.
             intermediates_only: the list alone, else (final features, list).
         """
-        if output_fmt not in ('NCHW', 'NLC'):
-            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
         grid = self.grid_size if self.pos_embed is not None else self.tokenizer.grid_size(tuple(x.shape[2:]))
         x = self._embed(x)
@@ -143,12 +154,20 @@ class TokenTransformer(nn.Module):
             if i in take:
                 taken.append(x)
         taken = [self.norm(y) if norm else y for y in taken]
-        prefix = [y[:, :self.num_prefix_tokens] for y in taken]
-        taken = [y[:, self.num_prefix_tokens:] for y in taken]
+        outputs = self._as_outputs(taken, [grid] * len(taken), return_prefix_tokens, output_fmt)
+        return outputs if intermediates_only else (self._finish(x), outputs)
+
+    def _as_outputs(
+            self, taken: list[Tensor], grids: list[tuple[int, int]], return_prefix_tokens: bool, output_fmt: str,
+    ) -> list[Any]:
+        """Intermediates [B, prefix + N, D] as `forward_intermediates` returns them."""
+        if output_fmt not in ('NCHW', 'NLC'):
+            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
+        prefix = [y[:, :self.num_early_tokens] for y in taken]
+        taken = [y[:, self.num_early_tokens:] for y in taken]
         if output_fmt == 'NCHW':
-            taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in taken]
-        outputs = list(zip(taken, prefix, strict=False)) if return_prefix_tokens and self.num_prefix_tokens else taken
-        return outputs if intermediates_only else (self.norm(x), outputs)
+            taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y, grid in zip(taken, grids, strict=True)]
+        return list(zip(taken, prefix, strict=True)) if return_prefix_tokens and self.num_early_tokens else taken
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
@@ -168,6 +187,10 @@ class TokenTransformer(nn.Module):
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
+        return self._finish(x)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """From behind the last block to the final features."""
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -187,5 +210,30 @@ class TokenTransformer(nn.Module):
 
     def _image_bytes(self) -> int:
         """Size of one image's largest activation in float32: qkv, or a map inside the tokenizer."""
-        tokens = self.grid_size[0] * self.grid_size[1] + self.num_prefix_tokens
+        tokens = self.grid_size[0] * self.grid_size[1] + self.num_early_tokens
         return 4 * max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)
+
+
+def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """For a family's filter: the tensors with `pos_embed` resized to the model's grid.
+
+    `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
+    tokens is taken to be for the model's size, any other for a square.
+    """
+    table = tensors.get('pos_embed')
+    if model.pos_embed is None or table is None or table.ndim != 3:
+        return dict(tensors)
+    grid = _source_grid(table.shape[1] - model.num_early_tokens, model, source_size)
+    if grid is None:
+        return dict(tensors)
+    return {**tensors, 'pos_embed': resize_table(table, grid, model.grid_size, model.num_early_tokens)}
+
+
+def _source_grid(count: int, model: Any, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of a checkpoint's table of `count` tokens; None where they cannot be told."""
+    side = math.isqrt(max(count, 0))
+    known = [model.tokenizer.grid_size(size)] if size else []
+    for height, width in [*known, model.grid_size, (side, side)]:
+        if height * width == count:
+            return height, width
+    return None

@@ -14,8 +14,6 @@ Where we differ from the authors: `sine` is a buffer and really a sine table (th
 one, see the weights' notes); max-pool comes before ReLU (the same values and gradients, a quarter of the work).
 """
 import itertools
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,10 +24,10 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import SelfAttention, resize_table, sine_table
+from ..layers import SelfAttention, sine_table
 from ..weights import pretrained_cfgs, unwrap
-from ._build import build_model
-from ._tokens import TokenTransformer
+from ._build import build_model, renamed
+from ._tokens import TokenTransformer, fit_positions
 
 __all__ = ['CompactTransformer']
 
@@ -208,45 +206,22 @@ _AUTHORS_NAMES = (
 )
 
 
-def _our_name(name: str) -> str:
-    for pattern, replacement in _AUTHORS_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: CompactTransformer, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
     """The authors' tensors, or ours, as `model` names and sizes them.
 
     Takes a checkpoint bare or wrapped (see `unwrap`). The position table is the file's, whatever `pos_embed` says: the
-    files of the authors' "sine" models hold learned ones. It is resized to the model's grid; a file without one
-    serves a model with sine positions. Pooling weights are left out where the model was asked for another read-out.
-
-    `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
-    tokens is taken to be for the model's size, any other for a square.
+    files of the authors' "sine" models hold learned ones. It is resized to the model's grid (`fit_positions`); a file
+    without one serves a model with sine positions. Pooling weights are left out where the model was asked for another
+    read-out.
     """
-    tensors = {_our_name(name): tensor for name, tensor in unwrap(state_dict).items()}
+    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     if model.global_pool != 'seq':
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('attn_pool.')}
     if model.pos_embed is not None and not isinstance(model.pos_embed, nn.Parameter):
         tensors.setdefault('pos_embed', model.pos_embed)
-    table = tensors.get('pos_embed')
-    if model.pos_embed is not None and table is not None and table.ndim == 3:
-        grid = _source_grid(table.shape[1] - model.num_prefix_tokens, model, source_size)
-        if grid is not None:
-            tensors['pos_embed'] = resize_table(table, grid, model.grid_size, model.num_prefix_tokens)
-    return tensors
-
-
-def _source_grid(count: int, model: CompactTransformer, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a checkpoint's table of `count` tokens; None where they cannot be told."""
-    side = math.isqrt(max(count, 0))
-    known = [model.tokenizer.grid_size(size)] if size else []
-    for height, width in [*known, model.grid_size, (side, side)]:
-        if height * width == count:
-            return height, width
-    return None
+    return fit_positions(tensors, model, source_size)
 
 
 _SHAPES = {2: (128, 2, 1.), 4: (128, 2, 1.), 6: (256, 4, 2.), 7: (256, 4, 2.), 14: (384, 6, 3.)}

@@ -1,0 +1,316 @@
+"""CaiT for small data: plain, or with shifted patches (`spt`) and locality attention (`lsa`).
+
+Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
+Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published)
+
+CaiT (https://arxiv.org/abs/2103.17239) is deep: 24 blocks for the patches alone, then 2 for a class token that comes in
+behind them. LayerScale makes the depth train: what a branch adds is first multiplied by a small learned vector. And
+heads are mixed: the logits of each become a weighted sum of the logits of all, and so do its attention weights.
+
+The mixing rules out `scaled_dot_product_attention`, whose heads know nothing of each other. So the heads come first,
+[H, B, N, N]: there a mixing is one product of an [H, H] matrix with all the rest, nothing is transposed, and the
+temperature costs nothing, since it scales that matrix. On a CPU a training step then takes within a tenth of what it
+would with fused attention that does not mix (in bf16, less).
+
+Where we differ from the authors: their locality attention sets a token's logit with itself to -1e-9 before the mixing,
+which masks nothing (the logit becomes 0). Ours masks, and after the mixing, whose negative weights would turn a very
+low logit into a very high one. `lsa_mask='authors'` does as they do.
+"""
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import torch
+from timm.layers import DropPath, LayerScale, Mlp
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
+from ..weights import pretrained_cfgs, unwrap
+from ._build import adapt_linear_stem, build_model, renamed
+from ._tokens import TokenTransformer, fit_positions
+
+__all__ = ['LocalCaiT']
+
+
+def mix_heads(x: Tensor, mix: Tensor) -> Tensor:
+    """[H, ...] -> [H, ...]: each head the sum of all, weighted by its column of `mix`."""
+    return (mix.t().to(x.dtype) @ x.flatten(1)).view_as(x)
+
+
+class MixedAttention(nn.Module):
+    """Attention with heads mixed before and after the softmax; `lsa` gives every head a temperature.
+
+    `mask` is what becomes of a token's attention to itself: '' (nothing), 'paper' or 'authors' (see above).
+    """
+    mask: torch.jit.Final[str]
+
+    def __init__(
+            self, dim: int, num_heads: int, head_dim: int, lsa: bool, mask: str, attn_drop: float, proj_drop: float,
+            device: Any = None, dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.mask = mask
+        self.temperature: Optional[nn.Parameter] = nn.Parameter(torch.empty(num_heads, **dd)) if lsa else None
+        self.mix_pre = nn.Parameter(torch.empty(num_heads, num_heads, **dd))  # [from, to]
+        self.mix_post = nn.Parameter(torch.empty(num_heads, num_heads, **dd))
+        self.q = nn.Linear(dim, num_heads * head_dim, bias=False, **dd)
+        self.kv = nn.Linear(dim, 2 * num_heads * head_dim, bias=False, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(num_heads * head_dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_mixing()
+
+    def reset_mixing(self) -> None:
+        nn.init.normal_(self.mix_pre)
+        nn.init.normal_(self.mix_post)
+        if self.temperature is not None:
+            nn.init.constant_(self.temperature, self.head_dim ** -0.5)
+
+    def _mixed_logits(self, logits: Tensor) -> Tensor:
+        """Products of queries and keys [H, B, N, M], scaled, mixed and masked."""
+        if self.temperature is None:
+            return mix_heads(logits, self.mix_pre * self.head_dim ** -0.5)
+        if self.mask == 'authors':
+            itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            logits = logits * self.temperature[:, None, None, None].to(logits.dtype)
+            return mix_heads(logits.masked_fill(itself, -1e-9), self.mix_pre)
+        logits = mix_heads(logits, self.mix_pre * self.temperature[:, None])
+        return logits + diagonal_mask(logits) if self.mask == 'paper' else logits
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Queries from x [B, N, C], keys and values from context [B, M, C]."""
+        q = self.q(x).unflatten(2, (self.num_heads, self.head_dim)).permute(2, 0, 1, 3)  # [H, B, N, D]
+        k, v = self.kv(context).unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 3, 0, 1, 4).unbind(0)
+        attn = self._mixed_logits(q @ k.transpose(-2, -1)).softmax(dim=-1)
+        attn = mix_heads(self.attn_drop(attn), self.mix_post)
+        x = (attn.to(v.dtype) @ v).permute(1, 2, 0, 3).flatten(2)
+        return self.proj_drop(self.proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm block of the patches, with LayerScale on both branches."""
+
+    def __init__(
+            self, dim: int, attn: MixedAttention, mlp_hidden: int, init_values: float, proj_drop: float,
+            drop_path: float, device: Any = None, dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.attn = attn
+        self.ls1 = LayerScale(dim, init_values, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, mlp_hidden, drop=proj_drop, **dd)
+        self.ls2 = LayerScale(dim, init_values, **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.drop_path1(self.ls1(self.attn(y, y)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class ClassBlock(Block):
+    """The same for the class token, the first of the tokens: it attends to the others as they are, not to itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        token, patches = x[:, :1], x[:, 1:]
+        token = token + self.drop_path1(self.ls1(self.attn(self.norm1(token), patches)))
+        token = token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
+        return torch.cat([token, patches], dim=1)
+
+
+def _init_module(module: nn.Module) -> None:
+    """Initialise one module as the authors do."""
+    init_xavier(module)
+    if isinstance(module, LayerScale):
+        module.reset_parameters()
+    elif isinstance(module, MixedAttention):
+        module.reset_mixing()
+
+
+def _layer_scale(index: int) -> float:
+    """Where LayerScale starts in the patch block of this index: the deeper, the smaller."""
+    return 0.1 if index < 18 else 1e-5 if index < 24 else 1e-6
+
+
+class LocalCaiT(TokenTransformer):
+    """CaiT, by default with shifted patches and locality attention.
+
+    Args:
+        img_size: height and width, or one number for both.
+        global_pool: 'token', 'seq', 'avg', 'max', 'avgmax', or '' for all tokens.
+        depth, class_depth: blocks of the patches, and of the class token behind them.
+        num_heads, head_dim: their product need not be `embed_dim`.
+        mlp_hidden: width inside the MLP of every block.
+        spt: shift and stack the image before cutting patches, LayerNorm after.
+        lsa: a learned temperature for every head, and in the patch blocks the mask.
+        lsa_mask: 'paper' (no patch attends to itself) or 'authors' (see the module's docstring).
+        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
+            projection and in the MLP; on the attention weights before they are mixed.
+        drop_path_rate: the authors' default, the same in every block.
+    """
+    init_module = staticmethod(_init_module)
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 32,
+            in_chans: int = 3,
+            num_classes: int = 10,
+            global_pool: str = 'token',
+            patch_size: int = 4,
+            embed_dim: int = 192,
+            depth: int = 24,
+            class_depth: int = 2,
+            num_heads: int = 4,
+            head_dim: int = 64,
+            mlp_hidden: int = 384,
+            spt: bool = True,
+            lsa: bool = True,
+            lsa_mask: str = 'paper',
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        if lsa_mask not in ('paper', 'authors'):
+            raise ZooError(f"lsa_mask is {lsa_mask!r}, expected 'paper' or 'authors'.")
+        super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
+        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
+        tokenization = ShiftedPatchTokenization if spt else PatchTokenization
+        self.tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
+        self.grid_size = self.tokenizer.grid_size(self.img_size)
+        self.pos_embed = nn.Parameter(torch.empty(1, self.grid_size[0] * self.grid_size[1], embed_dim, **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+
+        def attention(mask: str) -> MixedAttention:
+            return MixedAttention(embed_dim, num_heads, head_dim, lsa, mask, attn_drop_rate, proj_drop_rate, **dd)
+
+        self.num_heads, self.inner_dim = num_heads, num_heads * head_dim
+        self.blocks = nn.Sequential(*[
+            Block(embed_dim, attention(lsa_mask if lsa else ''), mlp_hidden, _layer_scale(i), proj_drop_rate,
+                  drop_path_rate, **dd)
+            for i in range(depth)])
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        self.class_blocks = nn.Sequential(*[
+            ClassBlock(embed_dim, attention(''), mlp_hidden, 0.1, proj_drop_rate, drop_path_rate, **dd)
+            for _ in range(class_depth)])
+        self.norm = nn.LayerNorm(embed_dim, **dd)
+        self._init_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        self.apply(self.init_module)
+        for parameter in (self.pos_embed, self.cls_token):
+            if parameter is not None:  # a pruned model has no class token
+                nn.init.normal_(parameter)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
+            class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """As for all, and the class token goes with the head: only the patches have intermediate features."""
+        if prune_head:
+            self.cls_token, self.class_blocks = None, nn.Sequential()
+            self.num_prefix_tokens = 0
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint_seq(self.class_blocks, x)
+            else:
+                x = self.class_blocks(x)
+        return self.norm(x)
+
+    def _image_bytes(self) -> int:
+        """Keys and values, or the logits of all heads."""
+        tokens = self.grid_size[0] * self.grid_size[1]
+        widest = max(2 * self.inner_dim, self.num_heads * tokens)
+        return 4 * max(self.tokenizer.largest_map(self.img_size), tokens * widest)
+
+
+_AUTHORS_NAMES = (
+    (r'^pos_embedding$', 'pos_embed'),
+    (r'^to_patch_embedding\.1\.', 'tokenizer.proj.'),
+    (r'^to_patch_embedding\.0\.merging\.1\.', 'tokenizer.norm.'),
+    (r'^to_patch_embedding\.0\.merging\.2\.', 'tokenizer.proj.'),
+    (r'^patch_transformer\.layers\.', 'blocks.'),
+    (r'^cls_transformer\.layers\.', 'class_blocks.'),
+    (r'^(\w*blocks\.\d+)\.0\.scale$', r'\1.ls1.gamma'),
+    (r'^(\w*blocks\.\d+)\.1\.scale$', r'\1.ls2.gamma'),
+    (r'^(\w*blocks\.\d+)\.0\.fn\.norm\.', r'\1.norm1.'),
+    (r'^(\w*blocks\.\d+)\.1\.fn\.norm\.', r'\1.norm2.'),
+    (r'^(\w*blocks\.\d+)\.0\.fn\.fn\.', r'\1.attn.'),
+    (r'\.attn\.scale$', '.attn.temperature'),
+    (r'\.attn\.mix_heads_(\w+)_attn$', r'.attn.mix_\1'),
+    (r'\.attn\.to_(q|kv)\.', r'.attn.\1.'),
+    (r'\.attn\.to_out\.0\.', '.attn.proj.'),
+    (r'^(\w*blocks\.\d+)\.1\.fn\.fn\.net\.0\.', r'\1.mlp.fc1.'),
+    (r'^(\w*blocks\.\d+)\.1\.fn\.fn\.net\.3\.', r'\1.mlp.fc2.'),
+    (r'^mlp_head\.0\.', 'norm.'),
+    (r'^mlp_head\.1\.', 'head.'),
+)
+
+
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: LocalCaiT, source_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+
+    The position table follows the image size (`fit_positions`), the stem the channels (`adapt_linear_stem`).
+    """
+    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
+    tensors = {name: tensor.flatten() if name.endswith('.gamma') else tensor for name, tensor in tensors.items()}
+    return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
+
+
+def _cait(variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    return build_model(
+        LocalCaiT, variant, pretrained, checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=3, feature_cls='getter'), **kwargs)
+
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    {
+        **dict.fromkeys(['plain_cait', 'sl_cait'], ('c10', 32)),
+        **dict.fromkeys(['plain_cait_64', 'sl_cait_64'], ('timnet', 64)),
+    },
+    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
+    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
+    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
+
+
+@register_model
+def plain_cait(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
+    return _cait('plain_cait', pretrained, **{'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def plain_cait_64(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
+    return _cait('plain_cait_64', pretrained, **{'patch_size': 8, 'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def sl_cait(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
+    return _cait('sl_cait', pretrained, **kwargs)
+
+
+@register_model
+def sl_cait_64(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
+    return _cait('sl_cait_64', pretrained, **{'patch_size': 8, **kwargs})

@@ -1,0 +1,261 @@
+"""T2T-ViT for small data: plain, or with shifted pixels (`spt`) and locality attention (`lsa`).
+
+Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
+Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published; written from the paper)
+
+T2T-ViT (https://arxiv.org/abs/2101.11986) makes its tokens step by step. A step takes each 3x3 neighbourhood of the map
+at every second pixel as one token ("unfold"), so that tokens overlap, and lets a small transformer of one head and 64
+channels work on them; its tokens, put back in their places, are the next step's map. The last unfold goes through a
+Linear to the width of the body. 32 pixels take two unfolds, 64 (`_64`) three: 8x8 tokens. `num_unfolds=3` is also for
+larger images; any size is taken, an odd map is rounded up.
+
+Shifted patches are a stack of the image with itself shifted by one pixel, before the first unfold; no norm and no
+Linear of its own, the unfold's serve.
+
+Peculiar to the authors' code, and kept: a body block adds the normalised tokens to its attention branch; a token
+transformer scales its logits by the width of its input, not of its head.
+
+Where we differ from the authors: a LayerNorm that is never used is not there; the positions, a fixed sine table, are a
+buffer, and follow the image size.
+"""
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Tuple
+
+import torch
+from timm.layers import Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ZooError
+from ..layers import LocalityAttention, LocalityBlock, shift_diagonally, sine_table
+from ..weights import pretrained_cfgs, unwrap
+from ._build import build_model, renamed
+from ._tokens import TokenTransformer
+
+__all__ = ['LocalT2T']
+
+
+class TokenAttention(LocalityAttention):
+    """Attention of one head that narrows its tokens. Where a residual would be are its values, which are as narrow."""
+
+    def __init__(self, in_dim: int, dim: int, lsa: bool, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(in_dim, 1, dim, lsa, out_dim=dim, scale=in_dim ** -0.5, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.project(x)
+        return qkv[:, :, 2, 0] + self.proj(self.attend(qkv))
+
+
+class TokenBlock(nn.Module):
+    """A token transformer [B, N, in_dim] -> [B, N, dim]."""
+
+    def __init__(self, in_dim: int, dim: int, lsa: bool, device: Any = None, dtype: Any = None) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.norm1 = nn.LayerNorm(in_dim, **dd)
+        self.attn = TokenAttention(in_dim, dim, lsa, **dd)
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TokensToToken(nn.Module):
+    """Image to tokens [B, C, H, W] -> [B, N, D] by `num_unfolds` unfolds, a token transformer between each two."""
+
+    def __init__(
+            self, in_chans: int, embed_dim: int, num_unfolds: int, token_dim: int, spt: bool, lsa: bool,
+            device: Any = None, dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.spt = spt
+        self.reduction = 2 ** num_unfolds
+        self.widths = [5 * in_chans if spt else in_chans, *[token_dim] * (num_unfolds - 1)]
+        self.steps = nn.ModuleList([TokenBlock(9 * width, token_dim, lsa, **dd) for width in self.widths[:-1]])
+        self.proj = nn.Linear(9 * self.widths[-1], embed_dim, **dd)
+
+    def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Rows and columns of tokens for an image size."""
+        return -(-img_size[0] // self.reduction), -(-img_size[1] // self.reduction)
+
+    def largest_map(self, img_size: Tuple[int, int]) -> int:
+        """Values an image has where they are the most: unfolded, or as queries, keys and values."""
+        sizes = [self.widths[0] * img_size[0] * img_size[1]]
+        for i, width in enumerate(self.widths, start=1):
+            tokens = -(-img_size[0] // 2 ** i) * -(-img_size[1] // 2 ** i)
+            sizes.append(tokens * max(9 * width, 3 * self.widths[-1]))
+        return max(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spt:
+            x = shift_diagonally(x, 1)
+        for step in self.steps:
+            height, width = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+            x = step(unfold(x)).transpose(1, 2).unflatten(2, (height, width))
+        return self.proj(unfold(x))
+
+
+def unfold(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, N, 9C]: 3x3 neighbourhoods at every second pixel, zeros around the map."""
+    return F.unfold(x, 3, stride=2, padding=1).transpose(1, 2)
+
+
+class Block(LocalityBlock):
+    """Pre-norm block whose attention branch holds the normalised tokens too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.drop_path1(y + self.attn(y))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+def _init_module(module: nn.Module) -> None:
+    """Initialise one module as T2T-ViT's authors do."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    elif isinstance(module, LocalityAttention):
+        module.reset_temperature()
+
+
+class LocalT2T(TokenTransformer):
+    """T2T-ViT, by default with shifted pixels and locality attention.
+
+    Args:
+        img_size: height and width, or one number for both.
+        global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
+        num_unfolds: each halves the map, the last at the body's width.
+        token_dim: width of the token transformers.
+        spt: stack the image with copies of itself shifted by one pixel.
+        lsa: learned temperatures, and no token attends to itself, in the token transformers too.
+        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
+            projection of the body and in its MLP; of its attention weights. The authors have none.
+        drop_path_rate: of the body, growing linearly from 0 over the blocks.
+    """
+    if TYPE_CHECKING:
+        cls_token: Tensor
+        pos_embed: Tensor
+    init_module = staticmethod(_init_module)
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 32,
+            in_chans: int = 3,
+            num_classes: int = 10,
+            global_pool: str = 'token',
+            num_unfolds: int = 2,
+            token_dim: int = 64,
+            embed_dim: int = 256,
+            depth: int = 12,
+            num_heads: int = 4,
+            mlp_ratio: float = 2.,
+            spt: bool = True,
+            lsa: bool = True,
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
+        self._traits = {'first_conv': None}  # a LayerNorm over channels stands before it: see checkpoint_filter_fn
+        self.tokenizer = TokensToToken(in_chans, embed_dim, num_unfolds, token_dim, spt, lsa, **dd)
+        self.grid_size = self.tokenizer.grid_size(self.img_size)
+
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        length = self.grid_size[0] * self.grid_size[1] + 1
+        self.register_buffer('pos_embed', torch.empty(1, length, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+
+        self.blocks = nn.Sequential(*[
+            Block(embed_dim, num_heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, rate, **dd)
+            for rate in calculate_drop_path_rates(drop_path_rate, depth)])
+        self.norm = nn.LayerNorm(embed_dim, **dd)
+        self._init_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        self.apply(self.init_module)
+        trunc_normal_(self.cls_token, std=0.02)
+        length, dim = self.pos_embed.shape[1:]
+        self.pos_embed.copy_(sine_table(length, dim, self.pos_embed.device, self.pos_embed.dtype))
+
+
+_AUTHORS_NAMES = (
+    (r'^tokens_to_token\.attention(\d+)\.', lambda match: f'tokenizer.steps.{int(match[1]) - 1}.'),
+    (r'^tokens_to_token\.project\.', 'tokenizer.proj.'),
+    (r'\.attn\.scale$', '.attn.temperature'),
+)
+_UNUSED = ('tokens_to_token.norm.weight', 'tokens_to_token.norm.bias')
+
+
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: LocalT2T, source_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them; the sine table is the model's.
+
+    Another number of channels is refused: see `_check_channels`.
+    """
+    tensors = {name: tensor for name, tensor in unwrap(state_dict).items() if name not in _UNUSED}
+    tensors = {**renamed(tensors, _AUTHORS_NAMES), 'pos_embed': model.pos_embed}
+    _check_channels(tensors, model)
+    return tensors
+
+
+def _check_channels(tensors: Mapping[str, Tensor], model: LocalT2T) -> None:
+    """ZooError where the weights are for another number of channels, as their cfg says.
+
+    They cannot be adapted as other stems are: even the same grey image in every channel is more than one channel can
+    stand for. The first LayerNorm's bias differs by channel, and the Linear behind it has no bias to take that over.
+    """
+    weight = tensors.get('tokenizer.steps.0.attn.qkv.weight')
+    chans = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0]
+    if weight is not None and model.in_chans != chans and weight.shape[-1] != 9 * model.tokenizer.widths[0]:
+        raise ZooError(f'T2T weights for {chans} channels cannot serve images of {model.in_chans}: create the model '
+                       f'with in_chans={chans} and bring the images to {chans} channels (repeat a single one).')
+
+
+def _t2t(variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    return build_model(
+        LocalT2T, variant, pretrained, checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=3, feature_cls='getter'), **kwargs)
+
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    {
+        **dict.fromkeys(['plain_t2t', 'sl_t2t'], ('c10', 32)),
+        **dict.fromkeys(['plain_t2t_64', 'sl_t2t_64'], ('timnet', 64)),
+    },
+    aliases={}, fixed_input_size=True, first_conv='tokenizer.steps.0.attn.qkv', classifier='head', license='apache-2.0',
+    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
+    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
+
+
+@register_model
+def plain_t2t(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
+    return _t2t('plain_t2t', pretrained, **{'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def plain_t2t_64(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
+    return _t2t('plain_t2t_64', pretrained, **{'num_unfolds': 3, 'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def sl_t2t(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
+    return _t2t('sl_t2t', pretrained, **kwargs)
+
+
+@register_model
+def sl_t2t_64(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
+    return _t2t('sl_t2t_64', pretrained, **{'num_unfolds': 3, **kwargs})

@@ -1,0 +1,155 @@
+"""ViT for small data sets, with shifted patch tokenization and locality self-attention, or plain.
+
+Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
+Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published; written from the paper)
+
+`plain_vit` is the paper's baseline: a ViT of nine narrow blocks with a class token and patches of a reshape and a
+Linear. `sl_vit` shifts the image before it cuts the patches (`spt`) and sharpens the attention (`lsa`): see
+layers/shifted.py and layers/locality.py. Each can be had without the other. `_64` is for 64 pixels: patches of 8.
+
+Where we differ from the authors: the diagonal's mask comes from the shape, so that any image size is taken; the
+temperatures are not to be weight-decayed.
+"""
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ..layers import LocalityBlock, PatchTokenization, ShiftedPatchTokenization, init_xavier
+from ..weights import pretrained_cfgs, unwrap
+from ._build import adapt_linear_stem, build_model, renamed
+from ._tokens import TokenTransformer, fit_positions
+
+__all__ = ['LocalViT']
+
+
+class LocalViT(TokenTransformer):
+    """ViT with a class token.
+
+    Args:
+        img_size: height and width, or one number for both.
+        global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
+        spt: shift the image before the patches are cut.
+        lsa: learned temperatures, and no token attends to itself.
+        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
+            projection and in the MLP; of the attention weights. The authors have none.
+        drop_path_rate: the same in every block.
+    """
+    if TYPE_CHECKING:
+        cls_token: nn.Parameter
+        pos_embed: nn.Parameter
+    init_module = staticmethod(init_xavier)
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 32,
+            in_chans: int = 3,
+            num_classes: int = 10,
+            global_pool: str = 'token',
+            patch_size: int = 4,
+            embed_dim: int = 192,
+            depth: int = 9,
+            num_heads: int = 12,
+            mlp_ratio: float = 2.,
+            spt: bool = True,
+            lsa: bool = True,
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
+        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
+        tokenization = ShiftedPatchTokenization if spt else PatchTokenization
+        self.tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
+        self.grid_size = self.tokenizer.grid_size(self.img_size)
+
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        length = self.grid_size[0] * self.grid_size[1] + 1
+        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+
+        self.blocks = nn.Sequential(*[
+            LocalityBlock(embed_dim, num_heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, drop_path_rate, **dd)
+            for _ in range(depth)])
+        self.norm = nn.LayerNorm(embed_dim, **dd)
+        self._init_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        self.apply(self.init_module)
+        nn.init.normal_(self.cls_token)
+        nn.init.normal_(self.pos_embed)
+
+
+AUTHORS_BLOCK_NAMES = (
+    (r'(blocks\.\d+)\.0\.norm\.', r'\1.norm1.'),
+    (r'(blocks\.\d+)\.0\.fn\.scale$', r'\1.attn.temperature'),
+    (r'(blocks\.\d+)\.0\.fn\.to_qkv\.', r'\1.attn.qkv.'),
+    (r'(blocks\.\d+)\.0\.fn\.to_out\.0\.', r'\1.attn.proj.'),
+    (r'(blocks\.\d+)\.1\.norm\.', r'\1.norm2.'),
+    (r'(blocks\.\d+)\.1\.fn\.net\.0\.', r'\1.mlp.fc1.'),
+    (r'(blocks\.\d+)\.1\.fn\.net\.3\.', r'\1.mlp.fc2.'),
+)
+_AUTHORS_NAMES = (
+    (r'^pos_embedding$', 'pos_embed'),
+    (r'^to_patch_embedding\.merging\.1\.', 'tokenizer.norm.'),
+    (r'^to_patch_embedding\.(merging\.2|1)\.', 'tokenizer.proj.'),
+    (r'^transformer\.layers\.(\d+)\.', r'blocks.\1.'),
+    (r'^mlp_head\.0\.', 'norm.'),
+    (r'^mlp_head\.1\.', 'head.'),
+    *AUTHORS_BLOCK_NAMES,
+)
+
+
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: LocalViT, source_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+
+    The position table follows the image size (`fit_positions`), the stem the channels (`adapt_linear_stem`).
+    """
+    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
+    return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
+
+
+def _sl_vit(variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    return build_model(
+        LocalViT, variant, pretrained, checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=3, feature_cls='getter'), **kwargs)
+
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    {
+        **dict.fromkeys(['plain_vit', 'sl_vit'], ('c10', 32)),
+        **dict.fromkeys(['plain_vit_64', 'sl_vit_64'], ('timnet', 64)),
+    },
+    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
+    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
+    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
+
+
+@register_model
+def plain_vit(pretrained: bool = False, **kwargs: Any) -> LocalViT:
+    return _sl_vit('plain_vit', pretrained, **{'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def plain_vit_64(pretrained: bool = False, **kwargs: Any) -> LocalViT:
+    return _sl_vit('plain_vit_64', pretrained, **{'patch_size': 8, 'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def sl_vit(pretrained: bool = False, **kwargs: Any) -> LocalViT:
+    return _sl_vit('sl_vit', pretrained, **kwargs)
+
+
+@register_model
+def sl_vit_64(pretrained: bool = False, **kwargs: Any) -> LocalViT:
+    return _sl_vit('sl_vit_64', pretrained, **{'patch_size': 8, **kwargs})
