@@ -1,6 +1,7 @@
 from .attention import SelfAttention, attend
 from .block import LocalityBlock, init_xavier
 from .locality import LocalityAttention, attend_locally, diagonal_mask
+from .merging import ShiftedMerging
 from .pooling import SequencePool
 from .position import is_sine_table, resize_table, sine_table
 from .shifted import (
@@ -11,9 +12,11 @@ from .shifted import (
     shift_diagonally,
 )
 from .slicing import slice_length
+from .windows import WindowAttention, attend_in_windows, window_mask
 
 __all__ = [
-    'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool',
-    'ShiftedPatchTokenization', 'adapt_patch_channels', 'attend', 'attend_locally', 'cut_patches', 'diagonal_mask',
-    'init_xavier', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sine_table', 'slice_length',
+    'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool', 'ShiftedMerging',
+    'ShiftedPatchTokenization', 'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows',
+    'attend_locally', 'cut_patches', 'diagonal_mask', 'init_xavier', 'is_sine_table', 'resize_table',
+    'shift_diagonally', 'sine_table', 'slice_length', 'window_mask',
 ]

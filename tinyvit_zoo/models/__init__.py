@@ -2,19 +2,21 @@
 from timm import list_models as _timm_list_models
 
 from ..errors import ZooError, nearest
-from . import compact, sl_cait, sl_pit, sl_t2t, sl_vit
+from . import compact, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit
 from ._build import check_tag
 from .compact import CompactTransformer
 from .sl_cait import LocalCaiT
 from .sl_pit import LocalPiT
+from .sl_swin import LocalSwin
 from .sl_t2t import LocalT2T
 from .sl_vit import LocalViT
 
 __all__ = [
-    'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalT2T', 'LocalViT', 'check_name', 'check_tag', 'list_models',
+    'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'check_name', 'check_tag',
+    'list_models',
 ]
 
-_FAMILIES = (compact, sl_cait, sl_pit, sl_t2t, sl_vit)
+_FAMILIES = (compact, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit)
 
 
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:

@@ -50,7 +50,7 @@ class TokenTransformer(nn.Module):
         self._set_pool(global_pool, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.feature_info = self._feature_info()
 
     def _feature_info(self) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ class TokenTransformer(nn.Module):
         if global_pool != self.global_pool:
             self.global_pool, self.attn_pool = global_pool, None
             if global_pool == 'seq':
-                self.attn_pool = SequencePool(self.embed_dim, **dd).apply(self.init_module).train(self.training)
+                self.attn_pool = SequencePool(self.num_features, **dd).apply(self.init_module).train(self.training)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for `num_classes` (0: none), and on request another read-out."""
@@ -96,7 +96,7 @@ class TokenTransformer(nn.Module):
         if global_pool is not None:
             self._set_pool(global_pool, **dd)
         self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.apply(self.init_module).train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
