@@ -271,10 +271,10 @@ def test_streamed_posterising() -> None:
 
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
     for bits in range(1, 9):
-        assert np.array_equal(stream._posterize(image, bits), ImageOps.posterize(image, bits))
+        assert np.array_equal(stream.posterize(image, bits), ImageOps.posterize(image, bits))
     strongest = stream._rand_augment('rand-m10-n9-inc1', 8, (0.5,) * 3)
-    assert all(op.aug_fn is stream._posterize for op in strongest.ops if 'Posterize' in op.name)
-    assert not np.asarray(stream._posterize(image, 0)).any()
+    assert all(op.aug_fn is stream.posterize for op in strongest.ops if 'Posterize' in op.name)
+    assert not np.asarray(stream.posterize(image, 0)).any()
 
 
 def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path) -> None:

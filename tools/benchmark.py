@@ -4,6 +4,7 @@
     tools/benchmark.py models cct_7_3x1 cct_2_3x2 --mode inference train --precision fp32 bf16 --compile
     tools/benchmark.py augment --interpolation random
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
+    tools/benchmark.py training cct_2_3x2.c10 --precision bf16
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
 logits. The contenders take turns, so that a noisy machine is noisy for all; the ratio is the median over the rounds,
@@ -13,6 +14,9 @@ with its range. Training is a step of the recipe without the optimizer: forward 
 `augment` times the batched augmentation beside timm's Pillow pipeline of the same policy (random resized crop of 0.8 to
 1, flip, RandAugment, normalisation) in a loader with a worker a core; with --model, a training step with it beside one
 that only normalises.
+
+`training` times `tinyvit-zoo train` by recipe, loading and augmenting included, beside a plain loop over the plain
+model on batches that lie ready; each in a process of its own (tools/bench_training.py).
 """
 from __future__ import annotations
 
@@ -43,6 +47,8 @@ from tinyvit_zoo.data.augment import Augment, normalize
 from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.data.policies import make_policy
 from tinyvit_zoo.models import check_name
+from tinyvit_zoo.recipes import find_recipe
+from tinyvit_zoo.training.stream import posterize
 
 Step = Callable[[], object]
 
@@ -149,11 +155,6 @@ class PillowImages(Dataset):
         return self.transform(Image.fromarray(self.images[index]))
 
 
-def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """timm asks for 0 bits at its highest magnitude, which newer Pillows refuse: black, as older ones have it."""
-    return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
-
-
 def timm_loader(images: np.ndarray, args: argparse.Namespace) -> DataLoader:
     for name in ('Posterize', 'PosterizeIncreasing'):
         auto_augment.NAME_TO_OP[name] = posterize
@@ -197,6 +198,18 @@ def bench_augment(args: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
+def bench_trainings(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench_training import STEPS, bench_training
+
+    results = []
+    for (recipe, batch, precision), times in bench_training(
+            args.names, args.precision, args.device, args.seconds).items():
+        for row in summarise(times, STEPS * batch):
+            results.append({'recipe': recipe, 'precision': precision, 'batch': batch, **row})
+            print_row(results[-1])
+    return results
+
+
 def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
     baseline = next(iter(times.values()))
     rows = []
@@ -225,6 +238,8 @@ def check(args: argparse.Namespace) -> None:
         make_policy(args.policy, (args.img_size,) * 2, args.interpolation, (0.,))
         if args.model:
             check_name(args.model)
+    for name in args.names if args.what == 'training' else ():
+        plain(timm.create_model(find_recipe(name).model))
     for name in args.names if args.what == 'models' else ():
         check_name(name)
         model = timm.create_model(name)
@@ -253,8 +268,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     augment.add_argument('--model', metavar='NAME', help='time training steps of it, with and without')
     augment.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32', help="of the model's steps")
     augment.add_argument('--compile', action='store_true', help='the augmentation, and the model, by torch.compile')
-    for command in (models, augment):
-        command.add_argument('--batch-size', type=int, default=128 if command is models else 512)
+    training = commands.add_parser('training', help='our training beside a plain loop')
+    training.add_argument('names', nargs='+', metavar='RECIPE', help='names of `tinyvit-zoo recipes`')
+    training.add_argument('--precision', nargs='+', choices=['fp32', 'bf16'], default=['bf16'])
+    for command in (models, augment, training):
+        if command is not training:
+            command.add_argument('--batch-size', type=int, default=128 if command is models else 512)
         command.add_argument('--device', default='cpu')
         command.add_argument('--seconds', type=float, default=20., help='time for each comparison (at least 3 rounds)')
         command.add_argument('--json', type=Path, metavar='FILE', help='write the results and the machine to FILE')
@@ -270,7 +289,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     about = machine(torch.device(args.device))
     print(', '.join(f'{key} {value}' for key, value in about.items()))
-    results = bench_models(args) if args.what == 'models' else bench_augment(args)
+    bench = {'models': bench_models, 'augment': bench_augment, 'training': bench_trainings}[args.what]
+    results = bench(args)
     if args.json:
         args.json.write_text(json.dumps({'machine': about, 'results': results}, indent=1))
     return 0

@@ -42,16 +42,17 @@ def training_transform(recipe: Recipe, cfg: Mapping[str, Any]) -> Callable[[Any]
 
 
 def _rand_augment(policy: str, size: int, mean: Any) -> Any:
-    """timm's. Its posterising to no bits at all, at the strongest magnitude, is an error with newer Pillows."""
+    """timm's."""
     fill = tuple(round(255 * value) for value in mean)
     augment = rand_augment_transform(policy, {'translate_const': int(size * 0.45), 'img_mean': fill})
     for op in augment.ops:
         if op.name.startswith('Posterize'):
-            op.aug_fn = _posterize
+            op.aug_fn = posterize
     return augment
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Pillow's, and black for no bits, which newer Pillows refuse and timm asks for at its strongest."""
     kept = 255 & -(1 << max(0, 8 - bits))
     return image.point([level & kept for level in range(256)] * len(image.getbands()))
 
