@@ -93,7 +93,8 @@ def _new_order(height: int, width: int, window: int, shift: int, device: torch.d
     row = (torch.arange(height, device=device)[:, None] - shift) % row.shape[0]
     columns = col.shape[0]
     col = (torch.arange(width, device=device) - shift) % columns
-    place = (row // window) * (columns * window) + (col // window) * window ** 2 + row % window * window + col % window
+    first = (row // window) * (columns * window) + (col // window) * (window * window)  # of the window
+    place = first + row % window * window + col % window
     return torch.cat([token, place.flatten()])
 
 
@@ -163,12 +164,12 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    """[B * windows, H, N, N]"""
+    """[B * windows, H, N, N], in float32 or better: softmax and its gradient have no vectorised kernels in bf16."""
     windows, heads, area, _ = bias.shape
     scores = q.new_empty(q.shape[0] // windows, *bias.shape)
     scores.copy_(bias)
     scores.view(-1, area, area).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
-    return scores.view(-1, heads, area, area).softmax(-1)
+    return scores.view(-1, heads, area, area).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op('tinyvit_zoo::window_attention', mutates_args=(), device_types='cpu')
@@ -179,7 +180,7 @@ def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tens
     with torch.autocast('cpu', enabled=False):
         for images in _chunks(qkv):
             q, k, v = _gather(qkv[images], order, place, bias.shape[-1]).unbind(0)
-            attn = _probabilities(q.mul_(per_head), k, bias)
+            attn = _probabilities(q.mul_(per_head), k, bias).to(v.dtype)
             _scatter(_product(attn, v)[None], place, out[images])
     return out.squeeze(2)
 
@@ -188,10 +189,7 @@ def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tens
 def window_attention_backward(
         grad: Tensor, qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, temperature and bias; sums are kept in float32 or better.
-
-    So is the softmax's gradient, which has no vectorised kernel in bf16.
-    """
+    """Gradients of qkv, temperature and bias; sums are kept in float32 or better."""
     area = bias.shape[-1]
     exact = torch.promote_types(qkv.dtype, torch.float32)
     per_head = temperature.to(qkv.dtype)[:, None, None]
@@ -206,13 +204,14 @@ def window_attention_backward(
             scaled = q * per_head
             attn = _probabilities(scaled, k, bias)
             d_attn = _product(g, v.transpose(2, 3))
-            d_score = torch._softmax_backward_data(d_attn.to(exact), attn.to(exact), -1, exact).to(attn.dtype)
+            d_score = torch._softmax_backward_data(d_attn.to(exact), attn, -1, exact)
+            grad_bias += d_score.view(-1, *bias.shape).sum(0)
+            d_score = d_score.to(q.dtype)
             per_logit = _product(d_score, k)
             grad_temperature += (q * per_logit).sum((0, 2, 3), dtype=exact)
-            grad_bias += d_score.view(-1, *bias.shape).sum(0, dtype=exact)
             torch.mul(per_logit, per_head, out=q)
             k.copy_(_product(d_score.transpose(2, 3), scaled))
-            v.copy_(_product(attn.transpose(2, 3), g))
+            v.copy_(_product(attn.to(g.dtype).transpose(2, 3), g))
             _scatter(windows, place, grad_qkv[images])  # which holds gradients now
     return grad_qkv, grad_temperature.to(temperature.dtype), grad_bias.to(bias.dtype)
 
@@ -283,7 +282,7 @@ def attend_in_windows(
         if fused and qkv.device.type == 'cpu' and type(qkv) is Tensor and not torch.compiler.is_compiling():
             return window_attention(qkv.flatten(1, 2), temperature, bias, order, place).view(*qkv.shape[:3], -1)
 
-    windows = qkv.flatten(1, 2).index_select(1, order).unflatten(1, [-1, window ** 2])
+    windows = qkv.flatten(1, 2).index_select(1, order).unflatten(1, [-1, window * window])
     q, k, v = windows.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, D]
     q = q * temperature.to(q.dtype)[:, None, None]
     if fused:
