@@ -2,7 +2,7 @@ from .attention import SelfAttention, attend
 from .block import LocalityBlock, init_xavier
 from .locality import LocalityAttention, attend_locally, diagonal_mask
 from .pooling import SequencePool
-from .position import is_sine_table, resize_table, sine_table
+from .position import is_sine_table, resize_table, sincos2d_table, sine_table
 from .shifted import (
     PatchTokenization,
     ShiftedPatchTokenization,
@@ -15,5 +15,6 @@ from .slicing import slice_length
 __all__ = [
     'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool',
     'ShiftedPatchTokenization', 'adapt_patch_channels', 'attend', 'attend_locally', 'cut_patches', 'diagonal_mask',
-    'init_xavier', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sine_table', 'slice_length',
+    'init_xavier', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sincos2d_table', 'sine_table',
+    'slice_length',
 ]

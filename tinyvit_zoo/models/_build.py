@@ -4,6 +4,7 @@ All of timm's private names that the models need are imported here and nowhere e
 """
 from __future__ import annotations
 
+import logging
 import re
 import urllib.parse
 import zipfile
@@ -21,7 +22,7 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_input_size
+from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from ..errors import ZooError, nearest
@@ -29,10 +30,11 @@ from ..layers import adapt_patch_channels
 from ..weights import check_sha256, read_weights, unwrap
 
 __all__ = [
-    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed',
-    'update_model_input_size',
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed', 'update_model_args',
+    'update_model_input_size', 'without',
 ]
 
+_logger = logging.getLogger(__name__)
 ModelT = TypeVar('ModelT', bound=nn.Module)
 Filter = Callable[..., dict[str, Tensor]]  # (state_dict, model, source_size)
 
@@ -155,6 +157,14 @@ def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) 
     for pattern, replacement in patterns:
         names = [re.sub(pattern, replacement, name) for name in names]
     return dict(zip(names, tensors.values(), strict=True))
+
+
+def without(tensors: Mapping[str, Tensor], pattern: str, why: str) -> dict[str, Tensor]:
+    """The tensors whose names a pattern does not match; the log names those left out."""
+    out = [name for name in tensors if re.search(pattern, name)]
+    if out:
+        _logger.info('Left out (%s): %s', why, ', '.join(out))
+    return {name: tensor for name, tensor in tensors.items() if name not in out}
 
 
 def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> dict[str, Tensor]:
