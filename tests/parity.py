@@ -118,7 +118,7 @@ def _norm(x: Tensor, state: dict[str, Tensor], name: str, eps: float = 1e-5) -> 
     return scaled * state[f'{name}.weight'] + state[f'{name}.bias']
 
 
-# -- the usual ViT, with options of MAE-Lite (arXiv 2205.14443) and MAE-ViT (arXiv 2402.03752), in timm's tensor names ----
+# -- the usual ViT in timm's names, with what MAE-Lite (arXiv 2205.14443) and MAE-ViT (2402.03752) make of it ----------
 def vit_shapes(
         img: tuple[int, int], patch: int, classes: int, dim: int, depth: int, ratio: int, heads: int = 0,
         qkv_bias: bool = True, norm: str = 'fc_norm', chans: int = 3) -> dict[str, list[int]]:
@@ -187,7 +187,7 @@ def vit_tokens(
 
 
 def _relative_bias(table: Tensor, grid: tuple[int, int], row: Tensor) -> Tensor:
-    """[H, 1 + K, 1 + K] of the patches `row` [K]: by offset in rows and columns; class to patch, patch to class, class."""
+    """[H, 1 + K, 1 + K] of the patches `row` [K]: by offset; class to patch, patch to class, class to class."""
     y, x = row // grid[1], row % grid[1]
     offset = (y[:, None] - y + grid[0] - 1) * (2 * grid[1] - 1) + x[:, None] - x + grid[1] - 1
     index = torch.full((len(row) + 1, len(row) + 1), len(table) - 1)

@@ -1,4 +1,4 @@
-"""MAE-Lite's ViTs and their pre-training give the authors' numbers, and every kind of their files loads or is refused."""
+"""MAE-Lite's ViTs and their pre-training give the authors' numbers; every kind of their files loads or is refused."""
 import logging
 import subprocess
 import sys
@@ -283,8 +283,9 @@ def test_all_tables_resize_with_the_image(name: str, tmp_path: Path) -> None:
         table = model.blocks[1].rel_pos.relative_position_bias_table
         key = 'blocks.1.rel_pos.relative_position_bias_table'
         assert table.shape == (11 * 3 + 3, HEADS)
-        torch.testing.assert_close(table[-3:], before[key][-3:], rtol=0, atol=1e-6)        # the class token's
-        torch.testing.assert_close(table[5 * 3 + 1], before[key][3 * 7 + 3], rtol=0, atol=1e-6)  # of a patch with itself
+        torch.testing.assert_close(table[-3:], before[key][-3:], rtol=0, atol=1e-6)  # the class token's
+        itself = before[key][3 * 7 + 3]  # a patch and itself: in the middle of the offsets
+        torch.testing.assert_close(table[5 * 3 + 1], itself, rtol=0, atol=1e-6)
         assert set(model.no_weight_decay()) >= {key, 'pos_embed', 'cls_token'}
 
 
@@ -304,7 +305,8 @@ def test_a_fixed_table_that_the_file_does_not_hold_is_that_of_its_size(tmp_path:
 
 # -- timm's own model --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name, kwargs', [
-    (TINY, {}), (SMALL, dict(num_classes=3)), ('mae_vit_c10', {}), ('mae_vit_c100', dict(img_size=(24, 36), in_chans=1))])
+    (TINY, {}), (SMALL, dict(num_classes=3)), ('mae_vit_c10', {}),
+    ('mae_vit_c100', dict(img_size=(24, 36), in_chans=1))])
 @torch.no_grad()
 def test_an_export_loads_with_timm_alone(name: str, kwargs: dict, tmp_path: Path) -> None:
     model = timm.create_model(name, depth=2, **kwargs).eval()

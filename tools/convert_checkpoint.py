@@ -12,7 +12,6 @@ pretrained_cfg_overlay=dict(file=PATH, num_classes=N)).)
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import logging
 import math
@@ -57,7 +56,7 @@ Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Report:
-    """Names: tensors taken as they are; changed ones and what they come from; fresh ones; those of the source dropped."""
+    """Names of tensors: taken as they are; changed, and what they come from; fresh; dropped (of the source)."""
     taken: list[str]
     changed: dict[str, list[str]]
     fresh: list[str]
@@ -93,8 +92,8 @@ def trace(source: Mapping[str, Tensor], convert: Convert) -> Report:
     return Report(taken, {name: origin for name, origin in changed.items() if origin}, fresh, dropped)
 
 
-def _memory(tensor: Tensor) -> tuple[int, int, int]:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel()
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.numel()
 
 
 def _made_from(name: str, source: Mapping[str, Tensor], convert: Convert, candidates: Mapping[str, Any]) -> list[str]:
@@ -127,7 +126,7 @@ def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str
         classes = _class_count(convert(tensors), name)
         model = _load(source, name, classes, args)
         report = trace(tensors, partial(_filter(name), model=model))
-    size = [model.in_chans, *_image_size(model)]
+    size = [int(model.in_chans), *_image_size(model)]  # type: ignore[arg-type]
     cfg = json.dumps({'num_classes': classes, 'input_size': size})
     save_weights(model.state_dict(), target, {'architecture': name, 'pretrained_cfg': cfg})
     try:
@@ -142,7 +141,7 @@ def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str
 
 def _filter(name: str) -> Callable[..., dict[str, Tensor]]:
     """The filter of the model's family, which every one has under this name."""
-    return inspect.getmodule(timm.model_entrypoint(name)).checkpoint_filter_fn  # type: ignore[union-attr]
+    return sys.modules[timm.model_entrypoint(name).__module__].checkpoint_filter_fn
 
 
 def _class_count(tensors: Mapping[str, Tensor], name: str) -> int:
@@ -175,15 +174,15 @@ def how_to_fetch(source: str) -> str:
     """What to do with a source that is no file here: a tag, a Drive link or id, an address, or a wrong path."""
     for model, tag, drive_id in DRIVE:
         if source == f'{model}.{tag}' or drive_id in source:
-            return (f'{model}.{tag} is on Google Drive: save it from https://drive.google.com/file/d/{drive_id}/view in '
-                    f'a browser, or run `gdown {drive_id}`; then give the path of the file and --model {model}.')
+            return (f'{model}.{tag} is on Google Drive: save it in a browser from https://drive.google.com/file/d/'
+                    f'{drive_id}/view, or run `gdown {drive_id}`; then give the path of the file and --model {model}.')
     if 'drive.google.com' in source:
         return f'{source} is on Google Drive: save it in a browser, or run `gdown --fuzzy URL`; then give its path.'
     weight = catalogue().get(source)
     url = weight.url if weight else source
     if url.startswith(('http://', 'https://')):
         return f'{source} has to be fetched first: run `curl -LO {url}`, then give the path of the file.'
-    return f'There is no file {source}: give the path of a .pth, .zip or .safetensors file (--list says where some are).'
+    return f'There is no file {source}: give the path of a .pth, .zip or .safetensors file (--list: where some are).'
 
 
 def listing() -> str:
@@ -194,28 +193,34 @@ def listing() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        'convert_checkpoint.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', nargs='?', help='checkpoint: a .pth, .zip or .safetensors file')
     parser.add_argument('target', nargs='?', type=Path, help='the .safetensors file to write')
     parser.add_argument('--model', help='name of the model, without a tag')
-    parser.add_argument('--img-size', type=int, nargs='+', metavar='PIXELS',
-                        help='resize the tables of positions to images of this size: a number, or height and width')
+    parser.add_argument('--img-size', type=_size, metavar='PIXELS',
+                        help='resize the tables of positions to images of this size: 64, or 64x32 (height x width)')
     parser.add_argument('--global-pool', help="another read-out than the model's: 'token' keeps the final norm of a "
                                               'pre-trained mae_lite encoder')
     parser.add_argument('--list', action='store_true', help='say which files there are, and how to fetch them')
     return parser
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    return int(height), int(width or height)
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     if args.list:
         print(listing())
         return 0
     try:
         if not (args.source and args.model and args.target):
             raise ZooError('Say SOURCE --model NAME OUT.safetensors, or --list for the files there are.')
-        given = {'img_size': tuple(args.img_size * 2)[:2]} if args.img_size else {}
-        given.update({'global_pool': args.global_pool} if args.global_pool else {})
+        options = {'img_size': args.img_size, 'global_pool': args.global_pool}
+        given = {name: value for name, value in options.items() if value is not None}
         print(convert_checkpoint(args.source, args.model, args.target, **given))
     except ZooError as e:
         print(f'convert_checkpoint: {e}', file=sys.stderr)

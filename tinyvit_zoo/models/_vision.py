@@ -29,7 +29,7 @@ def timm_export(model: nn.Module) -> dict[str, Any]:
     The export goes by the name of a ViT of timm's, and says all in which ours differs from it.
     """
     if type(model) is not VisionTransformer:
-        raise ZooError(f'{type(model).__name__} is no class of timm\'s, which alone cannot load it: export it under its '
+        raise ZooError(f"{type(model).__name__} is no class of timm's, which cannot load it alone: export it under its "
                        f'own name, without timm_export.')
     architecture = 'vit_small_patch16_224' if model.embed_dim == 384 else 'vit_tiny_patch16_224'
     return dict(model_config=dict(pretrained_cfg=dict(architecture=architecture)), safe_serialization=True)

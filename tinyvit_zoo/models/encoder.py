@@ -37,10 +37,12 @@ from ..layers import LocalityAttention, SelfAttention
 from ._tokens import TokenTransformer
 from .mae_lite import RelativeBlock
 
+_PLAIN = 'mae_vit_*, mae_lite_*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
+
 __all__ = ['Recording', 'attention_logits', 'encode', 'record']
 
 
-def encode(model: nn.Module, images: Tensor, keep: Tensor | None = None) -> Tensor:
+def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
     """Tokens behind the final norm [B, prefix + K, D], class token first.
 
     Args:
@@ -54,8 +56,8 @@ def encode(model: nn.Module, images: Tensor, keep: Tensor | None = None) -> Tens
     if keep is not None:
         rows = _rows(model, keep, len(images))
         x = x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
-    for block in model.blocks:  # type: ignore[union-attr]
-        step = partial(block, rows=rows) if isinstance(block, RelativeBlock) else block
+    for block in model.blocks:
+        step = partial(block, rows=rows) if isinstance(block, RelativeBlock) else block  # type: ignore[misc]
         x = checkpoint(step, x) if model.grad_checkpointing else step(x)
     return model.norm(x) if isinstance(model, VisionTransformer) else model._finish(x)
 
@@ -65,8 +67,8 @@ def _require_one_sequence(model: nn.Module) -> None:
     for base in (VisionTransformer, TokenTransformer):
         if isinstance(model, base) and type(model).forward_features is base.forward_features:
             return
-    raise ZooError(f'{type(model).__name__} is no plain encoder, one sequence of tokens through a stack of blocks: take '
-                   f'mae_vit_*, mae_lite_*, vit_lite*, cvt_*, sl_vit* or plain_vit*.')
+    raise ZooError(f'{type(model).__name__} is no plain encoder (one sequence of tokens, a stack of blocks): take '
+                   f'{_PLAIN}.')
 
 
 def _embed(model: Any, images: Tensor) -> Tensor:
@@ -79,8 +81,8 @@ def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
     """Which rows of the sequence stay [B, prefix + K]: the prefix, then the patches."""
     if isinstance(model, TokenTransformer):
         if not getattr(model.tokenizer, 'cuts_patches', False) or model.num_early_tokens != model.num_prefix_tokens:
-            raise ZooError(f'{type(model).__name__} cannot be masked, its tokens are not patches side by side: take '
-                           f'mae_vit_*, mae_lite_*, vit_lite*, cvt_*, sl_vit* or plain_vit*.')
+            raise ZooError(
+                f'{type(model).__name__} cannot be masked, its tokens are not patches side by side: take {_PLAIN}.')
     if keep.ndim != 2 or len(keep) != batch or keep.dtype != torch.int64:
         raise ZooError(f'keep is {list(keep.shape)} of {keep.dtype}, expected [{batch}, K] of torch.int64: the patches '
                        f'to keep, a row an image.')
@@ -131,7 +133,7 @@ def _block(model: Any, index: int) -> nn.Module:
 
 
 def _attention(block: nn.Module) -> nn.Module:
-    attn = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
+    attn: Any = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
     if not isinstance(attn, (SelfAttention, LocalityAttention)) and type(attn) is not Attention:
         raise ZooError(f'The logits of {type(attn).__name__} cannot be read: only plain attention has one set of them, '
                        f'heads apart, that the softmax is taken of.')
@@ -149,11 +151,11 @@ def _keep_output(
 
 def _keep_logits(
         kept: dict[int, Tensor], index: int, attn: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-    kept[index] = attention_logits(attn, *args, **kwargs)
+    kept[index] = attention_logits(attn, args[0], **kwargs)
 
 
 def attention_logits(
-        attn: nn.Module, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """What the softmax of an attention module is taken of, for tokens [B, N, D] that enter it: [B, H, N, N].
 
     Scaled. Locality attention: by its temperatures, and the masked diagonal holds a very low number. What is added to

@@ -8,7 +8,7 @@ each. The loss is the squared error on the patches that were left out, against p
     loss, prediction, mask = MaskedAutoencoder(encoder)(images)
 """
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import get_device_dtype
@@ -43,9 +43,13 @@ class MaskedAutoencoder(nn.Module):
         normalize_targets: predict pixels less their patch's mean, over its standard deviation.
     """
 
+    if TYPE_CHECKING:
+        decoder_pos_embed: Tensor
+        grid_size: tuple[int, int]
+
     def __init__(
             self,
-            encoder: nn.Module,
+            encoder: Any,
             decoder_dim: int = 96,
             decoder_depth: int = 1,
             decoder_heads: int = 3,
@@ -61,8 +65,9 @@ class MaskedAutoencoder(nn.Module):
         self.mask_ratio = mask_ratio
         self.normalize_targets = normalize_targets
         self.patch_size = int(encoder.feature_info[0]['reduction'])
-        self.encoder = encoder
-        self.grid_size = tuple(size // self.patch_size for size in _image_size(encoder))
+        self.encoder: Any = encoder
+        height, width = _image_size(encoder)
+        self.grid_size = height // self.patch_size, width // self.patch_size
         num_patches = self.grid_size[0] * self.grid_size[1]
 
         self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_dim, **dd)
