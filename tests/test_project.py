@@ -48,3 +48,23 @@ def test_benchmark_checks_and_reports(tmp_path: Path) -> None:
                  '--json', str(tmp_path / 'r.json'))
     assert out.count('plain') == 2 and out.count('ours') == 2
     assert (tmp_path / 'r.json').stat().st_size > 200
+
+
+@pytest.mark.slow
+def test_benchmark_says_what_an_option_costs() -> None:
+    out = python('tools/benchmark.py', 'models', 'sl_vit', '--batch-size', '2', '--seconds', '0', '--mode', 'inference',
+                 '--without', 'spt', 'lsa')
+    assert 'without spt' in out and 'without lsa' in out and out.count('of the time of ours saved') == 2
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        python('tools/benchmark.py', 'models', 'sl_vit', '--without', 'spd')
+    assert error.value.returncode == 2 and "sl_vit has no option 'spd'" in error.value.stderr
+
+
+@pytest.mark.slow
+def test_pictures_of_the_documents_can_be_made(tmp_path: Path) -> None:
+    pytest.importorskip('matplotlib')
+    pytest.importorskip('sklearn')
+    python('tools/plot_spt_lsa.py', '--out', str(tmp_path))
+    shown = {path.name for path in (ROOT / 'docs' / 'images').glob('*.png')}
+    made = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert made.keys() <= shown and len(made) == 2 and all(20_000 < size < 200_000 for size in made.values())

@@ -143,9 +143,10 @@ def print_row(row: dict[str, Any]) -> None:
 def check(args: argparse.Namespace) -> None:
     for name in args.names:
         check_name(name)
-        plain(timm.create_model(name, device='meta'))
+        model = timm.create_model(name)
+        plain(model)
         for option in args.without:
-            if option not in inspect.signature(type(timm.create_model(name, device='meta'))).parameters:
+            if option not in inspect.signature(type(model)).parameters:
                 raise tinyvit_zoo.ZooError(f'{name} has no option {option!r} to be without.')
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         raise tinyvit_zoo.ZooError('There is no CUDA device here: use --device cpu.')
