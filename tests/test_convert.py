@@ -1,4 +1,5 @@
 """`tools/convert_checkpoint.py` says what happened, writes the same model, and refuses the wrong."""
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -57,9 +58,9 @@ def test_a_finetuned_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     with safetensors.safe_open(tmp_path / 'out.safetensors', 'pt') as file:
         assert json.loads(file.metadata()['pretrained_cfg']) == {'num_classes': 4, 'input_size': [3, 64, 64]}
     x = images([2, 3, 64, 64]).float()
-    torch.testing.assert_close(
-        load(tmp_path / 'out.safetensors', TINY, 4, img_size=64)(x), vit_forward(x, finetuned(), 12),
-        rtol=1e-4, atol=1e-4)
+    overlay = dict(file=str(tmp_path / 'out.safetensors'))  # the file itself says the rest
+    model = timm.create_model(TINY, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=4, img_size=64).eval()
+    torch.testing.assert_close(model(x), vit_forward(x, finetuned(), 12), rtol=1e-4, atol=1e-4)
 
 
 def test_separate_biases_and_other_sizes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -102,6 +103,19 @@ def test_other_families(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.testing.assert_close(model.head.weight.data, state['classifier.fc.weight'])
     said = run(tmp_path, state, 'cct_2_3x2', capsys, '--global-pool', 'avg')
     assert 'dropped  classifier.attention_pool.weight' in said
+
+
+def test_the_teacher_of_a_self_distillation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    encoder = filled(vit_shapes((32, 32), 4, 0, 192, 9, 2, norm='norm'))
+    teacher = {**{f'module.backbone.{name}': tensor for name, tensor in encoder.items()},
+               'module.mlphead.mlp.0.weight': torch.ones(512, 192)}
+    student = {name: torch.zeros_like(tensor) for name, tensor in teacher.items()}
+    state = {'student': student, 'teacher': teacher, 'epoch': 3, 'args': argparse.Namespace(arch='vit')}
+    said = run(tmp_path, state, 'ssl_vit', capsys)
+    assert [line for line in said.splitlines() if line.startswith('dropped')] == ['dropped  mlphead.mlp.0.weight']
+    assert f'taken    {len(encoder)} tensors' in said and 'fresh' not in said and 'changed' not in said
+    written = read_weights(tmp_path / 'out.safetensors')
+    assert torch.equal(written['blocks.8.norm2.weight'], encoder['blocks.8.norm2.weight'])
 
 
 def test_the_report_is_what_happened() -> None:

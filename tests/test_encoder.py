@@ -16,6 +16,7 @@ ENCODERS = {  # every kind of plain encoder, small
     'mae_vit_c10': dict(img_size=(9, 12), depth=3), 'mae_lite_vit_tiny': dict(img_size=(48, 64), depth=3),
     'mae_lite_vit_tiny_rpe': dict(img_size=(48, 64), depth=3), 'mae_lite_vit_small': dict(img_size=(48, 64), depth=2),
     'vit_lite_2_4': dict(img_size=(12, 16)), 'cvt_2_4': dict(img_size=(12, 16)),
+    'ssl_vit': dict(img_size=(12, 16), depth=3),
     'sl_vit': dict(img_size=(12, 16), depth=3), 'plain_vit': dict(img_size=(12, 16), depth=3),
 }
 PATCHES = 12
@@ -109,7 +110,8 @@ def test_masking_compiles_to_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize('name, words', [
     ('cct_2_3x2', 'cannot be masked'), ('sl_cait', 'cannot be masked'), ('sl_t2t', 'cannot be masked'),
-    ('sl_pit', 'no plain encoder'), ('resnet18', 'no plain encoder'),
+    ('ssl_cait', 'cannot be masked'), ('ssl_swin', 'no plain encoder'), ('sl_pit', 'no plain encoder'),
+    ('resnet18', 'no plain encoder'),
 ])
 def test_models_that_cannot_be_masked_are_refused(name: str, words: str) -> None:
     model = timm.create_model(name, img_size=32) if name in list_models() else timm.create_model(name)

@@ -33,10 +33,14 @@ _NOT_MEASURED = 'not measured yet'
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 for a mistake of the caller's; 130 and 141 (as shells say it) for Ctrl-C and a closed pipe."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown and args.run is not _train:
+        _parser().parse_args(argv)  # says what it does not know
+    args.unknown = unknown
     try:
         text, encoding = args.run(args), sys.stdout.encoding or 'utf-8'
-        print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)  # file names hold any bytes
+        if text:
+            print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)  # file names hold any bytes
         return 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
@@ -71,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_autoload):
         add(commands)
     return parser
 
@@ -79,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands: Any, name: str, run: Any, summary: str, epilog: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=summary, description=f'{summary[0].upper()}{summary[1:]}.', epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.set_defaults(run=run)
     return parser
 
@@ -121,6 +125,24 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument('--json', action='store_true', help='the same and more, for programs')
 
 
+def _add_recipes(commands: Any) -> None:
+    parser = _command(commands, 'recipes', _recipes, 'how weights are made, a line each, or one recipe in full',
+                      'example:\n  tinyvit-zoo recipes cct_7_3x1.c10')
+    parser.add_argument('name', metavar='RECIPE', nargs='?')
+
+
+def _add_train(commands: Any) -> None:
+    from .training.command import add_train
+
+    parser = _command(
+        commands, 'train', _train, 'make the weights of a recipe, or fine-tune some on images of your own',
+        'examples:\n  tinyvit-zoo train cct_2_3x2.digits\n'
+        '  tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a\n'
+        '  tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume\n'
+        '  tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --val-fraction 0.1')
+    add_train(parser)
+
+
 def _add_autoload(commands: Any) -> None:
     from .autoload import LIMITS
 
@@ -128,6 +150,18 @@ def _add_autoload(commands: Any) -> None:
         commands, 'autoload', _autoload, "have timm know these models without 'import tinyvit_zoo'",
         f'example:\n  tinyvit-zoo autoload on\n\n{LIMITS}')
     parser.add_argument('action', choices=['on', 'off', 'status'])
+
+
+def _recipes(args: argparse.Namespace) -> str:
+    from .training.command import recipes_text
+
+    return recipes_text(args.name)
+
+
+def _train(args: argparse.Namespace) -> str:
+    from .training.command import run_train
+
+    return run_train(args, args.unknown)
 
 
 def _positive(text: str) -> int:

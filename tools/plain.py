@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.layers import LocalityAttention, ShiftedPatchTokenization
+from tinyvit_zoo.layers import LocalityAttention, ShiftedPatchTokenization, WindowAttention
 from tinyvit_zoo.models.compact import CompactTransformer
+from tinyvit_zoo.models.sl_cait import MixedAttention
+from tinyvit_zoo.models.sl_swin import ShiftedMerging
+from tinyvit_zoo.models.sl_t2t import TokenAttention
 
 
 class PlainTokenizer(nn.Module):
@@ -106,22 +109,55 @@ class PlainLocalityAttention(nn.Module):
 
     def __init__(self, ours: LocalityAttention) -> None:
         super().__init__()
-        self.heads, self.head_dim = ours.num_heads, ours.head_dim
+        self.heads, self.head_dim, self.scale = ours.num_heads, ours.head_dim, ours.scale
         self.temperature, self.qkv, self.proj = ours.temperature, ours.qkv, ours.proj
         self.attn_drop = ours.attn_drop
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and the values of one head."""
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         logits = q @ k.transpose(-2, -1)
         if self.temperature is None:
-            logits = logits * self.head_dim ** -0.5
+            logits = logits * self.scale
         else:
             logits = logits * self.temperature[:, None, None]
             diagonal = torch.eye(N, dtype=torch.bool, device=x.device)
             logits = logits.masked_fill(diagonal, -torch.finfo(logits.dtype).max)
         attn = self.attn_drop(logits.softmax(dim=-1))
-        return self.proj((attn @ v).transpose(1, 2).reshape(B, N, -1))
+        return self.proj((attn @ v).transpose(1, 2).reshape(B, N, -1)), v[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x)[0]
+
+
+class PlainTokenAttention(PlainLocalityAttention):
+    """T2T's, which adds its values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, values = self.attend(x)
+        return out + values
+
+
+class PlainMixedAttention(nn.Module):
+    """CaiT's. Takes over the parameters of ours. Heads are mixed by einsum, where multi-head attention has them."""
+
+    def __init__(self, ours: MixedAttention) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.mask = ours.num_heads, ours.head_dim, ours.mask
+        self.temperature, self.mix_pre, self.mix_post = ours.temperature, ours.mix_pre, ours.mix_post
+        self.q, self.kv, self.proj, self.attn_drop = ours.q, ours.kv, ours.proj, ours.attn_drop
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (t.reshape(*t.shape[:2], self.heads, self.head_dim).transpose(1, 2)
+                   for t in (self.q(x), *self.kv(context).chunk(2, dim=-1)))
+        scale = self.head_dim ** -0.5 if self.temperature is None else self.temperature[:, None, None]
+        logits = torch.einsum('bhij,hg->bgij', (q @ k.transpose(-2, -1)) * scale, self.mix_pre)
+        if self.mask == 'paper':
+            diagonal = torch.eye(logits.shape[-1], dtype=torch.bool, device=x.device)
+            logits = logits.masked_fill(diagonal, -torch.finfo(logits.dtype).max)
+        attn = torch.einsum('bhij,hg->bgij', self.attn_drop(logits.softmax(dim=-1)), self.mix_post)
+        return self.proj((attn @ v).transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
 class PlainShiftedPatches(nn.Module):
@@ -140,9 +176,68 @@ class PlainShiftedPatches(nn.Module):
         return self.proj(self.norm(x.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, p * p * C)))
 
 
+class PlainShiftedMerging(PlainShiftedPatches):
+    """On maps [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).unflatten(1, (x.shape[1] // 2, x.shape[2] // 2))
+
+
+class PlainWindowAttention(nn.Module):
+    """Takes over the parameters of ours. Shift, cut into windows, attend, and all the way back.
+
+    For maps that are multiples of a window, as Swin's own code is.
+    """
+
+    def __init__(self, ours: WindowAttention) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.window, self.shift = ours.num_heads, ours.head_dim, ours.window_size, ours.shift
+        self.temperature, self.qkv, self.proj = ours.temperature, ours.qkv, ours.proj
+        self.table = ours.relative_position_bias_table
+        place = torch.arange(self.window)
+        offset = place[:, None] - place + self.window - 1
+        index = offset[:, None, :, None] * (2 * self.window - 1) + offset[None, :, None, :]
+        self.register_buffer('index', index.flatten())
+
+    def _cut(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        x = x.view(B, H // self.window, self.window, W // self.window, self.window, C)
+        return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, self.window ** 2, C)
+
+    def _mask(self, H: int, W: int, shift: int, device: torch.device) -> Tensor:
+        row, col = torch.arange(H, device=device)[:, None] >= H - shift, torch.arange(W, device=device) >= W - shift
+        side = self._cut((2 * row.long() + col.long())[None, :, :, None])
+        return (side != side.transpose(1, 2)).float() * -100
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        area, shift = self.window ** 2, self.shift if min(H, W) > self.window else 0
+        if shift:
+            x = torch.roll(x, (-shift, -shift), (1, 2))
+        x = self._cut(x)
+        q, k, v = self.qkv(x).reshape(-1, area, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        logits = q @ k.transpose(-2, -1)
+        logits = logits * (self.head_dim ** -0.5 if self.temperature is None else self.temperature[:, None, None])
+        logits = logits + self.table[self.index].view(area, area, self.heads).permute(2, 0, 1)
+        if self.temperature is not None:
+            diagonal = torch.eye(area, dtype=torch.bool, device=x.device)
+            logits = logits.masked_fill(diagonal, -torch.finfo(logits.dtype).max / 2)
+        if shift:
+            mask = self._mask(H, W, shift, x.device)
+            logits = (logits.view(B, len(mask), self.heads, area, area) + mask[:, None]).flatten(0, 1)
+        x = self.proj((logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(-1, area, C))
+        x = x.view(B, H // self.window, W // self.window, self.window, self.window, C).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(B, H, W, C)
+        return torch.roll(x, (shift, shift), (1, 2)) if shift else x
+
+
 PLAIN: dict[type, Callable] = {
     LocalityAttention: PlainLocalityAttention,
+    MixedAttention: PlainMixedAttention,
     ShiftedPatchTokenization: PlainShiftedPatches,
+    ShiftedMerging: PlainShiftedMerging,
+    WindowAttention: PlainWindowAttention,
+    TokenAttention: PlainTokenAttention,
 }
 
 

@@ -2,7 +2,7 @@ from .attention import SelfAttention, attend
 from .block import LocalityBlock, init_xavier
 from .locality import LocalityAttention, attend_locally, diagonal_mask
 from .pooling import SequencePool
-from .position import is_sine_table, resize_table, sincos2d_table, sine_table
+from .position import is_sine_table, resize_table, sincos2d_table, sine_table, table_on_grid
 from .shifted import (
     PatchTokenization,
     ShiftedPatchTokenization,
@@ -11,10 +11,11 @@ from .shifted import (
     shift_diagonally,
 )
 from .slicing import slice_length
+from .windows import WindowAttention, attend_in_windows, window_mask
 
 __all__ = [
     'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool',
-    'ShiftedPatchTokenization', 'adapt_patch_channels', 'attend', 'attend_locally', 'cut_patches', 'diagonal_mask',
-    'init_xavier', 'is_sine_table', 'resize_table', 'shift_diagonally', 'sincos2d_table', 'sine_table',
-    'slice_length',
+    'ShiftedPatchTokenization', 'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows',
+    'attend_locally', 'cut_patches', 'diagonal_mask', 'init_xavier', 'is_sine_table', 'resize_table',
+    'shift_diagonally', 'sincos2d_table', 'sine_table', 'slice_length', 'table_on_grid', 'window_mask',
 ]

@@ -142,7 +142,7 @@ def attend_locally(qkv: Tensor, temperature: Optional[Tensor], scale: float, dro
 
 
 class LocalityAttention(nn.Module):
-    """Multi-head self-attention with (`lsa=True`) or without the two changes; qkv without bias.
+    """Multi-head self-attention with (`lsa=True`) or without the two changes.
 
     `head_dim` times `num_heads` need not be `dim`, nor `out_dim`. `scale`: what multiplies the logits, or what the
     temperatures start at, if not head_dim ** -0.5.
@@ -159,6 +159,7 @@ class LocalityAttention(nn.Module):
             proj_drop: float = 0.,
             out_dim: Optional[int] = None,
             scale: Optional[float] = None,
+            qkv_bias: bool = False,
             device: Any = None,
             dtype: Any = None,
     ) -> None:
@@ -169,7 +170,7 @@ class LocalityAttention(nn.Module):
         self.scale = head_dim ** -0.5 if scale is None else scale
         self.fused_attn = use_fused_attn()
         self.temperature: Optional[nn.Parameter] = nn.Parameter(torch.empty(num_heads, **dd)) if lsa else None
-        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=False, **dd)
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=qkv_bias, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * head_dim, out_dim or dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)

@@ -1,10 +1,9 @@
 """Position tables: the fixed sine table, and how any table follows the image size."""
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Tuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models import register_notrace_function
 from torch import Tensor
 
 from ..errors import ZooError
@@ -59,3 +58,18 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_
     if is_sine_table(table):
         return sine_table(new[0] * new[1] + num_prefix_tokens, table.shape[2], device=table.device, dtype=table.dtype)
     return resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=num_prefix_tokens)
+
+
+@register_notrace_function
+def table_on_grid(table: Tensor, old: Tuple[int, int], new: Tuple[int, int], num_prefix_tokens: int) -> Tensor:
+    """What `resize_table` makes of a learned table, for every forward pass: gradients reach the table.
+
+    As one product with the matrix of that interpolation. The backward pass of an interpolation on a GPU gives other
+    bits each time.
+    """
+    if old[0] == new[0] and old[1] == new[1]:
+        return table
+    each = torch.eye(old[0] * old[1], device=table.device)[None]
+    weights = resample_abs_pos_embed(each, [new[0], new[1]], [old[0], old[1]], num_prefix_tokens=0)  # [1, new, old]
+    patches = weights.to(table.dtype) @ table[:, num_prefix_tokens:]
+    return torch.cat([table[:, :num_prefix_tokens], patches.to(table.dtype)], dim=1)

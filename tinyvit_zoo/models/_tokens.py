@@ -2,7 +2,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from timm.layers import _assert, get_device_dtype, global_pool_nlc, to_2tuple
@@ -53,7 +53,7 @@ class TokenTransformer(nn.Module):
         self._set_pool(global_pool, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.feature_info = self._feature_info()
 
     def _feature_info(self) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ class TokenTransformer(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         names = [name for name, _ in self.named_parameters()]
-        kept = ('.temperature', '.gamma')
+        kept = ('.temperature', '.gamma', '.gamma_1', '.gamma_2')
         return {name for name in names if name in ('pos_embed', 'cls_token') or name.endswith(kept)}
 
     @torch.jit.ignore
@@ -91,7 +91,7 @@ class TokenTransformer(nn.Module):
         if global_pool != self.global_pool:
             self.global_pool, self.attn_pool = global_pool, None
             if global_pool == 'seq':
-                self.attn_pool = SequencePool(self.embed_dim, **dd).apply(self.init_module).train(self.training)
+                self.attn_pool = SequencePool(self.num_features, **dd).apply(self.init_module).train(self.training)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for `num_classes` (0: none), and on request another read-out."""
@@ -99,7 +99,7 @@ class TokenTransformer(nn.Module):
         if global_pool is not None:
             self._set_pool(global_pool, **dd)
         self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.apply(self.init_module).train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -113,18 +113,23 @@ class TokenTransformer(nn.Module):
         self.img_size, self.grid_size = to_2tuple(img_size), new
         update_model_input_size(self, self.img_size)
 
-    def _embed(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
+    def _positions(self, x: Tensor) -> Optional[Tensor]:
+        """The position table for images [B, C, H, W]; of one size only, unless a family can do better."""
         if self.pos_embed is not None:
             message = (f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not '
                        f'{x.shape[2]} x {x.shape[3]}: create it with img_size=..., or call set_input_size.')
             _assert(x.shape[2] == self.img_size[0], message)
             _assert(x.shape[3] == self.img_size[1], message)
+        return self.pos_embed
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
+        positions = self._positions(x)
         x = self.tokenizer(x)
         if self.cls_token is not None and self.num_early_tokens:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
+        if positions is not None:
+            x = x + positions
         return self.pos_drop(x)
 
     def forward_intermediates(
@@ -149,7 +154,7 @@ class TokenTransformer(nn.Module):
             intermediates_only: the list alone, else (final features, list).
         """
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
-        grid = self.grid_size if self.pos_embed is not None else self.tokenizer.grid_size(tuple(x.shape[2:]))
+        grid = self.tokenizer.grid_size(tuple(x.shape[2:]))
         x = self._embed(x)
         taken = [x] if 0 in take else []
         for i, block in enumerate(self.blocks[:last] if stop_early else self.blocks, start=1):
@@ -215,6 +220,39 @@ class TokenTransformer(nn.Module):
         """Size of one image's largest activation in float32: qkv, or a map inside the tokenizer."""
         tokens = self.grid_size[0] * self.grid_size[1] + self.num_early_tokens
         return 4 * max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)
+
+
+class LateClassToken(TokenTransformer):
+    """Blocks for the patches alone; a class token comes in behind them, with `class_blocks` of its own.
+
+    A class block takes and returns all tokens, the class token first, and changes that one.
+    """
+    if TYPE_CHECKING:
+        class_blocks: nn.Sequential
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
+            class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """As for all, and the class token goes with the head: only the patches have intermediate features."""
+        if prune_head:
+            self.cls_token, self.class_blocks = None, nn.Sequential()
+            self.num_prefix_tokens = 0
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint_seq(self.class_blocks, x)
+            else:
+                x = self.class_blocks(x)
+        return self.norm(x)
 
 
 def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ ever, by a fused kernel that never holds its logits, and for the blocks asked fo
 input by the module's own methods: there is no second forward pass to keep in step with the first.
 
 Plain means: one sequence of tokens of one width, from patches that do not overlap. That is `mae_vit_*`, `mae_lite_*`,
-`vit_lite*`, `cvt_*`, `sl_vit*`, `plain_vit*`, and any plain ViT of timm's. (A shifted patch of `sl_vit` has seen half a
-patch of its neighbours, so that what is masked shows through a little.)
+`ssl_vit*`, `vit_lite*`, `cvt_*`, `sl_vit*`, `plain_vit*`, and any plain ViT of timm's. (A shifted patch of `sl_vit` has
+seen half a patch of its neighbours, so that what is masked shows through a little.)
 """
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,7 +37,7 @@ from ..layers import LocalityAttention, SelfAttention
 from ._tokens import TokenTransformer
 from .mae_lite import RelativeBlock
 
-_PLAIN = 'mae_vit_*, mae_lite_*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
+_PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
 
 __all__ = ['Recording', 'attention_logits', 'encode', 'record']
 

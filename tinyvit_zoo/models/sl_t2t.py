@@ -15,8 +15,8 @@ Linear of its own, the unfold's serve.
 Peculiar to the authors' code, and kept: a body block adds the normalised tokens to its attention branch; a token
 transformer scales its logits by the width of its input, not of its head.
 
-Where we differ from the authors: the last unfold and its Linear are one convolution, which is what they compute; a
-LayerNorm that is never used is not there; the positions, a fixed sine table, are a buffer.
+Where we differ from the authors: a LayerNorm that is never used is not there; the positions, a fixed sine table, are a
+buffer, and follow the image size.
 """
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Tuple
@@ -76,7 +76,7 @@ class TokensToToken(nn.Module):
         self.reduction = 2 ** num_unfolds
         self.widths = [5 * in_chans if spt else in_chans, *[token_dim] * (num_unfolds - 1)]
         self.steps = nn.ModuleList([TokenBlock(9 * width, token_dim, lsa, **dd) for width in self.widths[:-1]])
-        self.proj = nn.Conv2d(self.widths[-1], embed_dim, 3, stride=2, padding=1, **dd)
+        self.proj = nn.Linear(9 * self.widths[-1], embed_dim, **dd)
 
     def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         """Rows and columns of tokens for an image size."""
@@ -85,7 +85,7 @@ class TokensToToken(nn.Module):
     def largest_map(self, img_size: Tuple[int, int]) -> int:
         """Values an image has where they are the most: unfolded, or as queries, keys and values."""
         sizes = [self.widths[0] * img_size[0] * img_size[1]]
-        for i, width in enumerate(self.widths[:-1], start=1):
+        for i, width in enumerate(self.widths, start=1):
             tokens = -(-img_size[0] // 2 ** i) * -(-img_size[1] // 2 ** i)
             sizes.append(tokens * max(9 * width, 3 * self.widths[-1]))
         return max(sizes)
@@ -95,9 +95,13 @@ class TokensToToken(nn.Module):
             x = shift_diagonally(x, 1)
         for step in self.steps:
             height, width = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
-            x = step(F.unfold(x, 3, stride=2, padding=1).transpose(1, 2))
-            x = x.transpose(1, 2).unflatten(2, (height, width))
-        return self.proj(x).flatten(2).transpose(1, 2)
+            x = step(unfold(x)).transpose(1, 2).unflatten(2, (height, width))
+        return self.proj(unfold(x))
+
+
+def unfold(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, N, 9C]: 3x3 neighbourhoods at every second pixel, zeros around the map."""
+    return F.unfold(x, 3, stride=2, padding=1).transpose(1, 2)
 
 
 class Block(LocalityBlock):
@@ -110,8 +114,8 @@ class Block(LocalityBlock):
 
 
 def _init_module(module: nn.Module) -> None:
-    """T2T-ViT's initialisation; the convolution is a Linear over an unfold."""
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
+    """Initialise one module as T2T-ViT's authors do."""
+    if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -200,19 +204,25 @@ def checkpoint_filter_fn(
 ) -> dict[str, Tensor]:
     """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them; the sine table is the model's.
 
-    Another number of channels is refused. The first LayerNorm runs over all channels of a neighbourhood, and with fewer
-    of them the Linear behind it, which has no bias, cannot make up for the LayerNorm's.
+    Another number of channels is refused: see `_check_channels`.
     """
-    chans = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0]
-    if model.in_chans != chans:
-        raise ZooError(f'T2T weights for {chans} channels cannot serve images of {model.in_chans}: create the model '
-                       f'with in_chans={chans} and bring the images to {chans} channels (repeat a single one).')
     tensors = {name: tensor for name, tensor in unwrap(state_dict).items() if name not in _UNUSED}
     tensors = {**renamed(tensors, _AUTHORS_NAMES), 'pos_embed': model.pos_embed}
-    weight = tensors.get('tokenizer.proj.weight')
-    if weight is not None and weight.ndim == 2 and weight.shape[1] % 9 == 0:
-        tensors['tokenizer.proj.weight'] = weight.unflatten(1, (-1, 3, 3))
+    _check_channels(tensors, model)
     return tensors
+
+
+def _check_channels(tensors: Mapping[str, Tensor], model: LocalT2T) -> None:
+    """ZooError where the weights are for another number of channels, as their cfg says.
+
+    They cannot be adapted as other stems are: even the same grey image in every channel is more than one channel can
+    stand for. The first LayerNorm's bias differs by channel, and the Linear behind it has no bias to take that over.
+    """
+    weight = tensors.get('tokenizer.steps.0.attn.qkv.weight')
+    chans = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0]
+    if weight is not None and model.in_chans != chans and weight.shape[-1] != 9 * model.tokenizer.widths[0]:
+        raise ZooError(f'T2T weights for {chans} channels cannot serve images of {model.in_chans}: create the model '
+                       f'with in_chans={chans} and bring the images to {chans} channels (repeat a single one).')
 
 
 def _t2t(variant: str, pretrained: bool, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import pickle
 import tempfile
@@ -19,9 +20,11 @@ from torch import Tensor
 from ..errors import ZooError
 from .catalogue import FOLDER, catalogue
 
-_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in the order in which they are looked for
+_WRAPPERS = (  # in the order in which they are looked for
+    'state_dict_ema', 'model_ema', 'state_dict', 'model', 'teacher', 'student')
 _PREFIXES = ('_orig_mod.', 'module.')                               # torch.compile and DistributedDataParallel
 _DIGEST = 'tensors_sha256'
+_CFG = 'pretrained_cfg'
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -50,6 +53,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if digest is not None and digest != _tensors_digest(tensors):
         raise ZooError(f'{path} is damaged (its tensors are not those that were saved): fetch it again.')
     return tensors
+
+
+def read_cfg(path: str | Path) -> dict[str, Any]:
+    """The preprocessing and classes (timm's cfg fields) that our training wrote into a safetensors file, else {}."""
+    path = Path(path)
+    if path.suffix != '.safetensors' or not path.is_file():
+        return {}
+    try:
+        with safetensors.safe_open(path, framework='pt') as file:
+            return json.loads((file.metadata() or {}).get(_CFG, '{}'))
+    except (safetensors.SafetensorError, ValueError):  # `read_weights` says what is wrong with it
+        return {}
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -93,7 +108,8 @@ def _one_line(error: BaseException) -> str:
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name: found inside `state_dict`, `model`, an EMA beside them, or bare.
 
-    The prefixes of DistributedDataParallel and torch.compile are taken off.
+    Of a self-distillation's `teacher` and `student`: the teacher, where the file has one. The prefixes of
+    DistributedDataParallel and torch.compile are taken off.
     """
     for key in _WRAPPERS:
         if isinstance(content.get(key), Mapping):

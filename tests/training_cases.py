@@ -1,0 +1,76 @@
+"""A small training for the tests, and a server that runs it in processes that are quick to start and to kill."""
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SETTINGS = [
+    '--epochs', '3', '--batch-size', '16', '--warmup-epochs', '1', '--img-size', '16', '--lr', '2e-3', '--ema', '0.9',
+    '--crop-padding', '2', '--mixup', '0.2', '--mix-off-epoch', '2', '--auto-augment', '', '--crop-scale', 'None']
+
+
+def write_npz(path: Path, train: int = 96, test: int = 24, classes: int = 4, size: int = 16) -> str:
+    """Images whose colour tells the class, mostly. Returns the source."""
+    rng = np.random.RandomState(0)
+    labels = np.arange(train + test) % classes
+    images = rng.randint(0, 200, (train + test, size, size, 3)) + (labels * 12)[:, None, None, None]
+    np.savez(path, train_images=images[:train].astype(np.uint8), train_labels=labels[:train],
+             test_images=images[train:].astype(np.uint8), test_labels=labels[train:])
+    return f'npz:{path}'
+
+
+def run(data: str, output: Path, *more: str, model: str = 'cct_2_3x2') -> int:
+    """`tinyvit-zoo train` in this process, with one thread: exit code."""
+    from tinyvit_zoo.cli import main
+
+    torch.set_num_threads(1)
+    try:
+        return main(['train', '--model', model, '--data', data, '--output', str(output), '--device', 'cpu',
+                     '--precision', 'fp32', '--from-weights', '', '--layer-decay', '1', *SETTINGS, *more])
+    except SystemExit as e:
+        return int(e.code or 0)
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(output / 'weights.safetensors')
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def serve() -> None:
+    """For each line of arguments: fork, train there, and say the child's pid. The imports are done once, here."""
+    import sklearn.datasets  # noqa: F401
+    from timm.models import create_model
+
+    import tinyvit_zoo.training.train  # noqa: F401
+
+    create_model('cct_2_3x2', device='meta')
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        data, output, *more = line.split()
+        child = os.fork()
+        if child == 0:
+            sys.stdout = open(os.devnull, 'w')
+            os._exit(run(data, Path(output), *more))
+        print(child, flush=True)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+if __name__ == '__main__':
+    serve()

@@ -1,0 +1,281 @@
+"""Augmentation of whole batches on the device they are on, every image with its own parameters.
+
+All that is random comes from the generator given: its state is all a run needs to resume to the same bits.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..errors import ZooError, nearest
+from . import geometry, ops
+from .ops import Constant, Op
+from .policies import ColorJitter, Policy, Single, choose_kernel, make_policy
+
+_ATTEMPTS = 10              # timm's, to draw a box that fits
+_CHUNK_CPU = 1 << 20        # pixel values at once: what the cache holds
+_CHUNK = 1 << 26            # elsewhere: what the device's memory is asked for
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [B, C, H, W] to float32: (x / 255 - mean) / std. One mean and deviation serve any number of channels."""
+    scale, bias = _affine(tuple(mean), tuple(std))
+    return images.to(torch.float32).mul_(scale.on(images.device)).add_(bias.on(images.device))
+
+
+@lru_cache
+def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Constant, Constant]:
+    """The factor and the offset that normalise 0..255, [C, 1, 1]."""
+    scale, bias = [[[1 / (255 * s)]] for s in std], [[[-m / s]] for m, s in zip(mean, std, strict=True)]
+    return Constant(scale), Constant(bias)
+
+
+class Augment:
+    """uint8 [B, C, H, W] to float32 [B, C, *img_size]: crop, flip, policy, jitter, grey, blur, solarise, erasing.
+
+    Erasing comes after the normalisation. Without a crop, images of another size are resized whole. `auto_augment` is
+    'cifar10', 'svhn', 'imagenet' (in torchvision's meaning) or timm's 'rand-...'; `blur_sigma` is Pillow's radius. The
+    colour operations take any number of channels (the grey of three is their luma, else their mean), except for the
+    hue, which needs 1 or 3.
+    """
+
+    def __init__(self, img_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, flip: float = 0.,
+                 crop_padding: int = 0, crop_scale: tuple[float, float] | None = None,
+                 crop_ratio: tuple[float, float] = (3 / 4, 4 / 3), interpolation: str = 'bilinear',
+                 auto_augment: str = '', color_jitter: tuple[float, float, float, float] | None = None,
+                 color_jitter_prob: float = 1., grey: float = 0., blur: float = 0.,
+                 blur_sigma: tuple[float, float] = (.1, 2.), solarize: float = 0., erase: float = 0.,
+                 erase_mode: str = 'pixel', erase_area: tuple[float, float] = (.02, 1 / 3),
+                 erase_aspect: tuple[float, float] = (.3, 1 / .3)) -> None:
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ZooError(f'The mean {tuple(mean)} and the deviation {tuple(std)} do not normalise: expected as many '
+                           'numbers in both, and deviations above 0.')
+        self.channels, self.normal = len(mean), _affine(tuple(mean), tuple(std))
+        self.crop = _Crop(img_size, flip, crop_padding, crop_scale, crop_ratio, interpolation)
+        fill = [min(255., round(255 * v)) for v in mean]
+        self.policies: list[Policy] = []
+        if auto_augment:
+            self.policies.append(make_policy(auto_augment, img_size, interpolation, fill))
+        if color_jitter and any(color_jitter):
+            self.policies.append(ColorJitter(color_jitter, _probability('color_jitter_prob', color_jitter_prob)))
+        if _probability('grey', grey):
+            self.policies.append(Single(Op.COLOR, grey))
+        if _probability('blur', blur):
+            self.policies.append(Single(Op.BLUR, blur, *_range('blur_sigma', blur_sigma)))
+        if _probability('solarize', solarize):
+            self.policies.append(Single(Op.SOLARIZE, solarize, 128., 128.))
+        self.erase = _Erase(erase, erase_mode, erase_area, erase_aspect)
+        self.dense: bool | None = None
+        self._pixels = self._augment
+
+    def compile(self) -> None:
+        """Fuse the operations by torch.compile from here on: many small kernels become few. For accelerators."""
+        self.dense = True
+        self._pixels = torch.compile(self._augment, dynamic=False)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        self._check(images, generator)
+        rows = [self.crop.uniforms + sum(p.uniforms for p in self.policies), self.erase.uniforms]
+        chunk = max(1, (_CHUNK_CPU if images.is_cpu else _CHUNK) // max(1, images[:1].numel()))
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            u, erasing = torch.rand(sum(rows), len(images), generator=generator, device=images.device).split(rows)
+            parts = [self._pixels(part, v) for part, v in zip(images.split(chunk), u.split(chunk, 1), strict=True)]
+            return self.erase(parts[0] if len(parts) == 1 else torch.cat(parts), erasing, generator, self.dense)
+
+    def _augment(self, images: Tensor, u: Tensor) -> Tensor:
+        own, *others = u.split([self.crop.uniforms, *(p.uniforms for p in self.policies)])
+        images = self.crop(images, own)
+        for policy, numbers in zip(self.policies, others, strict=True):
+            for layer in policy.layers(numbers):
+                images = ops.apply(images, layer, policy.known, self.dense)
+        scale, bias = (v.on(images.device) for v in self.normal)
+        return images.to(torch.float32).mul_(scale).add_(bias)
+
+    def _check(self, images: Tensor, generator: torch.Generator) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ZooError(f'Augmentation takes uint8 images [B, C, H, W]: got {images.dtype} '
+                           f'{list(images.shape)}. Give the images as they are, before any normalisation.')
+        if self.channels not in (1, images.shape[1]):
+            raise ZooError(f'Images of {images.shape[1]} channels do not go with a mean of {self.channels}: give the '
+                           'mean and the deviation of each channel, or one for all.')
+        if generator.device.type != images.device.type:
+            raise ZooError(f'The generator is on {generator.device} and the images are on {images.device}: '
+                           'make it with torch.Generator(images.device).')
+
+
+def _sides(areas: Tensor, aspects: Tensor, area: tuple[float, float], aspect: tuple[float, float], pixels: int,
+           ) -> tuple[Tensor, Tensor]:
+    """(long, short): sides of boxes of `area` times `pixels` whose aspect long / short is uniform in its logarithm."""
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    size = (areas * (area[1] - area[0]) + area[0]) * pixels
+    ratio = (aspects * (high - low) + low).exp()
+    return (size * ratio).sqrt().round(), (size / ratio).sqrt().round()
+
+
+def _first(fits: Tensor, *values: Tensor) -> list[Tensor]:
+    """Of [attempts, B] values those of the first attempt that fits (where none does, of the first)."""
+    attempt = fits.to(torch.uint8).argmax(0, keepdim=True)
+    return [v.gather(0, attempt)[0] for v in values]
+
+
+class _Crop:
+    """Where each image is cut, to what it is resized, and whether it is flipped."""
+    uniforms = 4 + 2 * _ATTEMPTS
+
+    def __init__(self, img_size: tuple[int, int], flip: float, padding: int, scale: tuple[float, float] | None,
+                 ratio: tuple[float, float], interpolation: str) -> None:
+        self.img_size, self.flip, self.padding, self.ratio = img_size, _probability('flip', flip), padding, ratio
+        self.interpolation = _choice('interpolation', interpolation, ('bilinear', 'bicubic', 'random'))
+        self.scale = _range('crop_scale', scale, 1.) if scale else None
+        _range('crop_ratio', ratio)
+        if padding < 0 or (padding and scale):
+            raise ZooError(f'crop_padding {padding} with crop_scale {scale}: expected one of the two, and no negative '
+                           'padding.')
+
+    def __call__(self, images: Tensor, u: Tensor) -> Tensor:
+        size = images.shape[2], images.shape[3]
+        flip, kernel = u[0] < self.flip, choose_kernel(self.interpolation, u[1])
+        if self.scale:
+            return geometry.resized_crop(images, self._boxes(u[2:], size, self.scale), self.img_size, kernel, flip)
+        if self.padding:
+            room = [have + 2 * self.padding - want for have, want in zip(size, self.img_size, strict=True)]
+            if min(room) < 0:
+                raise ZooError(f'Images of {size} with a padding of {self.padding} are too small for a crop of '
+                               f'{self.img_size}: pad more, or use crop_scale.')
+            top, left = ((v * (r + 1)).long() for v, r in zip(u[2:4], room, strict=True))
+            return geometry.crop(images, top, left, self.img_size, self.padding, flip)
+        if size != self.img_size:
+            whole = [torch.full_like(u[0], v) for v in (0, 0, *size)]
+            return geometry.resized_crop(images, whole, self.img_size, kernel, flip)
+        return torch.where(flip[:, None, None, None], images.flip(3), images) if self.flip else images
+
+    def _boxes(self, u: Tensor, size: tuple[int, int], scale: tuple[float, float],
+               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Random boxes; the largest one in the middle that has an allowed ratio where no attempt fits, as timm."""
+        h, w = size
+        widths, heights = _sides(u[2:2 + _ATTEMPTS], u[2 + _ATTEMPTS:], scale, self.ratio, h * w)
+        fits = (heights <= h) & (widths <= w)
+        height, width = _first(fits, heights, widths)
+        low, high = self.ratio
+        middle_h = round(w / low) if w / h < low else h
+        middle_w = round(h * high) if w / h > high else w
+        some = fits.any(0)
+        height, width = torch.where(some, height, middle_h), torch.where(some, width, middle_w)
+        top = torch.where(some, (u[0] * (h - height + 1)).floor(), (h - middle_h) // 2)
+        left = torch.where(some, (u[1] * (w - width + 1)).floor(), (w - middle_w) // 2)
+        return top, left, height, width
+
+
+class _Erase:
+    """A rectangle of normalised images becomes normal noise ('pixel') or 0 ('const'), as timm."""
+
+    def __init__(self, prob: float, mode: str, area: tuple[float, float], aspect: tuple[float, float]) -> None:
+        self.prob, self.mode = _probability('erase', prob), _choice('erase_mode', mode, ('pixel', 'const'))
+        self.area, self.aspect = _range('erase_area', area, 1.), _range('erase_aspect', aspect)
+        self.uniforms = 3 + 2 * _ATTEMPTS if prob else 0
+
+    def __call__(self, x: Tensor, u: Tensor, generator: torch.Generator, dense: bool | None) -> Tensor:
+        if not self.prob:
+            return x
+        on, holes = self._holes(u, x.shape[2], x.shape[3])
+        holes = holes.view(torch.uint8).to(x.dtype)         # fast on the CPU, as lerp and the product are
+        if self.mode == 'const':
+            return x.mul_(1 - holes)
+        if not x.is_cpu or dense:
+            return torch.lerp(x, torch.randn(x.shape, generator=generator, device=x.device), holes)
+        rows = on.nonzero().squeeze(1)
+        noise = torch.randn(len(rows), *x.shape[1:], generator=generator)
+        return x.index_copy_(0, rows, torch.lerp(x[rows], noise, holes[rows]))
+
+    def _holes(self, u: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """Which images have a hole [B], and where it is [B, 1, H, W]."""
+        heights, widths = _sides(u[3:3 + _ATTEMPTS], u[3 + _ATTEMPTS:], self.area, self.aspect, h * w)
+        fits = (heights < h) & (widths < w)
+        height, width = _first(fits, heights, widths)
+        on = fits.any(0) & (u[0] < self.prob)
+        rows = _between((u[1] * (h - height + 1)).floor(), height, h)
+        columns = _between((u[2] * (w - width + 1)).floor(), width, w)
+        return on, on[:, None, None, None] & rows[:, None, :, None] & columns[:, None, None, :]
+
+
+def _between(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """[B, size]: set from `start` on for `length`."""
+    position = torch.arange(size, device=start.device)
+    return (position >= start[:, None]) & (position < (start + length)[:, None])
+
+
+class Mix:
+    """timm's mixup and cutmix of a batch with its reverse; `mode` 'batch' draws once, 'elem' for each image.
+
+    With neither, the images stay and the labels become smoothed targets.
+    """
+
+    def __init__(self, num_classes: int, mixup: float = 0., cutmix: float = 0., prob: float = 1.,
+                 switch_prob: float = .5, mode: str = 'batch', smoothing: float = 0.) -> None:
+        if mixup < 0 or cutmix < 0:
+            raise ZooError(f'mixup {mixup} and cutmix {cutmix} are parameters of a beta distribution: expected 0 (off) '
+                           'or more.')
+        self.num_classes, self.mixup, self.cutmix = num_classes, mixup, cutmix
+        self.prob, self.switch_prob = _probability('prob', prob), _probability('switch_prob', switch_prob)
+        self.mode, self.smoothing = _choice('mode', mode, ('batch', 'elem')), _probability('smoothing', smoothing)
+
+    def __call__(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The images and their soft targets [B, num_classes]."""
+        off = self.smoothing / self.num_classes
+        targets = torch.full((len(x), self.num_classes), off, device=x.device)
+        targets.scatter_(1, labels[:, None], 1 - self.smoothing + off)
+        if not self.mixup and not self.cutmix:
+            return x, targets
+        count = 1 if self.mode == 'batch' else len(x)
+        u = torch.rand(4, count, generator=generator, device=x.device)
+        cut = u[0] < (self.switch_prob if self.mixup and self.cutmix else float(self.cutmix > 0))
+        cut_lam, mix_lam = (self._beta(alpha or 1., u[0], generator) for alpha in (self.cutmix, self.mixup))
+        lam = torch.where(u[1] < self.prob, torch.where(cut, cut_lam, mix_lam), 1.)
+        return mix(x, targets, lam, cut, (u[2] * x.shape[2]).floor(), (u[3] * x.shape[3]).floor())
+
+    @staticmethod
+    def _beta(alpha: float, like: Tensor, generator: torch.Generator) -> Tensor:
+        return torch._sample_dirichlet(torch.full_like(like, alpha)[:, None].expand(-1, 2), generator)[:, 0]
+
+
+def mix(x: Tensor, targets: Tensor, lam: Tensor, cut: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch mixed with its reverse: `lam` of the image, 1 - lam of the other, all parameters [B] or [1].
+
+    Where `cut` is set, by a rectangle of the other around (row, column), whose area inside of the image sets `lam`.
+    """
+    h, w = x.shape[2:]
+    spans = []
+    for centre, size in ((row, h), (column, w)):
+        cut_size = (size * (1 - lam).sqrt()).floor()
+        start = (centre - (cut_size / 2).floor()).clamp(0, size)
+        spans.append((start, (centre + ((cut_size + 1) / 2).floor()).clamp(0, size) - start))
+    (top, height), (left, width) = spans
+    lam = torch.where(cut, 1 - height * width / (h * w), lam)
+    inside = _between(top, height, h)[:, None, :, None] & _between(left, width, w)[:, None, None, :]
+    weight = torch.where(cut[:, None, None, None], (~inside).to(x.dtype), lam.to(x.dtype)[:, None, None, None])
+    return torch.lerp(x.flip(0), x, weight), torch.lerp(targets.flip(0), targets, lam[:, None])
+
+
+# ---- checks
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ZooError(f'{name} is {value}: expected a probability, 0 to 1.')
+    return value
+
+
+def _choice(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ZooError(f'There is no {name} {value!r}.{nearest(value, known)} Expected {", ".join(known)}.')
+    return value
+
+
+def _range(name: str, bounds: tuple[float, float], most: float = math.inf) -> tuple[float, float]:
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most:
+        limit = f', at most {most:g}' if most < math.inf else ''
+        raise ZooError(f'{name} is {bounds}: expected two numbers above 0, the smaller first{limit}.')
+    return bounds

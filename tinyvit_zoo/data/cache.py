@@ -1,0 +1,82 @@
+"""Decoded images kept on disk, so that the files of a source are decoded once.
+
+They lie in the folder that `TINYVIT_ZOO_CACHE` names, else in `~/.cache/tinyvit_zoo`, and may be deleted at any time.
+"""
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .images import EncodedImages, check_all, decode
+
+_logger = logging.getLogger(__name__)
+_VERSION = 1  # of the way from a file to pixels; another one makes what lies in the cache void
+
+
+def cache_folder() -> Path:
+    default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'tinyvit_zoo'
+    return Path(os.environ.get('TINYVIT_ZOO_CACHE') or default).expanduser() / 'images'
+
+
+def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
+    """`decode` of all images, from the cache where the same files were decoded to the same size before."""
+    shape = (len(images), channels, *size)
+    path = cache_folder() / f'{_key(images, *shape)}.npz'
+    found = _load(path, shape)
+    if found is None:
+        found = decode(images, size, channels, progress=progress)
+        _write(path, found)
+    return found
+
+
+def check_cached(images: EncodedImages, progress: bool = True) -> None:
+    """`check_all`, unless the same files passed it before."""
+    path = cache_folder() / f'{_key(images)}.checked'
+    if not path.exists():
+        check_all(images, progress)
+        _write(path, None)
+
+
+def _key(images: EncodedImages, *shape: int) -> str:
+    return hashlib.sha256(repr((_VERSION, images.fingerprint(), shape)).encode()).hexdigest()[:32]
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """None where there is nothing whole. The zip's checksum of the pixels is compared while they are read."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            array = file['images']
+        if array.shape == shape and array.dtype == np.uint8:
+            return torch.from_numpy(array)
+        reason = f'it holds {array.dtype} {array.shape}'
+    except Exception as e:  # zipfile, zlib and NumPy each have their own errors for a damaged file
+        reason = ' '.join(str(e).split()) or type(e).__name__
+    _logger.warning('The cached images %s are damaged (%s): they are made again.', path, reason)
+    return None
+
+
+def _write(path: Path, images: Tensor | None) -> None:
+    """Beside the target and then renamed: whole or not at all. A cache that cannot be written is done without."""
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, 'wb') as file:
+            if images is not None:
+                np.savez(file, images=images.numpy())
+        os.replace(partial, path)
+    except OSError as e:
+        _logger.warning('Decoded images cannot be kept in %s (%s): set TINYVIT_ZOO_CACHE to another folder, or they '
+                        'are decoded at every start.', path.parent, e.strerror)
+    finally:
+        try:
+            partial.unlink(missing_ok=True)
+        except OSError:
+            pass  # nor could it be written

@@ -1,0 +1,153 @@
+"""Crops, resizing and affine maps of uint8 batches [B, C, H, W], each image with its own, rounded as Pillow rounds."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# 'nearest', 'bilinear', 'bicubic', or one flag an image: bicubic where it is set, bilinear elsewhere.
+Kernel = Union[str, Tensor]
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """0..255 to uint8, truncated; on the CPU several times faster than the direct conversion."""
+    return x.to(torch.int16).to(torch.uint8)
+
+
+def as_rows(images: Tensor) -> Tensor:
+    """[B, H, C, W] float32: flattened, a batched product from the left works along H, one from the right along W."""
+    return images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def as_images(rows: Tensor) -> Tensor:
+    return to_bytes(rows).transpose(1, 2).contiguous()
+
+
+# ---- crops
+
+def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], padding: int, flip: Tensor) -> Tensor:
+    """Each image padded with black on all sides, cut at its own corner ([B] int64), flipped where `flip` is set."""
+    h, w = size
+    column = torch.arange(w, device=images.device)
+    columns = left[:, None] + torch.where(flip[:, None], w - 1 - column, column)
+    rows = top[:, None] + torch.arange(h, device=images.device)
+    x, y = torch.broadcast_tensors(columns[:, None, :], rows[:, :, None])
+    return _pixels(F.pad(images, (padding,) * 4), x, y)
+
+
+def resized_crop(images: Tensor, box: Sequence[Tensor], size: tuple[int, int], kernel: Kernel,
+                 flip: Tensor) -> Tensor:
+    """Each image's box (top, left, height, width: float32 whole numbers, [B]) resized as Pillow does, then flipped."""
+    b, c, h, w = images.shape
+    top, left, height, width = box
+    rows = _resize_matrix(top, height, h, size[0], kernel)
+    columns = _resize_matrix(left, width, w, size[1], kernel, flip)
+    x = torch.bmm(as_rows(images).view(b, h * c, w), columns.mT).clamp_(0, 255).add_(0.5).floor_()
+    x = torch.bmm(rows, x.view(b, h, c * size[1])).clamp_(0, 255).add_(0.5)
+    return as_images(x.view(b, size[0], c, size[1]))
+
+
+def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int, kernel: Kernel, flip: Tensor | None = None,
+                   ) -> Tensor:
+    """[B, out, size]: pixels `start` to `start + length` brought to `out`, averaged where that is fewer."""
+    target = torch.arange(out, dtype=torch.float32, device=start.device) + 0.5
+    if flip is not None:
+        target = torch.where(flip[:, None], out - target, target)
+    scale = (length / out)[:, None]
+    centre = start[:, None] + target * scale
+    source = torch.arange(size, dtype=torch.float32, device=start.device) + 0.5
+    within = (source > start[:, None]) & (source < (start + length)[:, None])
+    source = torch.where(within, source, -1e6)                              # too far to have a weight
+    distance = (source[:, None] - centre[:, :, None]).abs_().div_(scale.clamp_min(1)[:, :, None])
+    if isinstance(kernel, str) and kernel == 'bilinear':
+        weights = (1 - distance).clamp_min_(0)
+    else:
+        weights = _cubic_resize(distance)
+        if not isinstance(kernel, str):
+            weights = torch.where(kernel[:, None, None], weights, (1 - distance).clamp_min_(0))
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _cubic_resize(t: Tensor) -> Tensor:
+    """The kernel of Pillow's bicubic resize at distances `t` >= 0."""
+    near = (1.5 * t - 2.5) * t * t + 1
+    far = ((2.5 - 0.5 * t) * t - 4) * t + 2
+    return torch.where(t < 1, near, torch.where(t < 2, far, 0.))
+
+
+# ---- affine maps
+
+def affine(images: Tensor, matrix: Sequence[Tensor], kernel: str, fill: Tensor) -> Tensor:
+    """Each output pixel from x' = a x + b y + c, y' = d x + e y + f of its centre: `matrix` is a to f, [B] each.
+
+    As Pillow's transform: `fill` ([C] or a number) is what lies outside, and the border's pixels reach to its edge.
+    """
+    h, w = images.shape[2:]
+    a, b, c, d, e, f = matrix
+    centre = 0.5
+    if kernel == 'nearest':     # Pillow's fixed point decides between two pixels where a centre falls on their edge
+        centre, c, f = 0., c + (a + b) / 2, f + (d + e) / 2
+        a, b, c, d, e, f = ((v * 65536 + 0.5).floor() / 65536 for v in (a, b, c, d, e, f))
+    column = torch.arange(w, dtype=torch.float32, device=images.device) + centre
+    row = torch.arange(h, dtype=torch.float32, device=images.device)[:, None] + centre
+    a, b, c, d, e, f = (v[:, None, None] for v in (a, b, c, d, e, f))
+    x, y = a * column + b * row + c, d * column + e * row + f               # [B, H, W]
+    inside = (_within(x, w) * _within(y, h))[:, None]
+    # On the CPU torch.where is many times slower than lerp, which is exact at 0 and 1.
+    return to_bytes(torch.lerp(fill.view(-1, 1, 1), _SAMPLERS[kernel](images, x, y), inside))
+
+
+def _within(position: Tensor, size: int) -> Tensor:
+    """1 from 0 up to but not at `size`, else 0."""
+    middle = (size - 1) / 2
+    return (middle + 1 - (position.floor() - middle).abs_()).clamp_(0, 1)
+
+
+def _pixels(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The pixels at column `x` and row `y`, both [B, h, w] int64."""
+    b, c = images.shape[:2]
+    index = (y * images.shape[3] + x).flatten(1)[:, None]
+    return images.flatten(2).gather(2, index.expand(b, c, index.shape[2])).view(b, c, *x.shape[1:])
+
+
+def _nearest(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    h, w = images.shape[2:]
+    return _pixels(images, x.long().clamp_(0, w - 1), y.long().clamp_(0, h - 1)).to(torch.float32)
+
+
+def _bilinear(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    h, w = images.shape[2:]
+    grid = torch.empty(*x.shape, 2, device=images.device)
+    grid[..., 0], grid[..., 1] = x * (2 / w) - 1, y * (2 / h) - 1           # on the CPU faster than torch.stack
+    return _truncate(F.grid_sample(images.to(torch.float32), grid, padding_mode='border', align_corners=False))
+
+
+def _bicubic(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """With Pillow's kernel for transforms, which neither its resize nor torch has."""
+    source = images.to(torch.float32)
+    total = torch.zeros_like(source)
+    columns = _cubic_taps(x, images.shape[3])
+    for row, row_weight in _cubic_taps(y, images.shape[2]):
+        for column, weight in columns:
+            total.addcmul_(_pixels(source, column, row), (weight * row_weight)[:, None])
+    return _truncate(total)
+
+
+def _cubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """(pixel, weight) of the four neighbours along one axis; positions count pixel edges, so a centre is at a half."""
+    base = (position - 0.5).floor()
+    f = position - 0.5 - base
+    weights = (-f * (1 - f).square(), 1 - f * f * (2 - f), f * (1 + f * (1 - f)), f * f * (f - 1))
+    base = base.long()
+    return [((base + k).clamp_(0, size - 1), weight) for k, weight in zip(range(-1, 3), weights, strict=True)]
+
+
+def _truncate(x: Tensor) -> Tensor:
+    """As Pillow's transform; but weights that add up to a hair below 1 in float32 must not cost a grey level."""
+    return x.add_(1e-3).clamp_(0, 255).floor_()
+
+
+_SAMPLERS = {'nearest': _nearest, 'bilinear': _bilinear, 'bicubic': _bicubic}

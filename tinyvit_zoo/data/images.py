@@ -1,0 +1,244 @@
+"""Images that are not tensors yet: arrays or encoded files, and how each becomes 8-bit pixels of a wanted size.
+
+The rule of size: an image that has it stays as it is; any other is resized (bicubic, antialiased) until it fills the
+size, and what sticks out is cut off evenly on both sides.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ZooError
+
+EXTENSIONS = (
+    '.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp',
+)
+_CHUNK = 64             # images a thread takes at a time
+_LINE_SECONDS = 10.     # between two lines of progress where there is no terminal
+
+
+class Images(ABC):
+    """A sequence of images; each is read when it is asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """What to call image `i` in an error."""
+
+    @abstractmethod
+    def read(self, i: int) -> Image.Image:
+        """Image `i`: upright, 8 bits, RGB or grey, of whatever size it has."""
+
+
+class ArrayImages(Images):
+    """Decoded images of one size, held in memory: uint8 [N, H, W] or [N, H, W, 3]."""
+
+    def __init__(self, pixels: Tensor, title: str) -> None:
+        self.pixels, self.title = pixels, title
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, i: int) -> str:
+        return f'{self.title}[{i}]'
+
+    def read(self, i: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[i].numpy()))
+
+    def select(self, indices: Tensor, channels: int) -> Tensor:
+        """[n, C, H, W] at the size they have."""
+        pixels = self.pixels.index_select(0, indices)
+        if pixels.ndim == 3:
+            return pixels.unsqueeze(1).expand(-1, channels, -1, -1)
+        return pixels.permute(0, 3, 1, 2) if channels == 3 else _luma(pixels).unsqueeze(1)
+
+
+class EncodedImages(Images):
+    """Images as files hold them. `open` gives what Pillow opens; `fingerprint` changes when any of the images does."""
+
+    @abstractmethod
+    def open(self, i: int) -> Path | BytesIO: ...
+
+    @abstractmethod
+    def fingerprint(self) -> str: ...
+
+    def read(self, i: int) -> Image.Image:
+        with Image.open(self.open(i)) as image:
+            return upright(image)
+
+    def check(self, i: int) -> None:
+        """Read all of image `i` as cheaply as its format allows, to see whether it can be read."""
+        with Image.open(self.open(i)) as image:
+            if image.format == 'JPEG':
+                image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # reads all, computes an eighth
+            upright(image)
+
+
+class FileImages(EncodedImages):
+    """Files below a folder."""
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        """`paths` are relative to `root`."""
+        self.root = root
+        self._paths = np.array([os.fsencode(path) for path in paths], dtype=bytes)  # one buffer for all workers
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, i: int) -> str:
+        return str(self.open(i))
+
+    def open(self, i: int) -> Path:
+        return self.root / os.fsdecode(self._paths[i])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(os.fsencode(self.root.resolve()))
+        for path in self._paths:
+            digest.update(b'%s\0%d\0%d\0' % (path, *_size_and_time(os.path.join(os.fsencode(self.root), path))))
+        return digest.hexdigest()
+
+
+def _size_and_time(path: bytes) -> tuple[int, int]:
+    try:
+        state = os.stat(path)
+    except OSError:  # a dead link: to be named with the others that cannot be read
+        return -1, 0
+    return state.st_size, state.st_mtime_ns
+
+
+def as_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Grey is repeated to RGB; RGB becomes grey by its luma."""
+    mode = 'RGB' if channels == 3 else 'L'
+    return image if image.mode == mode else image.convert(mode)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`size` is height, width; the rule stands at the head of this file."""
+    height, width = size
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """uint8 [C, H, W]"""
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened file's image, turned as the camera was held, RGB or grey, 8 bits."""
+    ImageOps.exif_transpose(image, in_place=True)
+    return _eight_bits(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB or grey with 8 bits: alpha is dropped, palettes are looked up, 16 bits are scaled (Pillow would clip)."""
+    if image.mode in ('L', 'RGB'):
+        image.load()  # `Image.open` reads no pixels, and the file is about to be closed
+        return image
+    if image.mode == 'F':
+        raise ValueError('floating-point pixels have no known range')
+    if image.mode.startswith('I'):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.mode in ('1', 'LA', 'La'):
+        return image.convert('L')
+    if image.mode in ('P', 'PA'):
+        image = image.convert('RGBA')  # or palettes with transparency draw a warning
+    return image.convert('RGB')
+
+
+def _luma(pixels: Tensor) -> Tensor:
+    """[..., 3] -> [...], to the bit as Pillow has it (ITU-R 601)."""
+    red, green, blue = pixels.int().unbind(-1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)
+
+
+def decode(
+        images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None, progress: bool = True,
+) -> Tensor:
+    """All images, or those of `indices`, as uint8 [N, C, H, W] in memory. One error names all that cannot be read."""
+    indices = torch.arange(len(images)) if indices is None else indices
+    out = torch.empty(len(indices), channels, *size, dtype=torch.uint8)
+    if isinstance(images, ArrayImages) and tuple(images.pixels.shape[1:3]) == tuple(size):
+        for into, part in zip(out.split(4096), indices.split(4096), strict=True):  # parts, or it is held twice
+            into.copy_(images.select(part, channels))
+        return out
+    target = out.numpy()
+
+    def work(place: int, i: int) -> None:
+        target[place] = pixels_of(fit(as_channels(images.read(i), channels), size))
+
+    _for_each(images, indices.tolist(), work, 'decoding images', progress)
+    return out
+
+
+def check_all(images: EncodedImages, progress: bool = True) -> None:
+    """Read every image once; one error names all that cannot be read."""
+    _for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
+
+
+def _for_each(
+        images: Images, indices: Sequence[int], work: Callable[[int, int], None], title: str, progress: bool,
+) -> None:
+    """`work(place, index)` for all, in threads: Pillow's decoders run beside each other."""
+    def run(start: int) -> list[str]:
+        failed = []
+        for place, i in enumerate(indices[start:start + _CHUNK], start):
+            try:
+                work(place, i)
+            except Exception as e:  # every decoder has its own errors for a damaged file
+                failed.append(f'{images.name(i)} ({one_line(e)})')
+        return failed
+
+    bad: list[str] = []
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        try:
+            results = pool.map(run, range(0, len(indices), _CHUNK))
+            for failed in _shown(results, len(indices), title) if progress else results:
+                bad += failed
+        except BaseException:  # Ctrl-C: what is queued need not be done
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if bad:
+        more = f', and {len(bad) - 10} more' if len(bad) > 10 else ''
+        raise ZooError(f'{len(bad)} of {len(indices)} images cannot be read; mend or remove them: '
+                       f'{", ".join(bad[:10])}{more}.')
+
+
+def _shown(results: Iterable[list[str]], total: int, title: str) -> Iterator[list[str]]:
+    """Progress in images: a bar on a terminal, elsewhere a line now and then."""
+    terminal, done, last = sys.stderr.isatty(), 0, time.monotonic()
+    with tqdm(total=total, desc=title, unit='image', leave=False, disable=not terminal) as bar:
+        for result in results:
+            yield result
+            bar.update(min(_CHUNK, total - done))
+            done = min(done + _CHUNK, total)
+            if not terminal and time.monotonic() - last > _LINE_SECONDS:
+                last = time.monotonic()
+                print(f'{title}: {done:,} of {total:,}', file=sys.stderr, flush=True)
+
+
+def cpu_count() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def one_line(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return 'no image, or of no kind that Pillow reads'  # the name stands before it
+    text = getattr(error, 'strerror', None) or str(error)
+    return ' '.join(text.split())[:120] or type(error).__name__

@@ -1,0 +1,274 @@
+"""Batches on the device, from memory or streamed; which images make which batch is the same either way.
+
+The order of an epoch is a function of (seed, epoch) alone. A batch is shared among all processes: process r takes every
+world_size-th image from the r-th on, so that together they have the batch that one process would have.
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import ZooError, nearest
+from .cache import check_cached, decode_cached
+from .images import ArrayImages, EncodedImages, as_channels, cpu_count, decode, fit, one_line, pixels_of
+from .seeds import generator, seeded
+from .splits import Split
+
+_logger = logging.getLogger(__name__)
+MEMORY_SHARE = 0.25     # of the free memory, which the images may take
+MEMORY_MAX_SIZE = 96    # pixels; larger images are cropped from the file at their own resolution
+_ORDER, _AUGMENT = 4, 5     # what a seed is used for
+_TIMEOUT = 600          # seconds for one batch; then the workers are taken for dead
+_MODES = ('auto', 'memory', 'stream')
+
+
+class Batches(Protocol):
+    """Pairs of images and labels (int64 [B]) on the device.
+
+    `augmented` False: images are uint8 [B, C, H, W], to be augmented and normalised there. True: they are what the
+    caller's transform made of them. `num_images`: those that all processes see in an epoch. `len`: the batches of a
+    whole epoch.
+    """
+    augmented: bool
+    num_images: int
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """What is iterated over from now on: this epoch, without its first `start_batch` batches."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def make_batches(
+        split: Split,
+        img_size: int | tuple[int, int],
+        batch_size: int,
+        device: str | torch.device,
+        *,
+        train: bool,
+        channels: int = 3,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        mode: str = 'auto',
+        stream_transform: Callable[[Any], Tensor] | None = None,
+        workers: int | None = None,
+) -> Batches:
+    """The batches of a split; all its images are read once before the first, or known to have been.
+
+    Args:
+        split: the images.
+        img_size: pixels, a side or (height, width).
+        batch_size: over all processes together.
+        device: where the batches are wanted.
+        train: shuffled, the last incomplete batch left out (a set smaller than a batch is one batch). Else in order,
+            every image once; the last batch may be smaller, and a process may have one batch less than another.
+        channels: 3 or 1.
+        seed: of order and augmentation.
+        rank: of this process.
+        world_size: number of processes.
+        mode: 'memory': decoded once, on the device; 'stream': read and transformed by worker processes, every epoch;
+            'auto': memory for images of at most 96 pixels that fit in a quarter of what is free.
+        stream_transform: from a Pillow image (RGB, or grey for one channel) to a tensor; applied when streaming only,
+            under a seed of its own for each image and epoch. Without it, streamed images are as in memory.
+        workers: processes that stream; 0: none, None: as many as there are processors, eight at most.
+    """
+    size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+    device = torch.device(device)
+    if mode not in _MODES:
+        raise ZooError(f'mode is {mode!r}, expected {", ".join(_MODES)}.{nearest(mode, _MODES)}')
+    if channels not in (1, 3):
+        raise ZooError(f'channels is {channels}, expected 3 (RGB) or 1 (grey).')
+    order = _Order(len(split), batch_size, train, seed, rank, world_size)
+    if mode == 'auto':
+        mode = 'memory' if fits_in_memory(split, size, channels, device) else 'stream'
+    if mode == 'memory':
+        return _MemoryBatches(in_memory(split, size, channels, progress=rank == 0), split.labels, order, device)
+    if isinstance(split.images, EncodedImages):
+        check_cached(split.images, progress=rank == 0)
+    workers = min(8, cpu_count()) if workers is None else workers
+    return _StreamBatches(_Samples(split, size, channels, seed, stream_transform), order, device, workers)
+
+
+def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: torch.device) -> bool:
+    """Measured on all the images of the source, which are decoded together."""
+    free = _free_memory()
+    if device.type == 'cuda':
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    count = len(split) if isinstance(split.images, ArrayImages) else len(split.images)
+    return max(size) <= MEMORY_MAX_SIZE and count * channels * size[0] * size[1] <= MEMORY_SHARE * free
+
+
+def _free_memory() -> int:
+    """Bytes of main memory to be had; where the system does not say, half of all there is, or 4 GiB."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+        with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
+            available = min(available, int(Path('/sys/fs/cgroup/memory.max').read_text()))
+        return available
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
+    return 4 * 2 ** 30
+
+
+def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
+    """uint8 [N, C, H, W] in main memory. Files come from the cache, or go there."""
+    if not isinstance(split.images, EncodedImages):
+        return decode(split.images, size, channels, split.index, progress)
+    images = decode_cached(split.images, size, channels, progress)
+    return images if split.index is None else images.index_select(0, split.index)
+
+
+class _Order:
+    """Which images come when, and which of them are this process's."""
+
+    def __init__(self, count: int, batch_size: int, train: bool, seed: int, rank: int, world_size: int) -> None:
+        if not 0 <= rank < world_size:
+            raise ZooError(f'rank is {rank}, expected 0 to {world_size - 1}.')
+        if batch_size < 1 or batch_size % world_size:
+            raise ZooError(f'batch_size is {batch_size}, expected a multiple of the {world_size} processes.')
+        if train and count < batch_size:
+            batch_size = count - count % world_size
+            if not batch_size:
+                raise ZooError(f'{count} training images cannot be shared among {world_size} processes: start fewer.')
+            if rank == 0:
+                _logger.warning('%d training images are fewer than a batch: an epoch is one batch of %d.',
+                                count, batch_size)
+        self._count, self._batch_size, self._train, self._seed = count, batch_size, train, seed
+        self._rank, self._world_size = rank, world_size
+        whole, rest = divmod(count, batch_size)
+        self.num_images = whole * batch_size if train else count
+        self.num_batches = whole + (not train and rest > rank)
+
+    def batches(self, epoch: int) -> list[Tensor]:
+        order = torch.arange(self._count)
+        if self._train:
+            order = torch.randperm(self._count, generator=generator(self._seed, _ORDER, epoch))
+        parts = order[:self.num_images].split(self._batch_size)
+        return [part[self._rank::self._world_size] for part in parts[:self.num_batches]]
+
+
+class _Keys(Sampler):
+    """The batches that are to come, as lists of (epoch, index): workers that live on learn the epoch from it."""
+
+    def __init__(self, order: _Order) -> None:
+        self.order = order
+        self.epoch = self.start_batch = 0
+
+    def batches(self) -> list[Tensor]:
+        return self.order.batches(self.epoch)[self.start_batch:]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches():
+            yield [(self.epoch, i) for i in batch.tolist()]
+
+
+class _Epochs:
+    """What both kinds of batches share: where in the training they stand."""
+
+    def __init__(self, order: _Order, device: torch.device) -> None:
+        self.device, self.num_images = device, order.num_images
+        self._keys = _Keys(order)
+
+    def __len__(self) -> int:
+        return self._keys.order.num_batches
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        if not 0 <= start_batch <= len(self):
+            raise ZooError(f'start_batch is {start_batch}, expected 0 to {len(self)}, the batches of an epoch.')
+        self._keys.epoch, self._keys.start_batch = epoch, start_batch
+
+
+class _MemoryBatches(_Epochs):
+    augmented = False
+
+    def __init__(self, images: Tensor, labels: Tensor, order: _Order, device: torch.device) -> None:
+        super().__init__(order, device)
+        self._images, self._labels = images.to(device), labels.to(device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self._keys.batches()
+        if not batches:
+            return
+        sizes = [len(batch) for batch in batches]
+        for chosen in torch.cat(batches).to(self.device).split(sizes):  # one copy to the device an epoch
+            yield self._images.index_select(0, chosen), self._labels.index_select(0, chosen)
+
+
+class _Samples(Dataset):
+    """The images of a split, asked for by (epoch, index)."""
+
+    def __init__(
+            self, split: Split, size: tuple[int, int], channels: int, seed: int,
+            transform: Callable[[Any], Tensor] | None,
+    ) -> None:
+        self.split, self.size, self.channels, self.seed, self.transform = split, size, channels, seed, transform
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, i = key
+        try:
+            image = as_channels(self.split.read(i), self.channels)
+        except Exception as e:  # it could be read when all were checked
+            raise ZooError(f'{self.split.name(i)} cannot be read any more ({one_line(e)}): mend it and resume.') from e
+        if self.transform is None:
+            return torch.from_numpy(pixels_of(fit(image, self.size)).copy()), self.split.labels[i]
+        with seeded(self.seed, _AUGMENT, epoch, i):
+            return self.transform(image), self.split.labels[i]
+
+
+class _StreamBatches(_Epochs):
+    """torch's DataLoader around the caller's transform, one of timm's as a rule.
+
+    timm's `create_loader` builds the same, but takes no order and seeds augmentation by worker, so that a run could
+    not be resumed to the same bits.
+    """
+
+    def __init__(self, samples: _Samples, order: _Order, device: torch.device, workers: int) -> None:
+        super().__init__(order, device)
+        self.augmented = samples.transform is not None
+        self._loader = DataLoader(
+            samples, batch_sampler=self._keys, num_workers=workers, persistent_workers=workers > 0,
+            pin_memory=device.type == 'cuda', timeout=_TIMEOUT if workers else 0,
+            generator=torch.Generator())  # its own: the loop's random numbers are not to depend on the loader
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = iter(self._loader)
+        while True:
+            try:
+                images, labels = next(batches)
+            except StopIteration:
+                return
+            except Exception as e:
+                self._stop(batches)
+                if line := _one_line_for(e):
+                    raise ZooError(line) from e
+                raise
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _stop(self, batches: Any) -> None:
+        """End the workers that are left at once: torch would raise for each that dies later, wherever we then are."""
+        if self._loader.num_workers:
+            self._loader._iterator = None
+            with contextlib.suppress(RuntimeError):  # the same error once more
+                batches._shutdown_workers()
+
+
+def _one_line_for(error: Exception) -> str | None:
+    """For what is no mistake in the code: an image that went, a worker that died."""
+    text = ' '.join(str(error).split())
+    if isinstance(error, ZooError):
+        return text.split('ZooError: ')[-1]  # from a worker it comes inside a traceback
+    if text.startswith(('DataLoader', 'Pin memory')):
+        return (f'A process that loads images died or hangs ({text[:160]}): it may have run out of memory; take fewer '
+                f'workers.')
+    return None

@@ -1,0 +1,412 @@
+"""Swin for small data sets, plain and with shifted patches and locality attention: `plain_swin` and `sl_swin`.
+
+Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
+Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence; no weights were published)
+
+Three stages of Swin's blocks (arXiv 2103.14030) with windows of 4x4, on maps of 16, 8 and 4 tokens a side: patches are
+of 2 pixels at 32 pixels, and of 4 in the `_64` models. Positions are told twice, by a table added to the tokens and by
+the bias of each offset in a window. `spt` puts shifted patches in the place of the embedding and of both mergings,
+`lsa` learns the temperatures and masks the diagonal. Either goes without the other.
+
+Where we differ from the authors: images of any size and shape, with windows that are not full masked to what they
+hold; temperatures, positions and biases are not decayed.
+"""
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, _assert, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import ShiftedPatchTokenization, WindowAttention, cut_patches, shift_diagonally
+from ..weights import pretrained_cfgs, unwrap
+from ._build import adapt_linear_stem, build_model, feature_take_indices, renamed
+from ._tokens import TokenTransformer, fit_positions
+
+__all__ = ['LocalSwin']
+
+
+class ConvTokenizer(nn.Module):
+    """Image to tokens [B, C, H, W] -> [B, N, D]: patch convolution, LayerNorm. What fills no patch is left out."""
+
+    def __init__(
+            self, in_chans: int, embed_dim: int, patch_size: int, norm: bool = True, device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.reduction = patch_size
+        self.cuts_patches = True
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else nn.Identity()
+
+    def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        return img_size[0] // self.reduction, img_size[1] // self.reduction
+
+    def largest_map(self, img_size: tuple[int, int]) -> int:
+        """Values an image has where they are the most."""
+        height, width = self.grid_size(img_size)
+        return self.proj.out_channels * height * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+
+
+class Merging(nn.Module):
+    """Four neighbours, column by column, to one [B, H, W, C] -> [B, H // 2, W // 2, 2C]: LayerNorm, Linear."""
+
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(4 * dim, 2 * dim, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, height, width, C = x.shape
+        x = x[:, :height // 2 * 2, :width // 2 * 2].reshape(B, height // 2, 2, width // 2, 2, C)
+        return self.proj(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+
+class ShiftedMerging(ShiftedPatchTokenization):
+    """Shifted patches of 2x2 as a merging, [B, H, W, C] -> [B, H // 2, W // 2, 2C]."""
+
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, 2 * dim, 2, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, height, width, C = x.shape
+        x = cut_patches(shift_diagonally(x.permute(0, 3, 1, 2), 1), 2)
+        return self.proj(self.norm(x)).reshape(B, height // 2, width // 2, 2 * C)
+
+
+class Block(nn.Module):
+    """Window attention and an MLP, both residual and after a LayerNorm, on a map [B, H, W, C]."""
+
+    def __init__(
+            self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float, lsa: bool,
+            proj_drop: float, drop_path: float, device: Any = None, dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.attn = WindowAttention(dim, num_heads, window_size, shift, lsa, proj_drop, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, every other one shifted, then the merging (none behind the last stage)."""
+
+    def __init__(self, blocks: list[Block], downsample: Optional[nn.Module]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample if downsample is not None else nn.Identity()
+
+    def forward_blocks(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(self.forward_blocks(x))
+
+
+def _init_module(module: nn.Module) -> None:
+    """The authors' initialisation: PyTorch's own for all layers."""
+    if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
+        module.reset_parameters()
+    elif isinstance(module, WindowAttention):
+        module.reset_own_parameters()
+
+
+class LocalSwin(TokenTransformer):
+    """Swin, plain or local.
+
+    Args:
+        img_size: height and width, or one number for both.
+        global_pool: 'avg' (the authors'), 'max', 'avgmax', 'seq' (see SequencePool), or '' for the map.
+        embed_dim: of the first stage; it doubles from stage to stage.
+        depths, num_heads: of each stage.
+        spt, lsa: shifted patch tokenization and locality self-attention.
+        pos_embed: 'learnable' (a table is added to the tokens) or 'none' (then images of any size are taken).
+        drop_rate, pos_drop_rate, proj_drop_rate: before the classifier; after the positions; after each projection and
+            in the MLP.
+        drop_path_rate: the authors' default; it grows linearly from 0 over all blocks.
+    """
+    if TYPE_CHECKING:
+        layers: Any
+    init_module = staticmethod(_init_module)
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 32,
+            in_chans: int = 3,
+            num_classes: int = 10,
+            global_pool: str = 'avg',
+            patch_size: int = 2,
+            embed_dim: int = 96,
+            depths: tuple[int, ...] = (2, 6, 4),
+            num_heads: tuple[int, ...] = (3, 6, 12),
+            window_size: int = 4,
+            mlp_ratio: float = 2.,
+            spt: bool = True,
+            lsa: bool = True,
+            pos_embed: str = 'learnable',
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        if pos_embed not in ('learnable', 'none'):
+            raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable' or 'none'.")
+        super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=0)
+        self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
+        self.output_fmt, self.feature_dim = 'NHWC', -1
+        self._traits = {'first_conv': None} if spt else {}  # a Linear stem is adapted by the filter
+        self.least_size = patch_size * 2 ** (len(depths) - 1)
+        self._check_size(self.img_size)
+        kind = ShiftedPatchTokenization if spt else ConvTokenizer
+        self.tokenizer = kind(in_chans, embed_dim, patch_size, **dd)
+        self.grid_size = self.tokenizer.grid_size(self.img_size)
+        length = self.grid_size[0] * self.grid_size[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd)) if pos_embed == 'learnable' else None
+        self.cls_token = None
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+
+        merging = ShiftedMerging if spt else Merging
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        self.layers = nn.Sequential()
+        for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+            dim = embed_dim * 2 ** i
+            blocks = [
+                Block(dim, heads, window_size, window_size // 2 * (j % 2), mlp_ratio, lsa, proj_drop_rate, rates[i][j],
+                      **dd) for j in range(depth)]
+            self.layers.append(Stage(blocks, merging(dim, **dd) if i + 1 < len(depths) else None))
+        self.norm = nn.LayerNorm(self.num_features, **dd)
+        self._init_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    def _feature_info(self) -> list[dict[str, Any]]:
+        """The map at the end of each stage."""
+        first = self.tokenizer.reduction
+        return [dict(module=f'layers.{i}.blocks', num_chs=self.embed_dim * 2 ** i, reduction=first * 2 ** i)
+                for i in range(len(self.layers))]
+
+    def _check_size(self, img_size: tuple[int, int]) -> None:
+        if min(img_size) < self.least_size:
+            raise ZooError(f'A {img_size[0]} x {img_size[1]} image leaves no token in the last stage: this model takes '
+                           f'{self.least_size} x {self.least_size} pixels and more.')
+
+    def init_weights(self) -> None:
+        self.apply(self.init_module)
+        if self.pos_embed is not None:
+            trunc_normal_(self.pos_embed, std=0.02)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        tables = {name for name, _ in self.named_parameters() if name.endswith('relative_position_bias_table')}
+        return super().no_weight_decay() | tables
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        stage = r'^layers\.(\d+)'
+        blocks = [(rf'{stage}\.blocks\.(\d+)', None), (rf'{stage}\.downsample', (99998,)), (r'^norm', (99999,))]
+        return dict(stem=r'^pos_embed|^tokenizer', blocks=stage if coarse else blocks)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.layers:
+            stage.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size: the position table is resized; windows and their biases stay as they are."""
+        self._check_size(to_2tuple(img_size))
+        super().set_input_size(img_size)
+        for module in self.modules():
+            if isinstance(module, WindowAttention):
+                module.attn_mask = None
+
+    def _embed_map(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, H', W', D]"""
+        _assert(x.shape[2] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
+        _assert(x.shape[3] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
+        rows, cols = x.shape[2] // self.tokenizer.reduction, x.shape[3] // self.tokenizer.reduction
+        x = self._embed(x)
+        return x.reshape(x.shape[0], rows, cols, x.shape[2])
+
+    def forward_intermediates(  # type: ignore[override]
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> Any:
+        """The maps at the end of each stage, before its merging.
+
+        Args:
+            x: images [B, C, H, W].
+            indices: the last n if a number, all if None, else these.
+            norm: apply the final LayerNorm to the last stage's map, the only one it fits.
+            stop_early: leave out the stages behind the last index.
+            output_fmt: 'NCHW' or 'NHWC'.
+            intermediates_only: the list alone, else (final features, list).
+        """
+        if output_fmt not in ('NCHW', 'NHWC'):
+            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'.")
+        take, last = feature_take_indices(len(self.layers), indices)
+        x = self._embed_map(x)
+        taken = []
+        for i, stage in enumerate(self.layers[:last + 1] if stop_early else self.layers):
+            x = stage.forward_blocks(x)
+            if i in take:
+                taken.append(self.norm(x) if norm and i == len(self.layers) - 1 else x)
+            if i < len(self.layers) - 1:
+                x = stage.downsample(x)
+        if output_fmt == 'NCHW':
+            taken = [y.permute(0, 3, 1, 2).contiguous() for y in taken]
+        if intermediates_only:
+            return taken
+        return (self.norm(x) if x.shape[-1] == self.num_features else x), taken
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages behind the last index, and with them, or on request, the final norm and the head."""
+        take, last = feature_take_indices(len(self.layers), indices)
+        shorter = last + 1 < len(self.layers)
+        self.layers = self.layers[:last + 1]
+        if shorter:
+            self.layers[last].downsample = nn.Identity()
+            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
+        if prune_norm or shorter:
+            self.norm = nn.Identity()
+        if prune_head or shorter:
+            self.reset_classifier(0, '')
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.norm(self.layers(self._embed_map(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.global_pool == 'avg':
+            x = x.mean(dim=(1, 2))
+        elif self.global_pool == 'max':
+            x = x.amax(dim=(1, 2))
+        elif self.global_pool == 'avgmax':
+            x = 0.5 * (x.mean(dim=(1, 2)) + x.amax(dim=(1, 2)))
+        elif self.attn_pool is not None:
+            x = self.attn_pool(x.flatten(1, 2))
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def _image_bytes(self) -> int:
+        """Size of one image's largest activation in float32: qkv, the shifted map, or one inside the tokenizer."""
+        values = self.grid_size[0] * self.grid_size[1] * self.embed_dim
+        return 4 * max(self.tokenizer.largest_map(self.img_size), 5 * values)
+
+
+_AUTHORS_NAMES = (
+    (r'^absolute_pos_embed$', 'pos_embed'),
+    (r'^patch_embed\.merging\.1\.', 'tokenizer.norm.'),
+    (r'^patch_embed\.merging\.2\.', 'tokenizer.proj.'),
+    (r'^patch_embed\.', 'tokenizer.'),
+    (r'\.downsample\.merging\.1\.', '.downsample.norm.'),
+    (r'\.downsample\.merging\.2\.', '.downsample.proj.'),
+    (r'\.downsample\.reduction\.', '.downsample.proj.'),
+    (r'\.attn\.scale$', '.attn.temperature'),
+    (r'(\.blocks\.\d+)\.attn_mask$', r'\1.attn.attn_mask'),
+)
+
+
+def _fit_bias(table: Tensor, window: int) -> Tensor:
+    """Biases of a smaller window into the middle of a table [(2 * window - 1) ** 2, heads]; the rest is never read."""
+    side, missing = math.isqrt(len(table)), 2 * window - 1 - math.isqrt(len(table))
+    if table.ndim != 2 or side * side != len(table) or missing <= 0 or missing % 2:
+        return table
+    margin = missing // 2
+    return F.pad(table.unflatten(0, (side, side)), (0, 0, margin, margin, margin, margin)).flatten(0, 1)
+
+
+def _fit_mask(tensors: dict[str, Tensor], key: str, module: WindowAttention, grid: tuple[int, int]) -> None:
+    """Drop the mask of a shift, of whatever size; make room in `module` for any other, where its size allows."""
+    module.attn_mask = None
+    mask = tensors.get(key)
+    if mask is None:
+        return
+    if ((mask == 0) | (mask == -100)).all():
+        del tensors[key]
+    elif len(mask) * module.window_size ** 2 == grid[0] * grid[1] and min(grid) > module.window_size:
+        module.attn_mask = module.qkv.weight.new_zeros(mask.shape)
+
+
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: LocalSwin, source_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """The authors' tensors, or ours, as `model` names and sizes them.
+
+    Takes a checkpoint bare or wrapped (see `unwrap`). The position table is resized to the model's grid, and a Linear
+    stem adapted to its channels. The authors use smaller windows on maps that are smaller than one; the bias table of
+    such windows is the middle of ours. Masks of shifted windows (0 and -100) are dropped, as ours come from the map's
+    size; where the file has other numbers for this size, the model's `attn_mask` is made to take them.
+    """
+    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('relative_position_index')}
+    for name, module in model.named_modules():
+        if isinstance(module, WindowAttention):
+            table, stage = f'{name}.relative_position_bias_table', int(name.split('.')[1])
+            if table in tensors:
+                tensors[table] = _fit_bias(tensors[table], module.window_size)
+            grid = (model.grid_size[0] >> stage, model.grid_size[1] >> stage)
+            _fit_mask(tensors, f'{name}.attn_mask', module, grid)
+    return fit_positions(adapt_linear_stem(tensors, model, 'tokenizer'), model, source_size)
+
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    {**dict.fromkeys(['plain_swin', 'sl_swin'], ('c10', 32)),
+     **dict.fromkeys(['plain_swin_64', 'sl_swin_64'], ('timnet', 64))},
+    aliases={},
+    fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
+    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
+    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
+
+
+def _swin(variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    return build_model(
+        LocalSwin, variant, pretrained, checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2), feature_cls='getter'), **kwargs)
+
+
+@register_model
+def plain_swin(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
+    """The baseline: no shifted patches, no locality attention."""
+    return _swin('plain_swin', pretrained, **{'spt': False, 'lsa': False, **kwargs})
+
+
+@register_model
+def sl_swin(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
+    return _swin('sl_swin', pretrained, **kwargs)
+
+
+@register_model
+def plain_swin_64(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
+    return _swin('plain_swin_64', pretrained, **{'spt': False, 'lsa': False, 'patch_size': 4, **kwargs})
+
+
+@register_model
+def sl_swin_64(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
+    return _swin('sl_swin_64', pretrained, **{'patch_size': 4, **kwargs})

@@ -1,0 +1,91 @@
+"""What a recipe is: everything that decides which weights a training makes, and nothing else.
+
+Where the images lie, the device, precision and checkpoints are options of the command: see `tinyvit-zoo train --help`.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# the source (`--data`) that a data set's key stands for
+SOURCES = {
+    'c10': 'cifar10', 'c100': 'cifar100', 'svhn': 'svhn', 'timnet': 'tiny_imagenet', 'fmnist': 'fashion_mnist',
+    'digits': 'digits', 'cinic10': 'cinic10', 'fl102': 'flowers102', 'in1k': 'folder',
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training. Its name is that of the weights it makes: `architecture.tag`.
+
+    `about` says where it comes from, what was chosen where that is silent, and what came out. A schedule is a function
+    of the step; lengths are in epochs, one pass over the training images each. The learning rate is that of the whole
+    batch, over all processes.
+    """
+    name: str
+    about: str
+    published: float | None = None      # the paper's top-1
+    dataset: str = ''                   # key of tinyvit_zoo.data.info.DATASETS: normalisation; '' computes it
+    mean: tuple[float, float, float] | None = None      # where the paper's are not those of `dataset`
+    std: tuple[float, float, float] | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    from_weights: str = ''              # weights to begin with: NAME.TAG, a file or a run directory
+    img_size: int = 32
+    crop_pct: float = 1.
+
+    epochs: int = 300                   # of the schedule; the cool-down comes after them
+    batch_size: int = 128
+    accumulate: int = 1                 # parts a batch goes through the model in
+    opt: str = 'adamw'                  # timm's names
+    lr: float = 5e-4
+    momentum: float = 0.9               # of SGD
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    decay_all: bool = False             # decay biases, norms, tables and tokens too
+    layer_decay: float = 1.
+    schedule: str = 'cosine'            # or 'linear'
+    warmup_epochs: float = 10.
+    warmup_lr: float = 0.
+    min_lr: float = 0.
+    cooldown_epochs: int = 0            # at min_lr
+    clip: float = 0.                    # largest norm of a gradient
+    clip_mode: str = 'norm'             # of all tensors together, or of each: 'tensor'
+    ema: float = 0.                     # decay of the averaged weights, per step
+    keep: str = 'last'                  # the weights kept: 'last', 'ema', or 'best' of a validation split
+
+    smoothing: float = 0.
+    mixup: float = 0.
+    cutmix: float = 0.
+    mix_prob: float = 1.
+    mix_switch_prob: float = 0.5
+    mix_mode: str = 'batch'             # one mixture a batch, or one an image: 'elem'
+    mix_off_epoch: int = 0              # no mixing from here on; 0: never off
+
+    flip: float = 0.5
+    crop_padding: int = 0
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_interpolation: str = 'bilinear'
+    auto_augment: str = ''
+    color_jitter: tuple[float, float, float, float] | None = None
+    erase: float = 0.
+    erase_mode: str = 'pixel'
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    seed: int = 0
+
+    @property
+    def model(self) -> str:
+        return self.name.partition('.')[0]
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs + self.cooldown_epochs
+
+    @property
+    def command(self) -> str:
+        source = SOURCES.get(self.dataset, 'folder')
+        data = source if source == 'digits' else f'{source}:PATH'
+        return f'tinyvit-zoo train {self.name} --data {data} --output DIR'

@@ -1,0 +1,58 @@
+"""Fine-tuning of the self-supervised lightweight ViTs (arXiv 2205.14443, MAE-Lite).
+
+The paper's learning rates are for 256 images; here they are those of the whole batch. The layer decay and the drop path
+are meant for weights that were pre-trained: see `from_weights`.
+"""
+from dataclasses import replace
+
+from .base import Recipe
+
+_NOT_RUN = 'Not run by us yet.'
+
+# the paper's "default" fine-tuning
+_DEFAULT = Recipe(
+    name='', about='', dataset='in1k', img_size=224, epochs=100, batch_size=1024, lr=4e-3, weight_decay=0.05,
+    layer_decay=0.85, warmup_epochs=5, min_lr=1e-6, crop_scale=(0.08, 1.), crop_interpolation='bicubic', crop_pct=0.875,
+    auto_augment='rand-m9-mstd0.5-inc1', mixup=0.8, cutmix=1., smoothing=0.1, erase=0.25,
+    model_args={'drop_path_rate': 0.1})
+# and its "improved" one
+_IMPROVED = replace(
+    _DEFAULT, epochs=300, auto_augment='rand-m10-mstd0.5-inc1', mixup=0.2, cutmix=0., smoothing=0., erase=0.,
+    model_args={})
+
+# to CIFAR-100, enlarged to 224 px
+_TRANSFER = Recipe(
+    name='', about='', dataset='c100', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+    img_size=224, epochs=50, batch_size=512, opt='nesterov',
+    lr=0.1, weight_decay=0., clip=1., layer_decay=0.75, warmup_epochs=10, crop_scale=(0.08, 1.),
+    crop_interpolation='bicubic')
+
+
+def _recipe(base: Recipe, name: str, weights: str, published: float | None, about: str, layer_decay: float) -> Recipe:
+    return replace(base, name=name, from_weights=weights, published=published, about=f'{about} {_NOT_RUN}',
+                   layer_decay=layer_decay)
+
+
+_TINY, _RPE, _SMALL = 'mae_lite_vit_tiny', 'mae_lite_vit_tiny_rpe', 'mae_lite_vit_small'
+RECIPES = [
+    _recipe(_DEFAULT, f'{_TINY}.in1k_mae_ft100', f'{_TINY}.in1k_mae_400e', 76.2, 'Default fine-tuning after MAE.',
+            0.85),
+    _recipe(_IMPROVED, f'{_TINY}.in1k_mae', f'{_TINY}.in1k_mae_400e', 78.0, 'Improved fine-tuning after MAE.', 0.85),
+    _recipe(_IMPROVED, f'{_TINY}.in1k_dmae', f'{_TINY}.in1k_dmae_400e', 78.4,
+            'Improved fine-tuning after MAE with distillation.', 0.85),
+    _recipe(_IMPROVED, f'{_TINY}.in1k_d2mae', f'{_TINY}.in1k_d2mae_400e', 78.7,
+            'Improved fine-tuning after MAE with decoupled distillation.', 0.85),
+    _recipe(_IMPROVED, f'{_TINY}.in1k_moco3', f'{_TINY}.in1k_moco3_400e', 76.8,
+            'Improved fine-tuning after MoCo-v3.', 0.75),
+    _recipe(_IMPROVED, f'{_TINY}.in1k', '', 75.8,
+            'From scratch; the settings of the improved fine-tuning without layer decay: chosen.', 1.),
+    replace(_recipe(_IMPROVED, f'{_RPE}.in1k_mae_1000e', f'{_TINY}.in1k_mae_400e', 79.0,
+                    'Fine-tuning for 1000 epochs with relative positions.', 0.85), epochs=1000),
+    replace(_recipe(_IMPROVED, f'{_RPE}.in1k_d2mae_1000e', f'{_TINY}.in1k_d2mae_400e', 79.4,
+                    'Fine-tuning for 1000 epochs with relative positions, after decoupled distillation.', 0.85),
+            epochs=1000),
+    _recipe(_IMPROVED, f'{_SMALL}.in1k_mae', f'{_SMALL}.in1k_mae_400e', 82.1, 'Improved fine-tuning after MAE.', 0.75),
+    _recipe(_IMPROVED, f'{_SMALL}.in1k_dmae', f'{_SMALL}.in1k_dmae_400e', 82.5,
+            'Improved fine-tuning after MAE with distillation.', 0.75),
+    _recipe(_TRANSFER, f'{_TINY}.c100_mae', f'{_TINY}.in1k_mae_400e', None, 'Transfer to CIFAR-100 at 224 px.', 0.75),
+]

@@ -1,0 +1,246 @@
+"""The one loop. A task says what is trained and what its loss is; the loop does the rest.
+
+Same seed, same machine, same number of processes: the same bits on a CPU, also where the run was killed at any moment
+and resumed. Everything random comes from torch's global generators (dropout) and from `generator` (augmentation), whose
+states are in the checkpoint; the order of the images is a function of seed and epoch. On a GPU some kernels add in an
+order of their own, so there the figures agree to rounding only.
+"""
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ZooError
+from ..recipes import Recipe
+from . import checkpoint
+from .distributed import World
+from .optimize import autocast, clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from .run import Run
+
+_CHECK_EVERY = 20  # steps between two looks at what needs the host or the other processes
+
+
+class Task(Protocol):
+    """What is trained. `network` is what the optimizer sees; its calls go through `forward`, which may be wrapped."""
+    network: nn.Module
+
+    def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Augment a batch: what `loss` takes."""
+
+    def loss(self, forward: Any, *inputs: Tensor) -> Tensor: ...
+
+    def after_step(self, progress: float) -> None:
+        """Averages, teachers. `progress` goes from 0 to 1 over the training."""
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Figures for the log after an epoch; empty where none are due."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Stopped(Exception):
+    """A signal ended the run; the checkpoint is written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Loop:
+    """Trains `task` on `batches` as `recipe` says.
+
+    `batches` is what `data.loaders.make_batches` gives.
+    """
+
+    def __init__(
+            self, task: Task, batches: Any, recipe: Recipe, run: Run, world: World, dtype: torch.dtype | None = None,
+            compile: bool = False, checkpoint_minutes: float = 1.,
+    ) -> None:
+        if not len(batches):
+            raise ZooError(f'The training data hold less than one batch of {recipe.batch_size} images: take a smaller '
+                           f'--batch-size.')
+        self.task, self.batches, self.recipe, self.run = task, batches, recipe, run
+        self.world, self.dtype = world, dtype
+        self.seconds_between, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
+        self.optimizer = make_optimizer(recipe, task.network)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+        self.generator = torch.Generator(world.device).manual_seed(_mix(recipe.seed, world.rank))
+        torch.manual_seed(_mix(recipe.seed, world.rank) + 1)  # dropout and drop path
+        self.parameters = [p for p in task.network.parameters() if p.requires_grad]
+        self.forward: Any = task.network
+        if world.size > 1:
+            self.forward = DistributedDataParallel(
+                task.network, device_ids=[world.device] if world.device.type == 'cuda' else None)
+        if compile:
+            self.forward = torch.compile(self.forward)
+        self.epoch = self.batch = self.step = 0
+        self.losses: list[Tensor] = []      # of this epoch, on the device until someone looks
+        self.checked = 0                    # how many of them have been looked at
+        self.seconds = 0.                   # of training in this epoch, over all sessions
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.batches) * self.recipe.total_epochs
+
+    def train(self) -> None:
+        """From where it stands to the end. Raises Stopped after a signal."""
+        self.run.progress.start(self.step, self.total_steps)
+        with _signals() as caught:
+            while self.epoch < self.recipe.total_epochs:
+                self._train_epoch(caught)
+                self._end_epoch()
+                self.epoch, self.batch, self.losses, self.checked, self.seconds = self.epoch + 1, 0, [], 0, 0.
+                if self._due(caught, always=True) or self.epoch == self.recipe.total_epochs:
+                    self.save()
+                _raise_if(caught)
+
+    def _train_epoch(self, caught: list[int]) -> None:
+        self.task.network.train()
+        self.batches.set_epoch(self.epoch, self.batch)
+        for images, labels in self.batches:
+            start = time.monotonic()
+            self.train_step(images, labels)
+            self.batch, self.step = self.batch + 1, self.step + 1
+            self.seconds += time.monotonic() - start
+            if self.batch < len(self.batches) and self._due(caught):
+                self.save()
+                _raise_if(caught)
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        recipe, parts = self.recipe, self.recipe.accumulate
+        set_learning_rate(self.optimizer, learning_rate(recipe, self.step / len(self.batches)))
+        total = torch.zeros((), device=self.world.device)
+        for i, (some, theirs) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), start=1):
+            inputs = self.task.prepare(some, theirs, self.epoch, self.generator)
+            alone = self.world.size > 1 and i < parts
+            with self.forward.no_sync() if alone else nullcontext():
+                with autocast(self.world.device, self.dtype):
+                    loss = self.task.loss(self.forward, *inputs) * (len(some) / len(images))
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_gradients(self.parameters, recipe.clip, recipe.clip_mode)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step((self.step + 1) / self.total_steps)
+        self.losses.append(total)
+
+    def _due(self, caught: list[int], always: bool = False) -> bool:
+        """Whether to write a checkpoint now. Now and then also looks at the losses and shows the progress."""
+        many = self.world.size > 1
+        if not always and self.step % _CHECK_EVERY and (many or self.world.device.type == 'cuda'):
+            return False
+        if not self.step % _CHECK_EVERY or always:
+            self._check_losses()
+            lr = self.optimizer.param_groups[0]['lr']
+            loss = f', loss {self.losses[-1].item():.3f}' if self.losses else ''
+            self.run.progress.show(self.step, f'epoch {self.epoch + 1}/{self.recipe.total_epochs}{loss}, lr {lr:.2e}')
+        late = time.monotonic() - self.saved_at >= self.seconds_between
+        return self.world.any(bool(caught) or (late and self.world.first))
+
+    def _check_losses(self) -> None:
+        """ZooError at the first loss that is no number."""
+        values = torch.stack(self.losses[self.checked:]).tolist() if len(self.losses) > self.checked else []
+        for i, value in enumerate(values, start=self.step - len(values)):
+            if not math.isfinite(value):
+                lr = learning_rate(self.recipe, i / len(self.batches))
+                kept = checkpoint.checkpoints(self.run.folder)
+                raise ZooError(
+                    f'The loss became {value} at step {i + 1} (learning rate {lr:.3g}): try a lower --lr, a longer '
+                    f'--warmup-epochs, --clip 1 or --precision fp32. '
+                    f'{f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."}')
+        self.checked = len(self.losses)
+
+    def _end_epoch(self) -> None:
+        self._check_losses()
+        mean = self.world.sum(torch.stack(self.losses).double().mean()).item() / self.world.size
+        row = {
+            'epoch': self.epoch + 1, 'step': self.step,
+            'lr': learning_rate(self.recipe, (self.step - 1) / len(self.batches)), 'train_loss': mean,
+            'images_per_second': self.batches.num_images / max(self.seconds, 1e-9), 'seconds': self.seconds,
+            **self.task.evaluate(self.epoch + 1)}
+        if self.world.first:
+            self.run.log(row)
+
+    def save(self) -> None:
+        """A checkpoint with all that the rest of the run depends on."""
+        self._check_losses()
+        random = self.world.gather(self._random_state())
+        if self.world.first:
+            checkpoint.save_checkpoint(self.run.folder, self.step, {
+                'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
+                'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
+                'network': self.task.network.state_dict(), 'task': self.task.state_dict(),
+                'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'random': random})
+        self.world.barrier()
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> bool:
+        """Take up the newest sound checkpoint of the run; False where there is none."""
+        state = checkpoint.load_checkpoint(self.run.folder, self.run.say)
+        if state is None:
+            return False
+        if len(state['random']) != self.world.size:
+            raise ZooError(f'The run was made by {len(state["random"])} processes, this is {self.world.size}: resume '
+                           f'it with as many, or begin anew in another --output.')
+        self.epoch, self.batch, self.step = state['epoch'], state['batch'], state['step']
+        self.seconds = state['seconds']
+        self.losses = list(state['losses'].to(self.world.device))
+        self.checked = len(self.losses)
+        self.task.network.load_state_dict(state['network'])
+        self.task.load_state_dict(state['task'])
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.scaler.load_state_dict(state['scaler'])
+        own = state['random'][self.world.rank]
+        torch.set_rng_state(own['cpu'])
+        self.generator.set_state(own['generator'])
+        if 'cuda' in own:
+            torch.cuda.set_rng_state(own['cuda'], self.world.device)
+        if self.world.first:
+            self.run.cut_log(self.step)
+        return True
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {'cpu': torch.get_rng_state(), 'generator': self.generator.get_state()}
+        if self.world.device.type == 'cuda':
+            state['cuda'] = torch.cuda.get_rng_state(self.world.device)
+        return state
+
+
+def _mix(seed: int, rank: int) -> int:
+    return (seed * 1_000_003 + rank * 7_919) % 2 ** 62
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The SIGINT and SIGTERM that came meanwhile; the loop ends at a step's end. A second one ends it at once."""
+    caught: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_if(caught: list[int]) -> None:
+    if caught:
+        raise Stopped(caught[0])

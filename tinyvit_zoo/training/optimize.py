@@ -1,0 +1,93 @@
+"""The optimizer, the learning rate as a function of the step, clipping, and number formats."""
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..recipes import Recipe
+
+_FORMATS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's, with its groups: layer decay, and no weight decay for what `model.no_weight_decay()` names."""
+    options: dict[str, Any] = {}
+    if 'adam' in recipe.opt:
+        options['betas'] = recipe.betas
+    if recipe.opt in ('adam', 'adamw', 'sgd', 'nesterov', 'momentum'):
+        options['fused'] = True
+    params: Any = model
+    if recipe.decay_all and recipe.layer_decay == 1.:
+        params = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': recipe.weight_decay}]
+    try:
+        optimizer = create_optimizer_v2(
+            params, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
+            filter_bias_and_bn=not recipe.decay_all,
+            layer_decay=recipe.layer_decay if recipe.layer_decay != 1. else None, **options)
+    except (ValueError, TypeError, AssertionError) as e:
+        raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Take adamw or sgd.') from e
+    return optimizer
+
+
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """At a moment of the training, in epochs: a linear warm-up, the schedule down to `min_lr`, then the cool-down."""
+    if epoch < recipe.warmup_epochs:
+        return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * epoch / recipe.warmup_epochs
+    if epoch >= recipe.epochs:
+        return recipe.min_lr
+    if recipe.schedule == 'cosine':  # as timm's: the warm-up cuts the beginning off, it does not shift the rest
+        left = 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+    else:
+        left = (recipe.epochs - epoch) / (recipe.epochs - recipe.warmup_epochs)
+    return recipe.min_lr + (recipe.lr - recipe.min_lr) * left
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group['lr'] = lr * group.get('lr_scale', 1.)
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float, mode: str) -> None:
+    """Norms down to `limit`: of all gradients together ('norm'), or of each by itself ('tensor'). No host sync."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if mode == 'norm':
+        torch.nn.utils.clip_grad_norm_(parameters, limit)
+    elif grads:
+        norms = torch._foreach_norm(grads)
+        torch._foreach_mul_(grads, [(limit / (norm + 1e-6)).clamp(max=1.) for norm in norms])
+
+
+def number_format(name: str, device: torch.device) -> torch.dtype | None:
+    """The type for autocast, None for plain float32. 'auto' is bf16 where the device has units for it."""
+    if name == 'auto':
+        return torch.bfloat16 if _has_bf16(device) else None
+    if name not in _FORMATS:
+        raise ZooError(f'precision is {name!r}, expected auto, {", ".join(_FORMATS)}.')
+    if name == 'fp16' and device.type == 'cpu':
+        raise ZooError('precision fp16 is a thousand times slower on a CPU: take bf16, fp32 or auto.')
+    return _FORMATS[name]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move an averaged copy of a model towards it. Buffers are copied."""
+    with torch.no_grad():
+        ours: list[Tensor] = list(average.parameters())
+        torch._foreach_lerp_(ours, [p.detach() for p in model.parameters()], 1 - decay)
+        for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)

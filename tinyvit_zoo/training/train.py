@@ -1,0 +1,278 @@
+"""From a recipe and images to weights with their figures: what `tinyvit-zoo train` does."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_arch_pretrained_cfgs
+from timm.optim import list_optimizers
+from torch import Tensor, nn
+
+from ..data.augment import normalize
+from ..data.info import DATASETS
+from ..data.loaders import make_batches
+from ..data.sources import Source, normalisation, open_source
+from ..errors import ZooError, nearest
+from ..models import check_name
+from ..recipes import Recipe
+from ..weights import read_cfg, save_weights
+from .checkpoint import write_whole
+from .distributed import World
+from .evaluate import evaluate
+from .loop import Loop
+from .memory import keep_freed_memory
+from .optimize import number_format
+from .run import Run, machine
+from .stream import evaluation_transform
+from .supervised import supervised_batches, supervised_task
+
+
+@dataclass(frozen=True)
+class Options:
+    """What does not decide which weights are made, or belongs to the machine at hand."""
+    output: Path
+    data: str
+    download: bool = False
+    val_fraction: float = 0.
+    fraction: float = 1.
+    resume: bool = False
+    precision: str = 'auto'
+    compile: bool = False
+    loader: str = 'auto'            # 'memory' or 'stream'
+    workers: int | None = None
+    checkpoint_minutes: float = 1.
+    eval_every: int = 0             # epochs; 0: twenty times in all
+    tensorboard: bool = False
+
+
+def train(recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
+    """Make the weights of a recipe. Returns their figures, as result.json has them."""
+    dtype = number_format(options.precision, world.device)
+    keep_freed_memory(world.device)
+    check_recipe(recipe)
+    run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
+    with world.first_alone():
+        source = open_source(options.data, download=options.download, val_fraction=options.val_fraction,
+                             fraction=options.fraction, seed=recipe.seed)
+    if recipe.keep == 'best' and source.val is None:
+        raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
+    cfg = data_cfg(recipe, source)
+    model = make_model(recipe, cfg).to(world.device)
+    _open(run, recipe, _facts(options, source, world), options.resume, world)
+
+    loading = {'mode': options.loader, **({} if options.workers is None else {'workers': options.workers})}
+    with world.first_alone():
+        batches = supervised_batches(recipe, source.train, cfg, world, **loading)
+    # test images are looked at meanwhile only where there is nothing else to look at; they choose nothing
+    watched = {'val': source.val} if source.val is not None else {'test': source.test}
+    measures = {name: _measure(split, recipe.batch_size, cfg, world, dtype, **loading)
+                for name, split in watched.items() if split is not None}
+    every = options.eval_every or max(1, recipe.total_epochs // 20)
+    task = supervised_task(recipe, model, cfg, batches.augmented, measures, every)
+    loop = Loop(task, batches, recipe, run, world, dtype, options.compile, options.checkpoint_minutes)
+    if options.resume:
+        run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: from the beginning.')
+    run.say(_headline(recipe, source, model, world, dtype, loop))
+    loop.train()
+    if world.first:
+        _write_weights(run.folder, recipe, cfg, task.kept())
+    world.barrier()
+    return _judge(recipe, options, source, cfg, world, dtype, run, loading)
+
+
+def _open(run: Run, recipe: Recipe, facts: Mapping[str, Any], resume: bool, world: World) -> None:
+    """The first process opens the run directory; where it may not, that one says why and all end."""
+    problem = ''
+    if world.first:
+        try:
+            run.open(recipe, facts, resume)
+        except ZooError as e:
+            problem = str(e)
+    if world.gather(problem)[0]:
+        raise ZooError(problem) if world.first else SystemExit(2)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """ZooError for what cannot be trained, before anything is read or written."""
+    check_name(recipe.model)
+    choices = {
+        'schedule': ('cosine', 'linear'), 'clip_mode': ('norm', 'tensor'), 'keep': ('last', 'ema', 'best'),
+        'mix_mode': ('batch', 'elem')}
+    for field, allowed in choices.items():
+        if getattr(recipe, field) not in allowed:
+            raise ZooError(f'{field} is {getattr(recipe, field)!r}, expected {" or ".join(map(repr, allowed))}.')
+    for field in ('epochs', 'batch_size', 'accumulate', 'img_size'):
+        if getattr(recipe, field) < 1:
+            raise ZooError(f'{field} is {getattr(recipe, field)}, expected a number from 1 up.')
+    if recipe.opt not in list_optimizers():
+        raise ZooError(f'There is no optimizer {recipe.opt!r}.{nearest(recipe.opt, list_optimizers())}')
+    if recipe.epochs <= recipe.warmup_epochs:
+        raise ZooError(f'warmup_epochs is {recipe.warmup_epochs:g} of {recipe.epochs} epochs: take fewer.')
+    if recipe.keep == 'ema' and not recipe.ema:
+        raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
+    if recipe.from_weights and not Path(recipe.from_weights).exists():
+        cfg = get_arch_pretrained_cfgs(recipe.model).get(recipe.from_weights)
+        if cfg is None or not cfg.has_weights:
+            raise ZooError(f'There are no weights {recipe.from_weights!r} to begin {recipe.model} with: give a file or '
+                           f'a run directory by --from-weights.')
+
+
+def data_cfg(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """The preprocessing and classes of the weights to be, in the fields of a timm cfg.
+
+    Normalisation is the one the recipe names, or that of its data set where the classes are as many, else that of the
+    weights it starts from, else that of a known source, else measured on the training images.
+    """
+    classes = len(source.class_names)
+    known = DATASETS.get(recipe.dataset)
+    if known and known.num_classes != classes:
+        known = None
+    start = _start_cfg(recipe)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    if recipe.mean and recipe.std:
+        mean, std = recipe.mean, recipe.std
+    elif known:
+        mean, std = known.mean, known.std
+    elif start:
+        mean, std = start['mean'], start['std']
+    elif source.info:
+        mean, std = source.info.mean, source.info.std
+    else:
+        mean, std = normalisation(source, recipe.img_size)
+    names = (known and known.label_names) or source.class_names
+    return {
+        'architecture': recipe.model, 'num_classes': classes, 'input_size': (3, recipe.img_size, recipe.img_size),
+        'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
+        'label_names': list(names)}
+
+
+def _start_cfg(recipe: Recipe) -> dict[str, Any]:
+    """What is known of the preprocessing of the weights to begin with; {} where nothing is."""
+    path = _start_file(recipe)
+    if path:
+        return read_cfg(path)
+    return timm.get_pretrained_cfg(recipe.from_weights).to_dict() if recipe.from_weights else {}
+
+
+def _start_file(recipe: Recipe) -> Path | None:
+    """The file to begin with, where it is one, or the one of a run directory."""
+    path = Path(recipe.from_weights)
+    if not recipe.from_weights or not path.exists():
+        return None
+    return path / 'weights.safetensors' if path.is_dir() else path
+
+
+def make_model(recipe: Recipe, cfg: Mapping[str, Any]) -> nn.Module:
+    """The model with its starting weights: the recipe's, or random ones drawn from its seed."""
+    torch.manual_seed(recipe.seed)
+    args = {'num_classes': cfg['num_classes'], 'img_size': recipe.img_size, **recipe.model_args}
+    if not recipe.from_weights:
+        return timm.create_model(recipe.model, **args)
+    path = _start_file(recipe)
+    if path:
+        return timm.create_model(recipe.model, pretrained=True, pretrained_cfg_overlay={'file': str(path)}, **args)
+    return timm.create_model(recipe.from_weights, pretrained=True, **args)
+
+
+def _measure(
+        split: Any, batch_size: int, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, **loading: Any,
+) -> Any:
+    """A function of a model: its figures on a split."""
+    batches = make_batches(
+        split, cfg['input_size'][1:], 2 * batch_size, world.device, train=False, rank=world.rank, world_size=world.size,
+        stream_transform=evaluation_transform(cfg), **loading)
+
+    def prepare(images: Tensor) -> Tensor:
+        return images if batches.augmented else normalize(images, cfg['mean'], cfg['std'])
+
+    return lambda model: evaluate(model, batches, prepare, world, dtype)
+
+
+def _facts(options: Options, source: Source, world: World) -> dict[str, Any]:
+    """What beside the recipe decides the weights; a resumed run must have the same."""
+    digest = hashlib.sha256(source.train.labels.numpy().tobytes()).hexdigest()[:16]
+    return {
+        'data': {'source': source.name, 'images': len(source.train), 'labels': digest},
+        'val_fraction': options.val_fraction, 'fraction': options.fraction, 'processes': world.size,
+        'precision': options.precision, 'compile': options.compile}
+
+
+def _headline(recipe: Recipe, source: Source, model: nn.Module, world: World, dtype: Any, loop: Loop) -> str:
+    number = str(dtype or torch.float32).removeprefix('torch.')
+    parts = [f'{name} {len(split)}' for name, split in (
+        ('training', source.train), ('validation', source.val), ('test', source.test)) if split is not None]
+    beginning = f'from {recipe.from_weights}' if recipe.from_weights else 'from scratch'
+    return (f'{recipe.name}: {sum(p.numel() for p in model.parameters()):,} parameters, {beginning}; '
+            f'{source.name}, images: {", ".join(parts)}; '
+            f'{recipe.total_epochs} epochs of {len(loop.batches)} steps, {number} on {world.size} x {world.device}.'
+            f'{" The same seed gives the same figures to rounding only." if world.device.type != "cpu" else ""}')
+
+
+def _write_weights(folder: Path, recipe: Recipe, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """weights.safetensors, with all that timm needs to know of them in its metadata."""
+    told = {key: value for key, value in cfg.items() if key != 'architecture'}
+    save_weights(tensors, folder / 'weights.safetensors', {'pretrained_cfg': json.dumps(told), 'recipe': recipe.name})
+
+
+def _judge(
+        recipe: Recipe, options: Options, source: Source, cfg: Mapping[str, Any], world: World,
+        dtype: torch.dtype | None, run: Run, loading: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Load the weights file as a user would and measure it; result.json, the card, and the last line."""
+    structure = {key: value for key, value in recipe.model_args.items() if not key.endswith('_rate')}
+    model = timm.create_model(
+        recipe.model, pretrained=True, pretrained_cfg_overlay={'file': str(run.folder / 'weights.safetensors')},
+        **structure).to(world.device)
+    figures = {}
+    for name, split in (('val', source.val), ('test', source.test)):
+        if split is not None:
+            figures[name] = _measure(split, recipe.batch_size, cfg, world, dtype, **loading)(model)
+    result = {'weights': recipe.name, 'figures': figures, 'command': recipe.command, 'machine': machine()}
+    if world.first:
+        write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
+        write_whole(run.folder / 'card.md', card(recipe, source, cfg, figures, run.folder).encode())
+        run.say(f'Weights, curves and card are in {run.folder}.')
+        for name, found in figures.items():
+            run.say(f'{name} accuracy: {found["top1"]:.2f} % of {found["images"]} images')
+    return result
+
+
+def card(
+        recipe: Recipe, source: Source, cfg: Mapping[str, Any], figures: Mapping[str, Any], folder: Path) -> str:
+    """What these weights are, in Markdown."""
+    rows = ''.join(f'| {name} | {f["images"]} | {f["top1"]:.2f} | {f["loss"]:.4f} |\n' for name, f in figures.items())
+    changed = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)
+               if field.name not in ('name', 'about', 'published')}
+    settings = ''.join(f'| {key} | {value} |\n' for key, value in changed.items())
+    published = f' The paper has {recipe.published:.2f} %.' if recipe.published else ''
+    size = ' x '.join(map(str, cfg['input_size']))
+    return f'''# {recipe.name}
+{recipe.about}{published}
+
+| measured on | images | top-1, % | loss |
+|---|---|---|---|
+{rows}
+![curves](curves.png)
+
+## Use
+```python
+import timm
+import tinyvit_zoo
+model = timm.create_model('{recipe.model}', pretrained=True, pretrained_cfg_overlay=dict(file='weights.safetensors'))
+```
+Input {size}, mean {cfg['mean']}, std {cfg['std']}, {cfg['num_classes']} classes.
+
+## Training
+`{recipe.command}` on {source.name} ({len(source.train)} images), {machine()['device']}.
+
+| setting | value |
+|---|---|
+{settings}'''
