@@ -183,7 +183,8 @@ def test_unfused_attention_gives_the_same_numbers(name: str, kwargs: dict) -> No
     torch.testing.assert_close(plain(x), model(x))
 
 
-@pytest.mark.parametrize('name, kwargs', [CASES[0], *CASES[len(SMALL):]])
+@pytest.mark.parametrize('name, kwargs', [
+    CASES[0], *(case for case in CASES[len(SMALL):] if not case[0].startswith('mae_'))])  # these are timm's own class
 @torch.no_grad()
 def test_slices_are_invisible(name: str, kwargs: dict) -> None:
     """A large batch on a CPU runs in slices: the same numbers, and hooks still see the whole batch."""
