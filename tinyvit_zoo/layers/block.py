@@ -19,13 +19,15 @@ class LocalityBlock(nn.Module):
             attn_drop: float = 0.,
             proj_drop: float = 0.,
             drop_path: float = 0.,
+            qkv_bias: bool = False,
             device: Any = None,
             dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, **dd)
-        self.attn = LocalityAttention(dim, num_heads, dim // num_heads, lsa, attn_drop, proj_drop, **dd)
+        self.attn = LocalityAttention(
+            dim, num_heads, dim // num_heads, lsa, attn_drop, proj_drop, qkv_bias=qkv_bias, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)

@@ -144,7 +144,7 @@ def attend_locally(qkv: Tensor, temperature: Optional[Tensor], scale: float, dro
 
 
 class LocalityAttention(nn.Module):
-    """Multi-head self-attention with (`lsa=True`) or without the two changes; qkv without bias.
+    """Multi-head self-attention with (`lsa=True`) or without the two changes.
 
     `head_dim` times `num_heads` need not be `dim`, nor `out_dim`. `scale`: what multiplies the logits, or what the
     temperatures start at, if not head_dim ** -0.5.
@@ -161,6 +161,7 @@ class LocalityAttention(nn.Module):
             proj_drop: float = 0.,
             out_dim: Optional[int] = None,
             scale: Optional[float] = None,
+            qkv_bias: bool = False,
             device: Any = None,
             dtype: Any = None,
     ) -> None:
@@ -171,7 +172,7 @@ class LocalityAttention(nn.Module):
         self.scale = head_dim ** -0.5 if scale is None else scale
         self.fused_attn = use_fused_attn()
         self.temperature: Optional[nn.Parameter] = nn.Parameter(torch.empty(num_heads, **dd)) if lsa else None
-        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=False, **dd)
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=qkv_bias, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(num_heads * head_dim, out_dim or dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -192,9 +193,12 @@ class LocalityAttention(nn.Module):
         """[B, N, 3, H, D] -> [B, N, H * D]."""
         if self.fused_attn:
             return attend_locally(qkv, self.temperature, self.scale, self.attn_drop.p if self.training else 0.)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        v = qkv[:, :, 2].transpose(1, 2)  # [B, H, N, D]
+        return (self.attn_drop(self.logits(qkv).softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)
+
+    def logits(self, qkv: Tensor) -> Tensor:
+        """What the softmax is taken of [B, H, N, N], the masked diagonal with it. The fused path never holds it."""
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if self.temperature is not None:
-            attn = (q * self.temperature[:, None, None]) @ k.transpose(-2, -1) + diagonal_mask(q)
-        else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)
-        return (self.attn_drop(attn.softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)
+            return (q * self.temperature[:, None, None]) @ k.transpose(-2, -1) + diagonal_mask(q)
+        return (q * self.scale) @ k.transpose(-2, -1)

@@ -1,11 +1,12 @@
 """Position tables: the fixed sine table, and how any table follows the image size."""
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Tuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models import register_notrace_function
 from torch import Tensor
+
+from ..errors import ZooError
 
 
 def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> Tensor:
@@ -17,6 +18,26 @@ def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> 
     channel = torch.arange(dim, device=device, dtype=torch.float64)
     angle = position / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos())[None].to(dtype or torch.get_default_dtype())
+
+
+def sincos2d_table(
+        grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, row_first: bool = False,
+        device: Any = None, dtype: Any = None,
+) -> Tensor:
+    """[1, prefix + N, dim]: one half of the channels tells the column, the other the row, each as [sin, cos].
+
+    The column comes first, as in MAE, or the row, as in MoCo-v3. Frequencies are 10000 ** (-i / (dim / 4)). Prefix
+    tokens have no place: their rows are zero. Values are those of single precision, as in the files that hold them.
+    """
+    if dim % 4:
+        raise ZooError(f'A sine-cosine table of two dimensions takes a width that is a multiple of 4, not {dim}.')
+    frequency = 10000. ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
+    rows, cols = (torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency for length in grid)
+    rows = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, grid[1], -1)  # [height, width, dim / 2]
+    cols = torch.cat([cols.sin(), cols.cos()], dim=1)[None].expand(grid[0], -1, -1)
+    table = torch.cat([rows, cols] if row_first else [cols, rows], dim=2).flatten(0, 1)
+    table = torch.cat([table.new_zeros(num_prefix_tokens, dim), table])
+    return table[None].float().to(dtype or torch.get_default_dtype())
 
 
 def is_sine_table(table: Tensor) -> bool:
@@ -37,3 +58,18 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_
     if is_sine_table(table):
         return sine_table(new[0] * new[1] + num_prefix_tokens, table.shape[2], device=table.device, dtype=table.dtype)
     return resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=num_prefix_tokens)
+
+
+@register_notrace_function
+def table_on_grid(table: Tensor, old: Tuple[int, int], new: Tuple[int, int], num_prefix_tokens: int) -> Tensor:
+    """What `resize_table` makes of a learned table, for every forward pass: gradients reach the table.
+
+    As one product with the matrix of that interpolation. The backward pass of an interpolation on a GPU gives other
+    bits each time.
+    """
+    if old[0] == new[0] and old[1] == new[1]:
+        return table
+    each = torch.eye(old[0] * old[1], device=table.device)[None]
+    weights = resample_abs_pos_embed(each, [new[0], new[1]], [old[0], old[1]], num_prefix_tokens=0)  # [1, new, old]
+    patches = weights.to(table.dtype) @ table[:, num_prefix_tokens:]
+    return torch.cat([table[:, :num_prefix_tokens], patches.to(table.dtype)], dim=1)

@@ -4,6 +4,8 @@ All of timm's private names that the models need are imported here and nowhere e
 """
 from __future__ import annotations
 
+import argparse
+import logging
 import re
 import urllib.parse
 import zipfile
@@ -21,7 +23,7 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_input_size
+from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from ..errors import ZooError, nearest
@@ -29,10 +31,11 @@ from ..layers import adapt_patch_channels
 from ..weights import check_sha256, read_cfg, read_weights, unwrap
 
 __all__ = [
-    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed',
-    'update_model_input_size',
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed', 'update_model_args',
+    'update_model_input_size', 'without',
 ]
 
+_logger = logging.getLogger(__name__)
 ModelT = TypeVar('ModelT', bound=nn.Module)
 Filter = Callable[..., dict[str, Tensor]]  # (state_dict, model, source_size)
 
@@ -50,7 +53,8 @@ def build_model(
 
     An unknown tag names the nearest; weight files are read by `read_weights` (zips, checksums, no code); and whatever
     the class count, every tensor but the head's must be there and fit. A file of our own training also says its
-    classes, size and normalisation.
+    classes, size and normalisation. Where all weights of an architecture are encoders, a model without weights is a
+    classifier all the same.
     """
     if isinstance(pretrained_cfg, str):
         check_tag(variant, pretrained_cfg)
@@ -58,6 +62,8 @@ def build_model(
     if overlay.get('file'):
         overlay = {**read_cfg(overlay['file']), **overlay}
     if not pretrained:
+        if pretrained_cfg is None and f'{variant}.untrained' in get_arch_pretrained_cfgs(variant):
+            pretrained_cfg = 'untrained'
         return build_model_with_cfg(
             model_cls, variant, False, pretrained_cfg, overlay, pretrained_filter_fn=filter_fn, **kwargs)
 
@@ -71,9 +77,10 @@ def build_model(
     else:
         _check_offline(variant, cfg)
     try:
-        model = build_model_with_cfg(
-            model_cls, variant, True, pretrained_cfg, overlay,
-            pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn, source_size=source_size), **kwargs)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # see `read_weights`; this is for a URL
+            model = build_model_with_cfg(
+                model_cls, variant, True, pretrained_cfg, overlay,
+                pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn, source_size=source_size), **kwargs)
     except _NOT_FETCHED as e:
         raise ZooError(f'{_fetch_advice(variant, cfg)} ({type(e).__name__})') from e
     except (SafetensorError, UnpicklingError, EOFError, zipfile.BadZipFile) as e:
@@ -125,7 +132,8 @@ def _strict_filter(
         more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
         raise ZooError(
             f'The weights do not fit {model.pretrained_cfg["architecture"]}: {"; ".join(problems[:5])}{more}. '
-            f'Give the weights of this architecture, their class count with them (num_classes in the pretrained cfg).')
+            f'Give the weights of this architecture, their class count with them (num_classes in the pretrained cfg; '
+            f'0 for an encoder).')
     return tensors
 
 
@@ -138,7 +146,7 @@ def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
 
     problems = [f'{name} is missing' for name in own if name not in tensors and name not in dropped]
     problems += [f'{name} is not part of it' for name in tensors if name not in own and name not in head]
-    if model.num_classes > 0 and not dropped:
+    if not dropped:
         problems += [f'{name} is not part of it' for name in head if name in tensors and name not in own]
     for name in own:
         if name in tensors and name not in dropped and not _fits(tensors[name], own[name], name == stem):
@@ -158,6 +166,14 @@ def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) 
     for pattern, replacement in patterns:
         names = [re.sub(pattern, replacement, name) for name in names]
     return dict(zip(names, tensors.values(), strict=True))
+
+
+def without(tensors: Mapping[str, Tensor], pattern: str, why: str) -> dict[str, Tensor]:
+    """The tensors whose names a pattern does not match; the log names those left out."""
+    out = [name for name in tensors if re.search(pattern, name)]
+    if out:
+        _logger.info('Left out (%s): %s', why, ', '.join(out))
+    return {name: tensor for name, tensor in tensors.items() if name not in out}
 
 
 def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> dict[str, Tensor]:

@@ -1,16 +1,19 @@
 """What every plain token transformer of the zoo owes timm, so that a family's file holds the family alone."""
+import logging
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from timm.layers import _assert, get_device_dtype, global_pool_nlc, to_2tuple
-from timm.models import checkpoint, checkpoint_seq
+from timm.models import VisionTransformer, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import SequencePool, resize_table, slice_length
 from ._build import feature_take_indices, update_model_input_size
+
+_logger = logging.getLogger(__name__)
 
 
 class TokenTransformer(nn.Module):
@@ -66,7 +69,7 @@ class TokenTransformer(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         names = [name for name, _ in self.named_parameters()]
-        kept = ('.temperature', '.gamma')
+        kept = ('.temperature', '.gamma', '.gamma_1', '.gamma_2')
         return {name for name in names if name in ('pos_embed', 'cls_token') or name.endswith(kept)}
 
     @torch.jit.ignore
@@ -110,18 +113,23 @@ class TokenTransformer(nn.Module):
         self.img_size, self.grid_size = to_2tuple(img_size), new
         update_model_input_size(self, self.img_size)
 
-    def _embed(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
+    def _positions(self, x: Tensor) -> Optional[Tensor]:
+        """The position table for images [B, C, H, W]; of one size only, unless a family can do better."""
         if self.pos_embed is not None:
             message = (f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not '
                        f'{x.shape[2]} x {x.shape[3]}: create it with img_size=..., or call set_input_size.')
             _assert(x.shape[2] == self.img_size[0], message)
             _assert(x.shape[3] == self.img_size[1], message)
+        return self.pos_embed
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
+        positions = self._positions(x)
         x = self.tokenizer(x)
         if self.cls_token is not None and self.num_early_tokens:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
+        if positions is not None:
+            x = x + positions
         return self.pos_drop(x)
 
     def forward_intermediates(
@@ -146,7 +154,7 @@ class TokenTransformer(nn.Module):
             intermediates_only: the list alone, else (final features, list).
         """
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
-        grid = self.grid_size if self.pos_embed is not None else self.tokenizer.grid_size(tuple(x.shape[2:]))
+        grid = self.tokenizer.grid_size(tuple(x.shape[2:]))
         x = self._embed(x)
         taken = [x] if 0 in take else []
         for i, block in enumerate(self.blocks[:last] if stop_early else self.blocks, start=1):
@@ -214,26 +222,71 @@ class TokenTransformer(nn.Module):
         return 4 * max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)
 
 
+class LateClassToken(TokenTransformer):
+    """Blocks for the patches alone; a class token comes in behind them, with `class_blocks` of its own.
+
+    A class block takes and returns all tokens, the class token first, and changes that one.
+    """
+    if TYPE_CHECKING:
+        class_blocks: nn.Sequential
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
+            class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """As for all, and the class token goes with the head: only the patches have intermediate features."""
+        if prune_head:
+            self.cls_token, self.class_blocks = None, nn.Sequential()
+            self.num_prefix_tokens = 0
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint_seq(self.class_blocks, x)
+            else:
+                x = self.class_blocks(x)
+        return self.norm(x)
+
+
 def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """For a family's filter: the tensors with `pos_embed` resized to the model's grid.
+
+    The model is a TokenTransformer, or timm's VisionTransformer. `source_size`: see `source_grid`.
+    """
+    table = tensors.get('pos_embed')
+    old = None if model.pos_embed is None else source_grid(table, model, source_size)
+    if table is None or old is None:
+        return dict(tensors)
+    _, new, num_prefix_tokens = _layout(model)
+    if old != new:
+        _logger.info('Resized pos_embed from %d x %d to %d x %d tokens', *old, *new)
+    return {**tensors, 'pos_embed': resize_table(table, old, new, num_prefix_tokens)}
+
+
+def source_grid(table: Tensor | None, model: Any, source_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of a checkpoint's position table [1, prefix + N, D]; None where they cannot be told.
 
     `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
     tokens is taken to be for the model's size, any other for a square.
     """
-    table = tensors.get('pos_embed')
-    if model.pos_embed is None or table is None or table.ndim != 3:
-        return dict(tensors)
-    grid = _source_grid(table.shape[1] - model.num_early_tokens, model, source_size)
-    if grid is None:
-        return dict(tensors)
-    return {**tensors, 'pos_embed': resize_table(table, grid, model.grid_size, model.num_early_tokens)}
-
-
-def _source_grid(count: int, model: Any, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a checkpoint's table of `count` tokens; None where they cannot be told."""
+    if table is None or table.ndim != 3:
+        return None
+    grid_of, own, num_prefix_tokens = _layout(model)
+    count = table.shape[1] - num_prefix_tokens
     side = math.isqrt(max(count, 0))
-    known = [model.tokenizer.grid_size(size)] if size else []
-    for height, width in [*known, model.grid_size, (side, side)]:
-        if height * width == count:
-            return height, width
-    return None
+    known = [grid_of(source_size)] if source_size else []
+    return next((grid for grid in [*known, own, (side, side)] if grid[0] * grid[1] == count), None)
+
+
+def _layout(model: Any) -> tuple[Callable[[tuple[int, int]], tuple[int, int]], tuple[int, int], int]:
+    """From an image size to the grid of tokens; the model's own grid; rows of its table in front of the grid's."""
+    if isinstance(model, VisionTransformer):
+        return model.patch_embed.dynamic_feat_size, model.patch_embed.grid_size, model.num_prefix_tokens
+    return model.tokenizer.grid_size, model.grid_size, model.num_early_tokens

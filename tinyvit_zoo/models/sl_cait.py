@@ -21,14 +21,14 @@ from typing import Any, Optional
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
 from ..weights import pretrained_cfgs, unwrap
 from ._build import adapt_linear_stem, build_model, renamed
-from ._tokens import TokenTransformer, fit_positions
+from ._tokens import LateClassToken, fit_positions
 
 __all__ = ['LocalCaiT']
 
@@ -139,7 +139,7 @@ def _layer_scale(index: int) -> float:
     return 0.1 if index < 18 else 1e-5 if index < 24 else 1e-6
 
 
-class LocalCaiT(TokenTransformer):
+class LocalCaiT(LateClassToken):
     """CaiT, by default with shifted patches and locality attention.
 
     Args:
@@ -213,30 +213,6 @@ class LocalCaiT(TokenTransformer):
         for parameter in (self.pos_embed, self.cls_token):
             if parameter is not None:  # a pruned model has no class token
                 nn.init.normal_(parameter)
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
-            stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
-            class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
-
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
-        """As for all, and the class token goes with the head: only the patches have intermediate features."""
-        if prune_head:
-            self.cls_token, self.class_blocks = None, nn.Sequential()
-            self.num_prefix_tokens = 0
-        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
-
-    def _finish(self, x: Tensor) -> Tensor:
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint_seq(self.class_blocks, x)
-            else:
-                x = self.class_blocks(x)
-        return self.norm(x)
 
     def _image_bytes(self) -> int:
         """Keys and values, or the logits of all heads."""

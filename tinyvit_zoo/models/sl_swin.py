@@ -33,11 +33,15 @@ __all__ = ['LocalSwin']
 class ConvTokenizer(nn.Module):
     """Image to tokens [B, C, H, W] -> [B, N, D]: patch convolution, LayerNorm. What fills no patch is left out."""
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+            self, in_chans: int, embed_dim: int, patch_size: int, norm: bool = True, device: Any = None,
+            dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.reduction = patch_size
+        self.cuts_patches = True
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else nn.Identity()
 
     def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         return img_size[0] // self.reduction, img_size[1] // self.reduction

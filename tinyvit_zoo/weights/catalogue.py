@@ -21,6 +21,7 @@ class Weight:
     """One entry. Exactly one of `file` (in this folder), `hf_hub_id` and `url` is set; a `file` has its sha256.
 
     `published` is what the paper says ({'top1', 'source'}), `measured` what we found (also 'on', 'date', 'command').
+    `encoder`: the file holds no classifier. `license`: where it is not the family's.
     """
     name: str
     dataset: str
@@ -34,6 +35,8 @@ class Weight:
     hf_hub_id: str = ''
     url: str = ''
     sha256: str = ''
+    encoder: bool = False
+    license: str = ''
     note: str = ''
 
     @property
@@ -64,7 +67,7 @@ def catalogue() -> dict[str, Weight]:
 def pretrained_cfgs(
         architectures: Mapping[str, tuple[str, int]], aliases: Mapping[str, str], **shared: Any,
 ) -> dict[str, dict[str, Any]]:
-    """timm pretrained cfgs: one a weight, or `NAME.untrained` where there is none.
+    """timm pretrained cfgs: one a weight, and `NAME.untrained` where no weight is of a classifier.
 
     Args:
         architectures: data set and image size an architecture is meant for, which an untrained one is built for.
@@ -75,8 +78,10 @@ def pretrained_cfgs(
     for name, (dataset, size) in architectures.items():
         weights = [w for w in catalogue().values() if w.architecture == aliases.get(name, name)]
         for w in weights:
-            cfgs[f'{name}.{w.tag}'] = {**shared, **_location(w), **_data_cfg(w.dataset, w.input_size, w.crop_pct)}
-        if not weights:
+            cfg = {**shared, **_location(w), **_data_cfg(w.dataset, w.input_size, w.crop_pct)}
+            cfg.update({'num_classes': 0, 'label_names': None} if w.encoder else {})
+            cfgs[f'{name}.{w.tag}'] = {**cfg, 'license': w.license or shared['license']}
+        if all(w.encoder for w in weights):
             cfgs[f'{name}.untrained'] = {**shared, **_data_cfg(dataset, (3, size, size), 1.0)}
     return cfgs
 

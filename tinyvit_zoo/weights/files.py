@@ -20,7 +20,8 @@ from torch import Tensor
 from ..errors import ZooError
 from .catalogue import FOLDER, catalogue
 
-_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')  # in the order in which they are looked for
+_WRAPPERS = (  # in the order in which they are looked for
+    'state_dict_ema', 'model_ema', 'state_dict', 'model', 'teacher', 'student')
 _PREFIXES = ('_orig_mod.', 'module.')                               # torch.compile and DistributedDataParallel
 _DIGEST = 'tensors_sha256'
 _CFG = 'pretrained_cfg'
@@ -107,7 +108,8 @@ def _one_line(error: BaseException) -> str:
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name: found inside `state_dict`, `model`, an EMA beside them, or bare.
 
-    The prefixes of DistributedDataParallel and torch.compile are taken off.
+    Of a self-distillation's `teacher` and `student`: the teacher, where the file has one. The prefixes of
+    DistributedDataParallel and torch.compile are taken off.
     """
     for key in _WRAPPERS:
         if isinstance(content.get(key), Mapping):

@@ -1,0 +1,317 @@
+"""ViT, Swin and CaiT that learn from small data by self-distillation first: `ssl_vit`, `ssl_swin`, `ssl_cait`.
+
+Paper: How to Train Vision Transformer on Small-scale Datasets?, https://arxiv.org/abs/2210.07240
+(Gani, Naseer and Yaqub, 2022)
+Authors' code: https://github.com/hananshafi/vits-for-small-scale-datasets (no licence; written from a description)
+
+The architectures are the usual ones, made small. What they learn first they learn from the data set itself, without
+labels: the views of an image, some of half its size, shall agree. So these models take images of any size as they come:
+
+- ViT and CaiT interpolate their position table to the grid of the image (bicubic, as timm resizes tables). At the size
+  a model was built for, the table is added as it is.
+- Swin has its positions in the biases of its windows. A map that does not fill its windows is padded, and no token
+  attends to the padding.
+
+`_64` is for 64 pixels: patches twice as large, the same tokens.
+
+Where we differ from the authors: their CaiT gives a smaller image the first rows of its table, and their Swin lets
+tokens attend to the padding. Biases of windows, positions and LayerScale are not to be weight-decayed.
+"""
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import torch
+from timm.layers import _assert, calculate_drop_path_rates, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
+from timm.models.cait import LayerScaleBlock, LayerScaleBlockClassAttn
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import LocalityBlock, PatchTokenization, WindowAttention, table_on_grid
+from ..weights import pretrained_cfgs, unwrap
+from . import sl_swin
+from ._build import adapt_linear_stem, build_model, renamed, without
+from ._tokens import LateClassToken, TokenTransformer, fit_positions
+from .sl_swin import ConvTokenizer, LocalSwin
+
+__all__ = ['SslCaiT', 'SslSwin', 'SslViT']
+
+torch.fx.wrap('table_on_grid')  # a leaf: it asks for the size
+_EPS = 1e-6            # of every LayerNorm
+_LAYER_SCALE = 1e-5    # where it starts
+
+
+def _init_module(module: nn.Module) -> None:
+    """Initialise one module as the authors do."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        module.reset_parameters()
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+        module.eps = _EPS
+    elif isinstance(module, WindowAttention):
+        module.reset_own_parameters()
+    elif isinstance(module, (LayerScaleBlock, LayerScaleBlockClassAttn)):
+        nn.init.constant_(module.gamma_1, _LAYER_SCALE)
+        nn.init.constant_(module.gamma_2, _LAYER_SCALE)
+
+
+class AnySize(TokenTransformer):
+    """Takes images of any size: the position table is interpolated to what comes."""
+    init_module = staticmethod(_init_module)
+
+    def _positions(self, x: Tensor) -> Optional[Tensor]:
+        patch = self.tokenizer.reduction
+        _assert(x.shape[2] >= patch, f'This model takes images of {patch} pixels a side and more.')
+        _assert(x.shape[3] >= patch, f'This model takes images of {patch} pixels a side and more.')
+        if self.pos_embed is None:
+            return None
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        return table_on_grid(self.pos_embed, self.grid_size, grid, self.num_early_tokens)
+
+    def init_weights(self) -> None:
+        self.apply(self.init_module)
+        for parameter in (self.pos_embed, self.cls_token):
+            if parameter is not None:
+                trunc_normal_(parameter, std=0.02)
+
+
+class SslViT(AnySize):
+    """ViT with a class token.
+
+    Args:
+        img_size: height and width, or one number for both, of the position table.
+        global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
+        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
+            projection and in the MLP; of the attention weights. The authors have none.
+        drop_path_rate: the authors' default; it grows linearly from 0 over the blocks.
+    """
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 32,
+            in_chans: int = 3,
+            num_classes: int = 10,
+            global_pool: str = 'token',
+            patch_size: int = 4,
+            embed_dim: int = 192,
+            depth: int = 9,
+            num_heads: int = 12,
+            mlp_ratio: float = 2.,
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
+        self.tokenizer = ConvTokenizer(in_chans, embed_dim, patch_size, norm=False, **dd)
+        self.grid_size = self.tokenizer.grid_size(self.img_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        length = self.grid_size[0] * self.grid_size[1] + 1
+        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.blocks = nn.Sequential(*[
+            LocalityBlock(
+                embed_dim, num_heads, mlp_ratio, False, attn_drop_rate, proj_drop_rate, rate, qkv_bias=True, **dd)
+            for rate in calculate_drop_path_rates(drop_path_rate, depth)])
+        self.norm = nn.LayerNorm(embed_dim, **dd)
+        self._init_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+
+class SslSwin(AnySize, LocalSwin):
+    """Swin with no positions but the biases of its windows: LocalSwin, initialised and normalised as here."""
+
+
+def _mix_heads(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[H, ...] -> [H, ...]: a Linear over the heads."""
+    return torch.addmm(bias[:, None], weight, x.flatten(1)).view_as(x)
+
+
+class TalkingHeads(nn.Module):
+    """timm's TalkingHeadAttn, parameter for parameter; the heads come first, so that mixing them moves nothing."""
+
+    def __init__(
+            self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float, device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.proj_l = nn.Linear(num_heads, num_heads, **dd)
+        self.proj_w = nn.Linear(num_heads, num_heads, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.permute(2, 3, 0, 1, 4).unbind(0)  # each [H, B, N, D]
+        scaled = self.proj_l.weight * self.head_dim ** -0.5
+        attn = _mix_heads(q @ k.transpose(-2, -1), scaled, self.proj_l.bias).softmax(dim=-1)
+        attn = self.attn_drop(_mix_heads(attn, self.proj_w.weight, self.proj_w.bias))
+        x = (attn.to(v.dtype) @ v).permute(1, 2, 0, 3).flatten(2)
+        return self.proj_drop(self.proj(x))
+
+
+class ClassBlock(LayerScaleBlockClassAttn):
+    """timm's block of the class token, the first of the tokens: it attends to all of them, itself included."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = x[:, :1] + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
+        token = token + self.drop_path(self.gamma_2 * self.mlp(self.norm2(token)))
+        return torch.cat([token, x[:, 1:]], dim=1)
+
+
+class SslCaiT(AnySize, LateClassToken):
+    """CaiT: deep, with heads mixed and LayerScale on every branch; a class token comes in behind the patches' blocks.
+
+    Args:
+        img_size: height and width, or one number for both, of the position table.
+        global_pool: 'token' (the authors'), 'seq', 'avg', 'max', 'avgmax', or '' for all tokens.
+        depth, class_depth: blocks of the patches, and of the class token behind them.
+        mlp_ratio, class_mlp_ratio: of either.
+        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
+            projection and in the MLP; on the attention weights. The last two in the patches' blocks.
+        drop_path_rate: the authors' default, the same in every block of the patches, and none in the class blocks.
+    """
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 32,
+            in_chans: int = 3,
+            num_classes: int = 10,
+            global_pool: str = 'token',
+            patch_size: int = 4,
+            embed_dim: int = 192,
+            depth: int = 24,
+            class_depth: int = 2,
+            num_heads: int = 4,
+            mlp_ratio: float = 2.,
+            class_mlp_ratio: float = 4.,
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
+        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
+        self.tokenizer = PatchTokenization(in_chans, embed_dim, patch_size, **dd)
+        self.grid_size = self.tokenizer.grid_size(self.img_size)
+        length = self.grid_size[0] * self.grid_size[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd))
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self.num_heads = num_heads
+        self.blocks = nn.Sequential(*[
+            LayerScaleBlock(
+                embed_dim, num_heads, mlp_ratio, qkv_bias=True, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate,
+                drop_path=drop_path_rate, attn_block=TalkingHeads, **dd)
+            for _ in range(depth)])
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        self.class_blocks = nn.Sequential(*[
+            ClassBlock(embed_dim, num_heads, class_mlp_ratio, qkv_bias=True, **dd) for _ in range(class_depth)])
+        self.norm = nn.LayerNorm(embed_dim, **dd)
+        self._init_head(num_classes, global_pool, drop_rate, **dd)
+        self.init_weights()
+
+    def _image_bytes(self) -> int:
+        """Queries, keys and values, or the logits of all heads."""
+        tokens = self.grid_size[0] * self.grid_size[1]
+        widest = max(3 * self.embed_dim, self.num_heads * tokens)
+        return 4 * max(self.tokenizer.largest_map(self.img_size), tokens * widest)
+
+
+_AUTHORS_NAMES = (
+    (r'^patch_embed\.(1\.)?', 'tokenizer.'),
+    (r'^tokenizer\.(weight|bias)$', r'tokenizer.proj.\1'),
+    (r'^blocks_token_only\.', 'class_blocks.'),
+)
+
+
+def _encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a self-distillation's tensors (`backbone.`, `mlphead.`) the backbone's; any other as they are."""
+    tensors = without(tensors, r'^mlphead\.', 'the projection head, which only the pre-training uses')
+    inner = [name for name in tensors if name.startswith('backbone.')]
+    strange = [name for name in tensors if name not in inner]
+    if inner and strange:
+        raise ZooError(f'A self-distillation checkpoint holds backbone.* and mlphead.*; this one also holds '
+                       f'{", ".join(strange[:5])}: leave out what is no part of the model.')
+    return renamed(tensors, [(r'^backbone\.', '')])
+
+
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: Any, source_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+
+    Of a self-distillation's checkpoint the teacher's backbone is taken, or the student's where there is no teacher; the
+    projection head `mlphead.` is left out. The position table follows the image size (`fit_positions`), the stem the
+    channels (`adapt_linear_stem`).
+    """
+    tensors = _encoder(unwrap(state_dict))
+    if isinstance(model, SslSwin):
+        return sl_swin.checkpoint_filter_fn(tensors, model, source_size)
+    tensors = renamed(tensors, _AUTHORS_NAMES)
+    return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
+
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    {**dict.fromkeys(['ssl_vit', 'ssl_swin', 'ssl_cait'], ('c10', 32)),
+     **dict.fromkeys(['ssl_vit_64', 'ssl_swin_64', 'ssl_cait_64'], ('timnet', 64))},
+    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
+    paper_ids='arXiv:2210.07240', paper_name='How to Train Vision Transformer on Small-scale Datasets?',
+    origin_url='https://github.com/hananshafi/vits-for-small-scale-datasets'))
+
+
+def _ssl(model_cls: type[AnySize], variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    indices = (0, 1, 2) if model_cls is SslSwin else 3
+    return build_model(
+        model_cls, variant, pretrained, checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=indices, feature_cls='getter'), **kwargs)
+
+
+def _ssl_swin(variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    return _ssl(SslSwin, variant, pretrained, **{'spt': False, 'lsa': False, 'pos_embed': 'none', **kwargs})
+
+
+@register_model
+def ssl_vit(pretrained: bool = False, **kwargs: Any) -> SslViT:
+    return _ssl(SslViT, 'ssl_vit', pretrained, **kwargs)
+
+
+@register_model
+def ssl_vit_64(pretrained: bool = False, **kwargs: Any) -> SslViT:
+    return _ssl(SslViT, 'ssl_vit_64', pretrained, **{'patch_size': 8, **kwargs})
+
+
+@register_model
+def ssl_swin(pretrained: bool = False, **kwargs: Any) -> SslSwin:
+    return _ssl_swin('ssl_swin', pretrained, **kwargs)
+
+
+@register_model
+def ssl_swin_64(pretrained: bool = False, **kwargs: Any) -> SslSwin:
+    return _ssl_swin('ssl_swin_64', pretrained, **{'patch_size': 4, **kwargs})
+
+
+@register_model
+def ssl_cait(pretrained: bool = False, **kwargs: Any) -> SslCaiT:
+    return _ssl(SslCaiT, 'ssl_cait', pretrained, **kwargs)
+
+
+@register_model
+def ssl_cait_64(pretrained: bool = False, **kwargs: Any) -> SslCaiT:
+    return _ssl(SslCaiT, 'ssl_cait_64', pretrained, **{'patch_size': 8, **kwargs})
