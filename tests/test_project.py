@@ -1,4 +1,5 @@
 """What a user gets: a package with nothing beside it, a light import, documents that are true."""
+import json
 import subprocess
 import sys
 import zipfile
@@ -68,3 +69,13 @@ def test_pictures_of_the_documents_can_be_made(tmp_path: Path) -> None:
     shown = {path.name for path in (ROOT / 'docs' / 'images').glob('*.png')}
     made = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert made.keys() <= shown and len(made) == 2 and all(20_000 < size < 200_000 for size in made.values())
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_augmentation(tmp_path: Path) -> None:
+    out = python('tools/benchmark.py', 'augment', '--images', '64', '--batch-size', '32', '--img-size', '16',
+                 '--seconds', '0', '--json', str(tmp_path / 'r.json'))
+    assert out.count('timm x') == 1 and out.count('ours') == 1
+    assert len(json.loads((tmp_path / 'r.json').read_text())['results']) == 2
+    out = python('tools/benchmark.py', 'augment', '--model', 'cct_2_3x2', '--batch-size', '4', '--seconds', '0')
+    assert out.count('normalised') == 1 and out.count('augmented') == 1

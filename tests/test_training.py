@@ -21,9 +21,8 @@ from training_cases import SETTINGS, alive, assert_same_bits, run, weights, writ
 import tinyvit_zoo
 from tinyvit_zoo.cli import main
 from tinyvit_zoo.recipes import RECIPES, Recipe
-from tinyvit_zoo.training import checkpoint, loop
+from tinyvit_zoo.training import checkpoint, loop, stream
 from tinyvit_zoo.training.optimize import average_, clip_gradients, learning_rate, make_optimizer, number_format
-from tinyvit_zoo.training.stream import training_transform
 
 HERE = Path(__file__).parent
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
@@ -262,8 +261,20 @@ def test_the_streamed_augmentation_builds(policy: str) -> None:
     recipe = replace(RECIPE, auto_augment=policy, crop_padding=4, erase=1., color_jitter=(0.4, 0.4, 0.2, 0.1))
     cfg = dict(input_size=(3, 24, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 40, 3), np.uint8))
-    x = training_transform(recipe, cfg)(image)
+    x = stream.training_transform(recipe, cfg)(image)
     assert x.shape == (3, 24, 32) and torch.isfinite(x).all() and x.std() > 0.1
+
+
+def test_streamed_posterising() -> None:
+    """As Pillow's, and no error at the strongest magnitude, which keeps no bit."""
+    from PIL import Image, ImageOps
+
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
+    for bits in range(1, 9):
+        assert np.array_equal(stream.posterize(image, bits), ImageOps.posterize(image, bits))
+    strongest = stream._rand_augment('rand-m10-n9-inc1', 8, (0.5,) * 3)
+    assert all(op.aug_fn is stream.posterize for op in strongest.ops if 'Posterize' in op.name)
+    assert not np.asarray(stream.posterize(image, 0)).any()
 
 
 def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path) -> None:

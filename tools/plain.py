@@ -243,10 +243,10 @@ PLAIN: dict[type, Callable] = {
     LocalityAttention: PlainLocalityAttention,
     MixedAttention: PlainMixedAttention,
     ShiftedPatchTokenization: PlainShiftedPatches,
+    TokenAttention: PlainTokenAttention,
     ShiftedMerging: PlainShiftedMerging,
     WindowAttention: PlainWindowAttention,
     TalkingHeads: plain_talking_heads,
-    TokenAttention: PlainTokenAttention,
 }
 
 

@@ -83,7 +83,8 @@ class Augment:
         chunk = max(1, (_CHUNK_CPU if images.is_cpu else _CHUNK) // max(1, images[:1].numel()))
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             u, erasing = torch.rand(sum(rows), len(images), generator=generator, device=images.device).split(rows)
-            parts = [self._pixels(part, v) for part, v in zip(images.split(chunk), u.split(chunk, 1), strict=True)]
+            chunks = zip(images.contiguous().split(chunk), u.split(chunk, 1), strict=True)
+            parts = [self._pixels(part, numbers) for part, numbers in chunks]
             return self.erase(parts[0] if len(parts) == 1 else torch.cat(parts), erasing, generator, self.dense)
 
     def _augment(self, images: Tensor, u: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def _auto_contrast(images: Tensor, layer: Layer) -> Tensor:
     low, high = (v.to(torch.float32) for v in (images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)))
     flat = low == high
     low, high = low.masked_fill(flat, 0.), high.masked_fill(flat, 255.)
-    return to_bytes((images - low).mul_(255).div_(high - low))
+    return to_bytes((images - low).mul_(255).div_(high - low).add_(1e-3))    # whole quotients whatever the rounding
 
 
 _HUE_SHIFTS = Constant([[[5.]], [[3.]], [[1.]]])
@@ -198,7 +198,7 @@ def _hue(images: Tensor, layer: Layer) -> Tensor:
     hue = (hue - 256 * (hue / 256).floor_()) * (6 / 255)
     k = hue[:, None] + _HUE_SHIFTS.on(images.device)
     k = k - 6 * (k / 6).floor_()
-    saturation = (255 * chroma / value.clamp_min(1)).floor_() / 255
+    saturation = (255 * chroma / value.clamp_min(1) + 1e-3).floor_() / 255
     drop = (value * saturation)[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
     return to_bytes((value[:, None] - drop).add_(0.5))
 

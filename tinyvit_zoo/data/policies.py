@@ -47,6 +47,9 @@ class ColorJitter(Policy):
     """Brightness, contrast, colour and hue by random amounts in a random order, as torchvision's."""
 
     def __init__(self, amounts: Sequence[float], prob: float) -> None:
+        if len(amounts) != 4 or min(amounts) < 0 or amounts[3] > 0.5:
+            raise ZooError(f'The colour jitter is {tuple(amounts)}: expected the amounts of brightness, contrast, '
+                           'colour and hue, none negative and the last at most 0.5.')
         bounds = [(max(0., 1 - a), 1 + a) for a in amounts[:3]] + [(-amounts[3], amounts[3])]
         ops = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.HUE)
         active = [(op, *bound) for op, bound, a in zip(ops, bounds, amounts, strict=True) if a > 0]
@@ -289,19 +292,21 @@ _POLICIES = {
 
 
 def _magnitudes(op: Op, level: int, size: tuple[int, int]) -> tuple[float, float]:
-    """torchvision's argument at a level from 0 to 9, under either sign."""
-    part = level / 9
+    """torchvision's argument at a level from 0 to 9, under either sign; in float32 as there, which truncation shows."""
+    def part(start: float, end: float) -> float:
+        return torch.linspace(start, end, 10)[level].item()
+
     if op in (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS):
-        return 1 + 0.9 * part, 1 - 0.9 * part
+        return 1 + part(0., 0.9), 1 - part(0., 0.9)
     if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y):
-        pixels = int(150 / 331 * size[op == Op.TRANSLATE_X] * part)
+        pixels = int(part(0., 150 / 331 * size[op == Op.TRANSLATE_X]))
         return pixels, -pixels
     if op == Op.POSTERIZE:
-        return (8 - round(4 * part),) * 2
+        return (8 - round(4 * level / 9),) * 2
     if op == Op.SOLARIZE:
-        return (255 * (1 - part),) * 2
-    most = {Op.ROTATE: 30., Op.SHEAR_X: 0.3, Op.SHEAR_Y: 0.3}.get(op, 0.)
-    return most * part, -most * part
+        return (part(255., 0.),) * 2
+    most = part(0., {Op.ROTATE: 30., Op.SHEAR_X: 0.3, Op.SHEAR_Y: 0.3}.get(op, 0.))
+    return most, -most
 
 
 class AutoAugment(Policy):

@@ -3,7 +3,7 @@ from .block import LocalityBlock, init_xavier
 from .locality import LocalityAttention, attend_locally, diagonal_mask
 from .merging import ShiftedMerging
 from .pooling import SequencePool
-from .position import is_sine_table, resize_table, sine_table, table_on_grid
+from .position import is_sine_table, resize_table, sincos2d_table, sine_table, table_on_grid
 from .shifted import (
     PatchTokenization,
     ShiftedPatchTokenization,
@@ -18,5 +18,5 @@ __all__ = [
     'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool', 'ShiftedMerging',
     'ShiftedPatchTokenization', 'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows',
     'attend_locally', 'cut_patches', 'diagonal_mask', 'init_xavier', 'is_sine_table', 'resize_table',
-    'shift_diagonally', 'sine_table', 'slice_length', 'table_on_grid', 'window_mask',
+    'shift_diagonally', 'sincos2d_table', 'sine_table', 'slice_length', 'table_on_grid', 'window_mask',
 ]

@@ -155,12 +155,19 @@ class SelfAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, N, _ = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
+        qkv = self.project(x)
         if self.fused_attn:
             x = attend(qkv, self.attn_drop.p if self.training else 0.)
         else:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-            attn = (q * self.head_dim ** -0.5) @ k.transpose(-2, -1)
-            x = (self.attn_drop(attn.softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)
+            v = qkv[:, :, 2].transpose(1, 2)  # [B, H, N, D]
+            x = (self.attn_drop(self.logits(qkv).softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values [B, N, 3, H, D]."""
+        return self.qkv(x).reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim)
+
+    def logits(self, qkv: Tensor) -> Tensor:
+        """What the softmax is taken of [B, H, N, N]. The fused path never holds it."""
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return (q * self.head_dim ** -0.5) @ k.transpose(-2, -1)

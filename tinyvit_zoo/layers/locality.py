@@ -193,9 +193,12 @@ class LocalityAttention(nn.Module):
         """[B, N, 3, H, D] -> [B, N, H * D]."""
         if self.fused_attn:
             return attend_locally(qkv, self.temperature, self.scale, self.attn_drop.p if self.training else 0.)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        v = qkv[:, :, 2].transpose(1, 2)  # [B, H, N, D]
+        return (self.attn_drop(self.logits(qkv).softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)
+
+    def logits(self, qkv: Tensor) -> Tensor:
+        """What the softmax is taken of [B, H, N, N], the masked diagonal with it. The fused path never holds it."""
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if self.temperature is not None:
-            attn = (q * self.temperature[:, None, None]) @ k.transpose(-2, -1) + diagonal_mask(q)
-        else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)
-        return (self.attn_drop(attn.softmax(dim=-1)) @ v).transpose(1, 2).flatten(2)
+            return (q * self.temperature[:, None, None]) @ k.transpose(-2, -1) + diagonal_mask(q)
+        return (q * self.scale) @ k.transpose(-2, -1)

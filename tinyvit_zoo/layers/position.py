@@ -6,6 +6,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import register_notrace_function
 from torch import Tensor
 
+from ..errors import ZooError
+
 
 def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> Tensor:
     """[1, length, dim]: position p, channel i holds sin (even i) or cos (odd i) of p / 10000 ** (2 (i // 2) / dim).
@@ -16,6 +18,26 @@ def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> 
     channel = torch.arange(dim, device=device, dtype=torch.float64)
     angle = position / 10000 ** (2 * (channel // 2) / dim)
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos())[None].to(dtype or torch.get_default_dtype())
+
+
+def sincos2d_table(
+        grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, row_first: bool = False,
+        device: Any = None, dtype: Any = None,
+) -> Tensor:
+    """[1, prefix + N, dim]: one half of the channels tells the column, the other the row, each as [sin, cos].
+
+    The column comes first, as in MAE, or the row, as in MoCo-v3. Frequencies are 10000 ** (-i / (dim / 4)). Prefix
+    tokens have no place: their rows are zero. Values are those of single precision, as in the files that hold them.
+    """
+    if dim % 4:
+        raise ZooError(f'A sine-cosine table of two dimensions takes a width that is a multiple of 4, not {dim}.')
+    frequency = 10000. ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
+    rows, cols = (torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency for length in grid)
+    rows = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, grid[1], -1)  # [height, width, dim / 2]
+    cols = torch.cat([cols.sin(), cols.cos()], dim=1)[None].expand(grid[0], -1, -1)
+    table = torch.cat([rows, cols] if row_first else [cols, rows], dim=2).flatten(0, 1)
+    table = torch.cat([table.new_zeros(num_prefix_tokens, dim), table])
+    return table[None].float().to(dtype or torch.get_default_dtype())
 
 
 def is_sine_table(table: Tensor) -> bool:

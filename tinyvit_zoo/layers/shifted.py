@@ -36,6 +36,7 @@ class PatchTokenization(nn.Module):
         super().__init__()
         self.stacked_chans = in_chans
         self.patch_size = self.reduction = patch_size
+        self.cuts_patches = True
         self.proj = nn.Linear(in_chans * patch_size ** 2, embed_dim, device=device, dtype=dtype)
 
     def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:

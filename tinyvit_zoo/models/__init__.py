@@ -2,9 +2,12 @@
 from timm import list_models as _timm_list_models
 
 from ..errors import ZooError, nearest
-from . import compact, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
+from . import compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
 from ._build import check_tag
+from ._vision import timm_export
 from .compact import CompactTransformer
+from .encoder import Recording, attention_logits, encode, record
+from .mae_lite import RelativeViT
 from .sl_cait import LocalCaiT
 from .sl_pit import LocalPiT
 from .sl_swin import LocalSwin
@@ -13,11 +16,12 @@ from .sl_vit import LocalViT
 from .ssl_small import SslCaiT, SslSwin, SslViT
 
 __all__ = [
-    'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'SslCaiT', 'SslSwin', 'SslViT',
-    'check_name', 'check_tag', 'list_models',
+    'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording', 'RelativeViT',
+    'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode', 'list_models', 'record',
+    'timm_export',
 ]
 
-_FAMILIES = (compact, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)
+_FAMILIES = (compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)
 
 
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:

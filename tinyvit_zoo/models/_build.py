@@ -23,7 +23,7 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_input_size
+from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from ..errors import ZooError, nearest
@@ -31,7 +31,7 @@ from ..layers import adapt_patch_channels
 from ..weights import check_sha256, read_cfg, read_weights, unwrap
 
 __all__ = [
-    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed',
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed', 'update_model_args',
     'update_model_input_size', 'without',
 ]
 

@@ -1,16 +1,19 @@
 """What every plain token transformer of the zoo owes timm, so that a family's file holds the family alone."""
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from timm.layers import _assert, get_device_dtype, global_pool_nlc, to_2tuple
-from timm.models import checkpoint, checkpoint_seq
+from timm.models import VisionTransformer, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import SequencePool, resize_table, slice_length
 from ._build import feature_take_indices, update_model_input_size
+
+_logger = logging.getLogger(__name__)
 
 
 class TokenTransformer(nn.Module):
@@ -255,23 +258,35 @@ class LateClassToken(TokenTransformer):
 def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """For a family's filter: the tensors with `pos_embed` resized to the model's grid.
 
+    The model is a TokenTransformer, or timm's VisionTransformer. `source_size`: see `source_grid`.
+    """
+    table = tensors.get('pos_embed')
+    old = None if model.pos_embed is None else source_grid(table, model, source_size)
+    if table is None or old is None:
+        return dict(tensors)
+    _, new, num_prefix_tokens = _layout(model)
+    if old != new:
+        _logger.info('Resized pos_embed from %d x %d to %d x %d tokens', *old, *new)
+    return {**tensors, 'pos_embed': resize_table(table, old, new, num_prefix_tokens)}
+
+
+def source_grid(table: Tensor | None, model: Any, source_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Rows and columns of a checkpoint's position table [1, prefix + N, D]; None where they cannot be told.
+
     `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
     tokens is taken to be for the model's size, any other for a square.
     """
-    table = tensors.get('pos_embed')
-    if model.pos_embed is None or table is None or table.ndim != 3:
-        return dict(tensors)
-    grid = _source_grid(table.shape[1] - model.num_early_tokens, model, source_size)
-    if grid is None:
-        return dict(tensors)
-    return {**tensors, 'pos_embed': resize_table(table, grid, model.grid_size, model.num_early_tokens)}
-
-
-def _source_grid(count: int, model: Any, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a checkpoint's table of `count` tokens; None where they cannot be told."""
+    if table is None or table.ndim != 3:
+        return None
+    grid_of, own, num_prefix_tokens = _layout(model)
+    count = table.shape[1] - num_prefix_tokens
     side = math.isqrt(max(count, 0))
-    known = [model.tokenizer.grid_size(size)] if size else []
-    for height, width in [*known, model.grid_size, (side, side)]:
-        if height * width == count:
-            return height, width
-    return None
+    known = [grid_of(source_size)] if source_size else []
+    return next((grid for grid in [*known, own, (side, side)] if grid[0] * grid[1] == count), None)
+
+
+def _layout(model: Any) -> tuple[Callable[[tuple[int, int]], tuple[int, int]], tuple[int, int], int]:
+    """From an image size to the grid of tokens; the model's own grid; rows of its table in front of the grid's."""
+    if isinstance(model, VisionTransformer):
+        return model.patch_embed.dynamic_feat_size, model.patch_embed.grid_size, model.num_prefix_tokens
+    return model.tokenizer.grid_size, model.grid_size, model.num_early_tokens

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import SelfAttention, sine_table
 from ..weights import pretrained_cfgs, unwrap
-from ._build import build_model, renamed
+from ._build import build_model, renamed, without
 from ._tokens import TokenTransformer, fit_positions
 
 __all__ = ['CompactTransformer']
@@ -45,6 +45,7 @@ class Tokenizer(nn.Module):
     ) -> None:
         super().__init__()
         self.pooled = num_convs > 0
+        self.cuts_patches = not self.pooled
         self.kernel_size = kernel_size
         self.stride = max(1, kernel_size // 2 - 1) if self.pooled else kernel_size
         self.padding = max(1, kernel_size // 2) if self.pooled else 0
@@ -218,7 +219,7 @@ def checkpoint_filter_fn(
     """
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     if model.global_pool != 'seq':
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('attn_pool.')}
+        tensors = without(tensors, r'^attn_pool\.', f'the model pools by {model.global_pool!r}')
     if model.pos_embed is not None and not isinstance(model.pos_embed, nn.Parameter):
         tensors.setdefault('pos_embed', model.pos_embed)
     return fit_positions(tensors, model, source_size)

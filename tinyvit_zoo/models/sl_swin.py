@@ -39,6 +39,7 @@ class ConvTokenizer(nn.Module):
     ) -> None:
         super().__init__()
         self.reduction = patch_size
+        self.cuts_patches = True
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else nn.Identity()
 

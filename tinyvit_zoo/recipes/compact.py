@@ -99,7 +99,7 @@ CCT_2_3X2_DIGITS = Recipe(
     name='cct_2_3x2.digits', dataset='digits',
     about='Ours: the 1,797 handwritten digits that come with scikit-learn, for a first minute with the zoo. '
           f'{_NOT_RUN}',
-    img_size=16, epochs=60, batch_size=64, lr=2e-3, weight_decay=3e-2, warmup_epochs=5, smoothing=0.1, flip=0.,
+    img_size=16, epochs=30, batch_size=64, lr=2e-3, weight_decay=3e-2, warmup_epochs=3, smoothing=0.1, flip=0.,
     crop_padding=2)
 
 CCT_2_3X2_C10_FAST = replace(

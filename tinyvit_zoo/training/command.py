@@ -32,7 +32,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images to use')
     parser.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
     parser.add_argument('--precision', default='auto', choices=['auto', 'fp32', 'bf16', 'fp16'])
-    parser.add_argument('--compile', action='store_true', help='torch.compile the model')
+    parser.add_argument('--compile', action='store_true', help='torch.compile the model, and on a GPU the augmentation')
     parser.add_argument('--loader', default='auto', choices=['auto', 'memory', 'stream'],
                         help='images in memory on the device, or read as they are needed')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that read images, when streaming')

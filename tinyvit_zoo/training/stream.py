@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
@@ -30,9 +31,7 @@ def training_transform(recipe: Recipe, cfg: Mapping[str, Any]) -> Callable[[Any]
     if recipe.auto_augment in _POLICIES:
         steps.append(transforms.AutoAugment(_POLICIES[recipe.auto_augment]))
     elif recipe.auto_augment:
-        fill = tuple(round(255 * value) for value in cfg['mean'])
-        steps.append(rand_augment_transform(
-            recipe.auto_augment, {'translate_const': int(min(size) * 0.45), 'img_mean': fill}))
+        steps.append(_rand_augment(recipe.auto_augment, min(size), cfg['mean']))
     if recipe.color_jitter:
         steps.append(transforms.ColorJitter(*recipe.color_jitter))
     steps += [transforms.ToTensor(), transforms.Normalize(cfg['mean'], cfg['std'])]
@@ -40,6 +39,22 @@ def training_transform(recipe: Recipe, cfg: Mapping[str, Any]) -> Callable[[Any]
         steps.append(RandomErasing(
             recipe.erase, *recipe.erase_area, *recipe.erase_aspect, mode=recipe.erase_mode, device='cpu'))
     return transforms.Compose(steps)
+
+
+def _rand_augment(policy: str, size: int, mean: Any) -> Any:
+    """timm's."""
+    fill = tuple(round(255 * value) for value in mean)
+    augment = rand_augment_transform(policy, {'translate_const': int(size * 0.45), 'img_mean': fill})
+    for op in augment.ops:
+        if op.name.startswith('Posterize'):
+            op.aug_fn = posterize
+    return augment
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Pillow's, and black for no bits, which newer Pillows refuse and timm asks for at its strongest."""
+    kept = 255 & -(1 << max(0, 8 - bits))
+    return image.point([level & kept for level in range(256)] * len(image.getbands()))
 
 
 def evaluation_transform(cfg: Mapping[str, Any]) -> Callable[[Any], Tensor]:

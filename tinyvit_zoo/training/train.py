@@ -76,6 +76,8 @@ def train(recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
                 for name, split in watched.items() if split is not None}
     every = options.eval_every or max(1, recipe.total_epochs // 20)
     task = supervised_task(recipe, model, cfg, batches.augmented, measures, every)
+    if options.compile and task.augment and world.device.type != 'cpu':
+        task.augment.compile()
     loop = Loop(task, batches, recipe, run, world, dtype, options.compile, options.checkpoint_minutes)
     if options.resume:
         run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: from the beginning.')

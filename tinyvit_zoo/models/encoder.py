@@ -1,0 +1,169 @@
+"""The plain models as encoders: run on some of their tokens, and looked into while they run.
+
+A masked autoencoder shows its encoder some of the patches and nothing else:
+
+    tokens = encode(model, images, keep)      # keep [B, K]: which patches, each image its own
+
+Nothing else changes: positions go with their patches, a class token stays, relative biases are those of the patches
+that are there. Without `keep` it is `model.forward_features(images)`, number for number.
+
+Distillation and analysis read what passes through the blocks, in whatever forward pass runs meanwhile:
+
+    with record(model, outputs=[7], logits=[-1]) as seen:
+        tokens = encode(model, images, keep)  # or model(images)
+    loss = distance(seen.logits[-1], teacher_logits)
+
+What is recorded carries gradients as the pass itself does (none under `torch.no_grad()`). Attention is computed as
+ever, by a fused kernel that never holds its logits, and for the blocks asked for the logits once more, from the same
+input by the module's own methods: there is no second forward pass to keep in step with the first.
+
+Plain means: one sequence of tokens of one width, from patches that do not overlap. That is `mae_vit_*`, `mae_lite_*`,
+`ssl_vit*`, `vit_lite*`, `cvt_*`, `sl_vit*`, `plain_vit*`, and any plain ViT of timm's. (A shifted patch of `sl_vit` has
+seen half a patch of its neighbours, so that what is masked shows through a little.)
+"""
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
+from timm.models import VisionTransformer, checkpoint
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import LocalityAttention, SelfAttention
+from ._tokens import TokenTransformer
+from .mae_lite import RelativeBlock
+
+_PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
+
+__all__ = ['Recording', 'attention_logits', 'encode', 'record']
+
+
+def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Tokens behind the final norm [B, prefix + K, D], class token first.
+
+    Args:
+        model: a plain model of the zoo, or timm's VisionTransformer.
+        images: [B, C, H, W].
+        keep: patches [B, K], counted row by row from 0, in the order in which they shall stand; None: all.
+    """
+    _require_one_sequence(model)
+    x = _embed(model, images)
+    rows = None
+    if keep is not None:
+        rows = _rows(model, keep, len(images))
+        x = x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+    for block in model.blocks:
+        step = partial(block, rows=rows) if isinstance(block, RelativeBlock) else block  # type: ignore[misc]
+        x = checkpoint(step, x) if model.grad_checkpointing else step(x)
+    return model.norm(x) if isinstance(model, VisionTransformer) else model._finish(x)
+
+
+def _require_one_sequence(model: nn.Module) -> None:
+    """Whether blocks follow upon the tokens, and the norm upon the blocks, as `encode` takes it."""
+    for base in (VisionTransformer, TokenTransformer):
+        if isinstance(model, base) and type(model).forward_features is base.forward_features:
+            return
+    raise ZooError(f'{type(model).__name__} is no plain encoder (one sequence of tokens, a stack of blocks): take '
+                   f'{_PLAIN}.')
+
+
+def _embed(model: Any, images: Tensor) -> Tensor:
+    if isinstance(model, VisionTransformer):
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    return model._embed(images)
+
+
+def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
+    """Which rows of the sequence stay [B, prefix + K]: the prefix, then the patches."""
+    if isinstance(model, TokenTransformer):
+        if not getattr(model.tokenizer, 'cuts_patches', False) or model.num_early_tokens != model.num_prefix_tokens:
+            raise ZooError(
+                f'{type(model).__name__} cannot be masked, its tokens are not patches side by side: take {_PLAIN}.')
+    if keep.ndim != 2 or len(keep) != batch or keep.dtype != torch.int64:
+        raise ZooError(f'keep is {list(keep.shape)} of {keep.dtype}, expected [{batch}, K] of torch.int64: the patches '
+                       f'to keep, a row an image.')
+    prefix = model.num_prefix_tokens
+    return torch.cat([torch.arange(prefix, device=keep.device).expand(batch, -1), keep + prefix], dim=1)
+
+
+# -- looking inside ----------------------------------------------------------------------------------------------------
+@dataclass
+class Recording:
+    """By block, as it was asked for: what went in and came out [B, N, D], and attention logits [B, H, N, N]."""
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    logits: dict[int, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def record(
+        model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] = (), logits: Sequence[int] = (),
+) -> Iterator[Recording]:
+    """Keep what passes through the blocks with these indices (from 0; negative ones count from the end).
+
+    A second pass inside the `with` replaces what the first left. `Recording` says what is kept, `attention_logits`
+    what the logits are.
+    """
+    _require_one_sequence(model)
+    if model.grad_checkpointing:
+        raise ZooError('Nothing can be recorded of blocks that are computed twice: call set_grad_checkpointing(False).')
+    seen = Recording()
+    with ExitStack() as hooks:
+        for index in inputs:
+            hook = partial(_keep_input, seen.inputs, index)
+            hooks.callback(_block(model, index).register_forward_pre_hook(hook).remove)
+        for index in outputs:
+            hook = partial(_keep_output, seen.outputs, index)
+            hooks.callback(_block(model, index).register_forward_hook(hook).remove)
+        for index in logits:
+            attn = _attention(_block(model, index))
+            hook = partial(_keep_logits, seen.logits, index)
+            hooks.callback(attn.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield seen
+
+
+def _block(model: Any, index: int) -> nn.Module:
+    if not -len(model.blocks) <= index < len(model.blocks):
+        raise ZooError(f'There is no block {index}: the model has {len(model.blocks)}, counted from 0.')
+    return model.blocks[index]
+
+
+def _attention(block: nn.Module) -> nn.Module:
+    attn: Any = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
+    if not isinstance(attn, (SelfAttention, LocalityAttention)) and type(attn) is not Attention:
+        raise ZooError(f'The logits of {type(attn).__name__} cannot be read: only plain attention has one set of them, '
+                       f'heads apart, that the softmax is taken of.')
+    return attn
+
+
+def _keep_input(kept: dict[int, Tensor], index: int, block: nn.Module, args: tuple[Tensor, ...]) -> None:
+    kept[index] = args[0]
+
+
+def _keep_output(
+        kept: dict[int, Tensor], index: int, block: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    kept[index] = output
+
+
+def _keep_logits(
+        kept: dict[int, Tensor], index: int, attn: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+    kept[index] = attention_logits(attn, args[0], **kwargs)
+
+
+def attention_logits(
+        attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """What the softmax of an attention module is taken of, for tokens [B, N, D] that enter it: [B, H, N, N].
+
+    Scaled. Locality attention: by its temperatures, and the masked diagonal holds a very low number. What is added to
+    the logits (relative biases, masks) is in it.
+    """
+    if isinstance(attn, (SelfAttention, LocalityAttention)):
+        return attn.logits(attn.project(x))
+    qkv = attn.qkv(x).unflatten(2, (3, attn.num_heads, attn.head_dim))  # timm's, which has no methods for it
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    logits = (attn.q_norm(q) * attn.scale) @ attn.k_norm(k).transpose(-2, -1)
+    return maybe_add_mask(logits, resolve_self_attn_mask(x.shape[1], logits, attn_mask, is_causal))

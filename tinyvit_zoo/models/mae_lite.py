@@ -1,0 +1,231 @@
+"""The lightweight ViTs that self-supervision and distillation train: MAE-Lite.
+
+Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https://arxiv.org/abs/2205.14443 (Wang et al.,
+2022)
+Authors' code and weights: https://github.com/wangsr126/MAE-Lite (Apache-2.0; written from the paper)
+
+`mae_lite_vit_tiny` and `mae_lite_vit_small` are timm's `VisionTransformer` with 12 heads, read out as the mean of the
+patch tokens, which is normalised: the class token is there, but not in the mean. `mae_lite_vit_tiny_rpe` adds to the
+attention logits of each block a learned bias for every offset between two patches, beside the table of positions.
+
+As a fine-tuned classifier such a model has no norm behind the blocks. As an encoder in pre-training it has one:
+`timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')`; see models/encoder.py for masking and
+pretraining/mae_lite.py for the rest. The authors' pre-trained files load into either, see `checkpoint_filter_fn`.
+"""
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Optional
+
+import torch
+from timm.layers import RelPosBias, maybe_add_mask, resize_rel_pos_bias_table, resolve_self_attn_mask, to_2tuple
+from timm.models import VisionTransformer, generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+from ..errors import ZooError
+from ..layers import sincos2d_table
+from ..weights import pretrained_cfgs, unwrap
+from ._build import renamed, without
+from ._tokens import fit_positions, source_grid
+from ._vision import build_vision
+
+__all__ = ['RelativeViT']
+
+_logger = logging.getLogger(__name__)
+
+
+class RelativeBlock(Block):
+    """timm's block, with a bias for the attention logits: one for each offset between patches, three for the class."""
+
+    def __init__(
+            self, dim: int, num_heads: int, window_size: tuple[int, int], device: Any = None, dtype: Any = None,
+            **kwargs: Any,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__(dim, num_heads, **kwargs, **dd)
+        self.rel_pos = RelPosBias(window_size, num_heads, prefix_tokens=1, **dd)
+
+    def forward(
+            self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False,
+            rows: Optional[Tensor] = None,
+    ) -> Tensor:
+        """`rows` [B, K]: which of all tokens the K given ones are, the class being 0, where they are not all."""
+        bias = self._bias()
+        if rows is not None:
+            bias = bias[0][:, rows[:, :, None], rows[:, None, :]].transpose(0, 1)  # [B, H, K, K]
+        bias = maybe_add_mask(bias, resolve_self_attn_mask(x.shape[1], bias, attn_mask, is_causal))
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=bias)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def _bias(self) -> Tensor:
+        """[1, H, 1 + N, 1 + N]: timm's `get_bias`, picked head by head, which trains in a fifth of the time."""
+        tokens = self.rel_pos.bias_shape[0]
+        table = self.rel_pos.relative_position_bias_table.t().contiguous()
+        return table.index_select(1, self.rel_pos.relative_position_index).view(1, -1, tokens, tokens)
+
+
+class RelativeViT(VisionTransformer):
+    """timm's VisionTransformer with blocks of `RelativeBlock`. The arguments are timm's."""
+
+    def __init__(
+            self,
+            img_size: int | tuple[int, int] = 224,
+            patch_size: int = 16,
+            in_chans: int = 3,
+            num_classes: int = 1000,
+            global_pool: str = 'avg',
+            fc_norm: Optional[bool] = None,
+            embed_dim: int = 192,
+            depth: int = 12,
+            num_heads: int = 12,
+            mlp_ratio: float = 4.,
+            drop_rate: float = 0.,
+            pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            device: Any = None,
+            dtype: Any = None,
+    ) -> None:
+        height, width = to_2tuple(img_size)
+        super().__init__(
+            img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, mlp_ratio,
+            fc_norm=fc_norm, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate,
+            block_fn=partial(RelativeBlock, window_size=(height // patch_size, width // patch_size)),
+            device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if name in ('pos_embed', 'cls_token') or '.rel_pos.' in name}
+
+    def set_input_size(
+            self, img_size: Optional[tuple[int, int]] = None, patch_size: Optional[tuple[int, int]] = None) -> None:
+        """Images or patches of another size: all tables of positions are resized."""
+        super().set_input_size(img_size, patch_size)
+        for block in self.blocks:
+            block.rel_pos.set_window_size(self.patch_embed.grid_size)
+
+
+# -- the authors' files ------------------------------------------------------------------------------------------------
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: VisionTransformer, source_size: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
+    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+
+    Fine-tuned files, with `qkv.bias` or with `q_bias` and `v_bias`; pre-trained ones of MAE, D-MAE, D2-MAE and MoCo-v3,
+    and of this package's pretraining/mae_lite.py. Of a pre-trained file only the encoder is taken (the log names what
+    is left out), and what it cannot have starts fresh (a warning names it): `fc_norm`, the relative biases, and after
+    D2-MAE the final norm. It has no classifier: load it with `pretrained_cfg_overlay=dict(file=..., num_classes=0)`.
+    """
+    tensors, kind = encoder_tensors(unwrap(state_dict))
+    tensors = renamed(_joined_biases(tensors), ((r'\.attn\.(relative_position_bias_table)$', r'.rel_pos.\1'),))
+    tensors = without(tensors, r'\.relative_position_index$', 'computed')
+    if kind:
+        _require_no_classifier(tensors, model, kind)
+        tensors = _fitted_encoder(tensors, model, kind, source_size)
+    grid = source_grid(tensors.get('pos_embed'), model, source_size)
+    return _fit_relative(fit_positions(tensors, model, source_size), model, grid)
+
+
+def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The encoder's tensors of a file, and how it was pre-trained: 'MAE', 'MoCo-v3', or '' for a fine-tuned model."""
+    if any(name.startswith('base_encoder.') for name in tensors):
+        tensors = without(tensors, r'^(momentum_encoder|predictor)\.|^base_encoder\.head\.', 'of MoCo-v3')
+        return renamed(tensors, ((r'^base_encoder\.', ''),)), 'MoCo-v3'
+    tensors = without(tensors, r'^tch_model\.|^(model\.)?attn_adapter\.', 'of the distillation')
+    tensors = renamed(tensors, ((r'^(model|encoder)\.', ''),))
+    encoder = without(tensors, r'^mask_token$|^decoder_', 'the decoder')
+    return encoder, 'MAE' if len(encoder) < len(tensors) else ''
+
+
+def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`q_bias` and `v_bias` as one `qkv.bias`, which is zero for the keys."""
+    joined = dict(tensors)
+    for name in [name for name in tensors if name.endswith('.attn.q_bias')]:
+        stem = name.removesuffix('q_bias')
+        if f'{stem}qkv.bias' in tensors:
+            raise ZooError(
+                f'The file has both {name} and {stem}qkv.bias, one of which would be lost: remove the wrong one.')
+        if f'{stem}v_bias' in tensors:
+            q, v = joined.pop(name), joined.pop(f'{stem}v_bias')
+            joined[f'{stem}qkv.bias'] = torch.cat([q, torch.zeros_like(q), v])
+    return joined
+
+
+def _require_no_classifier(tensors: Mapping[str, Tensor], model: VisionTransformer, kind: str) -> None:
+    classes = getattr(model, 'pretrained_cfg', {}).get('num_classes', 0)
+    if 'head.weight' not in tensors and 0 < classes == model.num_classes:
+        raise ZooError(f'A file of {kind} pre-training has no classifier (head.weight is missing): say so with '
+                       f'pretrained_cfg_overlay=dict(file=PATH, num_classes=0).')
+
+
+def _fitted_encoder(
+        tensors: Mapping[str, Tensor], model: VisionTransformer, kind: str, source_size: tuple[int, int] | None,
+) -> dict[str, Tensor]:
+    """The tensors of a pre-trained encoder without those that `model` has no place for, and with those it lacks."""
+    own, extra, fresh = model.state_dict(), f'blocks.{len(model.blocks)}.', ['fc_norm.']
+    if any(name.startswith(extra) for name in tensors):
+        tensors = without(tensors, rf'^{extra}|^norm\.', 'the extra block of D2-MAE, and a norm of its block 8')
+        fresh.append('norm.')
+    if 'norm.weight' not in own:
+        tensors = without(tensors, r'^norm\.', 'this model has its norm behind the mean')
+    tensors = dict(tensors)
+    if 'pos_embed' not in tensors:  # it is fixed in pre-training, so that a file need not hold it
+        grid = model.patch_embed.dynamic_feat_size(source_size) if source_size else model.patch_embed.grid_size
+        tensors['pos_embed'] = sincos2d_table(
+            grid, model.embed_dim, model.num_prefix_tokens, row_first=kind == 'MoCo-v3',
+            device=model.pos_embed.device, dtype=model.pos_embed.dtype)
+    names = [name for name in own if name.startswith(tuple(fresh))]
+    if not any('.rel_pos.' in name for name in tensors):
+        names += [name for name in own if '.rel_pos.' in name]
+    names = [name for name in names if name not in tensors]
+    if names:
+        _logger.warning('Not in a file of %s pre-training, so that they start fresh: %s', kind, ', '.join(names))
+    return {**tensors, **{name: own[name] for name in names}}
+
+
+def _fit_relative(
+        tensors: Mapping[str, Tensor], model: VisionTransformer, old: tuple[int, int] | None) -> dict[str, Tensor]:
+    """The tensors with the tables of relative positions resized from the grid `old` to the model's."""
+    new, fitted = tuple(model.patch_embed.grid_size), dict(tensors)
+    if old is None or old == new:
+        return fitted
+    lengths = [(2 * height - 1) * (2 * width - 1) + 3 for height, width in (old, new)]
+    for name, table in tensors.items():
+        if name.endswith('.relative_position_bias_table') and len(table) == lengths[0]:
+            fitted[name] = resize_rel_pos_bias_table(table, new, (lengths[1], table.shape[1]), old)
+    return fitted
+
+
+# -- the models --------------------------------------------------------------------------------------------------------
+_TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=12)
+_SMALL = dict(patch_size=16, embed_dim=384, depth=12, num_heads=12)
+
+default_cfgs = generate_default_cfgs(pretrained_cfgs(
+    dict.fromkeys(['mae_lite_vit_tiny', 'mae_lite_vit_tiny_rpe', 'mae_lite_vit_small'], ('in1k', 224)),
+    aliases={}, fixed_input_size=True, first_conv='patch_embed.proj', classifier='head', license='apache-2.0',
+    paper_ids='arXiv:2205.14443', paper_name='A Closer Look at Self-Supervised Lightweight Vision Transformers',
+    origin_url='https://github.com/wangsr126/MAE-Lite'))
+
+
+def _mae_lite(model_cls: Any, variant: str, pretrained: bool, args: dict[str, Any], **kwargs: Any) -> Any:
+    return build_vision(
+        model_cls, variant, pretrained, checkpoint_filter_fn, args, **{'global_pool': 'avg', **kwargs})
+
+
+@register_model
+def mae_lite_vit_tiny(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    return _mae_lite(VisionTransformer, 'mae_lite_vit_tiny', pretrained, _TINY, **kwargs)
+
+
+@register_model
+def mae_lite_vit_tiny_rpe(pretrained: bool = False, **kwargs: Any) -> RelativeViT:
+    return _mae_lite(RelativeViT, 'mae_lite_vit_tiny_rpe', pretrained, _TINY, **kwargs)
+
+
+@register_model
+def mae_lite_vit_small(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    return _mae_lite(VisionTransformer, 'mae_lite_vit_small', pretrained, _SMALL, **kwargs)

@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Turn an authors' checkpoint into a file of ours: this zoo's tensor names, safetensors, nothing but the model.
+
+    python tools/convert_checkpoint.py finetune_300e.pth --model mae_lite_vit_tiny mae_lite.safetensors
+    python tools/convert_checkpoint.py --list
+
+It says what it took, what it changed and what it dropped, by name, and checks that the file gives back the same model.
+What does not fit is refused. The class count is the file's; a pre-trained encoder has none. Exit code 2: nothing was
+written. (The authors' files load without conversion too: timm.create_model(NAME, pretrained=True,
+pretrained_cfg_overlay=dict(file=PATH, num_classes=N)).)
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.models import check_name
+from tinyvit_zoo.weights import catalogue, read_weights, save_weights, unwrap
+
+# On Google Drive, from where only a browser or gdown can fetch a file: model, tag of ours, id
+DRIVE = (
+    ('mae_lite_vit_tiny', 'wang_in1k_mae_400e', '1ZQYlvCPLZrJDqn2lp4GCIVL246WPqgEf'),
+    ('mae_lite_vit_tiny', 'wang_in1k_mae', '1VEpG2c5A62PefeecjQ3yaKfRlfph3LxO'),
+    ('mae_lite_vit_tiny_rpe', 'wang_in1k_mae_1000e', '1zKDnMKs6tBTnC4liTYG2AMtotKcbKr4J'),
+    ('mae_lite_vit_tiny', 'wang_in1k_dmae_400e', '1OCDMUEdcPhwoCPWGN0kahsHST7tbQmFe'),
+    ('mae_lite_vit_tiny', 'wang_in1k_dmae', '1bcxwRUx6fq38M9eoBQbP2thwtU0j_9u6'),
+    ('mae_lite_vit_tiny', 'wang_in1k_d2mae_400e', '1gOKB8lSQ3IlOLNbi5Uc7saZO2mMClXNU'),
+    ('mae_lite_vit_tiny', 'wang_in1k_d2mae', '1c1KCRQ1MBtW6Zw4Uq1yAcv6zuYGcoWaW'),
+    ('mae_lite_vit_tiny_rpe', 'wang_in1k_d2mae_1000e', '1KRdkurYMfNxaIhjn3bELLL40Z-MEbMZj'),
+    ('mae_lite_vit_tiny', 'wang_in1k_moco3_400e', '1RI0mU-PweAVIXs_hNOx-Xw3VRhN7w6un'),
+    ('mae_lite_vit_tiny', 'wang_in1k_moco3', '1WxEQxFhnt6vMZ08ZArof41fAIKRefziE'),
+    ('mae_lite_vit_tiny', 'wang_in1k', '1RvhE2HucdWYHhKmPfHQW2A4EPpCHSYN_'),
+    ('mae_lite_vit_small', 'wang_in1k', '1VhiwQFfnB4WvRXH3GJcqEbM0GzVEikn3'),
+    ('mae_lite_vit_small', 'wang_in1k_mae_400e', '16polFU68dOe4YrmpgL9I1ekStzFG8XV5'),
+    ('mae_lite_vit_small', 'wang_in1k_mae', '10UTc8eaPpudJhIDxKc23U97rEngHvH3J'),
+    ('mae_lite_vit_small', 'wang_in1k_dmae_400e', '1-O7uuEnRrgKobETv54Z5T4isdS_WXOmK'),
+    ('mae_lite_vit_small', 'wang_in1k_dmae', '1ICgWu0V19TkDvpUutce3k8ahUAbJnEZP'),
+)
+
+Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Names of tensors: taken as they are; changed, and what they come from; fresh; dropped (of the source)."""
+    taken: list[str]
+    changed: dict[str, list[str]]
+    fresh: list[str]
+    dropped: list[str]
+
+    def __str__(self) -> str:
+        lines = [f'taken    {len(self.taken)} tensors as they are']
+        lines += [f'changed  {name} (from {", ".join(origin)})' for name, origin in self.changed.items()]
+        lines += [f'fresh    {name} (not in the file: initial values)' for name in self.fresh]
+        lines += [f'dropped  {name}' for name in self.dropped]
+        return '\n'.join(lines)
+
+
+def trace(source: Mapping[str, Tensor], convert: Convert) -> Report:
+    """Find out what becomes of each tensor by watching what `convert` does, not by what it says.
+
+    A tensor that comes out in the memory it went in with was taken. Of the others, each is filled with NaN in turn, and
+    what then comes out as NaN was made from it.
+    """
+    out = convert(source)
+    given = {_memory(tensor): name for name, tensor in source.items()}
+    taken = [name for name, tensor in out.items() if _memory(tensor) in given]
+    used = {given[_memory(out[name])] for name in taken}
+    changed: dict[str, list[str]] = {name: [] for name in out if name not in taken}
+    dropped = []
+    for name in [name for name in source if name not in used]:
+        made = _made_from(name, source, convert, changed) if source[name].is_floating_point() else []
+        for target in made:
+            changed[target].append(name)
+        if not made:
+            dropped.append(name)
+    fresh = [name for name, origin in changed.items() if not origin]
+    return Report(taken, {name: origin for name, origin in changed.items() if origin}, fresh, dropped)
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.numel()
+
+
+def _made_from(name: str, source: Mapping[str, Tensor], convert: Convert, candidates: Mapping[str, Any]) -> list[str]:
+    out = convert({**source, name: torch.full_like(source[name], math.nan)})
+    return [target for target in candidates if out[target].isnan().any()]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log: filters speak of what they drop, at every call."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str:
+    """Write `target` from the file `source` for the model `name` built with `args`; returns what there is to say."""
+    check_name(name)
+    if not Path(source).is_file():
+        raise ZooError(how_to_fetch(source))
+    if target.suffix != '.safetensors' or not target.parent.is_dir():
+        raise ZooError(f'{target} cannot be written: name a .safetensors file in a folder that exists.')
+    if target.resolve() == Path(source).resolve():
+        raise ZooError(f'{target} is the source itself: name another file to write.')
+    tensors = unwrap(read_weights(source))
+    with _quiet():
+        convert = partial(_filter(name), model=timm.create_model(name, num_classes=0, **args))
+        classes = _class_count(convert(tensors), name)
+        model = _load(source, name, classes, args)
+        report = trace(tensors, partial(_filter(name), model=model))
+    size = [int(model.in_chans), *_image_size(model)]  # type: ignore[arg-type]
+    cfg = json.dumps({'num_classes': classes, 'input_size': size})
+    save_weights(model.state_dict(), target, {'architecture': name, 'pretrained_cfg': cfg})
+    try:
+        with _quiet():
+            _check_same(model, _load(str(target), name, classes, args), size)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return (f'{source} -> {target}\n{report}\n{name}, {classes or "no"} classes, {size[1]} x {size[2]} pixels; '
+            f'read back: the same tensors, the same output')
+
+
+def _filter(name: str) -> Callable[..., dict[str, Tensor]]:
+    """The filter of the model's family, which every one has under this name."""
+    return sys.modules[timm.model_entrypoint(name).__module__].checkpoint_filter_fn
+
+
+def _class_count(tensors: Mapping[str, Tensor], name: str) -> int:
+    head = tensors.get(f'{timm.get_pretrained_cfg(name).classifier}.weight')
+    return 0 if head is None else len(head)
+
+
+def _load(path: str, name: str, classes: int, args: Mapping[str, Any]) -> nn.Module:
+    """Through the strict loader, which names whatever is missing, surplus or misshapen."""
+    overlay = {'file': path, 'num_classes': classes}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **args).eval()
+
+
+def _image_size(model: Any) -> tuple[int, int]:
+    return model.img_size if hasattr(model, 'img_size') else model.patch_embed.img_size
+
+
+@torch.no_grad()
+def _check_same(model: nn.Module, back: nn.Module, size: list[int]) -> None:
+    ours, theirs = model.state_dict(), back.state_dict()
+    wrong = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    x = torch.randn(2, *size)
+    if wrong or not torch.allclose(model(x), back(x), rtol=1e-5, atol=1e-6):
+        raise ZooError(f'What was written does not give back the same model ({", ".join(wrong) or "its output"} '
+                       f'differs): the file was removed again.')
+
+
+# -- where files are ---------------------------------------------------------------------------------------------------
+def how_to_fetch(source: str) -> str:
+    """What to do with a source that is no file here: a tag, a Drive link or id, an address, or a wrong path."""
+    for model, tag, drive_id in DRIVE:
+        if source == f'{model}.{tag}' or drive_id in source:
+            return (f'{model}.{tag} is on Google Drive: save it in a browser from https://drive.google.com/file/d/'
+                    f'{drive_id}/view, or run `gdown {drive_id}`; then give the path of the file and --model {model}.')
+    if 'drive.google.com' in source:
+        return f'{source} is on Google Drive: save it in a browser, or run `gdown --fuzzy URL`; then give its path.'
+    weight = catalogue().get(source)
+    url = weight.url if weight else source
+    if url.startswith(('http://', 'https://')):
+        return f'{source} has to be fetched first: run `curl -LO {url}`, then give the path of the file.'
+    return f'There is no file {source}: give the path of a .pth, .zip or .safetensors file (--list: where some are).'
+
+
+def listing() -> str:
+    rows = [(f'{model}.{tag}', f'gdown {drive_id}') for model, tag, drive_id in DRIVE]
+    rows += [(weight.name, f'curl -LO {weight.url}') for weight in catalogue().values() if weight.url]
+    width = max(len(name) for name, _ in rows)
+    return '\n'.join(f'{name:{width}}  {command}' for name, command in rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        'convert_checkpoint.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', nargs='?', help='checkpoint: a .pth, .zip or .safetensors file')
+    parser.add_argument('target', nargs='?', type=Path, help='the .safetensors file to write')
+    parser.add_argument('--model', help='name of the model, without a tag')
+    parser.add_argument('--img-size', type=_size, metavar='PIXELS',
+                        help='resize the tables of positions to images of this size: 64, or 64x32 (height x width)')
+    parser.add_argument('--global-pool', help="another read-out than the model's: 'token' keeps the final norm of a "
+                                              'pre-trained mae_lite encoder')
+    parser.add_argument('--list', action='store_true', help='say which files there are, and how to fetch them')
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    return int(height), int(width or height)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_intermixed_args(argv)
+    if args.list:
+        print(listing())
+        return 0
+    try:
+        if not (args.source and args.model and args.target):
+            raise ZooError('Say SOURCE --model NAME OUT.safetensors, or --list for the files there are.')
+        options = {'img_size': args.img_size, 'global_pool': args.global_pool}
+        given = {name: value for name, value in options.items() if value is not None}
+        print(convert_checkpoint(args.source, args.model, args.target, **given))
+    except ZooError as e:
+        print(f'convert_checkpoint: {e}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
