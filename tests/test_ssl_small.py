@@ -152,13 +152,11 @@ def test_a_full_view_is_unchanged_by_any_of_it(name: str, monkeypatch: pytest.Mo
     x = torch.randn(2, 3, 32, 32)
     assert model._positions(x) is model.pos_embed
     monkeypatch.setattr(position, 'resample_abs_pos_embed', fail)
-    monkeypatch.setattr(windows.F, 'pad', fail)
-    for module in model.modules():
-        if isinstance(module, WindowAttention):
-            module.fused_attn = False
     model(x)
     for side in (16, 8, 4):
         assert not window_mask(x, side, side, 4, 0, False).any()
+        order, place = windows.window_order(x, side, side, 4, 0)
+        assert sorted(order.tolist()) == sorted(place.tolist()) == list(range(side * side))
 
 
 def test_gradients_reach_the_table_through_the_interpolation() -> None:
@@ -223,23 +221,31 @@ def test_what_fills_up_a_window_is_never_seen(fused: bool, monkeypatch: pytest.M
     x = torch.randn(2, 3, 16, 16)
     expected, filled = model(x), []
 
-    def pad(x: Tensor, sizes: list[int]) -> Tensor:
-        filled.append(x.shape)
-        return nn.functional.pad(x, sizes, value=7.)
+    def order(x: Tensor, height: int, width: int, window: int, shift: int) -> tuple[Tensor, Tensor]:
+        """The padding is another token, where the plain formulas take any."""
+        order, place = given_order(x, height, width, window, shift)
+        if len(order) > len(place):
+            filled.append((height, width))
+            order = order.clone().index_fill_(0, padding_of(order, place), 1)
+        return order, place
 
     def gather(x: Tensor, order: Tensor, place: Tensor, area: int) -> Tensor:
-        found = original(x, order, place, area)
+        """The padding is a number, where the operator takes zeros."""
+        found = given_gather(x, order, place, area)
         if len(order) > len(place):
-            filled.append(x.shape)
-            missing = torch.ones(len(order), dtype=torch.bool).index_fill_(0, place, False).view(-1, area)
-            found = torch.where(missing.repeat(len(x), 1)[None, :, None, :, None], 7., found)
+            padding = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, padding_of(order, place), True)
+            found = torch.where(padding.view(-1, area).repeat(len(x), 1)[None, :, None, :, None], 7., found)
         return found
 
-    original = windows._gather
-    monkeypatch.setattr(windows, 'F', type('F', (), {**vars(nn.functional), 'pad': staticmethod(pad)}))
+    given_order, given_gather = windows.window_order, windows._gather
+    monkeypatch.setattr(windows, 'window_order', order)
     monkeypatch.setattr(windows, '_gather', gather)
     torch.testing.assert_close(model(x), expected)
-    assert len(filled) == 4  # the blocks of the last stage
+    assert filled == [(2, 2)] * 4  # the blocks of the last stage
+
+
+def padding_of(order: Tensor, place: Tensor) -> Tensor:
+    return torch.tensor([i for i in range(len(order)) if i not in place.tolist()])
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -442,6 +448,7 @@ def test_cait_s_features() -> None:
 @torch.no_grad()
 def test_both_views_compile_and_export(name: str) -> None:
     model = timm.create_model(name, **SHALLOW[name]).eval()
+    torch.compiler.reset()  # all models share one forward, which is compiled so many times and no more
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend='aot_eager')
     for px in (32, 16, 24):
         x = torch.randn(3, 3, px, px)
