@@ -1,5 +1,6 @@
 from .attention import SelfAttention, attend
 from .block import LocalityBlock, init_xavier
+from .convpool import conv_pool_relu
 from .locality import LocalityAttention, attend_locally, diagonal_mask
 from .merging import ShiftedMerging
 from .pooling import SequencePool
@@ -17,6 +18,6 @@ from .windows import WindowAttention, attend_in_windows, window_mask
 __all__ = [
     'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool', 'ShiftedMerging',
     'ShiftedPatchTokenization', 'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows',
-    'attend_locally', 'cut_patches', 'diagonal_mask', 'init_xavier', 'is_sine_table', 'resize_table',
+    'attend_locally', 'conv_pool_relu', 'cut_patches', 'diagonal_mask', 'init_xavier', 'is_sine_table', 'resize_table',
     'shift_diagonally', 'sincos2d_table', 'sine_table', 'slice_length', 'table_on_grid', 'window_mask',
 ]

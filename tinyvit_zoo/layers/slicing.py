@@ -21,11 +21,15 @@ def slice_length(model: nn.Module, x: Tensor, bytes_per_image: int) -> int:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
         return 0
     step = max(1, _SLICE_BYTES // bytes_per_image)
-    if torch.is_grad_enabled() or x.device.type != 'cpu' or len(x) <= step or _has_hooks(model):
+    if torch.is_grad_enabled() or x.device.type != 'cpu' or len(x) <= step or _inner_hooks(model):
         return 0
     return step
 
 
-def _has_hooks(model: nn.Module) -> bool:
-    inner = (m for m in model.modules() if m is not model)
-    return _has_any_global_hook() or any(m._forward_hooks or m._forward_pre_hooks for m in inner)
+def _inner_hooks(model: nn.Module) -> bool:
+    return any(has_hooks(module) for module in model.modules() if module is not model)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything watches a module's forward pass."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())

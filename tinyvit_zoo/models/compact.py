@@ -24,7 +24,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import SelfAttention, sine_table
+from ..layers import SelfAttention, conv_pool_relu, sine_table
 from ..weights import pretrained_cfgs, unwrap
 from ._build import build_model, renamed, without
 from ._tokens import TokenTransformer, fit_positions
@@ -79,9 +79,12 @@ class Tokenizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)  # 2-3 times as fast on a CPU, and tokens come for free
         for conv in self.convs:
-            x = conv(x)
-            if self.pooled:
-                x = F.relu(F.max_pool2d(x, 3, 2, 1))
+            if not self.pooled:
+                x = conv(x)
+            elif torch.jit.is_scripting():
+                x = F.relu(F.max_pool2d(conv(x), 3, 2, 1))
+            else:
+                x = conv_pool_relu(conv, x)
         return x.flatten(2).transpose(1, 2)
 
 
