@@ -84,7 +84,7 @@ class Tokenizer(nn.Module):
             elif torch.jit.is_scripting():
                 x = F.relu(F.max_pool2d(conv(x), 3, 2, 1))
             else:
-                x = conv_pool_relu(conv, x)
+                x = conv_pool_relu(conv, x)  # type: ignore[arg-type]
         return x.flatten(2).transpose(1, 2)
 
 
