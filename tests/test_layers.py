@@ -1,8 +1,10 @@
 """Attention dropout on the CPU is the definition's: its mask, its scale, its gradients."""
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 
-from tinyvit_zoo.layers import attend, attention, is_sine_table, resize_table, sine_table
+from tinyvit_zoo.layers import attend, attention, convpool, is_sine_table, resize_table, sine_table
 
 
 def definition(qkv: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
@@ -74,3 +76,31 @@ def test_a_table_is_computed_or_interpolated() -> None:
     resized = resize_table(with_class, (4, 4), (8, 2), 1)
     assert resized.shape == (1, 17, 8) and (resized[:, 0] == 9).all()
     assert (resized[0, 1:, 0].view(8, 2).diff(dim=0) > 0).all()
+
+
+@pytest.mark.parametrize('batch, size, width, kernel, stride, padding', [
+    (5, (13, 17), 8, 3, 1, 1), (130, (32, 32), 64, 3, 1, 1), (3, (30, 21), 6, 7, 2, 3)])
+def test_conv_pool_is_the_three_operations(
+        batch: int, size: tuple, width: int, kernel: int, stride: int, padding: int,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several pieces, the last one smaller."""
+    monkeypatch.setattr(convpool, '_CHUNK_BYTES', 1 << 18)
+    x, weight = torch.randn(batch, 3, *size), torch.randn(width, 3, kernel, kernel)
+    expected = F.max_pool2d(F.relu(F.conv2d(x, weight, None, stride, padding)), 3, 2, 1)
+    found = convpool.conv_pool(x.contiguous(memory_format=torch.channels_last), weight, stride, padding)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(convpool.conv_pool, (x[:2], weight, stride, padding))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_inference_takes_any_batch_and_exports_stay_free_of_our_operator() -> None:
+    model = timm.create_model('cct_2_3x2').eval()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    for batch in (3, 7):
+        x = torch.randn(batch, 3, 32, 32)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+        with torch.autocast('cpu', torch.bfloat16):
+            torch.testing.assert_close(compiled(x).float(), model(x).float(), rtol=0.05, atol=0.05)
+    program = torch.export.export(model, (torch.randn(3, 3, 32, 32),))
+    assert 'tinyvit_zoo' not in program.graph_module.code
