@@ -81,7 +81,7 @@ def test_the_weights_load_by_file_alone_and_are_what_was_measured(data: str, fin
 
 def test_same_seed_same_bits_other_seed_other_bits(data: str, finished: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / 'again') == 0
-    assert_same_bits(finished, tmp_path / 'again')
+    assert (finished / 'weights.safetensors').read_bytes() == (tmp_path / 'again' / 'weights.safetensors').read_bytes()
     assert run(data, tmp_path / 'other', '--seed', '1') == 0
     assert not torch.equal(weights(finished)['head.weight'], weights(tmp_path / 'other')['head.weight'])
 

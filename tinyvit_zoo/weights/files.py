@@ -122,15 +122,29 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write safetensors with a digest of the tensors, beside the target and then renamed: whole or not at all."""
+    """Write safetensors with a digest of the tensors, beside the target and then renamed: whole or not at all.
+
+    The same tensors and metadata give the same bytes.
+    """
     path = Path(path)
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        safetensors.torch.save_file(content, partial, {**(metadata or {}), _DIGEST: _tensors_digest(content)})
+        told = {**(metadata or {}), _DIGEST: _tensors_digest(content)}
+        partial.write_bytes(_in_order(safetensors.torch.save(content, told)))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in alphabetical order; the library has them in an order of chance."""
+    length = int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8:8 + length])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+    text += b' ' * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, 'little') + text + content[8 + length:]
 
 
 def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
