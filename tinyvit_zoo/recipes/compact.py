@@ -98,8 +98,8 @@ CCT_14_7X2_FL102_384 = replace(
 CCT_2_3X2_DIGITS = Recipe(
     name='cct_2_3x2.digits', dataset='digits',
     about='Ours: the 1,797 handwritten digits that come with scikit-learn, for a first minute with the zoo. Three '
-          'seeds gave 98.89, 99.44 and 98.61 % of the 360 test images (mean 98.98), in 27 to 29 seconds each, start and all, '
-          'on two cores of an AMD EPYC.',
+          'seeds gave 98.89, 99.44 and 98.61 % of the 360 test images (mean 98.98), in 27 to 29 seconds each, start '
+          'and all, on two cores of an AMD EPYC.',
     img_size=16, epochs=30, batch_size=64, lr=2e-3, weight_decay=3e-2, warmup_epochs=3, smoothing=0.1, flip=0.,
     crop_padding=2)
 
