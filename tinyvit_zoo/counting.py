@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from .errors import ZooError
 
@@ -79,7 +79,7 @@ def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Cou
         input_size: side, (height, width) or (channels, height, width); None: what the model is built for.
     """
     size = _input_size(model, input_size)
-    formulas = {op: sdpa_flop for op in _FUSED}
+    formulas = dict.fromkeys(_FUSED, _attention_flops)
     with _mode(model, train=False), FlopCounterMode(display=False, custom_mapping=formulas) as counter, \
             _Ledger() as ledger:
         _run(model, size, batch)
@@ -87,6 +87,10 @@ def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Cou
     return Count(
         size, batch, *_sizes(model.parameters()), sum(b.numel() for b in model.buffers()), by_module.get('Global', 0),
         ledger.activations, _parts(model, by_module))
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
 
 
 def _input_size(model: Any, given: InputSize) -> tuple[int, int, int]:
@@ -102,7 +106,7 @@ def _input_size(model: Any, given: InputSize) -> tuple[int, int, int]:
     return channels, *sides
 
 
-def _sizes(parameters: Iterator[nn.Parameter]) -> tuple[int, int]:
+def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
     """All values, and those that take gradients."""
     sizes = [(p.numel(), p.numel() * p.requires_grad) for p in parameters]
     return sum(size for size, _ in sizes), sum(size for _, size in sizes)
@@ -112,7 +116,7 @@ def _parts(model: nn.Module, by_module: Mapping[str, int]) -> dict[str, Part]:
     """By child, in their order, and what is the model's own."""
     prefix, parts = type(model).__name__, {}
     for name, parameter in model.named_parameters(recurse=False):
-        parts[name] = Part(*_sizes(iter([parameter])), 0)
+        parts[name] = Part(*_sizes([parameter]), 0)
     for name, child in model.named_children():
         part = Part(*_sizes(child.parameters()), by_module.get(f'{prefix}.{name}', 0))
         if part.params or part.macs:
@@ -136,7 +140,7 @@ def _mode(model: nn.Module, train: bool) -> Iterator[None]:
 
 def _run(model: nn.Module, size: tuple[int, int, int], batch: int, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """The output for a batch of zeros, with `tensors` for the model's own; ZooError where it takes no such images."""
-    like = next((t for t in (tensors or dict(model.named_parameters())).values() if t.is_floating_point()), torch.empty(0))
+    like = _floating((tensors or dict(model.named_parameters())).values())
     try:
         return functional_call(model, dict(tensors or {}), (like.new_zeros(batch, *size),))
     except ZooError:
@@ -144,6 +148,11 @@ def _run(model: nn.Module, size: tuple[int, int, int], batch: int, tensors: Mapp
     except (RuntimeError, ValueError, AssertionError) as e:
         what = ' '.join(str(e).split()) or type(e).__name__
         raise ZooError(f'{type(model).__name__} cannot take {batch} x {" x ".join(map(str, size))}: {what}') from e
+
+
+def _floating(tensors: Iterable[Tensor]) -> Tensor:
+    """One whose type and device images should have."""
+    return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
 # -- activations and memory --------------------------------------------------------------------------------------------
@@ -161,7 +170,7 @@ class _Ledger(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         tensors = _tensors(out)
         if tensors and (func._overloadpacket in flop_registry or func._overloadpacket in _ATTENTION):
-            self.activations += tensors[0].numel() + _logits(func._overloadpacket, args)
+            self.activations += _activations(func._overloadpacket, args, tensors[0])
         for tensor in tensors:
             self.hold(tensor)
         return out
@@ -184,17 +193,16 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _logits(op: Any, args: tuple[Any, ...]) -> int:
-    """How many logits an operator that never returns them has."""
+def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
+    """Values that come out of an operator, and the logits where they never do."""
     if op in _ATTENTION:
-        return math.prod(args[0].shape[:-1]) * args[1].shape[-2]
+        return out.numel() + math.prod(args[0].shape[:-1]) * args[1].shape[-2]
     if op in (_zoo.dropout_attention, _zoo.locality_attention):
-        batch, tokens, _, heads, _ = args[0].shape
-        return batch * heads * tokens * tokens
+        return out.numel() // out.shape[-1] * (out.shape[-1] + out.shape[1])
     if op is _zoo.window_attention:
         qkv, _, bias, order, _ = args
-        return qkv.shape[0] * qkv.shape[3] * len(order) * bias.shape[-1]
-    return 0
+        return qkv.shape[0] * qkv.shape[3] * len(order) * (qkv.shape[4] + bias.shape[-1])  # as padded
+    return out.numel()
 
 
 def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, train: bool = False) -> int:
@@ -254,7 +262,7 @@ def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int
     except ImportError as e:
         raise ZooError("fvcore is missing: pip install 'tinyvit-zoo[analysis]'.") from e
     size = _input_size(model, input_size)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = _floating(model.parameters())
     with _mode(model, train=False):
         analysis = FlopCountAnalysis(model, like.new_zeros(1, *size)).set_op_handle(**_fvcore_handles())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
@@ -269,4 +277,4 @@ def _fvcore_handles() -> dict[str, Any]:
 
     ours = {str(op).replace('.', '::'): formula for op, formula in flop_registry.items() if 'tinyvit_zoo.' in str(op)}
     return {name: handle(formula) for name, formula in ours.items()} | {
-        'aten::scaled_dot_product_attention': handle(lambda q, k, v, *_, **__: sdpa_flop(q, k, v, out_val=None))}
+        'aten::scaled_dot_product_attention': handle(_attention_flops)}

@@ -105,8 +105,14 @@ def _locality_attention_backward_fake(
     return torch.empty_like(qkv), torch.empty_like(temperature)
 
 
-register_flop_formula(torch.ops.tinyvit_zoo.locality_attention)(attention_flops)
-register_flop_formula(torch.ops.tinyvit_zoo.locality_attention_backward)(attention_backward_flops)
+@register_flop_formula(torch.ops.tinyvit_zoo.locality_attention)
+def _locality_attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
+    return attention_flops(qkv)
+
+
+@register_flop_formula(torch.ops.tinyvit_zoo.locality_attention_backward)
+def _locality_attention_backward_flops(grad: Any, qkv: Any, *_: Any, **__: Any) -> int:
+    return attention_backward_flops(grad, qkv)
 
 
 def _save_for_backward(ctx: Any, inputs: Tuple[Tensor, Tensor, bool], output: Tensor) -> None:
