@@ -1,4 +1,4 @@
-"""The catalogue is checked, its order says what is the default, and what ships is what it promises, to the last digit."""
+"""The catalogue is checked, the default follows from its figures, and what ships is what it promises, to a digit."""
 from __future__ import annotations
 
 import hashlib
@@ -78,7 +78,7 @@ def test_the_file_and_the_catalogue_say_the_same(shipped: Weight) -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == shipped.sha256
     with safetensors.safe_open(path, 'pt') as file:
         told = json.loads(file.metadata()['pretrained_cfg'])
-        assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.float16, torch.int64}  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.float16, torch.int64}
     for key in ('num_classes', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation'):
         assert told[key] == (list(cfg[key]) if isinstance(cfg[key], tuple) else cfg[key]), key
     assert not shipped.measured or told['label_names'] == list(cfg['label_names'])
@@ -196,8 +196,9 @@ def test_a_right_entry_is_read() -> None:
     ({'input_size': [3, 32]}, 'a list of 3 numbers'), ({'input_size': [3, 32, 32.5]}, 'expected a whole number'),
     ({'crop_pct': '1'}, 'expected a number'), ({'crop_pct': True}, 'expected a number'),
     ({'crop_pct': float('nan')}, 'expected a number'), ({'encoder': 1}, 'expected true or false'),
-    ({'name': 'cct_2_3x2'}, 'ARCHITECTURE.TAG'), ({'url': 'https://x'}, 'exactly one of'), ({'file': ''}, 'exactly one'),
-    ({'sha256': ''}, '64 hexadecimal'), ({'sha256': 'abc'}, '64 hexadecimal'), ({'file': '../w.safetensors'}, 'file is'),
+    ({'name': 'cct_2_3x2'}, 'ARCHITECTURE.TAG'), ({'url': 'https://x'}, 'exactly one of'),
+    ({'file': ''}, 'exactly one'), ({'file': '../w.safetensors'}, 'file is'), ({'sha256': ''}, '64 hexadecimal'),
+    ({'sha256': 'abc'}, '64 hexadecimal'),
     ({'measured': {**FIGURES, 'command': ''}}, 'measured: command is empty'),
     ({'measured': {k: v for k, v in FIGURES.items() if k != 'command'}}, 'measured: command is missing'),
     ({'measured': {k: v for k, v in FIGURES.items() if k != 'on'}}, 'measured: on is missing'),
@@ -217,7 +218,8 @@ def test_a_wrong_catalogue_is_refused() -> None:
     assert 'no JSON' in refused(lambda: parse('[{'))
     assert 'no list' in refused(lambda: parse('{}'))
     assert 'entry 1' in refused(lambda: parse('[3]'))
-    assert 'crop_pct is missing' in refused(lambda: parse(json.dumps([{k: ENTRY[k] for k in ENTRY if k != 'crop_pct'}])))
+    without = {key: value for key, value in ENTRY.items() if key != 'crop_pct'}
+    assert 'crop_pct is missing' in refused(lambda: parse(json.dumps([without])))
     said = refused(lambda: check_recipes([weight(name='cct_2_3x2.c11', recipe='cct_2_3x2.c11')]))
     assert "no recipe 'cct_2_3x2.c11'" in said and 'Did you mean cct_2_3x2.c1' in said
 
