@@ -233,7 +233,7 @@ def test_a_card_keeps_measured_and_published_apart(monkeypatch: pytest.MonkeyPat
     theirs = card(catalogue()['cct_7_3x1.shi_c10_300e'])
     assert '96.53 %' in _row(theirs, 'published') and _row(theirs, 'measured') == '| measured | nothing, by us |'
     assert '3,760,139; 1,181.62 M' in _row(theirs, 'parameters, MACs') and 'not measured' in _row(theirs, 'throughput')
-    speed = {'images_per_second': 1234.5, 'batch_size': 128, 'threads': 1, 'machine': 'a machine', 'date': '2026-01-31',
+    speed = {'images_per_second': 1234.5, 'batch_size': 128, 'machine': 'a machine', 'date': '2026-01-31',
              'command': 'tools/ship_weights.py'}
     ours = weight(name='cct_2_3x2.digits', recipe='cct_2_3x2.digits', measured={**FIGURES, 'throughput': speed})
     text = card(ours)

@@ -155,7 +155,7 @@ def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict
     rounded = {key: round(figures[key], 4) for key in ('top1', 'top5', 'loss') if key in figures}
     return {
         **rounded, 'images': figures['images'], 'on': f'test images of {title}', 'date': _today(),
-        'command': f'tinyvit-zoo eval {run.recipe.name} --data {spec} --precision fp32', 'machine': _machine()}
+        'command': f'tinyvit-zoo eval {run.recipe.name} --data {spec}', 'machine': _machine(machine())}
 
 
 def load(model: str, path: Path) -> torch.nn.Module:
@@ -177,7 +177,7 @@ def throughput(model: torch.nn.Module, cfg: Mapping[str, Any], command: str) -> 
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - begun)
     return {'images_per_second': round(batch_size / sorted(times)[len(times) // 2], 1), 'batch_size': batch_size,
-            'threads': torch.get_num_threads(), 'machine': _machine(), 'date': _today(), 'command': command}
+            'machine': _machine(machine()), 'date': _today(), 'command': command}
 
 
 @torch.no_grad()
@@ -195,9 +195,8 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
-def _machine() -> str:
-    told = machine()
-    return f'{told["device"]}, torch {told["torch"]}'
+def _machine(told: Mapping[str, str]) -> str:
+    return f'{told["device"]}, threads: {told["threads"]}, torch {told["torch"]}'
 
 
 # -- the entry --------------------------------------------------------------------------------------------------------
@@ -215,7 +214,7 @@ def entry(run: FinishedRun, sha256: str, figures: Mapping[str, Any] | None, note
         'trained': {
             'command': recipe.command, 'log': f'{recipe.name}.jsonl', 'minutes': round(run.minutes, 1),
             'date': run.date,
-            'machine': f'{run.facts["machine"]["device"]}, torch {run.facts["machine"]["torch"]}'},
+            'machine': _machine(run.facts['machine'])},
         'encoder': not cfg['num_classes'] or None, 'note': note or None}
     return {key: value for key, value in fields.items() if value is not None}
 

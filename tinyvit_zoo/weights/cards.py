@@ -137,8 +137,8 @@ def _throughput(weight: Weight) -> str:
     speed = weight.measured and weight.measured.get('throughput')
     if not speed:
         return 'not measured'
-    return (f'{speed["images_per_second"]:,.0f} images/s, inference, fp32, batch {speed["batch_size"]}, threads: '
-            f'{speed["threads"]}; {speed["machine"]}, {speed["date"]}')
+    return (f'{speed["images_per_second"]:,.0f} images/s, inference, fp32, batch {speed["batch_size"]}; '
+            f'{speed["machine"]}, {speed["date"]}')
 
 
 def _limits(weight: Weight) -> str:

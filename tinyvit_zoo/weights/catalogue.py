@@ -29,7 +29,6 @@ class Throughput(TypedDict):
     """Images a second of inference."""
     images_per_second: float
     batch_size: int
-    threads: int
     machine: str
     date: str
     command: str
