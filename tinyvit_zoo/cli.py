@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_autoload):
         add(commands)
     return parser
 
@@ -141,6 +141,14 @@ def _add_train(commands: Any) -> None:
         '  tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume\n'
         '  tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --val-fraction 0.1')
     add_train(parser)
+
+
+def _add_count(commands: Any) -> None:
+    from .analysis.count import add_count, run_count
+
+    add_count(_command(
+        commands, 'count', run_count, 'parameters, multiply-adds, activations and memory of models',
+        "examples:\n  tinyvit-zoo count cct_7_3x1 --parts\n  tinyvit-zoo count 'sl_*' resnet18 --img-size 64 --json"))
 
 
 def _add_autoload(commands: Any) -> None:
