@@ -93,7 +93,8 @@ def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-def image_size(model: Any, given: InputSize) -> tuple[int, int, int]:
+def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model is built for, as far as `given` does not say."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     channels, *sides = cfg.get('input_size', (3,))
     sides = getattr(model, 'img_size', getattr(getattr(model, 'patch_embed', None), 'img_size', None)) or sides

@@ -19,7 +19,7 @@ from torch import nn
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.analysis.named import add_img_size, find_names, make_model, whole_number
 from tinyvit_zoo.analysis.timing import held_memory, make_step, rounds, summarise
-from tinyvit_zoo.counting import image_size
+from tinyvit_zoo.counting import count, image_size
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.training.checkpoint import write_whole
 
@@ -80,6 +80,8 @@ def _common_size(args: argparse.Namespace) -> tuple[int, int, int]:
     if len(set(sizes.values())) > 1:
         found = ', '.join(f'{name} {height}x{width}' for name, (_, height, width) in sizes.items())
         raise ZooError(f'The models take images of different sizes ({found}): give one for all by --img-size.')
+    for name, size in sizes.items():
+        count(make_model(name, _CLASSES, args.img_size, 'meta'), size)
     return sizes[args.names[0]]
 
 
@@ -87,7 +89,7 @@ def check_scaling(args: argparse.Namespace) -> None:
     args.names = find_names([args.baseline, *args.names] if args.baseline else args.names)
     args.img_sizes = args.img_sizes or [image_size(make_model(args.names[0], device='meta'))[1]]
     for name, size in itertools.product(args.names, args.img_sizes):
-        make_model(name, _CLASSES, (size, size), 'meta')
+        count(make_model(name, _CLASSES, (size, size), 'meta'), size)
     if args.plot and args.plot.suffix != '.png':
         raise ZooError(f'--plot is {args.plot}, expected a .png file.')
     if args.plot:

@@ -49,9 +49,9 @@ def make_step(model: nn.Module, images: Tensor, train: bool, bf16: bool,
 def seconds(step: Step, device: torch.device) -> float:
     """Time of one call: on a GPU between two of its events, the queue empty before."""
     if device.type != 'cuda':
-        start = time.perf_counter()
+        begun = time.perf_counter()
         step()
-        return time.perf_counter() - start
+        return time.perf_counter() - begun
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     start.record()
