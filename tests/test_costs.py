@@ -119,6 +119,7 @@ def test_count_refuses_in_one_line(refused: Run) -> None:
     assert 'num_classes is -1' in refused('count', 'sl_vit', '--num-classes', '-1')
     assert 'one side, or height and width' in refused('count', 'sl_vit', '--img-size', '8', '8', '8')
     assert 'no weights' in refused('count', 'cct_7_3x1.nothing')
+    assert 'nest_tiny cannot be built so: `patch_size` must divide' in refused('count', 'nest_tiny', '--img-size', '30')
     assert 'VisionTransformer cannot take 1 x 3 x 8 x 8' in refused('count', 'vit_tiny_patch16_224', '--img-size', '8')
 
 
