@@ -7,7 +7,7 @@ from parity import fill, images, load_fixtures
 from torch import Tensor
 
 import tinyvit_zoo
-from tinyvit_zoo.counting import count
+from tinyvit_zoo import counting
 from tinyvit_zoo.models.sl_cait import MixedAttention, checkpoint_filter_fn
 
 NAMES = ['plain_cait', 'sl_cait', 'plain_cait_64', 'sl_cait_64']
@@ -160,14 +160,14 @@ def test_sizes_channels_classes(
 @pytest.mark.parametrize('px, classes', PARAMETERS)
 def test_parameter_count(px: int, classes: int) -> None:
     name = 'sl_cait' if px == 32 else 'sl_cait_64'
-    for (spt, lsa), expected in zip(COMBINATIONS, PARAMETERS[px, classes], strict=True):
+    for (spt, lsa), count in zip(COMBINATIONS, PARAMETERS[px, classes], strict=True):
         model = timm.create_model(name, num_classes=classes, spt=spt, lsa=lsa, device='meta')
-        assert sum(p.numel() for p in model.parameters()) == expected
+        assert sum(p.numel() for p in model.parameters()) == count
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_macs(name: str) -> None:
-    assert count(timm.create_model(name, device='meta')).macs / 1e6 == pytest.approx(MACS[name], abs=0.005)
+    assert counting.count(timm.create_model(name, device='meta')).macs / 1e6 == pytest.approx(MACS[name], abs=0.005)
 
 
 # -- the mask ----------------------------------------------------------------------------------------------------------

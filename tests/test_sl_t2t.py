@@ -10,7 +10,7 @@ from parity import fill, images, load_fixtures
 from torch import Tensor
 
 import tinyvit_zoo
-from tinyvit_zoo.counting import count
+from tinyvit_zoo import counting
 from tinyvit_zoo.layers import LocalityAttention, sine_table
 from tinyvit_zoo.models.sl_t2t import checkpoint_filter_fn
 
@@ -172,14 +172,14 @@ def test_a_photograph_is_taken_too() -> None:
 @pytest.mark.parametrize('px, classes', PARAMETERS)
 def test_parameter_count(px: int, classes: int) -> None:
     name = 'sl_t2t' if px == 32 else 'sl_t2t_64'
-    for (spt, lsa), expected in zip(COMBINATIONS, PARAMETERS[px, classes], strict=True):
+    for (spt, lsa), count in zip(COMBINATIONS, PARAMETERS[px, classes], strict=True):
         model = timm.create_model(name, num_classes=classes, spt=spt, lsa=lsa, device='meta')
-        assert sum(p.numel() for p in model.parameters()) == expected - UNUSED
+        assert sum(p.numel() for p in model.parameters()) == count - UNUSED
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_macs(name: str) -> None:
-    assert count(timm.create_model(name, device='meta')).macs / 1e6 == pytest.approx(MACS[name], abs=0.005)
+    assert counting.count(timm.create_model(name, device='meta')).macs / 1e6 == pytest.approx(MACS[name], abs=0.005)
 
 
 # -- the mask ----------------------------------------------------------------------------------------------------------

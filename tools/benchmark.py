@@ -6,7 +6,7 @@
     tools/benchmark.py scaling cct_7_3x1 resnet18 --batch-sizes 1 8 64 --img-sizes 32 64 --plot scaling.png
     tools/benchmark.py augment --interpolation random
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
-    tools/benchmark.py training cct_2_3x2.c10 --precision bf16
+    tools/benchmark.py training cct_2_3x2.c10_200e --precision bf16
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
 logits; with --baseline all of them beside that one, with heads of as many classes. The contenders take turns, so that a
