@@ -178,8 +178,8 @@ def test_memory_by_hand() -> None:
     model, batch = Chain(12, 100, 300, 7), 5
     weights = 12 * 100 + 100 * 300 + 300 * 7
     assert peak_memory(model, (3, 2, 2), batch) == 4 * (weights + batch * (12 + 100 + 300))
-    # worst at the middle weight's gradient: that of the last one, the map in, out, the sum, and the gradients of the sum
-    # and of both maps; the map that follows is gone by then
+    # worst at the middle weight's gradient: beside it that of the last one, the map in, out, the sum, and the gradients
+    # of the sum and of both maps; the map that follows is gone by then
     held = weights + 300 * 7 + 100 * 300 + batch * (12 + 100 + 7 + 300 + 100) + 2
     assert peak_memory(model, (3, 2, 2), batch, train=True) == 4 * held
     assert peak_memory(model.double(), (3, 2, 2), batch) == 8 * (weights + batch * (12 + 100 + 300))

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from .weights import Weight
-
 __all__ = ['main']
 
 _IMAGES = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -75,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare, _add_autoload):
         add(commands)
     return parser
 
@@ -141,6 +139,23 @@ def _add_train(commands: Any) -> None:
         '  tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume\n'
         '  tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --val-fraction 0.1')
     add_train(parser)
+
+
+def _add_count(commands: Any) -> None:
+    from .analysis.count import add_count, run_count
+
+    add_count(_command(
+        commands, 'count', run_count, 'parameters, multiply-adds, activations and memory of models',
+        "examples:\n  tinyvit-zoo count cct_7_3x1 --parts\n  tinyvit-zoo count 'sl_*' resnet18 --img-size 64 --json"))
+
+
+def _add_compare(commands: Any) -> None:
+    from .analysis.compare import add_compare, run_compare
+
+    add_compare(_command(
+        commands, 'compare', run_compare, 'models side by side: parameters, multiply-adds, accuracy, speed',
+        'examples:\n  tinyvit-zoo compare cct_7_3x1 cvt_7_4 vit_lite_7_4 --plot compare.png\n'
+        '  tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda'))
 
 
 def _add_autoload(commands: Any) -> None:
@@ -215,9 +230,11 @@ def _record(name: str) -> dict[str, Any]:
     import timm
     from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
+    from .weights import weight_of
+
     cfg = get_pretrained_cfg(name)
     tags = [other.tag for other in get_arch_pretrained_cfgs(cfg.architecture).values()]
-    weight = _weight(cfg)
+    weight = weight_of(cfg)
     return {
         'name': name, 'architecture': cfg.architecture, 'tag': cfg.tag, 'default_tag': tags[0], 'tags': tags,
         'parameters': sum(p.numel() for p in timm.create_model(name, device='meta').parameters()),
@@ -230,14 +247,6 @@ def _record(name: str) -> dict[str, Any]:
             'published': weight.published, 'measured': weight.measured, 'trained': weight.trained,
             'sha256': weight.sha256, 'note': weight.note},
     }
-
-
-def _weight(cfg: Any) -> Weight | None:
-    """The catalogue's entry behind a timm cfg, found by where it lies: `vit_lite` has those of `vit_lite_7_4`."""
-    from .weights import catalogue
-
-    places = (Path(cfg.file).name if cfg.file else None, cfg.hf_hub_id, cfg.url)
-    return next((w for w in catalogue().values() if w.tag == cfg.tag and w.source in places), None)
 
 
 def _label_names(cfg: dict[str, Any]) -> list[str]:

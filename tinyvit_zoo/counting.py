@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 
 from .errors import ZooError
 
-__all__ = ['Count', 'Part', 'count', 'fvcore_macs', 'peak_memory']
+__all__ = ['Count', 'Ledger', 'Part', 'count', 'fvcore_macs', 'image_size', 'peak_memory']
 
 InputSize = int | tuple[int, ...] | None
 _aten, _zoo = torch.ops.aten, torch.ops.tinyvit_zoo
@@ -78,10 +78,10 @@ def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Cou
     Args:
         input_size: side, (height, width) or (channels, height, width); None: what the model is built for.
     """
-    size = _input_size(model, input_size)
+    size = image_size(model, input_size)
     formulas = dict.fromkeys(_FUSED, _attention_flops)
     with _mode(model, train=False), FlopCounterMode(display=False, custom_mapping=formulas) as counter, \
-            _Ledger() as ledger:
+            Ledger() as ledger:
         _run(model, size, batch)
     by_module = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
     return Count(
@@ -93,7 +93,8 @@ def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-def _input_size(model: Any, given: InputSize) -> tuple[int, int, int]:
+def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model is built for, as far as `given` does not say."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     channels, *sides = cfg.get('input_size', (3,))
     sides = getattr(model, 'img_size', getattr(getattr(model, 'patch_embed', None), 'img_size', None)) or sides
@@ -156,7 +157,7 @@ def _floating(tensors: Iterable[Tensor]) -> Tensor:
 
 
 # -- activations and memory --------------------------------------------------------------------------------------------
-class _Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):
     """Adds up activations, and the bytes of what operators make for as long as anything holds it."""
 
     def __init__(self) -> None:
@@ -214,9 +215,9 @@ def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, 
     Counted on shapes: the model is left as it is, and nothing is computed. Attention is fused where the model fuses it.
     A real device also holds its libraries, workspaces, and what its allocator keeps.
     """
-    size = _input_size(model, input_size)
+    size = image_size(model, input_size)
     tensors = {name: _on_meta(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
-    with _mode(model, train), _Ledger() as ledger, _FusedAttention():
+    with _mode(model, train), Ledger() as ledger, _FusedAttention():
         for tensor in tensors.values():
             ledger.hold(tensor)
         out = _run(model, size, batch, tensors)
@@ -261,7 +262,7 @@ def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int
         from fvcore.nn import FlopCountAnalysis
     except ImportError as e:
         raise ZooError("fvcore is missing: pip install 'tinyvit-zoo[analysis]'.") from e
-    size = _input_size(model, input_size)
+    size = image_size(model, input_size)
     like = _floating(model.parameters())
     with _mode(model, train=False):
         analysis = FlopCountAnalysis(model, like.new_zeros(1, *size)).set_op_handle(**_fvcore_handles())

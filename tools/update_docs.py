@@ -18,7 +18,7 @@ import tinyvit_zoo
 from tinyvit_zoo.counting import count
 from tinyvit_zoo.models.mae_vit import CHOSEN
 from tinyvit_zoo.training.checkpoint import write_whole
-from tinyvit_zoo.weights import Weight, catalogue, check_recipes
+from tinyvit_zoo.weights import Weight, catalogue, check_recipes, weight_of
 from tinyvit_zoo.weights.cards import card, cost, in_order
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,20 +69,13 @@ def percent(figures: Mapping[str, Any] | None) -> str:
 def rows(name: str) -> list[str]:
     """A row a weight, the default first, or one for the model where it has none."""
     cfgs = timm.models.get_arch_pretrained_cfgs(name)
-    weights = [_weight(name, cfg) for cfg in cfgs.values() if cfg.has_weights]
+    weights = [weight for cfg in cfgs.values() if (weight := weight_of(cfg))]
     if not weights:
         params = sum(p.numel() for p in timm.create_model(name, device='meta').parameters())
         return [f'| `{name}` | {params / 1e6:.2f} | {timm.get_pretrained_cfg(name).input_size[-1]} |  |  |  |\n']
     return [
         f'| `{name}.{w.tag}` | {cost(w).params / 1e6:.2f} | {w.input_size[-1]} | {w.data.title} | '
         f'{percent(w.published)} | {percent(w.measured)} |\n' for w in weights]
-
-
-def _weight(name: str, cfg: Any) -> Weight:
-    """The catalogue's entry, for an alias that of its model."""
-    place = Path(cfg.file).name if cfg.file else cfg.hf_hub_id or cfg.url
-    return catalogue().get(f'{name}.{cfg.tag}') or next(
-        w for w in catalogue().values() if w.tag == cfg.tag and w.source == place)
 
 
 def table() -> str:

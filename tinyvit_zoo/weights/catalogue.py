@@ -112,6 +112,12 @@ def catalogue() -> dict[str, Weight]:
     return parse((FOLDER / 'catalogue.json').read_text(encoding='utf-8'))
 
 
+def weight_of(cfg: Any) -> Weight | None:
+    """The entry behind a timm cfg, found by where it lies: `vit_lite` has those of `vit_lite_7_4`."""
+    places = (Path(cfg.file).name if cfg.file else None, cfg.hf_hub_id, cfg.url)
+    return next((w for w in catalogue().values() if w.tag == cfg.tag and w.source in places), None)
+
+
 def pretrained_cfgs(
         architectures: Mapping[str, tuple[str, int]], aliases: Mapping[str, str], **shared: Any,
 ) -> dict[str, dict[str, Any]]:
