@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,7 +96,12 @@ def place(trained: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ship_weights, 'CURVES', folder / 'curves')
     monkeypatch.setattr(ship_weights, 'FIXTURES', folder / 'fixtures')
     monkeypatch.setattr(ship_weights, 'catalogue', lambda: parse((folder / 'weights' / 'catalogue.json').read_text()))
-    monkeypatch.setattr(ship_weights.subprocess, 'run', lambda *args, **kwargs: (folder / 'documents').touch())
+
+    def update_docs(*args: object, **kwargs: object) -> subprocess.CompletedProcess:
+        (folder / 'documents').touch()
+        return subprocess.CompletedProcess('', 0)
+
+    monkeypatch.setattr(ship_weights.subprocess, 'run', update_docs)
     return Place(folder, data, copy, capsys)
 
 

@@ -110,7 +110,15 @@ def _choices() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true')
-    check = parser.parse_args(argv).check
+    try:
+        return update(parser.parse_args(argv).check)
+    except tinyvit_zoo.ZooError as e:
+        print(f'update_docs: {e}', file=sys.stderr)
+        return 2
+
+
+def update(check: bool) -> int:
+    """Exit code: 1 where something is stale and was only to be checked."""
     check_recipes(catalogue().values())
     shown = points()
     wanted = {README: with_table(README.read_text(encoding='utf-8')), CARDS: cards()}
