@@ -15,10 +15,6 @@ from .evaluation import accuracy, open_bench_source
 _OUTCOMES = ('agrees', 'DIFFERS', 'no figure', 'not to be had')
 
 
-class Disagreement(SystemExit):
-    """What was measured is not what the catalogue says: the table is printed, and the exit code is 1."""
-
-
 def check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Any]) -> str:
     """The table, or JSON; exits with 1 after printing it where a figure differs."""
     sources = open_sources(args.data, download=args.download)
@@ -30,7 +26,7 @@ def check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], A
     text = json.dumps(rows, indent=2) if args.json else _text(rows)
     if any(row['outcome'] == 'DIFFERS' for row in rows):
         print(text, flush=True)
-        raise Disagreement(1)
+        raise SystemExit(1)
     return text
 
 

@@ -114,9 +114,9 @@ def accuracy(bench: Bench) -> dict[str, Any]:
 
 
 def class_names(bench: Bench) -> Sequence[str]:
-    """The data set's; those of the weights where it has numbers only."""
+    """The data set's; those of the weights where it has none but numbers."""
     names, own = bench.source.class_names, (bench.loaded.model.pretrained_cfg or {}).get('label_names') or ()
-    numbered = list(names) == [str(i) for i in range(len(names))]
+    numbered = bench.source.info is None and list(names) == [str(i) for i in range(len(names))]
     return own if numbered and len(own) == len(names) else names
 
 
