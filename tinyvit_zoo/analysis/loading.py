@@ -15,7 +15,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
 from ..data.images import one_line
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
-from ..weights import read_metadata
+from ..weights.files import read_metadata
 
 FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
