@@ -277,7 +277,7 @@ def test_all_weights_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert lines[1].split() == ['m.a', 'made', '80.50', '80.50', 'agrees']
     assert lines[2].split() == ['m.b', 'made', '-', '80.50', 'no', 'figure']
     assert lines[3].split() == ['m.lost', 'made', '90.00', '-', 'not', 'to', 'be', 'had'] and 'm.c' not in text
-    assert lines[5] == 'agrees: 1, no figure: 1, not to be had: 1' and lines[6] == 'No network.'
+    assert lines[5] == 'agrees: 1, no figure: 1, not to be had: 1' and lines[6] == 'm.lost: No network.'
 
 
 def test_a_wrong_figure_is_exit_code_1(
@@ -295,6 +295,16 @@ def test_a_wrong_figure_is_exit_code_1(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ['m.b', 'made', '80.51', '80.50', 'DIFFERS'] and lines[4] == 'DIFFERS: 2'
     assert lines[2].endswith(f'80.50  DIFFERS: loss 3.0000 is now {rows[2]["now"]["loss"]:.4f}')
+
+
+def test_a_weight_that_ships_has_to_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(tinyvit_zoo.errors.ZooError, match='No network'):
+        check_all([entry('m.lost', 'c10', 80.5, file='f')], monkeypatch, tmp_path, 80.5, False)
+
+
+def test_what_cannot_be_had_is_told_in_few_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = check_all([entry(f'm.lost{i}', 'c10', None) for i in range(5)], monkeypatch, tmp_path, 80.5, False)
+    assert text.splitlines()[-1] == 'And 3 more: --json has all.' and text.count('No network') == 2
 
 
 def test_no_weight_for_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -335,6 +345,23 @@ def test_mistakes_are_one_line(data: str, refused: Run, argv: list[str], expecte
     ('npz:nothing.npz', 'There is no file nothing.npz')])
 def test_mistakes_in_the_data(data: str, refused: Run, spec: str, expected: str) -> None:
     assert expected in refused('cct_2_3x2.untrained', '--data', spec.format(data=data))
+
+
+def test_too_little_memory_is_one_line(data: str, trained: Path, refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
+
+    monkeypatch.setattr(evaluation, 'accuracy', fail)
+    assert 'The memory of cpu is too small: take a smaller --batch-size' in refused(trained, '--data', data)
+
+
+def test_weights_of_timm_without_a_network_are_one_line(
+        data: str, refused: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    assert 'resnet10t.c3_in1k cannot be loaded' in refused('resnet10t.c3_in1k', '--data', data)
 
 
 def test_all_wants_to_know_which_data_set_it_is(data: str, refused: Run) -> None:

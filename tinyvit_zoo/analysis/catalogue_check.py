@@ -54,6 +54,8 @@ def check_weight(weight: Weight, source: Any, make_bench: Callable[[str, Any], A
     try:
         found = accuracy(make_bench(weight.name, source))
     except ZooError as e:       # no network, for one: the others are looked at all the same
+        if weight.file:         # what ships with the package is there, and whole
+            raise
         return {**row, 'outcome': 'not to be had', 'reason': str(e)}
     differs = [key for key, value in told.items() if _shown(key, value) != _shown(key, found.get(key))]
     outcome = 'DIFFERS' if differs else 'agrees' if told else 'no figure'
@@ -73,5 +75,7 @@ def _text(rows: Sequence[Mapping[str, Any]]) -> str:
                            for key in row['differs'] if key != 'top1')
         lines.append((row['weights'], row['data'], told, now, row['outcome'] + (detail and f': {detail}')))
     counts = [(name, sum(row['outcome'] == name for row in rows)) for name in _OUTCOMES]
-    reasons = dict.fromkeys(row['reason'] for row in rows if row['reason'])
+    reasons = [f'{row["weights"]}: {row["reason"]}' for row in rows if row['reason']]
+    if len(reasons) > 3:
+        reasons[2:] = [f'And {len(reasons) - 2} more: --json has all.']
     return '\n'.join([table(lines, left=(0, 1, 4)), '', ', '.join(f'{name}: {n}' for name, n in counts if n), *reasons])

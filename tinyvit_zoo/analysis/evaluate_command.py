@@ -153,15 +153,16 @@ def _bench(spec: str, source: Any, *, args: argparse.Namespace, world: Any, dtyp
 
 def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """All that was measured of one model, as --json shows it."""
-    from .evaluation import figures
+    from .evaluation import accuracy_if_any
 
-    asked = {name: partial(measure.run, args=args) for name, measure in MEASURES.items() if getattr(args, name)}
+    asked = [name for name in MEASURES if getattr(args, name)]
     loaded = bench.loaded
     return {
         'model': loaded.title, 'data': bench.source.name, 'split': bench.split, 'epochs': loaded.epochs,
         'parameters': sum(p.numel() for p in loaded.model.parameters()), 'input_size': list(loaded.cfg['input_size']),
         'precision': str(bench.dtype or 'torch.float32').removeprefix('torch.'), 'device': str(bench.world.device),
-        **figures(bench, asked)}
+        **accuracy_if_any(bench, required=not asked),
+        **{name: MEASURES[name].run(bench, args) for name in asked}}
 
 
 def _draw(record: Mapping[str, Any], args: argparse.Namespace) -> None:
