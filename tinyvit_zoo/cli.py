@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare,
+            _add_eval, _add_autoload):
         add(commands)
     return parser
 
@@ -156,6 +157,16 @@ def _add_compare(commands: Any) -> None:
         commands, 'compare', run_compare, 'models side by side: parameters, multiply-adds, accuracy, speed',
         'examples:\n  tinyvit-zoo compare cct_7_3x1 cvt_7_4 vit_lite_7_4 --plot compare.png\n'
         '  tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda'))
+
+
+def _add_eval(commands: Any) -> None:
+    from .analysis.evaluate_command import add_eval, run_eval
+
+    add_eval(_command(
+        commands, 'eval', run_eval, 'the accuracy of weights on images, and what their features are worth',
+        'examples:\n  tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png\n'
+        '  tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe\n'
+        '  tinyvit-zoo eval --all --data c10=npz:FILE --data digits'))
 
 
 def _add_autoload(commands: Any) -> None:
