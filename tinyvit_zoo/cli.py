@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_publish, _add_autoload):
         add(commands)
     return parser
 
@@ -141,6 +141,16 @@ def _add_train(commands: Any) -> None:
         '  tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume\n'
         '  tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --val-fraction 0.1')
     add_train(parser)
+
+
+def _add_publish(commands: Any) -> None:
+    from .hub import add_publish, run_publish
+
+    parser = _command(
+        commands, 'publish', run_publish, 'put weights of ours on the Hugging Face Hub',
+        'examples:\n  tinyvit-zoo publish cct_2_3x2.digits --namespace ORG --dry-run\n'
+        '  tinyvit-zoo publish --all --namespace ORG')
+    add_publish(parser)
 
 
 def _add_autoload(commands: Any) -> None:
