@@ -1,4 +1,4 @@
-"""A Hub on this machine: the requests that publishing and loading need, as the real client makes them, and its faults."""
+"""A Hub on this machine: what the real client asks of it when it publishes and loads, and its faults."""
 from __future__ import annotations
 
 import base64
@@ -64,8 +64,8 @@ class Handler(BaseHTTPRequestHandler):
     # -- the protocol --------------------------------------------------------------------------------------------------
     def info(self, repo_id: str) -> dict[str, Any]:
         repository = self.repository(repo_id)
-        return {'id': repo_id, 'sha': commit_id(repository), 'siblings': [{'rfilename': name} for name in repository[-1]],
-                'tags': [], 'downloads': 0, 'likes': 0, 'private': False}
+        return {'id': repo_id, 'sha': commit_id(repository),
+                'siblings': [{'rfilename': name} for name in repository[-1]]}
 
     def create(self) -> dict[str, Any]:
         repo_id = self.named()
@@ -101,8 +101,9 @@ class Handler(BaseHTTPRequestHandler):
         self.repository(repo_id)
         objects = []
         for wanted in self.json()['objects']:
-            actions = {name: {'href': f'{self.hub.url}/storage/{name}/{wanted["oid"]}'} for name in ('upload', 'verify')}
-            objects.append({**wanted, **({} if wanted['oid'] in self.hub.uploads else {'actions': actions})})
+            oid = wanted['oid']
+            actions = {name: {'href': f'{self.hub.url}/storage/{name}/{oid}'} for name in ('upload', 'verify')}
+            objects.append({**wanted, **({} if oid in self.hub.uploads else {'actions': actions})})
         return {'transfer': 'basic', 'objects': objects}
 
     def upload(self, oid: str) -> dict[str, Any]:
@@ -184,7 +185,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != 'HEAD':
-            self.wfile.write(content[start:start + (len(content) - start) // 2] if fault == 'break' else content[start:])
+            end = (start + len(content)) // 2 if fault == 'break' else len(content)
+            self.wfile.write(content[start:end])
         if fault == 'break':
             self.close_connection = True
 
@@ -201,7 +203,8 @@ class Handler(BaseHTTPRequestHandler):
             return b'{"error": "refused"}', refusal.status
         if fault == 'late':
             raise ConnectionAbortedError
-        return found if isinstance(found, bytes) else json.dumps(found).encode(), 206 if 'Range' in self.headers else 200
+        content = found if isinstance(found, bytes) else json.dumps(found).encode()
+        return content, 206 if 'Range' in self.headers else 200
 
     def handle_one_request(self) -> None:
         try:

@@ -10,7 +10,7 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,8 @@ def _chosen(name: str | None, everything: bool) -> list[Weight]:
         return list(ours.values()) if everything else [ours[str(name)]]
     weight = catalogue().get(str(name))
     if weight:
-        raise ZooError(f'{name} is from {weight.origin} and not ours to publish: it stays at {weight.source}.')
+        raise ZooError(f'{name} is not ours to publish ({weight.origin}, {weight.source}): only weights that were '
+                       f'trained here and ship with the package are.')
     raise ZooError(f'There are no weights {name!r} to publish.{nearest(str(name), ours)} '
                    f'There are: {", ".join(ours) or "none yet"}.')
 
@@ -116,7 +117,7 @@ def _repo_id(namespace: str, name: str) -> str:
             raise HFValidationError
         validate_repo_id(f'{namespace}/{name}')
     except HFValidationError as e:
-        raise ZooError(f'{namespace!r} cannot be a namespace of the Hub: give the name of an organization or user.') from e
+        raise ZooError(f'{namespace!r} cannot be a namespace of the Hub: name an organization or a user.') from e
     return f'{namespace}/{name}'
 
 
@@ -164,9 +165,12 @@ def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
 
 def _write_config(model: nn.Module, path: Path) -> None:
     """timm's own, as transformers wants it: labels on top, fp32 although the file is half, the class count once."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
     from timm.models._hub import save_config_for_hf
 
-    names = model.pretrained_cfg.get('label_names')
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    subset = infer_imagenet_subset(cfg)  # timm knows the names of ImageNet's classes, its cfgs do not have them
+    names = cfg.get('label_names') or (subset and ImageNetInfo(subset).label_descriptions())
     save_config_for_hf(model, str(path), model_config={'label_names': names, 'dtype': 'float32'})
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)  # transformers would give it to create_model twice
@@ -174,23 +178,25 @@ def _write_config(model: nn.Module, path: Path) -> None:
 
 
 def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
-    """What a user gets is what the package has; by these names, for transformers knows no filter."""
+    """What a user gets is what the package has, by timm and by transformers, which takes the file as it is."""
     import timm
     import torch
 
     from .weights import read_weights
 
     expected = model.state_dict()
-    found = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
-    wrong = set(read_weights(folder / 'model.safetensors')) ^ set(expected)
-    wrong |= {name for name, tensor in expected.items() if name not in found or not torch.equal(found[name], tensor)}
-    if wrong:
-        raise ZooError(f'{weight.file} would not load from the Hub as from here ({", ".join(sorted(wrong)[:3])}): '
-                       f'ship it again with the tensor names of {weight.architecture}.')
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
+    for found in (loaded, read_weights(folder / 'model.safetensors')):
+        wrong = found.keys() ^ expected.keys()
+        wrong |= {
+            name for name in found.keys() - wrong if not torch.equal(found[name].to(expected[name]), expected[name])}
+        if wrong:
+            raise ZooError(f'{weight.file} would not load from the Hub as from here ({", ".join(sorted(wrong)[:3])}): '
+                           f'ship it again, as {weight.architecture} has its tensors.')
 
 
 def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
-    """The card of the Hub: front matter, the card that MODEL_CARDS.md has too, how to use it, the recipe, the curves."""
+    """The card of the Hub: front matter, the card that MODEL_CARDS.md has too, usage, the recipe, the curves."""
     from .training.command import recipes_text
 
     usage = _USAGE + (_FEATURES if weight.encoder else _CLASSES)
@@ -205,14 +211,15 @@ def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
 def _front_matter(weight: Weight, model: nn.Module) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    assert weight.measured is not None
+    figures: Mapping[str, Any] = weight.measured or {}
     kinds = {'top1': ('accuracy', 'Top-1 accuracy'), 'top5': ('accuracy', 'Top-5 accuracy'), 'loss': ('loss', 'Loss')}
     results = [
         EvalResult(
             task_type='image-classification', task_name='Image classification',
             dataset_type=_DATASETS.get(weight.dataset, weight.dataset), dataset_name=weight.data.title,
-            dataset_split=weight.measured['on'], metric_type=kind, metric_name=title, metric_value=_share(weight, key))
-        for key, (kind, title) in kinds.items() if key in weight.measured]
+            dataset_split=figures['on'], metric_type=kind, metric_name=title,
+            metric_value=round(figures[key] / 100, 6) if kind == 'accuracy' else figures[key])  # the Hub's are 0 to 1
+        for key, (kind, title) in kinds.items() if key in figures]
     task = 'image-feature-extraction' if weight.encoder else 'image-classification'
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     data = ModelCardData(
@@ -221,12 +228,6 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
         datasets=[_DATASETS[weight.dataset]] if weight.dataset in _DATASETS else None,
         model_name=weight.name, eval_results=results)
     return f'{data.to_yaml()}\n'
-
-
-def _share(weight: Weight, key: str) -> float:
-    """A figure as the Hub has them: accuracies from 0 to 1."""
-    value = float(weight.measured[key])  # type: ignore[index]
-    return round(value / 100, 6) if key.startswith('top') else value
 
 
 # -- the Hub -----------------------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
         commit = api.create_commit(repo_id, files, commit_message=message, parent_commit=head)
     except BaseException as e:
         # where no answer to the creation came, the repository may be there; where it was refused, it is not ours
-        left = (created or creating and not 400 <= _status(e) < 500) and not _deleted(api, repo_id)
+        left = (created or (creating and not 400 <= _status(e) < 500)) and not _deleted(api, repo_id)
         if not isinstance(e, Exception):
             raise
         after = f'An empty {repo_id} may be left there' if left else 'Nothing was published or changed'
