@@ -184,12 +184,11 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
 
     from .weights import read_weights
 
-    expected = model.state_dict()
+    ours = model.state_dict()
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
     for found in (loaded, read_weights(folder / 'model.safetensors')):
-        wrong = found.keys() ^ expected.keys()
-        wrong |= {
-            name for name in found.keys() - wrong if not torch.equal(found[name].to(expected[name]), expected[name])}
+        wrong = found.keys() ^ ours.keys()
+        wrong |= {name for name in found.keys() - wrong if not torch.equal(found[name], ours[name].to(found[name].dtype))}
         if wrong:
             raise ZooError(f'{weight.file} would not load from the Hub as from here ({", ".join(sorted(wrong)[:3])}): '
                            f'ship it again, as {weight.architecture} has its tensors.')
@@ -203,9 +202,23 @@ def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
     return '\n'.join([
         f'---\n{_front_matter(weight, model)}---\n',
         f'# {weight.name}\n',
+        _card(weight, model),
         usage.replace('{repo_id}', repo_id),
         f'## Recipe\n\n```text\n{recipes_text(weight.recipe)}\n```\n',
         '## Training\n\n![Loss and accuracy over the epochs](curves.png)\n'])
+
+
+def _card(weight: Weight, model: nn.Module) -> str:
+    figures, trained, cfg = weight.measured or {}, weight.trained or {}, model.pretrained_cfg
+    paper = f'{cfg["paper_name"]} ({cfg["paper_ids"]})'  # type: ignore[index]
+    published = f'{weight.published["top1"]:.2f} % ({weight.published["source"]})' if weight.published else 'no figure'
+    return (
+        f'{weight.architecture}, trained on {weight.data.title} by tinyvit_zoo. Paper: {paper}.\n\n'
+        f'- measured: {figures["top1"]:.2f} % top-1 on {figures["images"]:,} {figures["on"]}, {figures["date"]}, '
+        f'{figures["machine"]}; `{figures["command"]}`\n'
+        f'- published: {published}\n'
+        f'- trained: {trained["date"]}, {trained["minutes"]:g} minutes, {trained["machine"]}; `{trained["command"]}`\n'
+        + (f'- {weight.note}\n' if weight.note else ''))
 
 
 def _front_matter(weight: Weight, model: nn.Module) -> str:
@@ -217,7 +230,7 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
         EvalResult(
             task_type='image-classification', task_name='Image classification',
             dataset_type=_DATASETS.get(weight.dataset, weight.dataset), dataset_name=weight.data.title,
-            dataset_split=figures['on'], metric_type=kind, metric_name=title,
+            dataset_split=figures['on'].partition(' ')[0], metric_type=kind, metric_name=title,
             metric_value=round(figures[key] / 100, 6) if kind == 'accuracy' else figures[key])  # the Hub's are 0 to 1
         for key, (kind, title) in kinds.items() if key in figures]
     task = 'image-feature-extraction' if weight.encoder else 'image-classification'
