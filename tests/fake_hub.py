@@ -141,6 +141,9 @@ class Handler(BaseHTTPRequestHandler):
         self.extra = {'ETag': f'"{object_id(name, files[name])}"', 'X-Repo-Commit': commit_id(repository)}
         return files[name]
 
+    def unknown(self) -> None:
+        raise Refused(404)
+
     # -- what they share -----------------------------------------------------------------------------------------------
     def json(self) -> Any:
         return json.loads(self.body)
@@ -168,9 +171,9 @@ class Handler(BaseHTTPRequestHandler):
     # -- HTTP ----------------------------------------------------------------------------------------------------------
     def answer(self) -> None:
         self.extra: dict[str, str] = {}
-        step, arguments = next(
+        step, arguments = next((
             (name, match.groups()) for (method, pattern), name in ROUTES.items()
-            if method == self.command and (match := re.fullmatch(pattern, self.path.partition('?')[0])))
+            if method == self.command and (match := re.fullmatch(pattern, self.path.partition('?')[0]))), ('unknown', ()))
         self.hub.calls.append(step)
         fault = self.hub.fault(step)
         length = int(self.headers.get('Content-Length') or 0)

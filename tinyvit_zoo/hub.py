@@ -31,6 +31,8 @@ _DATASETS = {  # what the Hub calls a data set, where it has it
 }
 _USAGE = '''## Usage
 
+With `pip install tinyvit-zoo`:
+
 ```python
 import timm
 import tinyvit_zoo  # registers the architecture
