@@ -237,7 +237,8 @@ def _record(name: str) -> dict[str, Any]:
         'weights': weight and {
             'kind': 'package' if weight.file else 'Hub' if weight.hf_hub_id else 'URL', 'source': weight.source,
             'origin': weight.origin, 'dataset': weight.data.title, 'recipe': weight.recipe,
-            'published': weight.published, 'measured': weight.measured, 'note': weight.note},
+            'published': weight.published, 'measured': weight.measured, 'trained': weight.trained,
+            'sha256': weight.sha256, 'note': weight.note},
     }
 
 
@@ -303,7 +304,7 @@ def _model_lines(record: dict[str, Any]) -> dict[str, str]:
 def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
     if not weights:
         return {'weights': 'none yet'}
-    published, measured = weights['published'], weights['measured']
+    published, measured, trained = weights['published'], weights['measured'], weights['trained']
     return {
         'weights': f'{weights["kind"]}: {weights["source"]}',
         'origin': weights['origin'],
@@ -312,6 +313,8 @@ def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
         'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else 'no figure',
         'measured': f'{measured["top1"]:.2f} % top-1 on {measured["on"]}, {measured["date"]}: {measured["command"]}'
                     if measured else _NOT_MEASURED,
+        'made by': f'{trained["command"]}; {trained["minutes"]:g} minutes on {trained["machine"]}, {trained["date"]}'
+                   if trained else '',
         'note': weights['note'],
     }
 

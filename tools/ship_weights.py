@@ -5,7 +5,8 @@
     python tools/ship_weights.py runs/c10 --data cifar10:DIR
 
 What is measured is the file that ships, in fp32, on the test images of --data. Beside it go the log of the run, its
-curves, and inputs with their outputs, which a test holds every later version to. Nothing is written unless all is right.
+curves, and inputs with their outputs, which a test holds every later version to. Nothing is written before all is
+right.
 """
 from __future__ import annotations
 
@@ -45,6 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CURVES, FIXTURES = ROOT / 'docs' / 'images' / 'curves', ROOT / 'tests' / 'fixtures' / 'weights'
 MAX_BYTES = 55_000_000      # of all weights together: a wheel is to stay below 60 MB
 TOLERANCE = 1.              # points of top-1 between the run and the shipped file, for rounding
+SECONDS = 5.                # of a measurement of speed
 COPIES = {  # sha256 of the test images of copies that are not quite the set: what a card says of a figure on them
     'ed874213b1287572bc88d88d4429064ae54eeeaf13226713cc51e18004be98ff':
         'Trained and measured on a copy of CIFAR-10 of which 99 images (79 for training, 20 for testing) are JPEG '
@@ -52,7 +54,7 @@ COPIES = {  # sha256 of the test images of copies that are not quite the set: wh
 }
 
 
-# -- the run -----------------------------------------------------------------------------------------------------------
+# -- the run ----------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
     """What a run directory holds, checked: the recipe is the one of its name, and was gone through to the end."""
@@ -127,7 +129,7 @@ def open_data(run: FinishedRun, spec: str) -> Source:
     return source
 
 
-# -- the file and its figures --------------------------------------------------------------------------------------------
+# -- the file and its figures -----------------------------------------------------------------------------------------
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """fp16 for what is fp32; ZooError where a value does not fit."""
     half = {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
@@ -138,7 +140,7 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict[str, Any] | None:
-    """The figures of the file at `path`; None of an encoder, which has no classes. ZooError if they are not the run's."""
+    """Figures of the file at `path`; None of an encoder, which has no classes. ZooError if they are not the run's."""
     model = load(run.recipe.model, path).to(world.device)
     if not run.cfg['num_classes']:
         return None
@@ -161,14 +163,14 @@ def load(model: str, path: Path) -> torch.nn.Module:
     return timm.create_model(model, pretrained=True, pretrained_cfg_overlay={'file': str(path)}).eval()
 
 
-def throughput(model: torch.nn.Module, cfg: Mapping[str, Any], command: str, seconds: float = 5.) -> dict[str, Any]:
+def throughput(model: torch.nn.Module, cfg: Mapping[str, Any], command: str) -> dict[str, Any]:
     """Images a second of inference, the median over batches of 128 in fp32."""
     images, batch_size = torch.randn(128, *cfg['input_size'], device=next(model.parameters()).device), 128
     times: list[float] = []
     with torch.inference_mode():
         for _ in range(3):
             model(images)
-        while sum(times) < seconds:
+        while not times or sum(times) < SECONDS:
             begun = time.perf_counter()
             model(images)
             if images.is_cuda:
@@ -198,7 +200,7 @@ def _machine() -> str:
     return f'{told["device"]}, torch {told["torch"]}'
 
 
-# -- the entry -----------------------------------------------------------------------------------------------------------
+# -- the entry --------------------------------------------------------------------------------------------------------
 def entry(run: FinishedRun, sha256: str, figures: Mapping[str, Any] | None, note: str) -> dict[str, Any]:
     """The catalogue's, with the fields that say something."""
     recipe, cfg, data = run.recipe, run.cfg, DATASETS[run.recipe.dataset]
@@ -239,7 +241,7 @@ def check_room(name: str, size: int, sha256: str, replace: bool) -> None:
                        f'{MAX_BYTES / 1e6:.0f} MB together: publish it on the Hub instead.')
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command ------------------------------------------------------------------------------------------------------
 def ship(args: argparse.Namespace, world: World) -> str:
     """Returns what there is to say."""
     run = read_run(args.run)
@@ -281,9 +283,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         'ship_weights.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run', metavar='RUN', type=Path, help='the directory of a finished run of a recipe, unedited')
-    parser.add_argument('--data', metavar='SOURCE', required=True, help='what it was trained on: cifar10:DIR, digits, ...')
+    parser.add_argument('--data', metavar='SOURCE', required=True, help='what it was trained on: cifar10:DIR, ...')
     parser.add_argument('--device', default='cpu', help='to measure on (default: cpu)')
-    parser.add_argument('--benchmark', action='store_true', help='measure the speed of inference too; on an idle machine')
+    parser.add_argument('--benchmark', action='store_true', help='measure inference speed too; on an idle machine')
     parser.add_argument('--replace', action='store_true', help='give up other weights of this name that ship already')
     parser.add_argument('--note', metavar='TEXT', default='', help='what else a user has to know; goes on the card')
     args = parser.parse_args(argv)

@@ -197,7 +197,7 @@ _hints = cache(typing.get_type_hints)
 
 
 def check_recipes(weights: Iterable[Weight]) -> None:
-    """ZooError for a weight of ours whose recipe is not there. (Apart, so that an import does not build all recipes.)"""
+    """ZooError for a weight of ours whose recipe is not there. Not part of `parse`: recipes are slow to import."""
     from ..recipes import RECIPES
 
     for weight in weights:
@@ -258,7 +258,7 @@ def _check_promise(weight: Weight, where: str) -> None:
 
 
 def _check_figures(record: Mapping[str, Any], where: str) -> None:
-    """Of `published`, `measured` or `trained`, and what is inside: percentages are some, dates are, texts say something."""
+    """In `published`, `measured` or `trained`: percentages are some, dates are dates, texts say something."""
     for key, value in record.items():
         if isinstance(value, dict):
             _check_figures(value, f'{where}: {key}')
