@@ -30,6 +30,7 @@ from tinyvit_zoo.cli import main
 from tinyvit_zoo.hub import _write_config, build_repository, push
 from tinyvit_zoo.training.command import recipes_text
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
+from tinyvit_zoo.weights.cards import card
 from tinyvit_zoo.weights.catalogue import pretrained_cfgs
 
 ROOT = Path(__file__).parents[1]
@@ -148,8 +149,9 @@ def test_front_matter_holds_what_was_measured(built: Path) -> None:
         ('Top-1 accuracy', 0.8765), ('Top-5 accuracy', 0.991), ('Loss', 0.4321)]
 
 
-def test_readme_has_the_recipe_and_the_curves(built: Path) -> None:
+def test_readme_has_the_card_the_recipe_and_the_curves(built: Path) -> None:
     text = (built / 'README.md').read_text()
+    assert card(catalogue()[NAME]) in text
     assert recipes_text(NAME) in text and '](curves.png)' in text
 
 

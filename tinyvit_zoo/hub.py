@@ -199,28 +199,16 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
 def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
     """The card of the Hub: front matter, the card that MODEL_CARDS.md has too, usage, the recipe, the curves."""
     from .training.command import recipes_text
+    from .weights.cards import card
 
     usage = _USAGE + (_FEATURES if weight.encoder else _CLASSES)
     return '\n'.join([
         f'---\n{_front_matter(weight, model)}---\n',
         f'# {weight.name}\n',
-        _card(weight, model),
+        card(weight),
         usage.replace('{repo_id}', repo_id),
         f'## Recipe\n\n```text\n{recipes_text(weight.recipe)}\n```\n',
         '## Training\n\n![Loss and accuracy over the epochs](curves.png)\n'])
-
-
-def _card(weight: Weight, model: nn.Module) -> str:
-    figures, trained, cfg = weight.measured or {}, weight.trained or {}, model.pretrained_cfg
-    paper = f'{cfg["paper_name"]} ({cfg["paper_ids"]})'  # type: ignore[index]
-    published = f'{weight.published["top1"]:.2f} % ({weight.published["source"]})' if weight.published else 'no figure'
-    return (
-        f'{weight.architecture}, trained on {weight.data.title} by tinyvit_zoo. Paper: {paper}.\n\n'
-        f'- measured: {figures["top1"]:.2f} % top-1 on {figures["images"]:,} {figures["on"]}, {figures["date"]}, '
-        f'{figures["machine"]}; `{figures["command"]}`\n'
-        f'- published: {published}\n'
-        f'- trained: {trained["date"]}, {trained["minutes"]:g} minutes, {trained["machine"]}; `{trained["command"]}`\n'
-        + (f'- {weight.note}\n' if weight.note else ''))
 
 
 def _front_matter(weight: Weight, model: nn.Module) -> str:
