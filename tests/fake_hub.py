@@ -171,9 +171,10 @@ class Handler(BaseHTTPRequestHandler):
     # -- HTTP ----------------------------------------------------------------------------------------------------------
     def answer(self) -> None:
         self.extra: dict[str, str] = {}
-        step, arguments = next((
-            (name, match.groups()) for (method, pattern), name in ROUTES.items()
-            if method == self.command and (match := re.fullmatch(pattern, self.path.partition('?')[0]))), ('unknown', ()))
+        path = self.path.partition('?')[0]
+        found = ((name, match.groups()) for (method, pattern), name in ROUTES.items()
+                 if method == self.command and (match := re.fullmatch(pattern, path)))
+        step, arguments = next(found, ('unknown', ()))
         self.hub.calls.append(step)
         fault = self.hub.fault(step)
         length = int(self.headers.get('Content-Length') or 0)

@@ -36,8 +36,8 @@ from tinyvit_zoo.weights.catalogue import pretrained_cfgs
 ROOT = Path(__file__).parents[1]
 NAME, REPO = 'cvt_2_4.c10', 'org/cvt_2_4.c10'
 FILES = ['README.md', 'config.json', 'curves.png', 'log.jsonl', 'model.safetensors']
-MEASURED = {'top1': 87.65, 'top5': 99.1, 'loss': 0.4321, 'images': 10000, 'on': 'test images of CIFAR-10', 'date': '2026-01-02',
-            'command': 'tinyvit-zoo eval', 'machine': 'a machine'}
+MEASURED = {'top1': 87.65, 'top5': 99.1, 'loss': 0.4321, 'images': 10000, 'on': 'test images of CIFAR-10',
+            'date': '2026-01-02', 'command': 'tinyvit-zoo eval', 'machine': 'a machine'}
 
 
 @pytest.fixture

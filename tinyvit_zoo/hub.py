@@ -190,7 +190,8 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
     for found in (loaded, read_weights(folder / 'model.safetensors')):
         wrong = found.keys() ^ ours.keys()
-        wrong |= {name for name in found.keys() - wrong if not torch.equal(found[name], ours[name].to(found[name].dtype))}
+        wrong |= {
+            name for name in found.keys() - wrong if not torch.equal(found[name], ours[name].to(found[name].dtype))}
         if wrong:
             raise ZooError(f'{weight.file} would not load from the Hub as from here ({", ".join(sorted(wrong)[:3])}): '
                            f'ship it again, as {weight.architecture} has its tensors.')
