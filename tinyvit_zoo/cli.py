@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare,
-            _add_eval, _add_autoload):
+            _add_eval, _add_publish, _add_autoload):
         add(commands)
     return parser
 
@@ -167,6 +167,16 @@ def _add_eval(commands: Any) -> None:
         'examples:\n  tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png\n'
         '  tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe\n'
         '  tinyvit-zoo eval --all --data c10=npz:FILE --data digits'))
+
+
+def _add_publish(commands: Any) -> None:
+    from .hub import add_publish, run_publish
+
+    parser = _command(
+        commands, 'publish', run_publish, 'put weights of ours on the Hugging Face Hub',
+        'examples:\n  tinyvit-zoo publish cct_2_3x2.digits --namespace ORG --dry-run\n'
+        '  tinyvit-zoo publish --all --namespace ORG')
+    add_publish(parser)
 
 
 def _add_autoload(commands: Any) -> None:

@@ -138,7 +138,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        told = {**(metadata or {}), _DIGEST: _tensors_digest(content)}
+        told = {'format': 'pt', **(metadata or {}), _DIGEST: _tensors_digest(content)}  # transformers asks for it
         partial.write_bytes(_in_order(safetensors.torch.save(content, told)))
         os.replace(partial, path)
     finally:
