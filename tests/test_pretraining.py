@@ -20,7 +20,7 @@ from tinyvit_zoo.training import checkpoint, loop, pretrain
 from tinyvit_zoo.training.optimize import learning_rate, make_optimizer, set_learning_rate, weight_decay
 
 HERE = Path(__file__).parent
-MODEL = ['--model', 'vit_lite_2_4', '--model-args', "{'embed_dim': 32}", '--img-size', '16']
+MODEL = ['--model', 'vit_lite_2_4', '--model-args', "{'embed_dim': 32, 'attn_drop_rate': 0., 'drop_path_rate': 0.}", '--img-size', '16']
 PLAIN = ['--device', 'cpu', '--precision', 'fp32']
 SETTINGS = [*PLAIN, '--epochs', '3', '--batch-size', '16', '--warmup-epochs', '1', '--lr', '2e-3',
             '--method-args', "{'decoder_dim': 24}"]
