@@ -8,6 +8,7 @@ from ._vision import timm_export
 from .compact import CompactTransformer
 from .encoder import Recording, attention_logits, encode, record
 from .mae_lite import RelativeViT
+from .sizes import take_any_size
 from .sl_cait import LocalCaiT
 from .sl_pit import LocalPiT
 from .sl_swin import LocalSwin
@@ -18,7 +19,7 @@ from .ssl_small import SslCaiT, SslSwin, SslViT
 __all__ = [
     'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording', 'RelativeViT',
     'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode', 'list_models', 'record',
-    'timm_export',
+    'take_any_size', 'timm_export',
 ]
 
 _FAMILIES = (compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)
