@@ -68,6 +68,8 @@ class Pool(nn.Module):
 
 class Stage(nn.Module):
     """Pooling (none in the first stage), then blocks."""
+    if TYPE_CHECKING:
+        pool: Any
 
     def __init__(self, pool: nn.Module, blocks: list[nn.Module]) -> None:
         super().__init__()

@@ -76,7 +76,8 @@ class MoCoV3(nn.Module):
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """InfoNCE [B, dim], [B, dim] -> scalar: the key of the same image among those of all processes."""
         with torch.autocast(q.device.type, enabled=False):
-            q, k = F.normalize(q.float(), dim=1), processes.gathered(F.normalize(k.float(), dim=1))
+            q, k = (F.normalize(processes.in_full(x), dim=1) for x in (q, k))
+            k = processes.gathered(k)
             logits = q @ k.T / self.temperature  # [B, processes * B]
             labels = torch.arange(len(q), device=q.device) + len(q) * processes.rank()
             return 2 * self.temperature * F.cross_entropy(logits, labels)

@@ -26,6 +26,11 @@ def gathered(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def in_full(x: Tensor) -> Tensor:
+    """Half precision as single; what is more precise stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class _Sum(torch.autograd.Function):
     """Every process's loss depends on the sum, so that its gradient is a sum too."""
 
@@ -62,7 +67,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if count() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        own = x.float()
+        own = in_full(x)
         average = mean(own.mean(0))
         centred = own - average
         own = centred * (mean(centred.square().mean(0)) + self.eps).rsqrt()

@@ -9,6 +9,7 @@ so that none is used more than others, and sharpened, so that it commits itself.
 """
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,12 +31,12 @@ class Head(nn.Module):
     def __init__(
             self, in_dim: int, hidden_dim: int = 512, bottleneck_dim: int = 256, num_prototypes: int = 1024) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim), nn.GELU(),
-            nn.Linear(hidden_dim, bottleneck_dim))
-        for layer in self.mlp[::2]:
+        first, second, third = (
+            nn.Linear(before, after) for before, after in pairwise((in_dim, hidden_dim, hidden_dim, bottleneck_dim)))
+        for layer in (first, second, third):
             trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
         self.last_layer = weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False))
         norm = self.last_layer.parametrizations.weight.original0
         nn.init.ones_(norm)
@@ -49,7 +50,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mlp(x)
         with torch.autocast(x.device.type, enabled=False):
-            return self.last_layer(F.normalize(x.float(), dim=1))
+            return self.last_layer(F.normalize(x.to(self.directions.dtype), dim=1))
 
 
 class SelfDistillation(nn.Module):
@@ -142,6 +143,7 @@ def loss_of_pairs(targets: Tensor, guesses: Tensor) -> Tensor:
     `targets` [T, B, K]: the teacher's probabilities of the first views. `guesses` [V, B, K]: the logarithms of the
     student's, of all views.
     """
-    pairs = torch.tensordot(targets.flatten(1), guesses.flatten(1), dims=([1], [1]))  # [T, V]
+    with torch.autocast(targets.device.type, enabled=False):
+        pairs = targets.flatten(1) @ guesses.flatten(1).T  # [T, V]
     others = pairs.sum() - pairs.diagonal().sum()
     return -others / (targets.shape[1] * (pairs.numel() - len(pairs)))
