@@ -389,7 +389,7 @@ def test_number_formats() -> None:
 @pytest.mark.parametrize('more, message', [
     (['--learning-rate', '1'], "no option '--learning-rate'"), (['--warmup-epoch', '1'], '--warmup-epochs'),
     (['--epochs', 'many'], 'expected a whole number'), (['--crop-scale', '0.5'], 'expected a value like'),
-    (['--schedule', 'steps'], "expected 'cosine' or 'linear'"), (['--precision', 'fp16'], 'thousand times slower'),
+    (['--schedule', 'steps'], "expected 'cosine' or 'later_cosine' or 'linear'"), (['--precision', 'fp16'], 'thousand times slower'),
     (['--keep', 'best'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
     (['--epochs', '0'], 'from 1 up'), (['--opt', 'adamx'], 'optimizer'),
     (['--data', 'npz:nothing.npz'], 'nothing.npz'), (['--device', 'tpu'], 'tpu'),
