@@ -24,10 +24,6 @@ def encoder_of(name: str, **kwargs: Any) -> Any:
     return timm.create_model(name.partition(' ')[0], **{'num_classes': 0, **ENCODERS[name], **kwargs})
 
 
-def size_of(encoder: Any) -> tuple[int, int]:
-    return encoder.img_size if hasattr(encoder, 'img_size') else encoder.patch_embed.img_size
-
-
 def make(method: str) -> nn.Module:
     """Small, in double precision, and nothing random in it."""
     torch.manual_seed(0)
@@ -35,7 +31,7 @@ def make(method: str) -> nn.Module:
     if method == 'moco_v3':
         return MoCoV3(encoder, hidden_dim=24, dim=8).double().train()
     head = dict(hidden_dim=16, bottleneck_dim=8, num_prototypes=12)
-    return SelfDistillation(encoder, (4, 4), head, freeze_last=0.).double().train()
+    return SelfDistillation(encoder, head=head, freeze_last=0.).double().train()
 
 
 def views_of(method: str, batch: int = 8) -> list[Tensor]:

@@ -4,11 +4,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from joint_cases import ENCODERS, encoder_of, make, size_of, views_of
+from joint_cases import ENCODERS, encoder_of, make, views_of
 from parity import sincos2d
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
+from tinyvit_zoo.models import image_size
 from tinyvit_zoo.pretraining import MoCoV3
 from tinyvit_zoo.pretraining.momentum import momentum_at
 from tinyvit_zoo.pretraining.processes import BatchNorm
@@ -108,13 +109,13 @@ def test_the_papers_sizes_and_a_plain_vits_beginning() -> None:
 @pytest.mark.parametrize('name', ENCODERS)
 def test_every_family(name: str) -> None:
     method = MoCoV3(encoder_of(name), 16, 8).train()
-    loss = method(torch.randn(2, 4, 3, *size_of(method.encoder)))
+    loss = method(torch.randn(2, 4, 3, *image_size(method.encoder)))
     loss.backward()
     assert torch.isfinite(loss)
     trained = [p for p in method.encoder.parameters() if p.requires_grad]
     assert trained and all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.isfinite(method(torch.randn(2, 4, 3, *size_of(method.encoder))))
+        assert torch.isfinite(method(torch.randn(2, 4, 3, *image_size(method.encoder))))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

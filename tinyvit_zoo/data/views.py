@@ -48,9 +48,9 @@ def contrastive_views(
 def low_resolution_views(
         img_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, flip: float = 0.5,
         crop_scale: tuple[float, float] = (0.7, 1.), local_scale: tuple[float, float] = (0.2, 0.5),
-        local_views: int = 8, interpolation: str = 'bicubic',
+        local_views: int = 8, local_size: tuple[int, int] | None = None, interpolation: str = 'bicubic',
 ) -> Views:
-    """Self-distillation's: two of the whole size, and `local_views` of half of it that show a smaller part."""
+    """Self-distillation's: two of the whole size, and smaller ones (by default of half of it) that show less."""
     if local_views < 0:
         raise ZooError(f'local_views is {local_views}: expected 0 or more.')
     both: dict[str, Any] = dict(flip=flip, interpolation=interpolation, **_COLOURS)
@@ -59,10 +59,5 @@ def low_resolution_views(
         (1, Augment(img_size, mean, std, crop_scale=crop_scale, blur=0.1, solarize=0.2, **both))]
     if not local_views:
         return Views(whole)
-    return Views(whole, [
-        (local_views, Augment(half_size(img_size), mean, std, crop_scale=local_scale, blur=0.5, **both))])
-
-
-def half_size(img_size: tuple[int, int]) -> tuple[int, int]:
-    """Of the local views."""
-    return img_size[0] // 2, img_size[1] // 2
+    size = local_size or (img_size[0] // 2, img_size[1] // 2)
+    return Views(whole, [(local_views, Augment(size, mean, std, crop_scale=local_scale, blur=0.5, **both))])

@@ -8,7 +8,12 @@ from ..errors import ZooError
 from ._tokens import TokenTransformer
 from .mae_lite import RelativeViT
 
-__all__ = ['take_any_size']
+__all__ = ['image_size', 'take_any_size']
+
+
+def image_size(model: Any) -> tuple[int, int]:
+    """Height and width of the images that the model was made for."""
+    return model.img_size if hasattr(model, 'img_size') else model.patch_embed.img_size
 
 
 def take_any_size(model: Any) -> None:

@@ -1,7 +1,6 @@
 """What the methods that compare whole images need of an encoder: one vector an image, at the sizes of its views."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,18 +20,15 @@ def feature_width(encoder: Any) -> int:
     return int(encoder.head_hidden_size)
 
 
-def require_sizes(encoder: Any, sizes: Sequence[tuple[int, int]]) -> None:
-    """Have the encoder take views of these sizes; ZooError that says why where it cannot."""
-    take_any_size(encoder)
-    weight = next(encoder.parameters())
-    training = encoder.training
-    encoder.eval()
-    for height, width in sizes:
-        try:
-            with torch.no_grad():
-                encoder(torch.zeros(1, encoder.in_chans, height, width, device=weight.device, dtype=weight.dtype))
-        except (ZooError, AssertionError, RuntimeError) as e:
-            reason = str(e).splitlines()[0]
-            raise ZooError(f'{type(encoder).__name__} does not take views of {height} x {width} pixels ({reason}): '
-                           f'pre-train with larger images, without local views, or by moco_v3.') from e
+def require_size(encoder: Any, size: tuple[int, int]) -> None:
+    """Have the encoder take images of this size beside its own; ZooError that says why where it cannot."""
+    weight, training = next(encoder.parameters()), encoder.training
+    try:
+        take_any_size(encoder)
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, encoder.in_chans, *size, device=weight.device, dtype=weight.dtype))
+    except (ZooError, AssertionError, RuntimeError) as e:
+        reason = str(e).splitlines()[0]
+        raise ZooError(f'{type(encoder).__name__} does not take local views of {size[0]} x {size[1]} pixels: {reason} '
+                       f'Or: larger images, no local views, or moco_v3, which has none.') from e
     encoder.train(training)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import ShiftedPatchTokenization, cut_patches
-from ..models import encode
+from ..models import encode, image_size
 from .method import Method
 
 __all__ = ['MaskedModel', 'join_patches', 'random_keep']
@@ -151,7 +151,7 @@ def _require_encoder(encoder: Any) -> None:
     if getattr(encoder, 'pos_embed', None) is None:
         raise ZooError(f'{name} has no table of positions, so that a masked autoencoder could not tell its patches '
                        f'apart: create it with one, or take a joint-embedding method (moco_v3, self_distill).')
-    probe = torch.zeros(1, encoder.in_chans, *_image_size(encoder), device=encoder.pos_embed.device,
+    probe = torch.zeros(1, encoder.in_chans, *image_size(encoder), device=encoder.pos_embed.device,
                         dtype=encoder.pos_embed.dtype)
     training = encoder.training
     try:
@@ -166,9 +166,5 @@ def _require_encoder(encoder: Any) -> None:
 def _patches(encoder: Any) -> tuple[int, tuple[int, int]]:
     """The side of a patch, and the rows and columns of them."""
     patch = int(encoder.feature_info[0]['reduction'])
-    height, width = _image_size(encoder)
+    height, width = image_size(encoder)
     return patch, (height // patch, width // patch)
-
-
-def _image_size(encoder: Any) -> tuple[int, int]:
-    return encoder.img_size if hasattr(encoder, 'img_size') else encoder.patch_embed.img_size

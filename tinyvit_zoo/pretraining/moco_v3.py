@@ -22,12 +22,13 @@ from ..errors import ZooError
 from ..layers import sincos2d_table
 from . import processes
 from .features import feature_width
+from .method import Method
 from .momentum import average_, momentum_at, teacher_of
 
 __all__ = ['MoCoV3']
 
 
-class MoCoV3(nn.Module):
+class MoCoV3(Method):
     """An encoder of the zoo, and what its pre-training needs beside it. The defaults are the paper's for ViT-Tiny.
 
     A VisionTransformer is given the method's fixed table of positions (sine-cosine, the row first) and a class token
@@ -86,10 +87,6 @@ class MoCoV3(nn.Module):
         decay = momentum_at(progress, self.momentum)
         average_(self.momentum_encoder, self.encoder, decay)
         average_(self.momentum_projector, self.projector, decay)
-
-    def kept(self) -> nn.Module:
-        """The encoder that a pre-training is for."""
-        return self.encoder
 
 
 def _mlp(*widths: int) -> nn.Sequential:

@@ -5,7 +5,7 @@ the student says of any view shall be what the teacher says of another. Nobody s
 average of the student. What keeps both from saying the same of every image is that the teacher's words are centred,
 so that none is used more than others, and sharpened, so that it commits itself.
 
-    loss = SelfDistillation(encoder, (16, 16))(whole, local)      # [2, B, C, 32, 32], [8, B, C, 16, 16]
+    loss = SelfDistillation(encoder)(whole, local)      # [2, B, C, 32, 32], [8, B, C, 16, 16]
 """
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..models import image_size
 from . import processes
-from .features import feature_width, require_sizes
+from .features import feature_width, require_size
+from .method import Method
 from .momentum import average_, momentum_at, teacher_of
 
 __all__ = ['Head', 'SelfDistillation', 'loss_of_pairs']
@@ -53,13 +55,13 @@ class Head(nn.Module):
             return self.last_layer(F.normalize(x.to(self.directions.dtype), dim=1))
 
 
-class SelfDistillation(nn.Module):
+class SelfDistillation(Method):
     """An encoder of the zoo, its head, and the teacher of both. The defaults are the paper's.
 
     Args:
         encoder: any model without classifier (`num_classes=0`); what is learned from are its pooled features. Where it
             was made for one size, it learns to take the local views' by interpolating its positions.
-        local_size: of the local views; None where there are none.
+        local_views: how many of half the size (0: none), which show `local_scale` of an image each.
         head: arguments of `Head`.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's, in the beginning and behind the warm-up.
@@ -75,7 +77,8 @@ class SelfDistillation(nn.Module):
     def __init__(
             self,
             encoder: Any,
-            local_size: tuple[int, int] | None,
+            local_views: int = 8,
+            local_scale: tuple[float, float] = (0.2, 0.5),
             head: dict[str, int] | None = None,
             student_temperature: float = 0.1,
             teacher_temperature: tuple[float, float] = (0.04, 0.07),
@@ -85,13 +88,14 @@ class SelfDistillation(nn.Module):
             centre_momentum: float = 0.9,
     ) -> None:
         super().__init__()
-        width = feature_width(encoder)
-        if local_size:
-            require_sizes(encoder, [local_size])
+        height, width = image_size(encoder)
+        self.local_views, self.local_scale, self.local_size = local_views, local_scale, (height // 2, width // 2)
+        if local_views:
+            require_size(encoder, self.local_size)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.temperature_warmup, self.freeze_last = temperature_warmup, freeze_last
         self.momentum, self.centre_momentum = momentum, centre_momentum
-        self.encoder, self.head = encoder, Head(width, **(head or {}))
+        self.encoder, self.head = encoder, Head(feature_width(encoder), **(head or {}))
         self.teacher_encoder, self.teacher_head = teacher_of(self.encoder), teacher_of(self.head)
         self.register_buffer('centre', torch.zeros(len(self.head.directions)))
         self.register_buffer('temperature', torch.tensor(float(teacher_temperature[0])))
@@ -117,7 +121,6 @@ class SelfDistillation(nn.Module):
         return loss_of_pairs(targets.unflatten(0, (-1, batch)), guesses.unflatten(0, (-1, batch)))
 
     def before_step(self, progress: float) -> None:
-        """Behind the backward pass."""
         if progress < self.freeze_last:
             self.head.directions.grad = None
 
@@ -133,7 +136,7 @@ class SelfDistillation(nn.Module):
         self.temperature.fill_(low + (high - low) * min(1., progress / max(self.temperature_warmup, 1e-9)))
 
     def kept(self) -> nn.Module:
-        """The encoder that a pre-training is for: the teacher's."""
+        """The teacher's."""
         return self.teacher_encoder
 
 
