@@ -389,7 +389,8 @@ def test_number_formats() -> None:
 @pytest.mark.parametrize('more, message', [
     (['--learning-rate', '1'], "no option '--learning-rate'"), (['--warmup-epoch', '1'], '--warmup-epochs'),
     (['--epochs', 'many'], 'expected a whole number'), (['--crop-scale', '0.5'], 'expected a value like'),
-    (['--schedule', 'steps'], "expected 'cosine' or 'later_cosine' or 'linear'"), (['--precision', 'fp16'], 'thousand times slower'),
+    (['--schedule', 'steps'], "expected 'cosine' or 'later_cosine' or 'linear'"),
+    (['--precision', 'fp16'], 'thousand times slower'),
     (['--keep', 'best'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
     (['--epochs', '0'], 'from 1 up'), (['--opt', 'adamx'], 'optimizer'),
     (['--data', 'npz:nothing.npz'], 'nothing.npz'), (['--device', 'tpu'], 'tpu'),
@@ -409,7 +410,7 @@ def test_epochs_scale_the_schedule() -> None:
     from tinyvit_zoo.training import command
     parser = argparse.ArgumentParser()
     command.add_train(parser)
-    recipe = command._overridden(RECIPES['cct_7_3x1.c10'], parser.parse_args(['cct_7_3x1.c10', '--epochs', '30']))
+    recipe = command.overridden(RECIPES['cct_7_3x1.c10'], parser.parse_args(['cct_7_3x1.c10', '--epochs', '30']))
     assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs, recipe.mix_off_epoch) == (30, 1., 1, 18)
 
 

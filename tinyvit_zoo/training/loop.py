@@ -31,7 +31,8 @@ _CHECK_EVERY = 20  # steps between two looks at what needs the host or the other
 
 class Task(Protocol):
     """What is trained. `network` is what the optimizer sees; its calls go through `forward`, which may be wrapped."""
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Augment a batch: what `loss` takes."""

@@ -34,7 +34,7 @@ from .stream import evaluation_transform, pretraining_transform
 from .train import Options, check_training, data_cfg, open_images, open_run, settings_table, write_weights
 
 _BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # images that are looked at meanwhile, at most
-_COLLAPSED = 0.05                               # a spread below which all images look alike
+_COLLAPSED = 0.2                                # of the spread that random weights have
 
 Views = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
 
@@ -114,7 +114,7 @@ def make_teacher(recipe: Pretraining) -> Any:
         try:
             return timm.create_model(name, pretrained=True, **args)
         except (RuntimeError, OSError) as e:
-            raise ZooError(f'The weights of the teacher {name} cannot be had ({e}): give --teacher-weights FILE.') from e
+            raise ZooError(f'There are no weights for the teacher {name} ({e}): give --teacher-weights FILE.') from e
     teacher = timm.create_model(name, **args)
     tensors, _ = encoder_tensors(unwrap(read_weights(path / 'weights.safetensors' if path.is_dir() else path)))
     tensors.setdefault('pos_embed', teacher.pos_embed)  # fixed in pre-training
@@ -209,10 +209,11 @@ class Pretrain:
         found = self.monitor.measure(self.network.kept())
         if not self.figures:
             self.figures['untrained'] = found
-            self.run.say(f'before training: k-NN top-1 {found["knn_top1"]:.2f} %, spread {found["spread"]:.2f}')
-        elif found['spread'] < _COLLAPSED and found['spread'] < self.figures['untrained']['spread']:
-            self.run.say(f'The encoder has collapsed: its features differ by {found["spread"]:.3f} from image to image '
-                         f'(1: evenly spread, 0: not at all). Try a lower --lr, a longer warm-up or larger batches.')
+            self.run.say(f'before training: k-NN top-1 {found["knn_top1"]:.2f} %, spread {found["spread"]:.3f}')
+        elif found['spread'] < _COLLAPSED * self.figures['untrained']['spread']:
+            self.run.say(f'The encoder has collapsed: the spread of its features is {found["spread"]:.1e}, '
+                         f'with random weights it was {self.figures["untrained"]["spread"]:.1e}. Try a lower --lr, a '
+                         f'longer --warmup-epochs or a larger --batch-size.')
         self.figures['last'] = found
         return found
 
@@ -232,7 +233,8 @@ class Pretrain:
 
 
 def _headline(
-        recipe: Pretraining, source: Source, method: Method, world: World, dtype: torch.dtype | None, loop: Loop) -> str:
+        recipe: Pretraining, source: Source, method: Method, world: World, dtype: torch.dtype | None, loop: Loop,
+) -> str:
     encoder = sum(p.numel() for p in method.encoder.parameters())
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     return (f'{recipe.name}: {recipe.method}, {encoder:,} parameters in the encoder, {trained:,} trained; '

@@ -17,7 +17,6 @@ from ..recipes import Training
 from ..version import __version__
 from . import checkpoint
 
-
 PRETRAINING = 'pretraining'     # the part of a run directory that the pre-training before it has
 
 
@@ -67,7 +66,8 @@ class Run:
         """One epoch: a line of log.jsonl, one to read, and the curves."""
         with open(self.folder / 'log.jsonl', 'a', encoding='utf-8') as file:
             file.write(json.dumps(row) + '\n')
-        figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in row if key.endswith(('top1', 'spread')))
+        shown = [key for key in row if key.endswith(('top1', 'spread'))]
+        figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in shown)
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
                  f'{row["images_per_second"]:.0f} images/s{self.progress.left(row["step"])}')
         if self.make_writer:
