@@ -41,6 +41,8 @@ class MoCoV3(Method):
         momentum: of the averages in the beginning; it goes to 1.
     """
 
+    whole_batches = True
+
     def __init__(
             self,
             encoder: Any,
