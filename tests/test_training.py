@@ -20,9 +20,10 @@ from training_cases import SETTINGS, alive, assert_same_bits, run, weights, writ
 
 import tinyvit_zoo
 from tinyvit_zoo.cli import main
+from tinyvit_zoo.pretraining.momentum import average_
 from tinyvit_zoo.recipes import RECIPES, Recipe
 from tinyvit_zoo.training import checkpoint, loop, stream
-from tinyvit_zoo.training.optimize import average_, clip_gradients, learning_rate, make_optimizer, number_format
+from tinyvit_zoo.training.optimize import clip_gradients, learning_rate, make_optimizer, number_format
 
 HERE = Path(__file__).parent
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import ShiftedPatchTokenization, cut_patches
-from ..models import encode
+from ..models import encode, image_size
 from .method import Method
 
 __all__ = ['MaskedModel', 'join_patches', 'random_keep']
@@ -149,7 +149,7 @@ def _require_encoder(encoder: Any) -> None:
         raise ZooError(f'The encoder of a masked autoencoder has no classifier and ends in its norm, and this {name} '
                        f"does not: create it with num_classes=0, global_pool='token'.")
     weight = next(encoder.parameters())
-    probe = torch.zeros(1, encoder.in_chans, *_image_size(encoder), device=weight.device, dtype=weight.dtype)
+    probe = torch.zeros(1, encoder.in_chans, *image_size(encoder), device=weight.device, dtype=weight.dtype)
     training = encoder.training
     try:
         with torch.no_grad():
@@ -166,9 +166,5 @@ def _require_encoder(encoder: Any) -> None:
 def _patches(encoder: Any) -> tuple[int, tuple[int, int]]:
     """The side of a patch, and the rows and columns of them."""
     patch = int(encoder.feature_info[0]['reduction'])
-    height, width = _image_size(encoder)
+    height, width = image_size(encoder)
     return patch, (height // patch, width // patch)
-
-
-def _image_size(encoder: Any) -> tuple[int, int]:
-    return encoder.img_size if hasattr(encoder, 'img_size') else encoder.patch_embed.img_size

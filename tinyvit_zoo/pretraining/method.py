@@ -10,6 +10,7 @@ from torch import Tensor, nn
 class Method(nn.Module):
     """`forward(*views, *drawn)` is the loss. What is not the encoder's is gone when the pre-training is over."""
     encoder: Any
+    whole_batches = False       # the images of a batch are compared, so that its parts would not do
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """What is random in the loss itself, for `count` images, a row each: masks, for one."""

@@ -70,7 +70,15 @@ def _pretraining(name: str, about: str, **changes: Any) -> Pretraining:
     return replace(_PRETRAINING, name=name, about=f'{about}, 400 epochs on ImageNet. {_NOT_RUN}', **changes)
 
 
+_MOCO = Pretraining(
+    name=f'{_TINY}.in1k_moco3_400e', dataset='in1k', method='moco_v3',
+    about='MoCo-v3, 400 epochs on ImageNet. Weight decay on everything and bicubic crops: chosen. '
+          f'{_NOT_RUN}',
+    img_size=224, epochs=400, batch_size=1024, lr=6e-4, weight_decay=0.1, decay_all=True, warmup_epochs=40,
+    crop_scale=(0.08, 1.), crop_interpolation='bicubic')
+
 PRETRAININGS = [
+    _MOCO,
     _pretraining(f'{_TINY}.in1k_mae_400e', 'MAE'),
     _pretraining(f'{_TINY}.in1k_dmae_400e', 'MAE with distillation of the attention', **_DISTILLED),
     _pretraining(f'{_TINY}.in1k_d2mae_400e', 'MAE with decoupled distillation of the attention', **_DISTILLED,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ZooError
 from ..recipes import Recipe, Training
@@ -102,12 +102,3 @@ def _has_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-
-
-def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move an averaged copy of a model towards it. Buffers are copied."""
-    with torch.no_grad():
-        ours: list[Tensor] = list(average.parameters())
-        torch._foreach_lerp_(ours, [p.detach() for p in model.parameters()], 1 - decay)
-        for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)

@@ -16,9 +16,10 @@ from ..data.augment import Augment, normalize
 from ..data.loaders import make_batches
 from ..data.sources import Source
 from ..data.splits import draw
+from ..data.views import contrastive_views, low_resolution_views
 from ..errors import ZooError, nearest
 from ..models.mae_lite import encoder_tensors
-from ..pretraining import METHODS, MaskedModel, Method
+from ..pretraining import METHODS, MaskedModel, Method, MoCoV3, SelfDistillation
 from ..recipes import Pretraining
 from ..weights import read_weights, unwrap
 from .checkpoint import write_whole
@@ -84,6 +85,9 @@ def check_pretraining(recipe: Pretraining) -> None:
     if ('teacher' in known) != bool(recipe.teacher):
         raise ZooError(f'{recipe.method} learns from a teacher: name one by --teacher, with --teacher-weights FILE.'
                        if 'teacher' in known else f'{recipe.method} has no use for a teacher: leave it out.')
+    if METHODS[recipe.method].whole_batches and (recipe.accumulate > 1 or recipe.batch_size < 2):
+        raise ZooError(f'{recipe.method} tells the images of a batch apart, all at once: take accumulate 1 and a '
+                       f'batch_size of 2 or more (they are {recipe.accumulate} and {recipe.batch_size}).')
 
 
 def make_method(recipe: Pretraining, cfg: Mapping[str, Any], device: torch.device) -> Method:
@@ -128,10 +132,17 @@ def make_views(recipe: Pretraining, cfg: Mapping[str, Any], method: Method, augm
     """What a method looks at, of a batch of images; as they are where the batches come augmented."""
     if augmented:
         return lambda images, generator: (images,)
+    size, mean, std = cfg['input_size'][1:], cfg['mean'], cfg['std']
+    crops: dict[str, Any] = dict(
+        flip=recipe.flip, crop_scale=recipe.crop_scale, interpolation=recipe.crop_interpolation)
+    if isinstance(method, MoCoV3):
+        return contrastive_views(size, mean, std, **crops)
+    if isinstance(method, SelfDistillation):
+        return low_resolution_views(size, mean, std, local_views=method.local_views, local_scale=method.local_scale,
+                                    local_size=method.local_size, **crops)
     augment = Augment(
-        cfg['input_size'][1:], cfg['mean'], cfg['std'], flip=recipe.flip, crop_padding=recipe.crop_padding,
-        crop_scale=recipe.crop_scale, crop_ratio=recipe.crop_ratio, interpolation=recipe.crop_interpolation,
-        color_jitter=recipe.color_jitter)
+        size, mean, std, crop_padding=recipe.crop_padding, crop_ratio=recipe.crop_ratio,
+        color_jitter=recipe.color_jitter, **crops)
     return lambda images, generator: (augment(images, generator),)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..data.augment import Augment, Mix
 from ..data.loaders import make_batches
+from ..pretraining.momentum import average_
 from ..recipes import Recipe
 from .distributed import World
-from .optimize import average_
 from .stream import training_transform
 
 
