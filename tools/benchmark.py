@@ -5,6 +5,7 @@
     tools/benchmark.py augment --interpolation random
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
     tools/benchmark.py training cct_2_3x2.c10 --precision bf16
+    tools/benchmark.py pretraining mae_vit_c10 --methods mae_small moco_v3
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
 logits. The contenders take turns, so that a noisy machine is noisy for all; the ratio is the median over the rounds,
@@ -17,6 +18,9 @@ that only normalises.
 
 `training` times `tinyvit-zoo train` by recipe, loading and augmenting included, beside a plain loop over the plain
 model on batches that lie ready; each in a process of its own (tools/bench_training.py).
+
+`pretraining` times a step of each method that the model can be pre-trained by, beside a supervised step of it with crop
+and flip, on the same images (tools/bench_pretraining.py), and says the memory that each came to need.
 """
 from __future__ import annotations
 
@@ -47,7 +51,7 @@ from tinyvit_zoo.data.augment import Augment, normalize
 from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.data.policies import make_policy
 from tinyvit_zoo.models import check_name
-from tinyvit_zoo.recipes import find_recipe
+from tinyvit_zoo.recipes import OWN, find_recipe
 from tinyvit_zoo.training.stream import posterize
 
 Step = Callable[[], object]
@@ -210,6 +214,20 @@ def bench_trainings(args: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
+def bench_pretrainings(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from bench_pretraining import STEPS, bench_pretraining, possible
+
+    results = []
+    for model in args.names:
+        times, memory = bench_pretraining(
+            model, args.methods or possible(model), args.precision, args.batch_size, args.device, args.seconds)
+        for row in summarise(times, STEPS * args.batch_size):
+            results.append({'model': model, 'precision': args.precision, 'batch': args.batch_size, **row,
+                            'time': 1 / row['ratio'], 'mebibytes': memory[row['contender']]})
+            print_row(results[-1])
+    return results
+
+
 def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
     baseline = next(iter(times.values()))
     rows = []
@@ -227,8 +245,8 @@ def print_row(row: dict[str, Any]) -> None:
     (low, high), what = row['ratio_range'], list(row)[:list(row).index('contender')]
     print(f'{"  ".join(str(row[key]) for key in what)}  {row["contender"]:13} '
           f'{row["images_per_second"]:9.1f} images/s {row["ratio"]:6.2f}x  [{low:.2f}, {high:.2f}]  '
-          f'{row["rounds"]} rounds' + (f', {row["saved"]:.1%} of the time of ours saved' if 'saved' in row else ''),
-          flush=True)
+          f'{row["rounds"]} rounds' + (f', {row["saved"]:.1%} of the time of ours saved' if 'saved' in row else '')
+          + (f', {row["time"]:.0%} of the time, {row["mebibytes"]:.0f} MiB' if 'time' in row else ''), flush=True)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -240,6 +258,8 @@ def check(args: argparse.Namespace) -> None:
             check_name(args.model)
     for name in args.names if args.what == 'training' else ():
         plain(timm.create_model(find_recipe(name).model))
+    for name in args.names if args.what == 'pretraining' else ():
+        check_name(name)
     for name in args.names if args.what == 'models' else ():
         check_name(name)
         model = timm.create_model(name)
@@ -271,9 +291,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     training = commands.add_parser('training', help='our training beside a plain loop')
     training.add_argument('names', nargs='+', metavar='RECIPE', help='names of `tinyvit-zoo recipes`')
     training.add_argument('--precision', nargs='+', choices=['fp32', 'bf16'], default=['bf16'])
-    for command in (models, augment, training):
+    pretraining = commands.add_parser('pretraining', help='a step of each method beside a supervised one')
+    pretraining.add_argument('names', nargs='+', metavar='MODEL', help='models of the zoo')
+    pretraining.add_argument('--methods', nargs='+', choices=list(OWN), metavar='METHOD',
+                             help='default: all that take the model')
+    pretraining.add_argument('--precision', choices=['fp32', 'bf16'], default='bf16')
+    for command in (models, augment, training, pretraining):
         if command is not training:
-            command.add_argument('--batch-size', type=int, default=128 if command is models else 512)
+            command.add_argument('--batch-size', type=int, default=512 if command is augment else 128)
         command.add_argument('--device', default='cpu')
         command.add_argument('--seconds', type=float, default=20., help='time for each comparison (at least 3 rounds)')
         command.add_argument('--json', type=Path, metavar='FILE', help='write the results and the machine to FILE')
@@ -289,7 +314,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     about = machine(torch.device(args.device))
     print(', '.join(f'{key} {value}' for key, value in about.items()))
-    bench = {'models': bench_models, 'augment': bench_augment, 'training': bench_trainings}[args.what]
+    bench = {'models': bench_models, 'augment': bench_augment, 'training': bench_trainings,
+             'pretraining': bench_pretrainings}[args.what]
     results = bench(args)
     if args.json:
         args.json.write_text(json.dumps({'machine': about, 'results': results}, indent=1))
