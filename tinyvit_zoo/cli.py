@@ -32,7 +32,7 @@ _NOT_MEASURED = 'not measured yet'
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 for a mistake of the caller's; 130 and 141 (as shells say it) for Ctrl-C and a closed pipe."""
     args, unknown = _parser().parse_known_args(argv)
-    if unknown and args.run is not _train:
+    if unknown and args.run not in (_train, _pretrain):
         _parser().parse_args(argv)  # says what it does not know
     args.unknown = unknown
     try:
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare,
-            _add_eval, _add_publish, _add_autoload):
+                _add_eval, _add_publish, _add_pretrain, _add_autoload):
         add(commands)
     return parser
 
@@ -179,6 +179,17 @@ def _add_publish(commands: Any) -> None:
     add_publish(parser)
 
 
+def _add_pretrain(commands: Any) -> None:
+    from .training.pretrain_command import add_pretrain
+
+    parser = _command(
+        commands, 'pretrain', _pretrain, 'make an encoder without labels, for `train --from` to begin with',
+        'examples:\n  tinyvit-zoo pretrain mae_small --model ssl_vit --data folder:photos --output runs/a\n'
+        '  tinyvit-zoo train --from runs/a --data folder:photos --output runs/b\n'
+        '  tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH')
+    add_pretrain(parser)
+
+
 def _add_autoload(commands: Any) -> None:
     from .autoload import LIMITS
 
@@ -198,6 +209,12 @@ def _train(args: argparse.Namespace) -> str:
     from .training.command import run_train
 
     return run_train(args, args.unknown)
+
+
+def _pretrain(args: argparse.Namespace) -> str:
+    from .training.pretrain_command import run_pretrain
+
+    return run_pretrain(args, args.unknown)
 
 
 def _positive(text: str) -> int:

@@ -12,26 +12,19 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from ..recipes import Recipe
+from ..recipes import Pretraining, Recipe, Training
 
 _POLICIES = {policy.value: policy for policy in transforms.AutoAugmentPolicy}  # 'cifar10', 'svhn', 'imagenet'
 
 
 def training_transform(recipe: Recipe, cfg: Mapping[str, Any]) -> Callable[[Any], Tensor]:
     """From a Pillow image to a normalised tensor, as `data.augment.Augment` does it for a batch."""
-    size = tuple(cfg['input_size'][1:])
-    steps: list[Any]
-    if recipe.crop_scale:
-        steps = [RandomResizedCropAndInterpolation(
-            size, recipe.crop_scale, recipe.crop_ratio, interpolation=recipe.crop_interpolation)]
-    else:
-        steps = [transforms.Resize(min(size), transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(size),
-                 transforms.RandomCrop(size, recipe.crop_padding)]
-    steps.append(transforms.RandomHorizontalFlip(recipe.flip))
+    steps = _crop_and_flip(recipe, tuple(cfg['input_size'][1:]))
+    size = min(cfg['input_size'][1:])
     if recipe.auto_augment in _POLICIES:
         steps.append(transforms.AutoAugment(_POLICIES[recipe.auto_augment]))
     elif recipe.auto_augment:
-        steps.append(_rand_augment(recipe.auto_augment, min(size), cfg['mean']))
+        steps.append(_rand_augment(recipe.auto_augment, size, cfg['mean']))
     if recipe.color_jitter:
         steps.append(transforms.ColorJitter(*recipe.color_jitter))
     steps += [transforms.ToTensor(), transforms.Normalize(cfg['mean'], cfg['std'])]
@@ -39,6 +32,24 @@ def training_transform(recipe: Recipe, cfg: Mapping[str, Any]) -> Callable[[Any]
         steps.append(RandomErasing(
             recipe.erase, *recipe.erase_area, *recipe.erase_aspect, mode=recipe.erase_mode, device='cpu'))
     return transforms.Compose(steps)
+
+
+def pretraining_transform(recipe: Pretraining, cfg: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+    """One view: crop, flip, colours, and no more."""
+    steps = _crop_and_flip(recipe, tuple(cfg['input_size'][1:]))
+    if recipe.color_jitter:
+        steps.append(transforms.ColorJitter(*recipe.color_jitter))
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(cfg['mean'], cfg['std'])])
+
+
+def _crop_and_flip(recipe: Training, size: tuple[int, ...]) -> list[Any]:
+    flip = transforms.RandomHorizontalFlip(recipe.flip)
+    if recipe.crop_scale:
+        crop = RandomResizedCropAndInterpolation(
+            size, recipe.crop_scale, recipe.crop_ratio, interpolation=recipe.crop_interpolation)
+        return [crop, flip]
+    return [transforms.Resize(min(size), transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(size),
+            transforms.RandomCrop(size, recipe.crop_padding), flip]
 
 
 def _rand_augment(policy: str, size: int, mean: Any) -> Any:
