@@ -18,8 +18,8 @@ from .ssl_small import SslCaiT, SslSwin, SslViT
 
 __all__ = [
     'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording', 'RelativeViT',
-    'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode', 'image_size', 'list_models',
-    'record', 'take_any_size', 'timm_export',
+    'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode', 'image_size',
+    'list_models', 'record', 'take_any_size', 'timm_export',
 ]
 
 _FAMILIES = (compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)
