@@ -128,7 +128,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
         keep, mask = self.masked(images, noise)
         seen = self.seen(images, mask)
         tokens, logits = self.look(seen, keep)
-        distance = F.mse_loss(self.attn_adapter(logits).float(), self.taught(seen, keep).float())
+        distance = F.mse_loss(self.attn_adapter(logits), self.taught(seen, keep))
         return self.loss(images, self.decode(tokens, keep), mask) + self.weight * distance
 
     def look(self, images: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

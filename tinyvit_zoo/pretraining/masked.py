@@ -148,11 +148,8 @@ def _require_encoder(encoder: Any) -> None:
     if encoder.num_classes or list(getattr(encoder, 'fc_norm', nn.Identity()).parameters()):
         raise ZooError(f'The encoder of a masked autoencoder has no classifier and ends in its norm, and this {name} '
                        f"does not: create it with num_classes=0, global_pool='token'.")
-    if getattr(encoder, 'pos_embed', None) is None:
-        raise ZooError(f'{name} has no table of positions, so that a masked autoencoder could not tell its patches '
-                       f'apart: create it with one, or take a joint-embedding method (moco_v3, self_distill).')
-    probe = torch.zeros(1, encoder.in_chans, *image_size(encoder), device=encoder.pos_embed.device,
-                        dtype=encoder.pos_embed.dtype)
+    weight = next(encoder.parameters())
+    probe = torch.zeros(1, encoder.in_chans, *image_size(encoder), device=weight.device, dtype=weight.dtype)
     training = encoder.training
     try:
         with torch.no_grad():
@@ -161,6 +158,9 @@ def _require_encoder(encoder: Any) -> None:
         raise ZooError(f'{e} Or a joint-embedding method (moco_v3, self_distill), which takes any model.') from e
     finally:
         encoder.train(training)
+    if encoder.pos_embed is None:
+        raise ZooError(f'This {name} has no table of positions, so that a masked autoencoder could not tell its '
+                       f'patches apart: create it with one, or take a joint-embedding method.')
 
 
 def _patches(encoder: Any) -> tuple[int, tuple[int, int]]:

@@ -7,7 +7,7 @@ _MAE = Pretraining(
     name='', method='mae_small',
     about='Ours, for small sets: masked patches, positions learned, the visible ones counted a little.',
     epochs=200, batch_size=256, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_epochs=10,
-    crop_scale=(0.6, 1.), crop_interpolation='bicubic')
+    crop_scale=(0.6, 1.), crop_interpolation='bicubic', model_args={'attn_drop_rate': 0., 'drop_path_rate': 0.})
 
 _SELF_DISTILL = Pretraining(
     name='', method='self_distill',
