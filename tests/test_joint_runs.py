@@ -23,7 +23,7 @@ from tinyvit_zoo.training.pretrain import check_pretraining, make_method, make_v
 from tinyvit_zoo.training.stream import TwoViews
 
 TINY = {'self_distill': ['--model', 'ssl_vit', '--model-args', "{'depth': 2, 'embed_dim': 24, 'num_heads': 2}",
-                         '--method-args', "{'local_views': 2, 'head': {'hidden_dim': 16, 'num_prototypes': 24}}"],
+                         '--method-args', "{'local_views': 2, 'hidden_dim': 16, 'num_prototypes': 24}"],
         'moco_v3': ['--model', 'cct_2_3x2', '--method-args', "{'hidden_dim': 32, 'dim': 16}"]}
 JOINT = [name for name, recipe in PRETRAININGS.items() if recipe.method in TINY]
 
