@@ -30,8 +30,8 @@ def make(method: str) -> nn.Module:
     encoder = encoder_of('vit_lite_2_4', img_size=8, attn_drop_rate=0., drop_path_rate=0.)
     if method == 'moco_v3':
         return MoCoV3(encoder, hidden_dim=24, dim=8).double().train()
-    head = dict(hidden_dim=16, bottleneck_dim=8, num_prototypes=12)
-    return SelfDistillation(encoder, head=head, freeze_last=0.).double().train()
+    return SelfDistillation(
+        encoder, hidden_dim=16, bottleneck_dim=8, num_prototypes=12, freeze_last=0.).double().train()
 
 
 def views_of(method: str, batch: int = 8) -> list[Tensor]:

@@ -181,7 +181,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 def test_every_family(name: str) -> None:
     encoder = encoder_of(name)
     height, width = image_size(encoder)
-    method = SelfDistillation(encoder, head=dict(num_prototypes=20)).train()
+    method = SelfDistillation(encoder, num_prototypes=20).train()
     assert method.local_size == (height // 2, width // 2)
     whole, local = torch.randn(2, 2, 3, height, width), torch.randn(3, 2, 3, height // 2, width // 2)
     loss = method(whole, local)

@@ -62,7 +62,7 @@ class SelfDistillation(Method):
         encoder: any model without classifier (`num_classes=0`); what is learned from are its pooled features. Where it
             was made for one size, it learns to take the local views' by interpolating its positions.
         local_views: how many of half the size (0: none), which show `local_scale` of an image each.
-        head: arguments of `Head`.
+        hidden_dim, bottleneck_dim, num_prototypes: of the head.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's, in the beginning and behind the warm-up.
         temperature_warmup: which part of the training that takes; the temperature grows linearly.
@@ -79,7 +79,9 @@ class SelfDistillation(Method):
             encoder: Any,
             local_views: int = 8,
             local_scale: tuple[float, float] = (0.2, 0.5),
-            head: dict[str, int] | None = None,
+            hidden_dim: int = 512,
+            bottleneck_dim: int = 256,
+            num_prototypes: int = 1024,
             student_temperature: float = 0.1,
             teacher_temperature: tuple[float, float] = (0.04, 0.07),
             temperature_warmup: float = 0.05,
@@ -95,7 +97,8 @@ class SelfDistillation(Method):
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.temperature_warmup, self.freeze_last = temperature_warmup, freeze_last
         self.momentum, self.centre_momentum = momentum, centre_momentum
-        self.encoder, self.head = encoder, Head(feature_width(encoder), **(head or {}))
+        self.encoder = encoder
+        self.head = Head(feature_width(encoder), hidden_dim, bottleneck_dim, num_prototypes)
         self.teacher_encoder, self.teacher_head = teacher_of(self.encoder), teacher_of(self.head)
         self.register_buffer('centre', torch.zeros(len(self.head.directions)))
         self.register_buffer('temperature', torch.tensor(float(teacher_temperature[0])))
