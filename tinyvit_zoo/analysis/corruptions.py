@@ -65,11 +65,15 @@ def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tenso
 # ---- blur
 
 def _filter(x: Tensor, kernels: Tensor) -> Tensor:
-    """Correlation with kernels [1 or B, kh, kw] that are scaled to a sum of 1; the border's pixels go on for ever."""
-    b, c, kh, kw = *x.shape[:2], *kernels.shape[1:]
-    kernels = (kernels / kernels.sum((1, 2), keepdim=True)).expand(b, kh, kw)
-    padded = F.pad(x.transpose(0, 1), (kw // 2, kw // 2, kh // 2, kh // 2), mode='replicate')
-    return F.conv2d(padded, kernels[:, None], groups=b).transpose(0, 1)
+    """Convolution with odd kernels [1 or B, kh, kw], scaled to a sum of 1; the border's pixels go on for ever.
+
+    By Fourier transform: a blur of a large image has a kernel of thousands of pixels.
+    """
+    h, w = kernels.shape[1:]
+    padded = F.pad(x, (w // 2, w // 2, h // 2, h // 2), mode='replicate')
+    size = padded.shape[2], padded.shape[3]
+    spectrum = torch.fft.rfft2((kernels / kernels.sum((1, 2), keepdim=True))[:, None], s=size)
+    return torch.fft.irfft2(torch.fft.rfft2(padded) * spectrum, s=size)[..., h - 1:, w - 1:]
 
 
 def _offsets(radius: float, device: torch.device) -> Tensor:
@@ -80,7 +84,7 @@ def _offsets(radius: float, device: torch.device) -> Tensor:
 def _smooth(x: Tensor, deviation: float) -> Tensor:
     """Gaussian blur."""
     weights = (-0.5 * (_offsets(3 * deviation, x.device) / deviation).square()).exp()
-    return _filter(_filter(x, weights[None, :, None]), weights[None, None, :])
+    return _filter(x, (weights[:, None] * weights)[None])
 
 
 def _defocus_blur(x: Tensor, radius: float, generator: torch.Generator) -> Tensor:
@@ -151,7 +155,7 @@ def _frost(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     cover = ((_clouds(x, generator, 2, 2) + share - 1) * 6).clamp(0, 1)
     ridges = (1 - (2 * _clouds(x, generator, 8, 2) - 1).abs()).square()
     ice = x.new_tensor([0.80, 0.88, 0.95] if x.shape[1] == 3 else [0.88])[None, :, None, None]
-    return torch.lerp(x, ice.expand_as(x), (cover * (0.35 + 0.6 * ridges)).expand_as(x))
+    return torch.lerp(x, ice.expand_as(x), (cover * (0.25 + 0.6 * ridges)).expand_as(x))
 
 
 def _snow(x: Tensor, density: float, generator: torch.Generator) -> Tensor:
@@ -160,7 +164,7 @@ def _snow(x: Tensor, density: float, generator: torch.Generator) -> Tensor:
     flakes = (_uniform(x, generator, 1, h, w) < density).to(x.dtype)
     flakes = F.interpolate(flakes, x.shape[2:], mode='bilinear', align_corners=False)
     angle = math.pi * (0.3 + 0.4 * _uniform(x, generator))
-    pale = torch.lerp(x, x.mean(1, keepdim=True) * 0.5 + 0.5, 3 * density)
+    pale = torch.lerp(x, x.mean(1, keepdim=True) * 0.5 + 0.5, 5 * density)
     return pale + 1.5 * _along(flakes, 3 * _unit(x), angle)
 
 
@@ -210,13 +214,13 @@ _CORRUPTIONS = {
     'glass_blur': _Corruption('blur', _glass_blur, (0.6, 0.8, 1.0, 1.3, 1.7)),
     'motion_blur': _Corruption('blur', _motion_blur, (1.5, 2.5, 3.5, 5., 7.)),
     'zoom_blur': _Corruption('blur', _zoom_blur, (1.06, 1.12, 1.18, 1.26, 1.35)),
-    'snow': _Corruption('weather', _snow, (0.02, 0.04, 0.07, 0.11, 0.16)),
-    'frost': _Corruption('weather', _frost, (0.45, 0.6, 0.75, 0.9, 1.1)),
+    'snow': _Corruption('weather', _snow, (0.010, 0.020, 0.035, 0.050, 0.070)),
+    'frost': _Corruption('weather', _frost, (0.35, 0.45, 0.55, 0.70, 0.90)),
     'fog': _Corruption('weather', _fog, (0.3, 0.45, 0.6, 0.72, 0.84)),
     'brightness': _Corruption('weather', _brightness, (0.08, 0.15, 0.23, 0.31, 0.40)),
     'contrast': _Corruption('digital', _contrast, (0.7, 0.5, 0.35, 0.22, 0.12)),
     'elastic_transform': _Corruption('digital', _elastic_transform, (0.5, 0.75, 1.0, 1.3, 1.7)),
-    'pixelate': _Corruption('digital', _pixelate, (26., 21., 17., 13., 10.)),
+    'pixelate': _Corruption('digital', _pixelate, (24., 19., 16., 12., 9.)),
     'jpeg_compression': _Corruption('digital', _jpeg_compression, (80., 60., 40., 25., 12.)),
 }
 CORRUPTIONS = tuple(_CORRUPTIONS)
