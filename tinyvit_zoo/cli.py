@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_eval, _add_autoload):
         add(commands)
     return parser
 
@@ -141,6 +141,16 @@ def _add_train(commands: Any) -> None:
         '  tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume\n'
         '  tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --val-fraction 0.1')
     add_train(parser)
+
+
+def _add_eval(commands: Any) -> None:
+    from .analysis.evaluate_command import add_eval, run_eval
+
+    add_eval(_command(
+        commands, 'eval', run_eval, 'the accuracy of weights on images, and what their features are worth',
+        'examples:\n  tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png\n'
+        '  tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe\n'
+        '  tinyvit-zoo eval --all --data c10=npz:FILE --data digits'))
 
 
 def _add_autoload(commands: Any) -> None:
