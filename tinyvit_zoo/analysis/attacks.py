@@ -43,9 +43,10 @@ def withstands(
         model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], attack: Attack,
         generator: torch.Generator,
 ) -> Tensor:
-    """[B]: the images (uint8 [B, C, H, W]) on which the model, in the mode it is in, is right whatever the attack tried.
+    """[B]: on which of the images (uint8 [B, C, H, W]) the model is right whatever the attack tried.
 
-    `prepare` normalises images from 0 to 255. An image that has fallen is not attacked any further.
+    The model stays in the mode it is in; `prepare` normalises images from 0 to 255. An image that has fallen is not
+    attacked any further.
     """
     clean, radius = images.to(torch.float32) / 255, attack.radius / 255
     left = torch.arange(len(images), device=images.device)
@@ -82,23 +83,23 @@ def _gradient(
     return logits.argmax(1) == labels, gradient
 
 
-def robust_accuracy(
+def count_robust(
         model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor],
         attacks: Sequence[Attack], seed: int = 0, show: Callable[[int], None] = lambda done: None,
-) -> list[float]:
-    """Top-1 in percent under each attack. Batches are uint8; the model is judged in eval mode, in float32.
+) -> list[int]:
+    """How many images withstand each attack, and last how many there are. Batches are uint8.
 
-    `show` is told how many attacks on a batch are done.
+    The model is judged in eval mode and float32. `show` is told how many attacks on a batch are done.
     """
     training = model.training
     model.eval()
-    right, count, done = [0] * len(attacks), 0, 0
+    counts, done = [0] * (len(attacks) + 1), 0
     for number, (images, labels) in enumerate(batches):
-        count += len(labels)
+        counts[-1] += len(labels)
         for i, attack in enumerate(attacks):
             generator = torch.Generator(images.device).manual_seed(derived(seed, number))  # the same start for all
-            right[i] += int(withstands(model, images, labels, prepare, attack, generator).sum())
+            counts[i] += int(withstands(model, images, labels, prepare, attack, generator).sum())
             done += 1
             show(done)
     model.train(training)
-    return [100 * found / count for found in right]
+    return counts

@@ -1,10 +1,10 @@
 """Fifteen corruptions at five severities for batches of any size, on any device.
 
-The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261): noise, blur, weather, digital. The operations and
-strengths are ours, so figures are not comparable with the official sets: `robustness.read_published` reads those.
+The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261): noise, blur, weather, digital. Operations and
+strengths are ours, so figures are not comparable with the official sets: `robustness.open_published` reads those.
 
-Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side, so that a corruption hides the
-same share of a picture at every size. What is random is drawn for each image; with the same generator state the
+Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side, so that a corruption hides
+the same share of a picture at every size. What is random is drawn for each image; with the same generator state the
 severities of a corruption draw the same, so that they differ in strength alone.
 """
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _fog(x: Tensor, thickness: float, generator: torch.Generator) -> Tensor:
 
 
 def _frost(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Frost-like: ridges of bluish ice over part of the image. Drawn, where the official sets lay photographs over it."""
+    """Frost-like: ridges of bluish ice over part of the image, drawn; the official sets lay photographs over it."""
     cover = ((_clouds(x, generator, 2, 2) + share - 1) * 6).clamp(0, 1)
     ridges = (1 - (2 * _clouds(x, generator, 8, 2) - 1).abs()).square()
     ice = x.new_tensor([0.80, 0.88, 0.95] if x.shape[1] == 3 else [0.88])[None, :, None, None]

@@ -1,8 +1,8 @@
 """What JPEG does to images, as batched tensor operations on any device: no entropy coding, which loses nothing.
 
-Baseline JPEG as libjpeg has it by default: YCbCr, chroma at half the size both ways, 8x8 cosine transforms, the standard
-tables at a quality, and on the way back a triangle filter that brings the chroma to full size. Within a few grey
-levels of Pillow, and the same in most pixels: libjpeg's transforms are in whole numbers, ours are exact.
+Baseline JPEG as libjpeg has it by default: YCbCr, chroma at half the size both ways, 8x8 cosine transforms, the
+standard tables at a quality, and on the way back a triangle filter that brings the chroma to full size. Most pixels are
+the same as Pillow's; libjpeg computes in whole numbers, so now and then a coefficient is rounded to the other side.
 """
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
 
 
 def _halve(chroma: Tensor) -> Tensor:
-    """Means of 2x2. The right border goes on before, up to whole blocks, the lower one after, in `_plane`: as libjpeg."""
+    """Means of 2x2. As in libjpeg, the right border goes on before (whole blocks), the lower one after (in `_plane`)."""
     h, w = chroma.shape[2:]
     padded = F.pad(chroma, (0, -w % 16, 0, h % 2), mode='replicate')
     total = padded.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).sum((3, 5))

@@ -1,6 +1,7 @@
 """Errors on corrupted images: the published CIFAR-10-C and CIFAR-100-C, or corruptions of our own made on the fly."""
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from ..data.images import ArrayImages
 from ..data.seeds import derived
 from ..data.splits import Split
 from ..errors import ZooError
+from ..training.checkpoint import write_whole
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt
 
 OURS = "corruptions of this package's own, not the official set"
+_EXTRA = 'extra'        # what the official sets have beyond the fifteen
 _BATCHES = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -45,8 +48,8 @@ class Published:
 def open_published(folder: Path, num_classes: int) -> Published:
     """The fifteen corruptions and whatever others lie there, checked; pixels are read when they are needed."""
     if not (folder / 'labels.npy').is_file():
-        raise ZooError(f'There is no {folder / "labels.npy"}: give the folder of CIFAR-10-C or CIFAR-100-C, unpacked, or '
-                       f'--corruptions alone for {OURS}.')
+        raise ZooError(f'There is no {folder / "labels.npy"}: give the folder of CIFAR-10-C or CIFAR-100-C, unpacked, '
+                       f'or --corruptions alone for {OURS}.')
     found = sorted(path.stem for path in folder.glob('*.npy') if path.stem != 'labels')
     missing = [name for name in CORRUPTIONS if name not in found]
     if missing:
@@ -54,8 +57,8 @@ def open_published(folder: Path, num_classes: int) -> Published:
                        f'unpack the whole set.')
     labels = np.asarray(_array(folder / 'labels.npy'))
     if labels.ndim != 1 or labels.dtype.kind not in 'iu' or not len(labels) or len(labels) % SEVERITIES:
-        raise ZooError(f'{folder / "labels.npy"} is {labels.dtype} {list(labels.shape)}: expected a whole number for each '
-                       f'image, five severities of as many.')
+        raise ZooError(f'{folder / "labels.npy"} is {labels.dtype} {list(labels.shape)}: expected a whole number for '
+                       f'each image, five severities of as many.')
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ZooError(f'{folder / "labels.npy"} has classes {labels.min()} to {labels.max()}, the model has '
                        f'{num_classes}: give the set of its classes.')
@@ -98,68 +101,53 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
 
 def errors_table(errors: Mapping[str, Sequence[float]], clean: float, source: str) -> str:
     """A line a corruption; the means at the end."""
-    lines = [f'Error in % ({source})', f'{"":20}{"":9}' + ''.join(f'{s:>7}' for s in range(1, SEVERITIES + 1)) + '   mean']
+    head = ''.join(f'{severity:>7}' for severity in range(1, SEVERITIES + 1))
+    lines = [f'Error in % by severity ({source})', f'{"":29}{head}   mean']
     for name, row in errors.items():
-        lines.append(f'{name:20}{FAMILY.get(name, "extra"):9}' + _cells([*row, sum(row) / len(row)]))
+        lines.append(f'{name:20}{FAMILY.get(name, _EXTRA):9}' + _cells([*row, sum(row) / len(row)]))
     means = [sum(errors[name][s] for name in CORRUPTIONS) / len(CORRUPTIONS) for s in range(SEVERITIES)]
     lines.append(f'{"mean of the fifteen":29}' + _cells([*means, mean_corruption_error(errors)]))
-    return '\n'.join([*lines, f'{"not corrupted":29}{"":35}{clean:7.2f}'])
+    return '\n'.join([*lines, f'{"images as they are":64}{clean:7.2f}'])
 
 
 def _cells(values: Iterable[float]) -> str:
     return ''.join(f'{value:7.2f}' for value in values)
 
 
-def plot_errors(errors: Mapping[str, Sequence[float]], clean: float, title: str, path: Path) -> None:
-    """A panel a family: error over severity, 0 being the images as they are."""
-    plt = _pyplot()
-    families = list(dict.fromkeys(FAMILY.get(name, 'extra') for name in errors))
-    figure, axes = plt.subplots(
-        1, len(families), figsize=(3.6 * len(families), 4.2), sharey=True, layout='constrained', squeeze=False)
-    for panel, family in zip(axes[0], families, strict=True):
-        for name in (n for n in errors if FAMILY.get(n, 'extra') == family):
-            panel.plot(range(SEVERITIES + 1), [clean, *errors[name]], marker='.', label=name.replace('_', ' '))
-        panel.axhline(clean, color='grey', linewidth=0.8, linestyle=':')
-        panel.set(title=family, xlabel='severity', xticks=range(SEVERITIES + 1), ylim=(0, 100))
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8, loc='upper left')
-    axes[0, 0].set_ylabel('error, %')
-    figure.suptitle(title, fontsize=11)
-    _save(figure, path)
-
-
-def attack_table(name: str, steps: int, radii: Sequence[float], accuracies: Sequence[float]) -> str:
-    told = f'PGD, {steps} steps' if name == 'pgd' else 'FGSM'
-    rows = [f'{radius:>13g}  {accuracy:6.2f}' for radius, accuracy in zip(radii, accuracies, strict=True)]
-    return '\n'.join([f'Top-1 in % under attack ({told}, maximum norm)', 'radius, 1/255   top-1', *rows])
-
-
-def plot_attack(radii: Sequence[float], accuracies: Sequence[float], title: str, path: Path) -> None:
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(5, 3.6), layout='constrained')
-    axes.plot(radii, accuracies, marker='o')
-    axes.set(xlabel='radius, 1/255', ylabel='top-1 under attack, %', ylim=(0, 100), title=title)
-    axes.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise ZooError("The picture needs matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-    matplotlib.use('agg')
+def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
+    """Error over severity, a panel a family, and over the radius of the attack: whichever was measured."""
     from matplotlib import pyplot
 
-    return pyplot
+    errors, attack = record.get('corruptions'), record.get('attack')
+    families = list(dict.fromkeys(FAMILY.get(name, _EXTRA) for name in errors['errors'])) if errors else []
+    count = len(families) + bool(attack)
+    figure, axes = pyplot.subplots(
+        1, count, figsize=(3.4 * count + 0.6, 4.4), sharey=True, layout='constrained', squeeze=False)
+    for panel, family in zip(axes[0], families, strict=False):
+        for name, row in errors['errors'].items():
+            if FAMILY.get(name, _EXTRA) == family:
+                panel.plot(range(SEVERITIES + 1), [errors['clean'], *row], marker='.', label=name.replace('_', ' '))
+        panel.set(title=family, xlabel='severity', xticks=range(SEVERITIES + 1))
+        panel.legend(fontsize=8, loc='upper left')
+    if attack:
+        panel = axes[0, -1]
+        panel.plot(attack['radii'], [100 - top1 for top1 in attack['top1s']], marker='o', color='black')
+        panel.set(title=attack_name(attack), xlabel='radius, 1/255')
+    for panel in axes[0]:
+        panel.set_ylim(0, 102)
+        panel.grid(alpha=0.3)
+    axes[0, 0].set_ylabel('error, %')
+    figure.suptitle(title, fontsize=11)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=110)
+    pyplot.close(figure)
+    write_whole(path, content.getvalue())
 
 
-def _save(figure: Any, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f'.{path.stem}.partial{path.suffix or ".png"}')
-    try:
-        figure.savefig(partial, dpi=110)
-        partial.replace(path)
-    finally:
-        _pyplot().close(figure)
-        partial.unlink(missing_ok=True)
+def attack_name(attack: Mapping[str, Any]) -> str:
+    return f'PGD, {attack["steps"]} steps' if attack['name'] == 'pgd' else 'FGSM'
+
+
+def attack_table(attack: Mapping[str, Any]) -> str:
+    rows = [f'{radius:13g}{top1:8.2f}' for radius, top1 in zip(attack['radii'], attack['top1s'], strict=True)]
+    return '\n'.join([f'Top-1 in % under attack ({attack_name(attack)}, maximum norm)', 'radius, 1/255   top-1', *rows])
