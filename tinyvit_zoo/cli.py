@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_eval, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_eval, _add_export, _add_autoload):
         add(commands)
     return parser
 
@@ -151,6 +151,16 @@ def _add_eval(commands: Any) -> None:
         'examples:\n  tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png\n'
         '  tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe\n'
         '  tinyvit-zoo eval --all --data c10=npz:FILE --data digits'))
+
+
+def _add_export(commands: Any) -> None:
+    from .export_command import add_export, run_export
+
+    add_export(_command(
+        commands, 'export', run_export, 'a model as ONNX or as a program of torch.export, checked',
+        'examples:\n  tinyvit-zoo export cct_7_3x1 cct.onnx\n'
+        '  tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE\n'
+        "  tinyvit-zoo export --all 'cct*'"))
 
 
 def _add_autoload(commands: Any) -> None:

@@ -47,8 +47,8 @@ def _percent(figure: Mapping[str, Any]) -> str:
 MEASURES = {
     'knn': Measure('k-NN', _knn, _percent),
     'probe': Measure('probe', _probe, _percent),
-    'corruptions': Measure('mCE', robustness.corruption_figures, lambda figure: f'{figure["mce"]:.2f}', robustness.corruption_text),
-    'attack': Measure('attacked', robustness.attack_figures, lambda figure: f'{figure["top1s"][-1]:.2f}', robustness.attack_text),
+    'corruptions': Measure('mCE', robustness.corruption_figures, robustness.mce_cell, robustness.corruption_text),
+    'attack': Measure('attacked', robustness.attack_figures, robustness.attack_cell, robustness.attack_text),
 }
 
 

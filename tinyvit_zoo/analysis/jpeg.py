@@ -81,7 +81,7 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
 
 
 def _halve(chroma: Tensor) -> Tensor:
-    """Means of 2x2. As in libjpeg, the right border goes on before (whole blocks), the lower one after (in `_plane`)."""
+    """Means of 2x2. As in libjpeg, the right border goes on before (in whole blocks), the lower one after."""
     h, w = chroma.shape[2:]
     padded = F.pad(chroma, (0, -w % 16, 0, h % 2), mode='replicate')
     total = padded.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).sum((3, 5))

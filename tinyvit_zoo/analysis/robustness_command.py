@@ -144,6 +144,15 @@ class _Shown:
         self.progress.clear()
 
 
+def mce_cell(figure: Mapping[str, Any]) -> str:
+    return f'{figure["mce"]:.2f}'
+
+
+def attack_cell(figure: Mapping[str, Any]) -> str:
+    """At the largest radius."""
+    return f'{max(zip(figure["radii"], figure["top1s"], strict=True))[1]:.2f}'
+
+
 def corruption_text(figure: Mapping[str, Any]) -> str:
     from .robustness import errors_table
 
