@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_eval, _add_export, _add_autoload):
+    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_fractions, _add_eval, _add_export,
+                _add_autoload):
         add(commands)
     return parser
 
@@ -141,6 +142,14 @@ def _add_train(commands: Any) -> None:
         '  tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume\n'
         '  tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --val-fraction 0.1')
     add_train(parser)
+
+
+def _add_fractions(commands: Any) -> None:
+    from .training.fractions import add_fractions, run_fractions
+
+    add_fractions(_command(
+        commands, 'plot-fractions', run_fractions, 'accuracy over the share of the training images, from runs',
+        'example:\n  tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'))
 
 
 def _add_eval(commands: Any) -> None:

@@ -3,9 +3,9 @@
 The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261): noise, blur, weather, digital. Operations and
 strengths are ours, so figures are not comparable with the official sets: `robustness.open_published` reads those.
 
-Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side, so that a corruption hides
-the same share of a picture at every size. What is random is drawn for each image; with the same generator state the
-severities of a corruption draw the same, so that they differ in strength alone.
+Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side from there on, so that a
+corruption hides the same share of a picture at every size. What is random is drawn for each image; with the same
+generator state the severities of a corruption draw the same, so that they differ in strength alone.
 """
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator
 
 
 def _unit(x: Tensor) -> float:
-    """Pixels of this image that are one pixel of a 32-pixel image."""
-    return min(x.shape[2:]) / 32
+    """Pixels of this image that are one pixel of a 32-pixel image; a smaller image would lose nothing to less."""
+    return max(1., min(x.shape[2:]) / 32)
 
 
 def _uniform(x: Tensor, generator: torch.Generator, *size: int) -> Tensor:
