@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip('sklearn')
     folder = tmp_path_factory.mktemp('trained')
     assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--epochs', '3', '--img-size', '16', '--lr', '2e-3',
-                 '--warmup-epochs', '0.5', '--device', 'cpu', '--precision', 'fp32', '--output', str(folder / 'run')]) == 0
+                 '--warmup-epochs', '.5', '--device', 'cpu', '--precision', 'fp32', '--output', str(folder / 'run')]) == 0
     return folder / 'run'
 
 

@@ -97,14 +97,22 @@ def _write_onnx(program: Any, path: Path) -> None:
 
 
 def _quantize(path: Path) -> None:
-    """Weights of linear layers to 8 bits, a scale a channel; activations are quantised as they come. Convolutions and
-    the products of attention stay in float32, where 8 bits cost accuracy and save little.
+    """Weights of linear layers to 8 bits, a scale a channel; activations are quantised as they come.
+
+    Convolutions and the products of attention stay in float32.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
-        quantize_dynamic(path, path, op_types_to_quantize=['Gemm', 'MatMul'], per_channel=True,
-                         weight_type=QuantType.QInt8, extra_options={'MatMulConstBOnly': True})
+    graph = onnx.load(path)
+    del graph.graph.value_info[:]   # shapes that torch noted before it transposed weights; the quantiser trips over them
+    try:
+        with _quiet():
+            quantize_dynamic(graph, path, op_types_to_quantize=['Gemm', 'MatMul'], per_channel=True,
+                             weight_type=QuantType.QInt8, extra_options={'MatMulConstBOnly': True})
+        load_exported(path)
+    except Exception as e:  # ONNX and its runtime have many of their own
+        raise ZooError(f'The model cannot be brought to 8 bits ({_short(e)}): leave --int8 out.') from e
 
 
 @contextmanager
