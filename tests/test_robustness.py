@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip('sklearn')
     folder = tmp_path_factory.mktemp('trained')
     assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--epochs', '3', '--img-size', '16', '--lr', '2e-3',
-                 '--warmup-epochs', '.5', '--device', 'cpu', '--precision', 'fp32', '--output', str(folder / 'run')]) == 0
+                 '--warmup-epochs', '1', '--device', 'cpu', '--precision', 'fp32', '--output', f'{folder}/run']) == 0
     return folder / 'run'
 
 
@@ -139,6 +139,7 @@ def test_the_mean_is_over_the_fifteen() -> None:
     assert mean_corruption_error({**errors, 'spatter': [1e9] * 5}) == pytest.approx(7.)
 
 
+@pytest.mark.slow
 def test_our_corruptions_table_and_picture(
         trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('matplotlib')

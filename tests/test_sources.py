@@ -411,14 +411,14 @@ def test_fractions_are_balanced_nested_and_leave_validation_alone() -> None:
 
 
 def test_every_share_of_uneven_classes_is_part_of_the_larger_ones() -> None:
-    """In proportion to within one image a class, with one of each, whatever the rounding."""
+    """With one of each class, and in proportion, to three images of 100 where the small classes have theirs first."""
     labels = torch.cat([torch.full((n,), i) for i, n in enumerate((100, 47, 10, 3, 1))])[torch.randperm(161)]
     masks = [nested(labels, count, 0) for count in range(162)]
     for count, (smaller, larger) in enumerate(itertools.pairwise(masks)):
         assert smaller.sum() == count and not (smaller & ~larger).any()
     for count, mask in enumerate(masks[5:], 5):
         taken = labels[mask].bincount(minlength=5)
-        assert taken.min() >= 1 and ((taken - labels.bincount() * count / 161).abs() < 2).all()
+        assert taken.min() >= 1 and ((taken - labels.bincount() * count / 161).abs() < 3).all()
 
 
 @pytest.mark.parametrize('count', [0, 1, 7, 50, 110, 111, 500])

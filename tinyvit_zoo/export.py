@@ -105,7 +105,7 @@ def _quantize(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(path)
-    del graph.graph.value_info[:]   # shapes that torch noted before it transposed weights; the quantiser trips over them
+    del graph.graph.value_info[:]   # torch noted them before it transposed weights; the quantiser trips
     try:
         with _quiet():
             quantize_dynamic(graph, path, op_types_to_quantize=['Gemm', 'MatMul'], per_channel=True,

@@ -93,12 +93,14 @@ def attack_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """'name', 'steps', 'radii' (1/255), and 'top1s' for each."""
     import torch
 
+    from ..data.augment import normalize
     from .attacks import count_robust
 
     _check_classes(bench)
-    attacks, batches = _attacks(args), bytes_of(bench)
+    attacks, batches, cfg = _attacks(args), bytes_of(bench), bench.loaded.cfg
     show = _Shown(bench, len(attacks) * len(batches), lambda done: args.attack, every=max(1, len(batches) // 4))
-    counts = count_robust(bench.loaded.model, batches, bench.prepare, attacks, show=show)
+    prepare = partial(normalize, mean=cfg['mean'], std=cfg['std'])     # the bench takes floats to be normalised already
+    counts = count_robust(bench.loaded.model, batches, prepare, attacks, show=show)
     show.clear()
     *right, count = bench.world.sum(torch.tensor(counts, device=bench.world.device)).tolist()
     return {'name': args.attack, 'steps': attacks[0].steps if args.attack == 'pgd' else 1,
