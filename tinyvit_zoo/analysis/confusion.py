@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture, readable from 2 classes to 200."""
+"""The confusion matrix as a picture, readable from 2 classes to 200; beyond, it is one of colours alone."""
 from __future__ import annotations
 
 import io
@@ -12,6 +12,7 @@ from ..errors import ZooError
 from ..training.checkpoint import write_whole
 
 _NUMBERS = 20       # classes up to which every cell has its number
+_SMALLEST = 3.      # points, of a name that can be read
 
 
 def require_matplotlib() -> None:
@@ -33,16 +34,17 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
 
     counts = np.array(confusion, dtype=float)
     shares = 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
-    size = min(max(4.5, 0.62 * len(names)), 16)
+    size = min(max(4.5, 0.62 * len(names)), max(16, 0.12 * len(names)), 24)     # inches
     font = min(10., 60 * size / len(names) * 0.75)      # points, so that the lines of names do not touch
+    shown = range(len(names)) if font >= _SMALLEST else ()
     figure, axes = pyplot.subplots(figsize=(size + 2.2, size + 1.2), layout='constrained')
     image = axes.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
-    axes.set_yticks(range(len(names)), names, fontsize=font)
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=font)
+    axes.set_yticks(shown, [names[i] for i in shown], fontsize=font)
     axes.tick_params(length=0)
-    axes.set(xlabel='taken for', ylabel='is', title=title)
-    axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    axes.set(xlabel='predicted class', ylabel='true class', title=title)
+    axes.set_xticks([i + 0.5 for i in shown[:-1]], minor=True)
+    axes.set_yticks([i + 0.5 for i in shown[:-1]], minor=True)
     axes.grid(which='minor', color='0.88', linewidth=0.4)
     axes.tick_params(which='minor', length=0)
     if len(names) <= _NUMBERS:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -113,10 +113,18 @@ def accuracy(bench: Bench) -> dict[str, Any]:
             'classes': by_class(confusion, class_names(bench)), 'confusion': confusion.tolist()}
 
 
+def accuracy_if_any(bench: Bench, required: bool) -> dict[str, Any]:
+    """`accuracy`, or nothing where the model is no classifier of these classes, unless it is required."""
+    reason = why_no_accuracy(bench)
+    if reason and required:
+        raise ZooError(f'{reason}: give --knn or --probe to judge its features, or the data it was trained on.')
+    return {} if reason else accuracy(bench)
+
+
 def class_names(bench: Bench) -> Sequence[str]:
-    """The data set's; those of the weights where it has numbers only."""
+    """The data set's; those of the weights where it has none but numbers."""
     names, own = bench.source.class_names, (bench.loaded.model.pretrained_cfg or {}).get('label_names') or ()
-    numbered = list(names) == [str(i) for i in range(len(names))]
+    numbered = bench.source.info is None and list(names) == [str(i) for i in range(len(names))]
     return own if numbered and len(own) == len(names) else names
 
 
@@ -150,11 +158,3 @@ def knn_figures(bench: Bench) -> dict[str, float]:
 
 def probe_figures(bench: Bench) -> dict[str, float]:
     return probe(*bench.features, num_classes=bench.classes)
-
-
-def figures(bench: Bench, measures: Mapping[str, Any]) -> dict[str, Any]:
-    """The accuracy where the model has the classes for it, and every measure asked for under its name."""
-    reason = why_no_accuracy(bench)
-    if reason and not measures:
-        raise ZooError(f'{reason}: give --knn or --probe to judge its features, or the data it was trained on.')
-    return {**({} if reason else accuracy(bench)), **{name: measure(bench) for name, measure in measures.items()}}
