@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare,
-                _add_eval, _add_publish, _add_pretrain, _add_autoload):
+            _add_eval, _add_publish, _add_pretrain, _add_fractions, _add_export, _add_autoload):
         add(commands)
     return parser
 
@@ -159,6 +159,14 @@ def _add_compare(commands: Any) -> None:
         '  tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda'))
 
 
+def _add_fractions(commands: Any) -> None:
+    from .training.fractions import add_fractions, run_fractions
+
+    add_fractions(_command(
+        commands, 'plot-fractions', run_fractions, 'accuracy over the share of the training images, from runs',
+        'example:\n  tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'))
+
+
 def _add_eval(commands: Any) -> None:
     from .analysis.evaluate_command import add_eval, run_eval
 
@@ -188,6 +196,16 @@ def _add_pretrain(commands: Any) -> None:
         '  tinyvit-zoo train --from runs/a --data folder:photos --output runs/b\n'
         '  tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH')
     add_pretrain(parser)
+
+
+def _add_export(commands: Any) -> None:
+    from .export_command import add_export, run_export
+
+    add_export(_command(
+        commands, 'export', run_export, 'a model as ONNX or as a program of torch.export, checked',
+        'examples:\n  tinyvit-zoo export cct_7_3x1 cct.onnx\n'
+        '  tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE\n'
+        "  tinyvit-zoo export --all 'cct*'"))
 
 
 def _add_autoload(commands: Any) -> None:
