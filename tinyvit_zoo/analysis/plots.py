@@ -110,8 +110,8 @@ def plot_maps(images: Tensor, maps: Maps, title: str) -> Figure:
 def show_image(axes: Axes, image: Tensor) -> None:
     """An image [H, W, channels] in 0..1, its pixels as squares."""
     height, width, channels = image.shape
-    axes.imshow((image[..., 0] if channels == 1 else image).numpy(), cmap='gray', vmin=0, vmax=1, interpolation='nearest',
-                extent=(0, width, height, 0))
+    pixels = (image[..., 0] if channels == 1 else image).numpy()
+    axes.imshow(pixels, cmap='gray', vmin=0, vmax=1, interpolation='nearest', extent=(0, width, height, 0))
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -180,7 +180,8 @@ def plot_positions(similarity: Tensor, title: str) -> Figure:
     for row in range(rows):
         for col in range(cols):
             top, left = row * height, col * width
-            tiles[top:top + height - 1, left:left + width - 1] = np.kron(similarity[row, col].numpy(), np.ones((zoom, zoom)))
+            tiles[top:top + height - 1, left:left + width - 1] = np.kron(
+                similarity[row, col].numpy(), np.ones((zoom, zoom)))
     side = min(9., max(4.5, 0.55 * max(rows, cols)))
     figure, axes = new_figure(1, 1, (side * min(1., cols / rows) + 1.2, side * min(1., rows / cols) + 0.7))
     axis = axes[0, 0]
