@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
+from tinyvit_zoo.analysis.analyze_command import reasons
 from tinyvit_zoo.analysis.attention import (
     attention_maps,
     distances,
@@ -22,7 +23,6 @@ from tinyvit_zoo.analysis.attention import (
     roll_out,
     uniform_attention,
 )
-from tinyvit_zoo.analysis.command import reasons
 from tinyvit_zoo.analysis.layers import attention_layers, feature_names, layer_logits, see_features, watch_attention
 from tinyvit_zoo.analysis.plots import plot_reach
 from tinyvit_zoo.analysis.similarity import gram, ratio, similarity, unbiased_hsic
@@ -434,7 +434,7 @@ def test_maps_of_files_and_temperatures(weights: str, tmp_path: Path, capsys: py
     found, = analyze(tmp_path, 'maps', weights, '--files', str(tmp_path), '--layer', '0', '--query', '3,1').values()
     assert found['heads'].shape == (2, 2, 4, 4) and found['rollout'].shape == (2, 4, 4)
     assert {Path(name).name for name in found['names']} == {'0.png', '1.png'}
-    heated = analyze(tmp_path / 'b', 'temperatures', 'sl_pit', '--untrained')
+    heated = analyze(tmp_path / 'b', 'temperatures', 'sl_pit.untrained')
     values = next(iter(heated.values()))['temperature']
     assert values.shape == (12, 8) and np.nanmax(abs(values - 1)) < 1e-6 and np.isnan(values[0, 2:]).all()
     assert main(['analyze', 'support', 'sl_pit', 'resnet18']) == 0
@@ -442,22 +442,22 @@ def test_maps_of_files_and_temperatures(weights: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize('args, words', [
-    (['temperatures', 'cct_2_3x2', '--untrained'], 'has no temperatures: it has no locality attention'),
-    (['pooling', 'sl_vit', '--untrained', '--data', 'digits'], "has no pooling weights: it is read out by 'token'"),
-    (['positions', 'ssl_swin', '--untrained'], 'has no table of positions'),
-    (['attention', 'resnet18', '--untrained', '--data', 'digits'], 'its blocks are not known'),
-    (['attention', 'cct_2_3x2', '--untrained'], 'Give --data SOURCE'),
+    (['temperatures', 'cct_2_3x2.untrained'], 'has no temperatures: it has no locality attention'),
+    (['pooling', 'sl_vit.untrained', '--data', 'digits'], "has no pooling weights: it is read out by 'token'"),
+    (['positions', 'ssl_swin.untrained'], 'has no table of positions'),
+    (['attention', 'resnet18.untrained', '--data', 'digits'], 'its blocks are not known'),
+    (['attention', 'cct_2_3x2.untrained'], 'Give --data SOURCE'),
     (['attention', 'cct_2_3y2', '--data', 'digits'], 'Did you mean'),
-    (['attention', 'sl_vit', '--data', 'digits'], 'There are no weights for sl_vit yet: give sl_vit=FILE'),
+    (['attention', 'sl_vit', '--data', 'digits'], 'There are no weights of sl_vit: give sl_vit=FILE, or sl_vit.un'),
     (['attention', 'sl_vit=none.pth', '--data', 'digits'], 'There is no weights file none.pth'),
     (['attention', 'sl_vit', 'sl_vit', '--data', 'digits'], 'given twice'),
-    (['maps', 'sl_vit', '--untrained', '--data', 'digits', '--query', '3'], 'expected ROW,COL'),
-    (['maps', 'sl_vit', '--untrained', '--data', 'digits', '--images', '0'], '--images is 0'),
-    (['maps', 'sl_vit', '--untrained', '--files', 'nowhere.png'], 'There is no image or folder'),
+    (['maps', 'sl_vit.untrained', '--data', 'digits', '--query', '3'], 'expected ROW,COL'),
+    (['maps', 'sl_vit.untrained', '--data', 'digits', '--images', '0'], '--images is 0'),
+    (['maps', 'sl_vit.untrained', '--files', 'nowhere.png'], 'There is no image or folder'),
     (['similarity', 'sl_vit', 'sl_pit', 'sl_t2t', '--data', 'digits'], 'expected one or two'),
-    (['similarity', 'sl_vit', '--untrained', '--data', 'digits', '--images', '3'], 'expected 4 or more'),
-    (['similarity', 'sl_vit', '--untrained', '--data', 'digits', '--split', 'val'], 'has no val images'),
-    (['temperatures', 'sl_vit', '--untrained', '--device', 'cuda:77'], "Device 'cuda:77' cannot be used"),
+    (['similarity', 'sl_vit.untrained', '--data', 'digits', '--images', '3'], 'expected 4 or more'),
+    (['similarity', 'sl_vit.untrained', '--data', 'digits', '--split', 'val'], 'has no val images'),
+    (['temperatures', 'sl_vit.untrained', '--device', 'cuda:77'], "Device 'cuda:77' cannot be used"),
 ])
 def test_what_cannot_be_done_is_one_line(
         args: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -469,7 +469,7 @@ def test_what_cannot_be_done_is_one_line(
 def test_a_missing_matplotlib_is_said_before_anything(
         monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
-    assert main(['analyze', 'positions', 'cct_2_3x2', '--untrained', '--output', str(tmp_path / 'out')]) == 2
+    assert main(['analyze', 'positions', 'cct_2_3x2.untrained', '--output', str(tmp_path / 'out')]) == 2
     assert "pip install 'tinyvit-zoo[analysis]'" in capsys.readouterr().err and not (tmp_path / 'out').exists()
 
 

@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_analyze, _add_autoload):
+    for add in (
+            _add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_eval, _add_analyze, _add_autoload):
         add(commands)
     return parser
 
@@ -143,14 +144,23 @@ def _add_train(commands: Any) -> None:
     add_train(parser)
 
 
-def _add_analyze(commands: Any) -> None:
-    from .analysis.command import add_analyze
+def _add_eval(commands: Any) -> None:
+    from .analysis.evaluate_command import add_eval, run_eval
 
-    parser = _command(
-        commands, 'analyze', _analyze, 'attention, similarity of layers, maps over images: pictures and numbers',
-        'examples:\n  tinyvit-zoo analyze attention mae_vit_c10=a.safetensors --data cifar10:PATH\n'
-        '  tinyvit-zoo analyze maps cct_7_3x1 --files photos/\n  tinyvit-zoo analyze support sl_')
-    add_analyze(parser)
+    add_eval(_command(
+        commands, 'eval', run_eval, 'the accuracy of weights on images, and what their features are worth',
+        'examples:\n  tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png\n'
+        '  tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe\n'
+        '  tinyvit-zoo eval --all --data c10=npz:FILE --data digits'))
+
+
+def _add_analyze(commands: Any) -> None:
+    from .analysis.analyze_command import add_analyze, run_analyze
+
+    add_analyze(_command(
+        commands, 'analyze', run_analyze, 'attention, similarity of layers, maps over images: pictures and numbers',
+        'examples:\n  tinyvit-zoo analyze attention runs/a mae_vit_c10=b.safetensors --data cifar10:PATH\n'
+        '  tinyvit-zoo analyze maps cct_7_3x1 --files photos/\n  tinyvit-zoo analyze support sl_'))
 
 
 def _add_autoload(commands: Any) -> None:
@@ -172,12 +182,6 @@ def _train(args: argparse.Namespace) -> str:
     from .training.command import run_train
 
     return run_train(args, args.unknown)
-
-
-def _analyze(args: argparse.Namespace) -> str:
-    from .analysis.command import run_analyze
-
-    return run_analyze(args)
 
 
 def _positive(text: str) -> int:

@@ -53,12 +53,6 @@ class Layer:
         return isinstance(self.attention, _MIXED)
 
 
-def image_size(model: Any) -> tuple[int, int]:
-    """Height and width in pixels of what a model takes."""
-    size = getattr(model, 'img_size', None) or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
-    return to_2tuple(size) if size else tuple(model.pretrained_cfg['input_size'][1:])
-
-
 def block_layers(model: Any) -> list[Layer]:
     """The blocks from the image on; empty for a model whose blocks are not known."""
     if isinstance(model, TokenTransformer):

@@ -57,13 +57,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_cfg(path: str | Path) -> dict[str, Any]:
     """The preprocessing and classes (timm's cfg fields) that our training wrote into a safetensors file, else {}."""
+    try:
+        return json.loads(read_metadata(path).get(_CFG, '{}'))
+    except ValueError:
+        return {}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors; {} where it is none or says nothing."""
     path = Path(path)
     if path.suffix != '.safetensors' or not path.is_file():
         return {}
     try:
         with safetensors.safe_open(path, framework='pt') as file:
-            return json.loads((file.metadata() or {}).get(_CFG, '{}'))
-    except (safetensors.SafetensorError, ValueError):  # `read_weights` says what is wrong with it
+            return file.metadata() or {}
+    except safetensors.SafetensorError:  # `read_weights` says what is wrong with it
         return {}
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.splits import Split
-    from .subjects import Subject
+    from .loading import Loaded
 
 _SHOWN = 6              # images in the picture of pooling weights
 
@@ -27,11 +27,10 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
     for name, (_, summary, models, images) in _KINDS.items():
         kind = kinds.add_parser(name, help=summary, description=f'{summary[0].upper()}{summary[1:]}.')
         kind.add_argument('models', metavar='MODEL', nargs=models, help=(
-            "NAME[.TAG] of the zoo or timm's, NAME=FILE, or the directory of a training run"
+            "NAME[.TAG] of the zoo or timm's, NAME.untrained, NAME=FILE, or the directory of a training run"
             if name != 'support' else 'beginning of a name, or with wildcards (default: all of the zoo)'))
         if name == 'support':
             continue
-        kind.add_argument('--untrained', action='store_true', help='random weights')
         kind.add_argument('--output', type=Path, default=Path('analysis'), metavar='DIR', help='default: analysis')
         kind.add_argument('--format', default='png', choices=['png', 'pdf', 'svg'], help='of the picture')
         kind.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
@@ -61,10 +60,10 @@ def run_analyze(args: argparse.Namespace) -> str:
     require_matplotlib()  # before anything is computed
     _check(args)
     from ..training.distributed import join_world
-    from .subjects import load_subject
+    from .loading import load
 
     with join_world(args.device) as world:
-        subjects = [load_subject(spec, args.untrained, world.device) for spec in args.models]
+        subjects = [load(spec, world.device) for spec in args.models]
         return _KINDS[args.kind][0](args, subjects, world.device)
 
 
@@ -79,7 +78,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 # -- one function a kind -----------------------------------------------------------------------------------------------
-def _attention(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> str:
+def _attention(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
     from .attention import reach
     from .layers import attention_layers
     from .plots import plot_reach
@@ -95,7 +94,7 @@ def _attention(args: argparse.Namespace, subjects: Sequence[Subject], device: to
     return '\n\n'.join([*texts, _write_picture(args, list(found), plot_reach(found))])
 
 
-def _similarity(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> str:
+def _similarity(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
     from .layers import feature_names
     from .plots import plot_similarity
     from .similarity import LEAST, similarity
@@ -120,12 +119,13 @@ def _similarity(args: argparse.Namespace, subjects: Sequence[Subject], device: t
     return '\n'.join([*lines, _write_picture(args, titles, plot_similarity(found, titles))])
 
 
-def _maps(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> str:
+def _maps(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
     import torch
 
     from .attention import attention_maps, no_rollout
     from .layers import attention_layers
     from .plots import plot_maps
+    from .images import displayed
 
     patch, reasons = _query(args.query), [no_rollout(subject.model) for subject in subjects]
     split, lines = _images(args), []
@@ -139,16 +139,17 @@ def _maps(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.d
         lines.append(f'{subject.title}: {maps.layer.name} of {count} layers, attention from {maps.query}')
         if reason:
             lines.append(f'{subject.title} has no rollout: {reason}.')
-        figure = plot_maps(subject.displayed(images), maps, subject.title)
+        figure = plot_maps(displayed(subject, images), maps, subject.title)
         lines.append(_write_picture(args, [subject.title], figure))
     return '\n'.join(lines)
 
 
-def _pooling(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> str:
+def _pooling(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
     import torch
 
     from .attention import Pooling, no_pooling, pooling_weights
     from .plots import plot_pooling
+    from .images import displayed
 
     _refuse(subjects, 'pooling weights', no_pooling)
     split, lines = _images(args), []
@@ -157,7 +158,7 @@ def _pooling(args: argparse.Namespace, subjects: Sequence[Subject], device: torc
         shown: list[Tensor] = []
         for images in _shown(subject, split, 64, device):
             parts.append(pooling_weights(subject.model, images))
-            shown += list(subject.displayed(images[:max(0, _SHOWN - len(shown))]))
+            shown += list(displayed(subject, images[:max(0, _SHOWN - len(shown))]))
         pooling = Pooling(torch.cat([p.maps for p in parts]), torch.cat([p.prefix for p in parts]), parts[0].stride)
         _write(args, [subject.title], {'maps': pooling.maps.numpy(), 'prefix': pooling.prefix.numpy(),
                                        'names': [split.name(i) for i in range(len(split))]})
@@ -170,7 +171,7 @@ def _pooling(args: argparse.Namespace, subjects: Sequence[Subject], device: torc
     return '\n'.join(lines)
 
 
-def _temperatures(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> str:
+def _temperatures(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
     from .plots import plot_temperatures
     from .tables import no_temperatures, temperatures
     from .tabular import ragged
@@ -184,7 +185,7 @@ def _temperatures(args: argparse.Namespace, subjects: Sequence[Subject], device:
     return '\n'.join([*lines, _write_picture(args, list(found), plot_temperatures(found))])
 
 
-def _positions(args: argparse.Namespace, subjects: Sequence[Subject], device: torch.device) -> str:
+def _positions(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
     from .plots import plot_positions
     from .tables import no_positions, position_similarity
 
@@ -204,7 +205,7 @@ def _positions(args: argparse.Namespace, subjects: Sequence[Subject], device: to
 
 
 # -- what is defined for which model -----------------------------------------------------------------------------------
-def _refuse(subjects: Sequence[Subject], what: str, why_not: Callable[[Any], str]) -> None:
+def _refuse(subjects: Sequence[Loaded], what: str, why_not: Callable[[Any], str]) -> None:
     for subject in subjects:
         if why_not(subject.model):
             raise ZooError(f'{subject.title} has no {what}: {why_not(subject.model)}.')
@@ -250,15 +251,15 @@ def _support(patterns: Sequence[str]) -> str:
 
 # -- images in, files out ----------------------------------------------------------------------------------------------
 def _images(args: argparse.Namespace) -> Split:
-    from .subjects import draw_images, open_images
+    from .images import draw_images, open_images
 
     return draw_images(open_images(args.data, args.split, args.files), args.images, args.seed)
 
 
-def _shown(subject: Subject, split: Split, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+def _shown(subject: Loaded, split: Split, batch_size: int, device: torch.device) -> Iterator[Tensor]:
     """The batches, with a line of progress on a terminal."""
     from ..training.run import Progress
-    from .subjects import batches
+    from .images import batches
 
     progress = Progress(quiet=False)
     progress.start(0, len(split))
