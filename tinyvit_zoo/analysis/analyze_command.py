@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.splits import Split
+    from .attention import Maps
     from .loading import Loaded
 
 _SHOWN = 6              # images in the picture of pooling weights
@@ -79,17 +80,16 @@ def _check(args: argparse.Namespace) -> None:
 
 # -- one function a kind -----------------------------------------------------------------------------------------------
 def _attention(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
-    from .attention import reach
-    from .layers import attention_layers
+    from .attention import images_at_once, reach
     from .plots import plot_reach
     from .tabular import reach_arrays, reach_text
 
-    for subject in subjects:
-        attention_layers(subject.model)  # what cannot be read is said before images are
-    split, found = _images(args), {}
-    for subject in subjects:
-        found[subject.title] = reach(subject.model, _shown(subject, split, 32, device))
-        _write(args, [subject.title], {**reach_arrays(found[subject.title]), 'images': len(split)})
+    sizes = [images_at_once(subject.model) for subject in subjects]  # refuses before images are read
+    split = _images(args)
+    found = {subject.title: reach(subject.model, _shown(subject, split, size, device))
+             for subject, size in zip(subjects, sizes, strict=True)}
+    for title, each in found.items():
+        _write(args, [title], {**reach_arrays(each), 'images': len(split)})
     texts = [reach_text(title, each) for title, each in found.items()]
     return '\n\n'.join([*texts, _write_picture(args, list(found), plot_reach(found))])
 
@@ -120,36 +120,49 @@ def _similarity(args: argparse.Namespace, subjects: Sequence[Loaded], device: to
 
 
 def _maps(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
-    import torch
-
-    from .attention import attention_maps, no_rollout
+    from .attention import images_at_once, no_rollout
     from .layers import attention_layers
     from .plots import plot_maps
-    from .images import displayed
 
-    patch, reasons = _query(args.query), [no_rollout(subject.model) for subject in subjects]
+    patch = _query(args.query)
+    sizes = [images_at_once(subject.model) for subject in subjects]  # refuses before images are read
     split, lines = _images(args), []
-    for subject, reason in zip(subjects, reasons, strict=True):
-        images = torch.cat(list(_shown(subject, split, len(split), device)))
-        maps = attention_maps(subject.model, images, args.layer, patch)
+    found = [_maps_of(subject, split, size, device, args.layer, patch)
+             for subject, size in zip(subjects, sizes, strict=True)]
+    for subject, (pixels, maps) in zip(subjects, found, strict=True):
         arrays = {'heads': maps.heads.numpy(), 'layer': maps.layer.name, 'query': maps.query,
                   'names': [split.name(i) for i in range(len(split))]}
         _write(args, [subject.title], {**arrays, **({} if maps.rollout is None else {'rollout': maps.rollout.numpy()})})
         count = len(attention_layers(subject.model))
         lines.append(f'{subject.title}: {maps.layer.name} of {count} layers, attention from {maps.query}')
-        if reason:
-            lines.append(f'{subject.title} has no rollout: {reason}.')
-        figure = plot_maps(displayed(subject, images), maps, subject.title)
-        lines.append(_write_picture(args, [subject.title], figure))
+        if maps.rollout is None:
+            lines.append(f'{subject.title} has no rollout: {no_rollout(subject.model)}.')
+        lines.append(_write_picture(args, [subject.title], plot_maps(pixels, maps, subject.title)))
     return '\n'.join(lines)
+
+
+def _maps_of(
+        subject: Loaded, split: Split, size: int, device: torch.device, layer: int, patch: tuple[int, int] | None,
+) -> tuple[Tensor, Maps]:
+    """Pixels [B, H, W, C] and maps of all the images."""
+    import torch
+
+    from .attention import Maps, attention_maps
+    from .images import displayed
+
+    parts = [(displayed(subject, images), attention_maps(subject.model, images, layer, patch))
+             for images in _shown(subject, split, size, device)]
+    pixels, maps = zip(*parts, strict=True)
+    rolled = None if maps[0].rollout is None else torch.cat([part.rollout for part in maps])
+    return torch.cat(pixels), Maps(maps[0].layer, maps[0].query, torch.cat([part.heads for part in maps]), rolled)
 
 
 def _pooling(args: argparse.Namespace, subjects: Sequence[Loaded], device: torch.device) -> str:
     import torch
 
     from .attention import Pooling, no_pooling, pooling_weights
-    from .plots import plot_pooling
     from .images import displayed
+    from .plots import plot_pooling
 
     _refuse(subjects, 'pooling weights', no_pooling)
     split, lines = _images(args), []

@@ -18,7 +18,7 @@ from ..layers import SequencePool
 from ..models import LocalPiT, LocalSwin
 from .layers import Layer, attention_layers, block_layers, watch_attention
 
-_BYTES = 256 << 20      # of attention held at a time
+_BYTES = 128 << 20      # of a layer's attention held at a time
 _MASKED = -1e30         # logits below are masked
 
 
@@ -62,6 +62,13 @@ class Reach:
     uniform_entropy: list[float]
 
 
+def images_at_once(model: Any, most: int = 32) -> int:
+    """How many images a pass may have, for the attention of a layer to stay within reason."""
+    largest = max(layer.attention.num_heads * (layer.grid[0] * layer.grid[1] + layer.prefix) ** 2
+                  for layer in attention_layers(model))
+    return max(1, min(most, _BYTES // (4 * largest)))
+
+
 @torch.no_grad()
 def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
     """Distance and entropy of the attention of every layer whose queries are patches."""
@@ -71,11 +78,10 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
     def see(index: int, logits: Tensor) -> None:
         layer = layers[index]
         apart = distances(layer.grid, layer.stride, logits.device)
-        for part in logits.split(max(1, _BYTES // (3 * logits[0].numel() * logits.element_size()))):
-            both = patch_attention(part, layer.prefix), uniform_attention(part[:1], layer.prefix)
-            found = [f(attention).double().sum(0) * scale for attention, scale in zip(both, (1, len(part)), strict=True)
-                     for f in (lambda a: mean_distance(a, apart), mean_entropy)]
-            sums[index] = sums[index] + torch.stack(found)
+        uniform = uniform_attention(logits[:1], layer.prefix).expand(len(logits), -1, -1, -1)
+        found = [torch.stack([mean_distance(attention, apart), mean_entropy(attention)]).double().sum(1)
+                 for attention in (patch_attention(logits, layer.prefix), uniform)]
+        sums[index] = sums[index] + torch.cat(found)
 
     count = 0
     with watch_attention(layers, see):

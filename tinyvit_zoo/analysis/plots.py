@@ -47,19 +47,27 @@ def plot_reach(reaches: Mapping[str, Reach]) -> Figure:
     longest = max(len(found.layers) for found in reaches.values())
     figure, axes = new_figure(
         len(reaches), 2, (2 * max(4., 0.3 * longest + 1.2), 2.6 * len(reaches) + 0.4), sharey='col')
+    highest: tuple[list[float], list[float]] = [], []
     for (left, right), (title, found) in zip(axes, reaches.items(), strict=True):
-        _boxes(left, found.distance, found.uniform_distance)
-        _boxes(right, found.entropy, found.uniform_entropy)
+        highest[0].append(_boxes(left, found.distance, found.uniform_distance))
+        highest[1].append(_boxes(right, found.entropy, found.uniform_entropy))
         left.set_ylabel('mean attention distance, px')
         right.set_ylabel('attention entropy, nats')
         left.set_title(title, fontsize=10, loc='left')
-    for axis in axes[-1]:
+    for axis, values in zip(axes[-1], highest, strict=True):
         axis.set_xlabel('layer')
-    axes[0, 1].legend(loc='lower right', fontsize=8)
+        axis.set_ylim(0, 1.1 * max(values))  # of the whole column
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
-def _boxes(axes: Axes, heads: Sequence[Tensor], uniform: Sequence[float]) -> None:
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Where it hides nothing."""
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=8, frameon=False)
+
+
+def _boxes(axes: Axes, heads: Sequence[Tensor], uniform: Sequence[float]) -> float:
+    """Draws them; the highest value there is."""
     places = np.arange(1, len(heads) + 1)
     values = [layer.numpy() for layer in heads]
     axes.boxplot(values, positions=places, widths=0.6, showfliers=False, medianprops={'color': _BLUE},
@@ -69,8 +77,8 @@ def _boxes(axes: Axes, heads: Sequence[Tensor], uniform: Sequence[float]) -> Non
     axes.plot(places, uniform, '_', color=_GREY, markersize=12, label='uniform attention')
     step = 1 + len(heads) // 16
     axes.set_xticks(places[::step], [str(place) for place in places[::step]])
-    axes.set_ylim(0, 1.1 * max(*uniform, *(v.max() for v in values)))
     axes.grid(axis='y', alpha=0.3)
+    return max(*uniform, *(float(v.max()) for v in values))
 
 
 # -- layer similarity --------------------------------------------------------------------------------------------------
@@ -87,6 +95,7 @@ def plot_similarity(found: Mapping[str, Tensor], titles: Sequence[str]) -> Figur
             ticks(places, [str(i + 1) for i in places])
         axis.set_box_aspect(1)
     figure.colorbar(drawn, ax=axes[0, -1], label='linear CKA', shrink=0.75)
+    figure.set_layout_engine('constrained', w_pad=0.1)
     return figure
 
 
@@ -119,13 +128,14 @@ def show_image(axes: Axes, image: Tensor) -> None:
 def overlay(axes: Axes, image: Tensor, share: Tensor, stride: tuple[float, float]) -> None:
     """Shares of attention [rows, columns] over the grey image, each token's over the pixels it stands for.
 
-    The colour goes from nothing to the map's largest share, which is written below, as a multiple of a uniform one.
+    The colour goes from nothing to the map's largest share, which is written below, as a multiple of a uniform one; but
+    to twice a uniform one at least, so that what is next to uniform looks it.
     """
     height, width, _ = image.shape
     grey = image.mean(2, keepdim=True) * 0.8 + 0.1
     show_image(axes, grey)
     rows, cols = share.shape
-    heat = (share / share.max().clamp(min=1e-12)).float().cpu().numpy()
+    heat = (share / share.max().clamp(min=2 / share.numel())).float().numpy()
     axes.imshow(heat, cmap='inferno', alpha=0.2 + 0.45 * heat, vmin=0, vmax=1, interpolation='nearest',
                 extent=(0, cols * stride[1], rows * stride[0], 0))
     axes.set_xlim(0, width)
@@ -167,7 +177,7 @@ def plot_temperatures(found: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         axis.set_title(title, fontsize=10, loc='left')
         axis.grid(axis='y', alpha=0.3)
     axes[0, 0].set_ylabel('factor on the logits / its start')
-    axes[0, -1].legend(fontsize=8)
+    _legend_below(figure, axes[0, 0])
     return figure
 
 
