@@ -79,7 +79,7 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
         layer = layers[index]
         apart = distances(layer.grid, layer.stride, logits.device)
         uniform = uniform_attention(logits[:1], layer.prefix).expand(len(logits), -1, -1, -1)
-        found = [torch.stack([mean_distance(attention, apart), mean_entropy(attention)]).double().sum(1)
+        found = [torch.stack([mean_distance(attention, apart), mean_entropy(attention)]).cpu().double().sum(1)
                  for attention in (patch_attention(logits, layer.prefix), uniform)]
         sums[index] = sums[index] + torch.cat(found)
 
@@ -88,7 +88,7 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
         for images in batches:
             model.forward_features(images)
             count += len(images)
-    means = [each.cpu() / count for each in sums]
+    means = [each / count for each in sums]
     return Reach(layers, *([each[row] for each in means] for row in (0, 1)),
                  *([each[row].mean().item() for each in means] for row in (2, 3)))
 

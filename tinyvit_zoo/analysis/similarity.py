@@ -28,8 +28,8 @@ def gram(features: Tensor) -> Tensor:
     x = features.flatten(1).float()
     centred = x - x.mean(0)
     if centred.square().mean() <= _CONSTANT * x.square().mean():
-        return x.new_zeros(len(x), len(x), dtype=torch.float64)
-    return (centred @ centred.t()).double()
+        return torch.zeros(len(x), len(x), dtype=torch.float64)
+    return (centred @ centred.t()).cpu().double()  # there are devices without doubles
 
 
 def unbiased_hsic(a: Tensor, b: Tensor) -> Tensor:
@@ -68,12 +68,12 @@ def similarity(
     for count, (batch, same) in enumerate(pairs, 1):
         grams = {'a': _grams(model, batch)}
         if other is not None:
-            grams['b'] = _grams(other, same).to(grams['a'].device)
+            grams['b'] = _grams(other, same)
         for pair in sums:
             hsic = unbiased_hsic(grams[pair[0]], grams[pair[1]])
             sums[pair] = sums[pair] + (hsic - sums[pair]) / count
     alone = {name: sums[name * 2].diagonal() for name in 'ab' if name * 2 in sums}
-    return {pair: ratio(hsic, alone[pair[0]], alone[pair[1]]).cpu() for pair, hsic in sums.items()}
+    return {pair: ratio(hsic, alone[pair[0]], alone[pair[1]]) for pair, hsic in sums.items()}
 
 
 def _grams(model: Any, images: Any) -> Tensor:
