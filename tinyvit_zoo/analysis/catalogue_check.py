@@ -12,6 +12,7 @@ from ..weights import Weight, catalogue
 from .evaluate_command import table
 from .evaluation import accuracy, open_bench_source
 
+_SHOWN = {'top1': '.2f', 'top5': '.2f', 'loss': '.4f'}      # as the cards show them
 _OUTCOMES = ('agrees', 'DIFFERS', 'no figure', 'not to be had')
 
 
@@ -46,25 +47,31 @@ def open_sources(specs: Sequence[str], **options: Any) -> dict[str, Any]:
 
 
 def check_weight(weight: Weight, source: Any, make_bench: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """What is measured now beside the catalogue's figure, compared as it is shown there: in hundredths of a percent."""
-    told = (weight.measured or {}).get('top1')
-    row = {'weights': weight.name, 'data': source.name, 'catalogue': told, 'top1': None, 'reason': ''}
+    """What is measured now beside the catalogue's figures, compared to the last digit that is shown of them."""
+    told: Mapping[str, Any] = weight.measured or {}
+    told = {key: told[key] for key in _SHOWN if key in told}
+    row = {'weights': weight.name, 'data': source.name, 'catalogue': told, 'now': {}, 'differs': [], 'reason': ''}
     try:
         found = accuracy(make_bench(weight.name, source))
     except ZooError as e:       # no network, for one: the others are looked at all the same
         return {**row, 'outcome': 'not to be had', 'reason': str(e)}
-    row.update({key: found[key] for key in ('top1', 'top5', 'loss', 'images', 'interval') if key in found})
-    if told is None:
-        return {**row, 'outcome': 'no figure'}
-    return {**row, 'outcome': 'agrees' if f'{told:.2f}' == f'{found["top1"]:.2f}' else 'DIFFERS'}
+    differs = [key for key, value in told.items() if _shown(key, value) != _shown(key, found.get(key))]
+    outcome = 'DIFFERS' if differs else 'agrees' if told else 'no figure'
+    return {**row, 'now': {key: found[key] for key in (*_SHOWN, 'images', 'interval') if key in found},
+            'differs': differs, 'outcome': outcome}
+
+
+def _shown(key: str, value: float | None) -> str:
+    return '-' if value is None else f'{value:{_SHOWN[key]}}'
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [('weights', 'data', 'catalogue', 'now', '')]
     for row in rows:
-        told, now = (f'{value:.2f}' if value is not None else '-' for value in (row['catalogue'], row['top1']))
-        lines.append((row['weights'], row['data'], told, now, row['outcome']))
+        told, now = (_shown('top1', row[side].get('top1')) for side in ('catalogue', 'now'))
+        detail = ', '.join(f'{key} {_shown(key, row["catalogue"][key])} is now {_shown(key, row["now"].get(key))}'
+                           for key in row['differs'] if key != 'top1')
+        lines.append((row['weights'], row['data'], told, now, row['outcome'] + (detail and f': {detail}')))
     counts = [(name, sum(row['outcome'] == name for row in rows)) for name in _OUTCOMES]
     reasons = dict.fromkeys(row['reason'] for row in rows if row['reason'])
-    return '\n'.join([table(lines, left=(0, 1, 4)), '', ', '.join(f'{name}: {n}' for name, n in counts if n),
-                      *list(reasons)[:5]])
+    return '\n'.join([table(lines, left=(0, 1, 4)), '', ', '.join(f'{name}: {n}' for name, n in counts if n), *reasons])

@@ -94,7 +94,10 @@ def run_eval(args: argparse.Namespace) -> str:
             from .catalogue_check import check_catalogue
             return check_catalogue(args, bench)
         source = _open_source(args.data[0], args)
-        records = [_record(bench(spec, source), args) for spec in args.models]
+        try:
+            records = [_record(bench(spec, source), args) for spec in args.models]
+        except torch.OutOfMemoryError as e:
+            raise ZooError(f'The memory of {world.device} is too small: take a smaller --batch-size.') from e
         if args.confusion and world.first:
             _draw(records[0], args)
         return _text(records, args) if world.first else ''
@@ -180,19 +183,18 @@ def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
 
 
 def _one(record: Mapping[str, Any]) -> str:
-    size = ' x '.join(map(str, record['input_size']))
-    lines = [(record['model'], f'{record["parameters"]:,} parameters, input {size}, {record["precision"]} on '
-                               f'{record["device"]}')]
+    lines = [('input', f'{" x ".join(map(str, record["input_size"]))}, {record["precision"]} on {record["device"]}'),
+             ('data', f'{record["data"]}, {_COUNTED[record["split"]]} images')]
     if 'top1' in record:
         low, high = record['interval']
-        lines += [('images', f'{record["images"]:,} {_COUNTED[record["split"]]} images of {record["data"]}'),
+        lines += [('images', f'{record["images"]:,}'),
                   ('top-1', f'{record["top1"]:.2f} %, 95 % interval {low:.2f} to {high:.2f}')]
         lines += [('top-5', f'{record["top5"]:.2f} %')] if 'top5' in record else []
         lines += [('loss', f'{record["loss"]:.4f}')]
     lines += [(measure.title, f'{measure.cell(record[name])} %') for name, measure in MEASURES.items()
               if name in record]
-    width = max(len(title) for title, _ in lines) + 2
-    return '\n'.join(f'{title:{width}}{text}' for title, text in lines)
+    return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
+                      *(f'  {title:8}{text}' for title, text in lines)])
 
 
 def _many(records: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
 from ..data.images import one_line
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
-from ..weights import read_metadata
+from ..weights.files import read_metadata
 
 FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
@@ -50,6 +50,7 @@ def load(spec: str, device: torch.device, img_size: int | None = None) -> Loaded
     cfg = resolve_model_data_config(model)
     if img_size:
         cfg['input_size'] = (cfg['input_size'][0], img_size, img_size)
+        _try(model, cfg['input_size'])
     return Loaded(spec, model.to(device).eval(), cfg, found.epochs)
 
 
@@ -121,6 +122,18 @@ def _create(found: _Found, img_size: int | None) -> Any:
     except Exception as e:  # timm, the Hub and the network have their own
         raise ZooError(f'{found.name} cannot be loaded{f" from {found.file}" if found.file else ""} '
                        f'({type(e).__name__}: {one_line(e)}): give weights of this architecture, NAME=FILE.') from e
+
+
+@torch.no_grad()
+def _try(model: Any, input_size: tuple[int, int, int]) -> None:
+    """One image, for a size that was asked for: before any is read, what cannot be is said."""
+    try:
+        model.eval()(torch.zeros(1, *input_size))
+    except ZooError:
+        raise
+    except Exception as e:  # every architecture has its own
+        raise ZooError(f'{type(model).__name__} cannot take images of {" x ".join(map(str, input_size[1:]))} '
+                       f'({one_line(e)}): give another --img-size.') from e
 
 
 def _check_weights(found: _Found) -> None:
