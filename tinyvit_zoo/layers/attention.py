@@ -28,7 +28,7 @@ def pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
             yield slice(start, min(start + step, batch)), head
 
 
-def _product(a: Tensor, b: Tensor, scale: float, out: Optional[Tensor] = None) -> Tensor:
+def product(a: Tensor, b: Tensor, scale: float, out: Optional[Tensor] = None) -> Tensor:
     """scale * a @ b of [b, N, D] tensors, scaled before it is rounded: one pass over memory less."""
     out = a.new_empty(a.shape[0], a.shape[1], b.shape[2]) if out is None else out
     return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
@@ -36,7 +36,7 @@ def _product(a: Tensor, b: Tensor, scale: float, out: Optional[Tensor] = None) -
 
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) of [b, N, D] tensors."""
-    return _product(q, k.transpose(1, 2), q.shape[-1] ** -0.5).softmax(-1)
+    return product(q, k.transpose(1, 2), q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _scale(dropped_levels: int) -> float:
@@ -72,7 +72,7 @@ def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
             attn = _probabilities(q[images, :, head].contiguous(), k[images, :, head].contiguous())
             _draw_mask(mask[head, images], dropped)
             attn.mul_(_as(mask[head, images], attn))
-            _product(attn, v[images, :, head], _scale(dropped), out=out[images, :, head])
+            product(attn, v[images, :, head], _scale(dropped), out=out[images, :, head])
         return out, mask
 
 
@@ -91,9 +91,9 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
             keep = _as(mask[head, images], attn)
             d_attn = torch.bmm(g, v[images, :, head].transpose(1, 2)).mul_(keep)
             d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
-            _product(attn.mul_(keep).transpose(1, 2), g, keep_scale, out=dv[images, :, head])
-            _product(d_score, keys, score_scale, out=dq[images, :, head])
-            _product(d_score.transpose(1, 2), queries, score_scale, out=dk[images, :, head])
+            product(attn.mul_(keep).transpose(1, 2), g, keep_scale, out=dv[images, :, head])
+            product(d_score, keys, score_scale, out=dq[images, :, head])
+            product(d_score.transpose(1, 2), queries, score_scale, out=dk[images, :, head])
     return grad_qkv
 
 
