@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare,
-            _add_eval, _add_publish, _add_pretrain, _add_fractions, _add_export, _add_autoload):
+            _add_eval, _add_publish, _add_pretrain, _add_fractions, _add_export, _add_analyze, _add_autoload):
         add(commands)
     return parser
 
@@ -206,6 +206,15 @@ def _add_export(commands: Any) -> None:
         'examples:\n  tinyvit-zoo export cct_7_3x1 cct.onnx\n'
         '  tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE\n'
         "  tinyvit-zoo export --all 'cct*'"))
+
+
+def _add_analyze(commands: Any) -> None:
+    from .analysis.analyze_command import add_analyze, run_analyze
+
+    add_analyze(_command(
+        commands, 'analyze', run_analyze, 'attention, similarity of layers, maps over images: pictures and numbers',
+        'examples:\n  tinyvit-zoo analyze attention runs/a mae_vit_c10=b.safetensors --data cifar10:PATH\n'
+        '  tinyvit-zoo analyze maps cct_7_3x1 --files photos/\n  tinyvit-zoo analyze support sl_'))
 
 
 def _add_autoload(commands: Any) -> None:
