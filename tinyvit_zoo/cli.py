@@ -73,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare,
-            _add_eval, _add_publish, _add_pretrain, _add_fractions, _add_export, _add_analyze, _add_autoload):
+    for add in (
+            _add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_pretrain, _add_fractions, _add_eval,
+            _add_analyze, _add_count, _add_compare, _add_export, _add_publish, _add_autoload):
         add(commands)
     return parser
 

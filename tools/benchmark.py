@@ -1,7 +1,4 @@
 #!/usr/bin/env python3
-
-`pretraining` times a step of each method that the model can be pre-trained by, beside a supervised step of it with crop
-and flip, on the same images (tools/bench_pretraining.py), and says the memory that each came to need.
 """Speed, side by side in one run.
 
     tools/benchmark.py models cct_7_3x1 cct_2_3x2 --mode inference train --precision fp32 bf16 --compile
@@ -27,6 +24,9 @@ that only normalises.
 
 `training` times `tinyvit-zoo train` by recipe, loading and augmenting included, beside a plain loop over the plain
 model on batches that lie ready; each in a process of its own (tools/bench_training.py).
+
+`pretraining` times a step of each method that the model can be pre-trained by, beside a supervised step of it with crop
+and flip, on the same images (tools/bench_pretraining.py), and says the memory that each came to need.
 """
 from __future__ import annotations
 
