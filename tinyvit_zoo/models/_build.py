@@ -78,7 +78,7 @@ def build_model(
     try:
         path = _checked_file(cfg, kwargs.get('cache_dir'))
         if path:
-            overlay['state_dict'] = _at_least_single(unwrap(read_weights(path)))
+            overlay['state_dict'] = unwrap(read_weights(path))
         with torch.serialization.safe_globals([argparse.Namespace]):  # see `read_weights`; this is for a URL
             model = build_model_with_cfg(
                 model_cls, variant, True, pretrained_cfg, overlay,
@@ -118,10 +118,10 @@ def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str |
     return path
 
 
-def _at_least_single(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _at_least_single(content: Mapping[str, Any]) -> dict[str, Any]:
     """Half precision is for the file: tables are resized and channels adapted in single."""
-    return {name: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-            for name, tensor in tensors.items()}
+    return {name: value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+            else value for name, value in content.items()}
 
 
 def check_tag(variant: str, tag: str) -> None:
@@ -158,7 +158,7 @@ def _strict_filter(
 ) -> dict[str, Tensor]:
     """The family's filter, and the check that timm skips as soon as the class count differs."""
     try:
-        tensors = filter_fn(state_dict, model, source_size)
+        tensors = filter_fn(_at_least_single(state_dict), model, source_size)
     except TypeError as e:  # timm would take it for a filter with one argument, and hide it
         raise ZooError(f'The checkpoint could not be read as one of {type(model).__name__}: {e}') from e
     problems = _misfits(tensors, model)

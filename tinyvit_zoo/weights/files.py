@@ -57,13 +57,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_cfg(path: str | Path) -> dict[str, Any]:
     """The preprocessing and classes (timm's cfg fields) that our training wrote into a safetensors file, else {}."""
+    try:
+        return json.loads(read_metadata(path).get(_CFG, '{}'))
+    except ValueError:
+        return {}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors; {} where it is none or says nothing."""
     path = Path(path)
     if path.suffix != '.safetensors' or not path.is_file():
         return {}
     try:
         with safetensors.safe_open(path, framework='pt') as file:
-            return json.loads((file.metadata() or {}).get(_CFG, '{}'))
-    except (safetensors.SafetensorError, ValueError):  # `read_weights` says what is wrong with it
+            return file.metadata() or {}
+    except safetensors.SafetensorError:  # `read_weights` says what is wrong with it
         return {}
 
 
@@ -130,7 +138,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        told = {**(metadata or {}), _DIGEST: _tensors_digest(content)}
+        told = {'format': 'pt', **(metadata or {}), _DIGEST: _tensors_digest(content)}  # transformers asks for it
         partial.write_bytes(_in_order(safetensors.torch.save(content, told)))
         os.replace(partial, path)
     finally:
