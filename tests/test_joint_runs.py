@@ -1,20 +1,26 @@
 """Runs of the joint-embedding methods: recipes as the papers have them, resumed to the same bits, and what is refused.
 """
 import os
+import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from joint_cases import encoder_of
+from test_augment import MEAN, STD, batch, generator, to_pil
 from test_training import _stop_at
 from training_cases import assert_same_bits, weights, write_npz
 
 from tinyvit_zoo.cli import main
 from tinyvit_zoo.data.info import DATASETS
+from tinyvit_zoo.pretraining import MoCoV3
 from tinyvit_zoo.recipes import OWN, PRETRAININGS, RECIPES, find_pretraining
 from tinyvit_zoo.training import checkpoint
 from tinyvit_zoo.training.optimize import learning_rate, weight_decay
 from tinyvit_zoo.training.pretrain import check_pretraining, make_method, make_views
+from tinyvit_zoo.training.stream import TwoViews
 
 TINY = {'self_distill': ['--model', 'ssl_vit', '--model-args', "{'depth': 2, 'embed_dim': 24, 'num_heads': 2}",
                          '--method-args', "{'local_views': 2, 'head': {'hidden_dim': 16, 'num_prototypes': 24}}"],
@@ -57,6 +63,28 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
     assert ends[0] and ends[1] and all(
         torch.equal(tensor, ends[1]['network'][name]) for name, tensor in ends[0]['network'].items())
     assert 'k-NN accuracy' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('method', TINY)
+def test_streamed_images(method: str, data: str, tmp_path: Path) -> None:
+    assert run(method, data, tmp_path / 'run', '--loader', 'stream', '--workers', '0', '--epochs', '1',
+               '--warmup-epochs', '0') == 0
+
+
+def test_streamed_views_are_distributed_as_the_batched_ones() -> None:
+    recipe = replace(OWN['moco_v3'], crop_scale=(0.5, 1.))
+    cfg = {'input_size': (3, 24, 24), 'mean': MEAN, 'std': STD}
+    image, n = batch(1, 32, 32), 600
+    streamed = TwoViews(recipe, cfg)
+    random.seed(0)
+    theirs = torch.stack([streamed(to_pil(image[0])) for _ in range(n)])
+    method = MoCoV3(encoder_of('cct_2_3x2'), 16, 8)
+    ours, = make_views(recipe, cfg, method, augmented=False)(image.expand(n, -1, -1, -1), generator())
+    shared, = make_views(recipe, cfg, method, augmented=True)(theirs, generator())
+    assert ours.shape == shared.shape == (2, n, 3, 24, 24)
+    for got, want in zip(shared, ours, strict=True):
+        assert (got.mean(0) - want.mean(0)).abs().max() < 0.35 and (got.mean() - want.mean()).abs() < 0.07
+        assert (got.std(0) - want.std(0)).abs().mean() < 0.05
 
 
 def test_the_teacher_is_kept_and_fine_tunes(data: str, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
     tools/benchmark.py models cct_7_3x1 cct_2_3x2 --mode inference train --precision fp32 bf16 --compile
     tools/benchmark.py augment --interpolation random
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
-    tools/benchmark.py training cct_2_3x2.c10 --precision bf16
+    tools/benchmark.py training cct_2_3x2.c10_200e --precision bf16
     tools/benchmark.py pretraining mae_vit_c10 --methods mae_small moco_v3
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same

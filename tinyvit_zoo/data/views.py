@@ -13,7 +13,10 @@ from torch import Tensor
 from ..errors import ZooError
 from .augment import Augment
 
-_COLOURS: dict[str, Any] = dict(color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_prob=0.8, grey=0.2)
+JITTER, JITTER_PROB, GREY, BLUR_SIGMA = (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.1, 2.)
+WHOLE = ((1., 0.), (0.1, 0.2))     # how likely the first and the second whole view are blurred, and solarised
+_LOCAL_BLUR = 0.5
+_COLOURS: dict[str, Any] = dict(color_jitter=JITTER, color_jitter_prob=JITTER_PROB, grey=GREY, blur_sigma=BLUR_SIGMA)
 
 
 class Views:
@@ -39,10 +42,10 @@ def contrastive_views(
         crop_scale: tuple[float, float] = (0.08, 1.), interpolation: str = 'bicubic',
 ) -> Views:
     """MoCo-v3's two: the first one blurred, the second one now and then, or solarised."""
-    both: dict[str, Any] = dict(flip=flip, crop_scale=crop_scale, interpolation=interpolation, **_COLOURS)
     return Views([
-        (1, Augment(img_size, mean, std, blur=1., **both)),
-        (1, Augment(img_size, mean, std, blur=0.1, solarize=0.2, **both))])
+        (1, Augment(img_size, mean, std, flip=flip, crop_scale=crop_scale, interpolation=interpolation, blur=blur,
+                    solarize=solarize, **_COLOURS))
+        for blur, solarize in WHOLE])
 
 
 def low_resolution_views(
@@ -53,11 +56,10 @@ def low_resolution_views(
     """Self-distillation's: two of the whole size, and smaller ones (by default of half of it) that show less."""
     if local_views < 0:
         raise ZooError(f'local_views is {local_views}: expected 0 or more.')
-    both: dict[str, Any] = dict(flip=flip, interpolation=interpolation, **_COLOURS)
-    whole = [
-        (1, Augment(img_size, mean, std, crop_scale=crop_scale, blur=1., **both)),
-        (1, Augment(img_size, mean, std, crop_scale=crop_scale, blur=0.1, solarize=0.2, **both))]
+    whole = contrastive_views(img_size, mean, std, flip=flip, crop_scale=crop_scale, interpolation=interpolation)
     if not local_views:
-        return Views(whole)
+        return whole
     size = local_size or (img_size[0] // 2, img_size[1] // 2)
-    return Views(whole, [(local_views, Augment(size, mean, std, crop_scale=local_scale, blur=0.5, **both))])
+    return Views(*whole.sizes, [(local_views, Augment(
+        size, mean, std, flip=flip, crop_scale=local_scale, interpolation=interpolation, blur=_LOCAL_BLUR,
+        **_COLOURS))])

@@ -7,7 +7,7 @@ same formula, a few images of one head at a time so that the matrices stay in th
 the softmax computed again in the backward pass, so that only the mask is kept (one byte a weight).
 """
 from collections.abc import Iterator
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,15 @@ def pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
             yield slice(start, min(start + step, batch)), head
 
 
+def product(a: Tensor, b: Tensor, scale: float, out: Optional[Tensor] = None) -> Tensor:
+    """scale * a @ b of [b, N, D] tensors, scaled before it is rounded: one pass over memory less."""
+    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2]) if out is None else out
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+
+
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) of [b, N, D] tensors."""
-    scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
-    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
-    return scores.softmax(-1)
+    return product(q, k.transpose(1, 2), q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _scale(dropped_levels: int) -> float:
@@ -65,10 +69,10 @@ def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
     q, k, v = qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
         for images, head in pieces(qkv):
-            attn = _probabilities(q[images, :, head], k[images, :, head])
+            attn = _probabilities(q[images, :, head].contiguous(), k[images, :, head].contiguous())
             _draw_mask(mask[head, images], dropped)
-            attended = attn.mul_(_as(mask[head, images], attn)) @ v[images, :, head]
-            torch.mul(attended, _scale(dropped), out=out[images, :, head])
+            attn.mul_(_as(mask[head, images], attn))
+            product(attn, v[images, :, head], _scale(dropped), out=out[images, :, head])
         return out, mask
 
 
@@ -82,14 +86,14 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
         for images, head in pieces(qkv):
-            g = grad[images, :, head]
-            attn = _probabilities(q[images, :, head], k[images, :, head])
+            g, queries, keys = (x[images, :, head].contiguous() for x in (grad, q, k))  # each is read twice
+            attn = _probabilities(queries, keys)
             keep = _as(mask[head, images], attn)
             d_attn = torch.bmm(g, v[images, :, head].transpose(1, 2)).mul_(keep)
-            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype).mul_(score_scale)
-            torch.mul(attn.mul_(keep).transpose(1, 2) @ g, keep_scale, out=dv[images, :, head])
-            dq[images, :, head] = d_score @ k[images, :, head]
-            dk[images, :, head] = d_score.transpose(1, 2) @ q[images, :, head]
+            d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
+            product(attn.mul_(keep).transpose(1, 2), g, keep_scale, out=dv[images, :, head])
+            product(d_score, keys, score_scale, out=dq[images, :, head])
+            product(d_score.transpose(1, 2), queries, score_scale, out=dk[images, :, head])
     return grad_qkv
 
 

@@ -16,7 +16,7 @@ from timm.layers import use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from .attention import pieces
+from .attention import pieces, product
 
 
 def _diagonal_value(dtype: torch.dtype) -> float:
@@ -51,8 +51,7 @@ def diagonal_mask(q: Tensor) -> Tensor:
 # -- training on a CPU -------------------------------------------------------------------------------------------------
 def _probabilities(q: Tensor, k: Tensor, temperature: float, masked: bool) -> Tensor:
     """softmax of the logits of [b, N, D] tensors."""
-    scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
-    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=temperature, out=scores)
+    scores = product(q, k.transpose(1, 2), temperature)
     if masked:
         scores.diagonal(dim1=1, dim2=2).fill_(_diagonal_value(q.dtype))
     return scores.softmax(-1)
@@ -66,8 +65,8 @@ def locality_attention(qkv: Tensor, temperature: Tensor, masked: bool) -> Tensor
     q, k, v = qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
         for images, h in pieces(qkv):
-            attn = _probabilities(q[images, :, h], k[images, :, h], temperatures[h], masked)
-            out[images, :, h] = attn @ v[images, :, h]
+            attn = _probabilities(q[images, :, h].contiguous(), k[images, :, h].contiguous(), temperatures[h], masked)
+            torch.bmm(attn, v[images, :, h], out=out[images, :, h])
     return out
 
 
@@ -81,15 +80,16 @@ def locality_attention_backward(
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
         for images, h in pieces(qkv):
-            g, t = grad[images, :, h], temperatures[h]
-            attn = _probabilities(q[images, :, h], k[images, :, h], t, masked)
+            g, queries, keys = (x[images, :, h].contiguous() for x in (grad, q, k))  # each is read twice
+            t = temperatures[h]
+            attn = _probabilities(queries, keys, t, masked)
             d_attn = torch.bmm(g, v[images, :, h].transpose(1, 2))
             d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
-            dv[images, :, h] = attn.transpose(1, 2) @ g
-            per_score = d_score @ k[images, :, h]
-            grad_temperature[h] += (per_score * q[images, :, h]).sum(dtype=grad_temperature.dtype)
+            torch.bmm(attn.transpose(1, 2), g, out=dv[images, :, h])
+            per_score = d_score @ keys
+            grad_temperature[h] += (per_score * queries).sum(dtype=grad_temperature.dtype)
             torch.mul(per_score, t, out=dq[images, :, h])
-            torch.mul(d_score.transpose(1, 2) @ q[images, :, h], t, out=dk[images, :, h])
+            product(d_score.transpose(1, 2), queries, t, out=dk[images, :, h])
     return grad_qkv, grad_temperature.to(temperature.dtype)
 
 

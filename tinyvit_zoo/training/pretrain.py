@@ -30,7 +30,7 @@ from .memory import keep_freed_memory
 from .optimize import number_format
 from .pictures import draw_reconstruction
 from .run import Run, machine
-from .stream import evaluation_transform, pretraining_transform
+from .stream import TwoViews, evaluation_transform, pretraining_transform
 from .train import Options, check_training, data_cfg, open_images, open_run, settings_table, write_weights
 
 _BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # images that are looked at meanwhile, at most
@@ -131,7 +131,7 @@ def make_teacher(recipe: Pretraining) -> Any:
 def make_views(recipe: Pretraining, cfg: Mapping[str, Any], method: Method, augmented: bool) -> Views:
     """What a method looks at, of a batch of images; as they are where the batches come augmented."""
     if augmented:
-        return lambda images, generator: (images,)
+        return lambda images, generator: (images.transpose(0, 1) if isinstance(method, MoCoV3) else images,)
     size, mean, std = cfg['input_size'][1:], cfg['mean'], cfg['std']
     crops: dict[str, Any] = dict(
         flip=recipe.flip, crop_scale=recipe.crop_scale, interpolation=recipe.crop_interpolation)
@@ -147,7 +147,9 @@ def make_views(recipe: Pretraining, cfg: Mapping[str, Any], method: Method, augm
 
 
 def stream_transform(recipe: Pretraining, cfg: Mapping[str, Any], method: Method) -> Callable[[Any], Tensor] | None:
-    """How a method's single view is made of an image that is read from its file."""
+    """How an image that is read from its file becomes one view, or two of a size; None where it takes a batch."""
+    if isinstance(method, MoCoV3):
+        return TwoViews(recipe, cfg)
     return pretraining_transform(recipe, cfg) if isinstance(method, MaskedModel) else None
 
 

@@ -1,10 +1,12 @@
 """The recipe's augmentation image by image, for sets that do not fit in memory: timm's and torchvision's transforms."""
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from PIL import Image
+import torch
+from PIL import Image, ImageFilter, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
@@ -12,6 +14,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
+from ..data.views import BLUR_SIGMA, GREY, JITTER, JITTER_PROB, WHOLE
 from ..recipes import Pretraining, Recipe, Training
 
 _POLICIES = {policy.value: policy for policy in transforms.AutoAugmentPolicy}  # 'cifar10', 'svhn', 'imagenet'
@@ -40,6 +43,26 @@ def pretraining_transform(recipe: Pretraining, cfg: Mapping[str, Any]) -> Callab
     if recipe.color_jitter:
         steps.append(transforms.ColorJitter(*recipe.color_jitter))
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(cfg['mean'], cfg['std'])])
+
+
+class TwoViews:
+    """MoCo-v3's, as `data.views.contrastive_views` makes them: a Pillow image to [2, C, H, W]."""
+
+    def __init__(self, recipe: Pretraining, cfg: Mapping[str, Any]) -> None:
+        jitter = transforms.RandomApply([transforms.ColorJitter(*JITTER)], JITTER_PROB)
+        end = [transforms.ToTensor(), transforms.Normalize(cfg['mean'], cfg['std'])]
+        self.views = [
+            transforms.Compose([
+                *_crop_and_flip(recipe, tuple(cfg['input_size'][1:])), jitter, transforms.RandomGrayscale(GREY),
+                transforms.RandomApply([_blur], blur), transforms.RandomApply([ImageOps.solarize], solarize), *end])
+            for blur, solarize in WHOLE]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.stack([view(image) for view in self.views])
+
+
+def _blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(*BLUR_SIGMA)))
 
 
 def _crop_and_flip(recipe: Training, size: tuple[int, ...]) -> list[Any]:
