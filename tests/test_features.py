@@ -13,6 +13,7 @@ import tinyvit_zoo  # noqa: F401
 from tinyvit_zoo.training import features as under_test
 from tinyvit_zoo.training.distributed import World
 from tinyvit_zoo.training.features import extract, knn, knn_accuracy, spread
+from tinyvit_zoo.training.probe import STRENGTHS, _path, probe
 
 ALONE = World(0, 1, torch.device('cpu'))
 
@@ -66,10 +67,9 @@ def test_spread_is_one_for_noise_and_nought_for_a_collapse() -> None:
 # -- extraction ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'resnet18'])
 def test_features_are_what_the_classifier_sees(name: str) -> None:
-    model = timm.create_model(name, num_classes=4).train()
+    model = timm.create_model(name, num_classes=4, **({'img_size': 32} if 'vit' in name else {})).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    size = 224 if 'vit' in name else 32
-    batches = [(torch.randn(n, 3, size, size), torch.arange(n)) for n in (3, 2)]
+    batches = [(torch.randn(n, 3, 32, 32), torch.arange(n)) for n in (3, 2)]
     x, y = extract(model, batches, lambda images: images * 2, ALONE)
     assert y.tolist() == [0, 1, 2, 0, 1] and x.shape == (5, model.num_features) and not x.requires_grad
     assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -97,3 +97,57 @@ def test_knn_accuracy_of_a_model_whose_features_tell_the_class() -> None:
     same = knn_accuracy(model, train, test, lambda x: x, ALONE, num_classes=2)
     other = knn_accuracy(model, train, [(images[20:], 1 - labels[20:])], lambda x: x, ALONE, num_classes=2)
     assert (same, other) == (100., 0.)
+
+
+# -- linear probe ----------------------------------------------------------------------------------------------------
+def blobs(count: int, classes: int, noise: float, dim: int = 12) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(count) % classes
+    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(1))
+    return 1000 + 0.01 * (centres[labels] + noise * torch.randn(count, dim)), labels
+
+
+def test_probe_is_the_logistic_regression_of_scikit_learn() -> None:
+    """At one strength, on standardised features, and told apart by raw ones far from 0 and small in scale."""
+    linear_model = pytest.importorskip('sklearn.linear_model')
+    x, y = blobs(200, 4, 1.)
+    weights = _path(x, y, 4, (1e-1, 1e-2))[-1]
+    scaled = (x.double() - x.double().mean(0)) / x.double().std(0, correction=0)
+    theirs = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-8, max_iter=2000).fit(scaled, y)
+    ours = (x.double() @ weights[:-1] + weights[-1]).softmax(1)
+    torch.testing.assert_close(ours, torch.from_numpy(theirs.predict_proba(scaled)), atol=2e-3, rtol=0)
+
+
+def test_probe_finds_what_is_there_and_the_strength_fits_the_data() -> None:
+    clear, noisy = blobs(400, 4, 0.1), blobs(400, 4, 8.)
+    assert probe(*clear, *blobs(100, 4, 0.1), num_classes=4)['top1'] == 100.
+    x = torch.cat([torch.randn(60, 100), torch.zeros(60, 1)], 1)        # more dimensions than images; one constant
+    x[:, 0] += 2. * (torch.arange(60) % 2)
+    weak = probe(x, torch.arange(60) % 2, x, torch.arange(60) % 2, num_classes=2)
+    assert weak['l2'] >= 1e-2 and math.isfinite(weak['top1'])
+    assert probe(*noisy, *blobs(100, 4, 8.), num_classes=4)['l2'] in STRENGTHS
+
+
+def test_what_is_judged_chooses_nothing_and_the_same_comes_out_again() -> None:
+    (x, y), (a, b) = blobs(200, 4, 3.), blobs(100, 4, 3.)
+    first = probe(x, y, a, b, num_classes=4)
+    assert probe(x, y, a, b, num_classes=4) == first
+    wrong = probe(x, y, a, (b + 1) % 4, num_classes=4)
+    assert wrong['l2'] == first['l2'] and wrong['top1'] < first['top1']
+
+
+def test_probe_of_one_image_a_class() -> None:
+    x, y = blobs(4, 4, 0.1)
+    assert probe(x, y, *blobs(40, 4, 0.1), num_classes=4)['top1'] == 100.
+
+
+# -- many processes --------------------------------------------------------------------------------------------------
+def test_features_of_all_processes_come_together() -> None:
+    class Two(World):
+        def gather(self, value: list) -> list:
+            return [value, [(x + 100, y + 10) for x, y in value]]
+
+    model = timm.create_model('cct_2_3x2', img_size=16)
+    batches = [(torch.randn(2, 3, 16, 16), torch.arange(2))]
+    one, _ = extract(model, batches, lambda images: images, ALONE)
+    x, y = extract(model, batches, lambda images: images, Two(0, 2, torch.device('cpu')))
+    assert torch.equal(x, torch.cat([one, one + 100])) and y.tolist() == [0, 1, 10, 11]

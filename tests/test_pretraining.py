@@ -20,7 +20,8 @@ from tinyvit_zoo.training import checkpoint, loop, pretrain
 from tinyvit_zoo.training.optimize import learning_rate, make_optimizer, set_learning_rate, weight_decay
 
 HERE = Path(__file__).parent
-MODEL = ['--model', 'vit_lite_2_4', '--model-args', "{'embed_dim': 32, 'attn_drop_rate': 0., 'drop_path_rate': 0.}", '--img-size', '16']
+MODEL = ['--model', 'vit_lite_2_4', '--img-size', '16', '--model-args',
+         "{'embed_dim': 32, 'attn_drop_rate': 0., 'drop_path_rate': 0.}"]
 PLAIN = ['--device', 'cpu', '--precision', 'fp32']
 SETTINGS = [*PLAIN, '--epochs', '3', '--batch-size', '16', '--warmup-epochs', '1', '--lr', '2e-3',
             '--method-args', "{'decoder_dim': 24}"]
@@ -198,8 +199,7 @@ def test_a_chain_that_could_not_end_does_not_begin(tmp_path: Path, capsys: pytes
 def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher is in no checkpoint, and a resumed run ends with the same bits."""
     own_teacher = tmp_path / 'teacher.pth'
-    torch.save({name: tensor for name, tensor in timm.create_model(
-        'vit_lite_2_4', num_classes=0, img_size=16).state_dict().items()}, own_teacher)
+    torch.save(timm.create_model('vit_lite_2_4', num_classes=0, img_size=16).state_dict(), own_teacher)
     teach = ['--teacher', 'vit_lite_2_4', '--teacher-weights', str(own_teacher),
              '--method-args', "{'decoder_block': 1, 'decoder_dim': 24}"]
     assert pretrained(data, tmp_path / 'whole', *teach, method='d_mae') == 0

@@ -29,25 +29,29 @@ class SmallMaskedAutoencoder(MaskedModel):
     """See MaskedModel for the other arguments.
 
     Args:
+        decoder_dim: None: half of the encoder's width, so that the decoder costs little beside any encoder.
+        decoder_heads: None: of 32 channels each, or a little more.
         visible_weight: alpha, what the error on visible patches counts.
     """
 
     def __init__(
             self,
             encoder: Any,
-            decoder_dim: int = 128,
-            decoder_depth: int = 2,
-            decoder_heads: int = 4,
+            decoder_dim: int | None = None,
+            decoder_depth: int = 1,
+            decoder_heads: int | None = None,
             mlp_ratio: float = 2.,
             mask_ratio: float = 0.75,
             visible_weight: float = 0.1,
             normalize_targets: bool = False,
     ) -> None:
+        dim = decoder_dim or encoder.embed_dim // 2
+        heads = decoder_heads or next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
         super().__init__(
-            encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
+            encoder, dim, decoder_depth, heads, mlp_ratio, mask_ratio, normalize_targets)
         self.visible_weight = visible_weight
         length = self.prefix + self.num_patches
-        self.decoder_pos_embed = nn.Parameter(torch.empty(1, length, decoder_dim, **get_device_dtype(encoder)))
+        self.decoder_pos_embed = nn.Parameter(torch.empty(1, length, dim, **get_device_dtype(encoder)))
         self.init_weights()
 
     def init_weights(self) -> None:

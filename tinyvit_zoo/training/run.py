@@ -170,10 +170,10 @@ def machine() -> dict[str, str]:
     return {
         'tinyvit_zoo': __version__, 'torch': torch.__version__, 'timm': timm.__version__,
         'python': platform.python_version(), 'system': platform.platform(), 'threads': str(torch.get_num_threads()),
-        'device': gpu or _cpu_name()}
+        'device': gpu or cpu_name()}
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))

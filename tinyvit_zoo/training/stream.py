@@ -94,4 +94,4 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 def evaluation_transform(cfg: Mapping[str, Any]) -> Callable[[Any], Tensor]:
     return create_transform(
         cfg['input_size'], interpolation=cfg['interpolation'], mean=cfg['mean'], std=cfg['std'],
-        crop_pct=cfg['crop_pct'])
+        crop_pct=cfg['crop_pct'], crop_mode=cfg.get('crop_mode'))

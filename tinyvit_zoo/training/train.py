@@ -77,7 +77,7 @@ def train(recipe: Recipe, options: Options, world: World, start: Path | None = N
         batches = supervised_batches(recipe, source.train, cfg, world, **loading)
     # test images are looked at meanwhile only where there is nothing else to look at; they choose nothing
     watched = {'val': source.val} if source.val is not None else {'test': source.test}
-    measures = {name: _measure(split, recipe.batch_size, cfg, world, dtype, **loading)
+    measures = {name: measure(split, recipe.batch_size, cfg, world, dtype, **loading)
                 for name, split in watched.items() if split is not None}
     every = options.eval_every or max(1, recipe.total_epochs // 20)
     task = supervised_task(recipe, model, cfg, batches.augmented, measures, every)
@@ -209,7 +209,7 @@ def make_model(recipe: Recipe, cfg: Mapping[str, Any]) -> nn.Module:
     return timm.create_model(recipe.from_weights, pretrained=True, **args)
 
 
-def _measure(
+def measure(
         split: Any, batch_size: int, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, **loading: Any,
 ) -> Any:
     """A function of a model: its figures on a split."""
@@ -261,7 +261,7 @@ def _judge(
     figures = {}
     for name, split in (('val', source.val), ('test', source.test)):
         if split is not None:
-            figures[name] = _measure(split, recipe.batch_size, cfg, world, dtype, **loading)(model)
+            figures[name] = measure(split, recipe.batch_size, cfg, world, dtype, **loading)(model)
     result = {'weights': recipe.name, 'figures': figures, 'command': recipe.command, 'machine': machine()}
     if world.first:
         write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
