@@ -73,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_pretrain, _add_count, _add_compare,
-            _add_eval, _add_publish, _add_autoload):
+    for add in (
+            _add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_pretrain, _add_fractions, _add_eval,
+            _add_analyze, _add_count, _add_compare, _add_export, _add_publish, _add_autoload):
         add(commands)
     return parser
 
@@ -142,17 +143,6 @@ def _add_train(commands: Any) -> None:
     add_train(parser)
 
 
-def _add_pretrain(commands: Any) -> None:
-    from .training.pretrain_command import add_pretrain
-
-    parser = _command(
-        commands, 'pretrain', _pretrain, 'make an encoder without labels, for `train --from` to begin with',
-        'examples:\n  tinyvit-zoo pretrain mae_small --model ssl_vit --data folder:photos --output runs/a\n'
-        '  tinyvit-zoo train --from runs/a --data folder:photos --output runs/b\n'
-        '  tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH')
-    add_pretrain(parser)
-
-
 def _add_count(commands: Any) -> None:
     from .analysis.count import add_count, run_count
 
@@ -168,6 +158,14 @@ def _add_compare(commands: Any) -> None:
         commands, 'compare', run_compare, 'models side by side: parameters, multiply-adds, accuracy, speed',
         'examples:\n  tinyvit-zoo compare cct_7_3x1 cvt_7_4 vit_lite_7_4 --plot compare.png\n'
         '  tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda'))
+
+
+def _add_fractions(commands: Any) -> None:
+    from .training.fractions import add_fractions, run_fractions
+
+    add_fractions(_command(
+        commands, 'plot-fractions', run_fractions, 'accuracy over the share of the training images, from runs',
+        'example:\n  tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'))
 
 
 def _add_eval(commands: Any) -> None:
@@ -188,6 +186,36 @@ def _add_publish(commands: Any) -> None:
         'examples:\n  tinyvit-zoo publish cct_2_3x2.digits --namespace ORG --dry-run\n'
         '  tinyvit-zoo publish --all --namespace ORG')
     add_publish(parser)
+
+
+def _add_pretrain(commands: Any) -> None:
+    from .training.pretrain_command import add_pretrain
+
+    parser = _command(
+        commands, 'pretrain', _pretrain, 'make an encoder without labels, for `train --from` to begin with',
+        'examples:\n  tinyvit-zoo pretrain mae_small --model ssl_vit --data folder:photos --output runs/a\n'
+        '  tinyvit-zoo train --from runs/a --data folder:photos --output runs/b\n'
+        '  tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH')
+    add_pretrain(parser)
+
+
+def _add_export(commands: Any) -> None:
+    from .export_command import add_export, run_export
+
+    add_export(_command(
+        commands, 'export', run_export, 'a model as ONNX or as a program of torch.export, checked',
+        'examples:\n  tinyvit-zoo export cct_7_3x1 cct.onnx\n'
+        '  tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE\n'
+        "  tinyvit-zoo export --all 'cct*'"))
+
+
+def _add_analyze(commands: Any) -> None:
+    from .analysis.analyze_command import add_analyze, run_analyze
+
+    add_analyze(_command(
+        commands, 'analyze', run_analyze, 'attention, similarity of layers, maps over images: pictures and numbers',
+        'examples:\n  tinyvit-zoo analyze attention runs/a mae_vit_c10=b.safetensors --data cifar10:PATH\n'
+        '  tinyvit-zoo analyze maps cct_7_3x1 --files photos/\n  tinyvit-zoo analyze support sl_'))
 
 
 def _add_autoload(commands: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ZooError
+from . import robustness_command as robustness
 
 if TYPE_CHECKING:
     from .evaluation import Bench
@@ -25,6 +26,7 @@ class Measure:
     title: str
     run: Callable[[Bench, argparse.Namespace], dict[str, Any]]
     cell: Callable[[Mapping[str, Any]], str]
+    details: Callable[[Mapping[str, Any]], str] | None = None     # a table of its own
 
 
 def _knn(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
@@ -45,6 +47,8 @@ def _percent(figure: Mapping[str, Any]) -> str:
 MEASURES = {
     'knn': Measure('k-NN', _knn, _percent),
     'probe': Measure('probe', _probe, _percent),
+    'corruptions': Measure('mCE', robustness.corruption_figures, robustness.mce_cell, robustness.corruption_text),
+    'attack': Measure('attacked', robustness.attack_figures, robustness.attack_cell, robustness.attack_text),
 }
 
 
@@ -66,6 +70,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
                           'of regularisation chosen on a fifth of the training images')
     measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '
                           '--knn and --probe learn from (default: 1)')
+    robustness.add_robustness(parser)
     shown = parser.add_argument_group('what is shown')
     shown.add_argument('--per-class', action='store_true', help='the accuracy of every class')
     shown.add_argument('--confusion', type=Path, metavar='FILE', help='the confusion matrix, as .png, .pdf or .svg')
@@ -100,6 +105,8 @@ def run_eval(args: argparse.Namespace) -> str:
             raise ZooError(f'The memory of {world.device} is too small: take a smaller --batch-size.') from e
         if args.confusion and world.first:
             _draw(records[0], args)
+        if args.plot and world.first:
+            robustness.draw_robustness(records[0], args.plot)
         return _text(records, args) if world.first else ''
 
 
@@ -122,6 +129,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ZooError('--fraction is of the training images, for --knn and --probe: give one of them.')
     if args.split == 'train' and (args.knn or args.probe):
         raise ZooError('--knn and --probe learn from the training images: judge them on --split test or val.')
+    robustness.check_robustness(args)
     if args.confusion:
         _check_picture(args)
 
@@ -180,6 +188,9 @@ def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
         return json.dumps(records, indent=2)
     shown = _one(records[0]) if len(records) == 1 else _many(records)
     parts = [shown, *(_classes(record, len(records) > 1) for record in records if args.per_class)]
+    parts += [f'{record["model"]}\n{measure.details(record[name])}' for record in records
+              for name, measure in MEASURES.items() if name in record and measure.details]
+    parts += [f'{args.plot}: error over severity and radius'] if args.plot else []
     return '\n\n'.join([*parts, *([f'{args.confusion}: the confusion matrix'] if args.confusion else [])])
 
 
