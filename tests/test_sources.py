@@ -1,4 +1,5 @@
 """Every source from a small copy of its published layout, and the line that each wrong layout gets."""
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from tinyvit_zoo.data.images import decode
 from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.data.sources import SYNTAX, Source, measure, normalisation, open_source
-from tinyvit_zoo.data.splits import Split, draw
+from tinyvit_zoo.data.splits import Split, draw, nested
 from tinyvit_zoo.errors import ZooError
 
 
@@ -404,9 +405,20 @@ def test_fractions_are_balanced_nested_and_leave_validation_alone() -> None:
     assert (quarter.val.index == whole.val.index).all()
     assert (len(quarter.train), len(half.train)) == (323, 647)
     small, large = (set(source.train.index.tolist()) for source in (quarter, half))
-    assert len(small & large) >= len(small) - 10  # but for one of a class, by rounding
+    assert small < large
     shares = quarter.train.labels.bincount() / whole.train.labels.bincount()
     assert shares.min() > 0.24 and shares.max() < 0.26
+
+
+def test_every_share_of_uneven_classes_is_part_of_the_larger_ones() -> None:
+    """With one of each class, and in proportion, to three images of 100 where the small classes have theirs first."""
+    labels = torch.cat([torch.full((n,), i) for i, n in enumerate((100, 47, 10, 3, 1))])[torch.randperm(161)]
+    masks = [nested(labels, count, 0) for count in range(162)]
+    for count, (smaller, larger) in enumerate(itertools.pairwise(masks)):
+        assert smaller.sum() == count and not (smaller & ~larger).any()
+    for count, mask in enumerate(masks[5:], 5):
+        taken = labels[mask].bincount(minlength=5)
+        assert taken.min() >= 1 and ((taken - labels.bincount() * count / 161).abs() < 3).all()
 
 
 @pytest.mark.parametrize('count', [0, 1, 7, 50, 110, 111, 500])

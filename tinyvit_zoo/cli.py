@@ -32,7 +32,7 @@ _NOT_MEASURED = 'not measured yet'
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 for a mistake of the caller's; 130 and 141 (as shells say it) for Ctrl-C and a closed pipe."""
     args, unknown = _parser().parse_known_args(argv)
-    if unknown and args.run is not _train:
+    if unknown and args.run not in (_train, _pretrain):
         _parser().parse_args(argv)  # says what it does not know
     args.unknown = unknown
     try:
@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_count, _add_compare, _add_autoload):
+    for add in (
+            _add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_pretrain, _add_fractions, _add_eval,
+            _add_analyze, _add_count, _add_compare, _add_export, _add_publish, _add_autoload):
         add(commands)
     return parser
 
@@ -158,6 +160,64 @@ def _add_compare(commands: Any) -> None:
         '  tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda'))
 
 
+def _add_fractions(commands: Any) -> None:
+    from .training.fractions import add_fractions, run_fractions
+
+    add_fractions(_command(
+        commands, 'plot-fractions', run_fractions, 'accuracy over the share of the training images, from runs',
+        'example:\n  tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'))
+
+
+def _add_eval(commands: Any) -> None:
+    from .analysis.evaluate_command import add_eval, run_eval
+
+    add_eval(_command(
+        commands, 'eval', run_eval, 'the accuracy of weights on images, and what their features are worth',
+        'examples:\n  tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png\n'
+        '  tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe\n'
+        '  tinyvit-zoo eval --all --data c10=npz:FILE --data digits'))
+
+
+def _add_publish(commands: Any) -> None:
+    from .hub import add_publish, run_publish
+
+    parser = _command(
+        commands, 'publish', run_publish, 'put weights of ours on the Hugging Face Hub',
+        'examples:\n  tinyvit-zoo publish cct_2_3x2.digits --namespace ORG --dry-run\n'
+        '  tinyvit-zoo publish --all --namespace ORG')
+    add_publish(parser)
+
+
+def _add_pretrain(commands: Any) -> None:
+    from .training.pretrain_command import add_pretrain
+
+    parser = _command(
+        commands, 'pretrain', _pretrain, 'make an encoder without labels, for `train --from` to begin with',
+        'examples:\n  tinyvit-zoo pretrain mae_small --model ssl_vit --data folder:photos --output runs/a\n'
+        '  tinyvit-zoo train --from runs/a --data folder:photos --output runs/b\n'
+        '  tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH')
+    add_pretrain(parser)
+
+
+def _add_export(commands: Any) -> None:
+    from .export_command import add_export, run_export
+
+    add_export(_command(
+        commands, 'export', run_export, 'a model as ONNX or as a program of torch.export, checked',
+        'examples:\n  tinyvit-zoo export cct_7_3x1 cct.onnx\n'
+        '  tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE\n'
+        "  tinyvit-zoo export --all 'cct*'"))
+
+
+def _add_analyze(commands: Any) -> None:
+    from .analysis.analyze_command import add_analyze, run_analyze
+
+    add_analyze(_command(
+        commands, 'analyze', run_analyze, 'attention, similarity of layers, maps over images: pictures and numbers',
+        'examples:\n  tinyvit-zoo analyze attention runs/a mae_vit_c10=b.safetensors --data cifar10:PATH\n'
+        '  tinyvit-zoo analyze maps cct_7_3x1 --files photos/\n  tinyvit-zoo analyze support sl_'))
+
+
 def _add_autoload(commands: Any) -> None:
     from .autoload import LIMITS
 
@@ -177,6 +237,12 @@ def _train(args: argparse.Namespace) -> str:
     from .training.command import run_train
 
     return run_train(args, args.unknown)
+
+
+def _pretrain(args: argparse.Namespace) -> str:
+    from .training.pretrain_command import run_pretrain
+
+    return run_pretrain(args, args.unknown)
 
 
 def _positive(text: str) -> int:
@@ -244,7 +310,8 @@ def _record(name: str) -> dict[str, Any]:
         'weights': weight and {
             'kind': 'package' if weight.file else 'Hub' if weight.hf_hub_id else 'URL', 'source': weight.source,
             'origin': weight.origin, 'dataset': weight.data.title, 'recipe': weight.recipe,
-            'published': weight.published, 'measured': weight.measured, 'note': weight.note},
+            'published': weight.published, 'measured': weight.measured, 'trained': weight.trained,
+            'sha256': weight.sha256, 'note': weight.note},
     }
 
 
@@ -302,7 +369,7 @@ def _model_lines(record: dict[str, Any]) -> dict[str, str]:
 def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
     if not weights:
         return {'weights': 'none yet'}
-    published, measured = weights['published'], weights['measured']
+    published, measured, trained = weights['published'], weights['measured'], weights['trained']
     return {
         'weights': f'{weights["kind"]}: {weights["source"]}',
         'origin': weights['origin'],
@@ -311,6 +378,8 @@ def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
         'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else 'no figure',
         'measured': f'{measured["top1"]:.2f} % top-1 on {measured["on"]}, {measured["date"]}: {measured["command"]}'
                     if measured else _NOT_MEASURED,
+        'made by': f'{trained["command"]}; {trained["minutes"]:g} minutes on {trained["machine"]}, {trained["date"]}'
+                   if trained else '',
         'note': weights['note'],
     }
 

@@ -7,6 +7,7 @@
     tools/benchmark.py augment --interpolation random
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
     tools/benchmark.py training cct_2_3x2.c10_200e --precision bf16
+    tools/benchmark.py pretraining mae_vit_c10 --methods mae_small moco_v3
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
 logits; with --baseline all of them beside that one, with heads of as many classes. The contenders take turns, so that a
@@ -23,6 +24,9 @@ that only normalises.
 
 `training` times `tinyvit-zoo train` by recipe, loading and augmenting included, beside a plain loop over the plain
 model on batches that lie ready; each in a process of its own (tools/bench_training.py).
+
+`pretraining` times a step of each method that the model can be pre-trained by, beside a supervised step of it with crop
+and flip, on the same images (tools/bench_pretraining.py), and says the memory that each came to need.
 """
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ from tinyvit_zoo.data.augment import Augment, normalize
 from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.data.policies import make_policy
 from tinyvit_zoo.models import check_name
-from tinyvit_zoo.recipes import find_recipe
+from tinyvit_zoo.recipes import OWN, find_recipe
 from tinyvit_zoo.training.checkpoint import write_whole
 from tinyvit_zoo.training.distributed import join_world
 from tinyvit_zoo.training.stream import posterize
@@ -119,6 +123,17 @@ def bench_trainings(args: argparse.Namespace, device: torch.device, say: Say) ->
             say({'recipe': recipe, 'precision': precision, 'batch': batch, **row})
 
 
+def bench_pretrainings(args: argparse.Namespace, device: torch.device, say: Say) -> None:
+    from bench_pretraining import STEPS, bench_pretraining, possible
+
+    for model in args.names:
+        times, memory = bench_pretraining(
+            model, args.methods or possible(model), args.precision, args.batch_size, args.device, args.seconds)
+        for row in summarise(times, STEPS * args.batch_size):
+            say({'model': model, 'precision': args.precision, 'batch': args.batch_size, **row, 'time': 1 / row['ratio'],
+                 'memory_bytes': memory[row['contender']] * 2 ** 20})
+
+
 def print_row(row: dict[str, Any]) -> None:
     (low, high), what = row['ratio_range'], list(row)[:list(row).index('contender')]
     details = [f'{row["rounds"]} rounds']
@@ -126,6 +141,8 @@ def print_row(row: dict[str, Any]) -> None:
         details.append(f'{row["memory_bytes"] / 2 ** 20:.0f} MiB')
     if row.get('compile_seconds') is not None:
         details.append(f'compiled in {row["compile_seconds"]:.0f} s')
+    if 'time' in row:
+        details.append(f'{row["time"]:.0%} of the time')
     if 'saved' in row:
         details.append(f'{row["saved"]:.1%} of the time of ours saved')
     print(f'{"  ".join(str(row[key]) for key in what)}  {row["contender"]:22} {row["images_per_second"]:9.1f} images/s '
@@ -140,6 +157,9 @@ def check(args: argparse.Namespace) -> None:
         make_policy(args.policy, (args.img_size,) * 2, args.interpolation, (0.,))
         if args.model:
             check_name(args.model)
+    elif args.what == 'pretraining':
+        for name in args.names:
+            check_name(name)
     elif args.what == 'training':
         for name in args.names:
             plain(timm.create_model(find_recipe(name).model))
@@ -164,6 +184,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     training.add_argument('names', nargs='+', metavar='RECIPE', help='names of `tinyvit-zoo recipes`')
     training.add_argument('--precision', nargs='+', choices=['fp32', 'bf16'], default=['bf16'])
     augment.add_argument('--batch-size', type=int, default=512)
+    pretraining = commands.add_parser('pretraining', help='a step of each method beside a supervised one')
+    pretraining.add_argument('names', nargs='+', metavar='MODEL', help='models of the zoo')
+    pretraining.add_argument('--methods', nargs='+', choices=list(OWN), metavar='METHOD',
+                             help='default: all that take the model')
+    pretraining.add_argument('--precision', choices=['fp32', 'bf16'], default='bf16')
+    pretraining.add_argument('--batch-size', type=int, default=128)
     for command in commands.choices.values():
         command.add_argument('--device', default='cpu')
         command.add_argument('--seconds', type=float, default=20., help='time for each comparison (at least 3 rounds)')
@@ -179,7 +205,8 @@ def main(argv: list[str] | None = None) -> int:
         results.append(row)
         print_row(row)
 
-    bench = {'models': bench_models, 'scaling': bench_scaling, 'augment': bench_augment, 'training': bench_trainings}
+    bench = {'models': bench_models, 'scaling': bench_scaling, 'augment': bench_augment, 'training': bench_trainings,
+             'pretraining': bench_pretrainings}
     try:
         with join_world(args.device) as world:
             check(args)

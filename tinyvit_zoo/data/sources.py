@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import ZooError, nearest
 from .cache import check_cached
@@ -23,7 +22,7 @@ from .hub import open_hub
 from .images import ArrayImages, EncodedImages, FileImages, decode
 from .info import DATASETS, DatasetInfo
 from .seeds import generator
-from .splits import Split, draw
+from .splits import Split, draw, nested
 
 _DIGITS_TEST = 360      # of 1,797
 _VAL, _FRACTION, _SAMPLE = 1, 2, 3      # what a seed is used for
@@ -71,8 +70,8 @@ def open_source(
         spec: one of `SYNTAX`.
         download: let torchvision fetch a set that is not there.
         val_fraction: share of the training images that becomes the validation set, where the source has none.
-        fraction: share of the training images to train on, every class in its proportion; the validation set is cut
-            before, so that it is the same for every fraction.
+        fraction: share of the training images to train on, every class in its proportion; a smaller share is part of
+            a larger one. The validation set is cut before, so that it is the same for every fraction.
         seed: of these two draws. A published or fixed test set does not depend on it.
     """
     if not 0 <= val_fraction < 1 or not 0 < fraction <= 1:
@@ -80,20 +79,15 @@ def open_source(
                        f'and 0 < fraction <= 1.')
     source = _open(spec, download)
     if val_fraction and source.val is None:
-        mask = _draw(source.train, val_fraction, 'val_fraction', seed, _VAL)
+        mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
+        if not mask.any():
+            raise ZooError(f'val_fraction takes no image of the {len(source.train)} training images (one of each class '
+                           f'stays): give more, or leave it out.')
         source = replace(source, train=source.train.select(~mask), val=source.train.select(mask))
     if fraction < 1:
-        mask = _draw(source.train, 1 - fraction, 'fraction', seed, _FRACTION)
-        source = replace(source, train=source.train.select(~mask))
+        count = max(len(source.class_names), len(source.train) - round((1 - fraction) * len(source.train)))
+        source = replace(source, train=source.train.select(nested(source.train.labels, count, seed, _FRACTION)))
     return source
-
-
-def _draw(train: Split, share: float, name: str, *seed: int) -> Tensor:
-    mask = draw(train.labels, round(share * len(train)), *seed)
-    if not mask.any():
-        raise ZooError(f'{name} takes no image of the {len(train)} training images (one of each class stays): give '
-                       f'more, or leave it out.')
-    return mask
 
 
 def _open(spec: str, download: bool) -> Source:

@@ -41,13 +41,29 @@ def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
 
     Seeded, and what a smaller count draws is, but for rounding, among what a larger one draws.
     """
-    sizes = labels.bincount()
-    order = torch.randperm(len(labels), generator=generator(*seed))
-    order = order[labels[order].argsort(stable=True)]  # class after class, shuffled inside
-    place = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]]
+    order, place, sizes = _shuffled(labels, *seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[order] = place < _shares(sizes, count)[labels[order]]
     return mask
+
+
+def nested(labels: Tensor, count: int, *seed: int) -> Tensor:
+    """A mask of `count` images, every class in its proportion and with one image at least where they suffice for that.
+
+    Seeded; what a smaller count takes is among what a larger one takes, to the image: they go by the share of their
+    class that comes before them.
+    """
+    order, place, sizes = _shuffled(labels, *seed)
+    first = (place / sizes[labels[order]]).argsort(stable=True)[:count]
+    return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, order[first], True)
+
+
+def _shuffled(labels: Tensor, *seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices class after class, shuffled inside; each one's place in its class; the classes' sizes."""
+    sizes = labels.bincount()
+    order = torch.randperm(len(labels), generator=generator(*seed))
+    order = order[labels[order].argsort(stable=True)]
+    return order, torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[order]], sizes
 
 
 def _shares(sizes: Tensor, count: int) -> Tensor:

@@ -25,8 +25,7 @@ def _diagonal_value(dtype: torch.dtype) -> float:
 
 
 def _new_diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    mask = torch.zeros(tokens, tokens, dtype=dtype, device=device)
-    return mask.fill_diagonal_(_diagonal_value(dtype))
+    return torch.eye(tokens, dtype=dtype, device=device) * _diagonal_value(dtype)  # ONNX has no fill_diagonal_
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,227 @@
+"""Fifteen corruptions at five severities for batches of any size, on any device.
+
+The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261): noise, blur, weather, digital. Operations and
+strengths are ours, so figures are not comparable with the official sets: `robustness.open_published` reads those.
+
+Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side from there on, so that a
+corruption hides the same share of a picture at every size. What is random is drawn for each image; with the same
+generator state the severities of a corruption draw the same, so that they differ in strength alone.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ZooError, nearest
+from .jpeg import jpeg
+
+SEVERITIES = 5
+
+
+def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator) -> Tensor:
+    """uint8 [B, C, H, W] -> uint8; `severity` 1 to 5; the generator is on the images' device."""
+    if name not in _CORRUPTIONS:
+        raise ZooError(f'There is no corruption {name!r}.{nearest(name, CORRUPTIONS)} '
+                       f'There are: {", ".join(CORRUPTIONS)}.')
+    if severity not in range(1, SEVERITIES + 1):
+        raise ZooError(f'severity is {severity}, expected 1 to {SEVERITIES}.')
+    _, apply, strengths = _CORRUPTIONS[name]
+    x = apply(images.to(torch.float32) / 255, strengths[severity - 1], generator)
+    return (x.clamp(0, 1) * 255).round_().to(torch.uint8)
+
+
+def _unit(x: Tensor) -> float:
+    """Pixels of this image that are one pixel of a 32-pixel image; a smaller image would lose nothing to less."""
+    return max(1., min(x.shape[2:]) / 32)
+
+
+def _uniform(x: Tensor, generator: torch.Generator, *size: int) -> Tensor:
+    """[B, *size] in 0..1."""
+    return torch.rand(len(x), *size, generator=generator, device=x.device)
+
+
+# ---- noise
+
+def _gaussian_noise(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    return x + deviation * torch.randn(x.shape, generator=generator, device=x.device)
+
+
+def _shot_noise(x: Tensor, photons: float, generator: torch.Generator) -> Tensor:
+    """Each value counts the photons that came, `photons` of them for white in the mean."""
+    return torch.poisson(x * photons, generator=generator) / photons
+
+
+def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A share of the values becomes 0 or 1."""
+    u = _uniform(x, generator, *x.shape[1:])
+    return torch.where(u < share / 2, 0., torch.where(u < share, 1., x))
+
+
+# ---- blur
+
+def _filter(x: Tensor, kernels: Tensor) -> Tensor:
+    """Convolution with odd kernels [1 or B, kh, kw], scaled to a sum of 1; the border's pixels go on for ever.
+
+    By Fourier transform: a blur of a large image has a kernel of thousands of pixels.
+    """
+    h, w = kernels.shape[1:]
+    padded = F.pad(x, (w // 2, w // 2, h // 2, h // 2), mode='replicate')
+    size = padded.shape[2], padded.shape[3]
+    spectrum = torch.fft.rfft2((kernels / kernels.sum((1, 2), keepdim=True))[:, None], s=size)
+    return torch.fft.irfft2(torch.fft.rfft2(padded) * spectrum, s=size)[..., h - 1:, w - 1:]
+
+
+def _offsets(radius: float, device: torch.device) -> Tensor:
+    reach = math.ceil(radius)
+    return torch.arange(-reach, reach + 1, dtype=torch.float32, device=device)
+
+
+def _smooth(x: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur."""
+    weights = (-0.5 * (_offsets(3 * deviation, x.device) / deviation).square()).exp()
+    return _filter(x, (weights[:, None] * weights)[None])
+
+
+def _defocus_blur(x: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """A disc; its border pixels count by how much of them lies inside."""
+    radius *= _unit(x)
+    offsets = _offsets(radius, x.device)
+    distance = torch.hypot(offsets[:, None], offsets)
+    return _filter(x, (radius + 0.5 - distance).clamp(0, 1)[None])
+
+
+def _along(x: Tensor, length: float, angle: Tensor) -> Tensor:
+    """The mean along a line of each image's own direction, [B] radians."""
+    offsets = _offsets(length / 2, x.device)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along, across = cos * offsets + sin * offsets[:, None], cos * offsets[:, None] - sin * offsets
+    return _filter(x, (length / 2 + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp_min(0))
+
+
+def _motion_blur(x: Tensor, length: float, generator: torch.Generator) -> Tensor:
+    return _along(x, length * _unit(x), math.pi * _uniform(x, generator))
+
+
+def _zoom_blur(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """The mean over a camera's way from magnification 1 to `most`."""
+    steps = [1 + (most - 1) * i / 7 for i in range(8)]
+    return sum((_sample(x, _grid(x) / zoom) for zoom in steps), torch.zeros_like(x)) / len(steps)
+
+
+def _grid(x: Tensor) -> Tensor:
+    """[1, H, W, 2]: the pixels' centres, from -1 to 1."""
+    rows, columns = ((torch.arange(n, device=x.device) + 0.5) * (2 / n) - 1 for n in x.shape[2:])
+    y, xs = torch.meshgrid(rows, columns, indexing='ij')
+    return torch.stack([xs, y], -1)[None]
+
+
+def _sample(x: Tensor, grid: Tensor, mode: str = 'bilinear') -> Tensor:
+    return F.grid_sample(x, grid.expand(len(x), -1, -1, -1), mode, 'border', align_corners=False)
+
+
+def _glass_blur(x: Tensor, reach: float, generator: torch.Generator) -> Tensor:
+    """Every pixel comes from a random place nearby, in an image a little out of focus."""
+    reach *= _unit(x)
+    h, w = x.shape[2:]
+    moved = (2 * _uniform(x, generator, h, w, 2) - 1) * x.new_tensor([2 * reach / w, 2 * reach / h])
+    return _smooth(_sample(_smooth(x, reach / 4), _grid(x) + moved, 'nearest'), reach / 4)
+
+
+# ---- weather
+
+def _clouds(x: Tensor, generator: torch.Generator, cells: int, octaves: int) -> Tensor:
+    """Smooth noise [B, 1, H, W] from 0 to 1: random grids, each finer and weaker than the one before."""
+    total = torch.zeros(len(x), 1, *x.shape[2:], device=x.device)
+    for octave in range(octaves):
+        grid = _uniform(x, generator, 1, cells << octave, cells << octave)
+        total += F.interpolate(grid, x.shape[2:], mode='bicubic', align_corners=False) * 0.6 ** octave
+    low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
+    return (total - low) / (high - low).clamp_min(1e-6)
+
+
+def _fog(x: Tensor, thickness: float, generator: torch.Generator) -> Tensor:
+    """What comes through, and the fog's own light in place of the rest."""
+    covered = thickness * (0.6 + 0.4 * _clouds(x, generator, 2, 4))
+    return torch.lerp(x, torch.full_like(x, 0.85), covered.expand_as(x))
+
+
+def _frost(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Frost-like: ridges of bluish ice over part of the image, drawn; the official sets lay photographs over it."""
+    cover = ((_clouds(x, generator, 2, 2) + share - 1) * 6).clamp(0, 1)
+    ridges = (1 - (2 * _clouds(x, generator, 8, 2) - 1).abs()).square()
+    ice = x.new_tensor([0.80, 0.88, 0.95] if x.shape[1] == 3 else [0.88])[None, :, None, None]
+    return torch.lerp(x, ice.expand_as(x), (cover * (0.25 + 0.6 * ridges)).expand_as(x))
+
+
+def _snow(x: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Snow-like: streaks of falling flakes over a picture that is paler for it."""
+    h, w = (math.ceil(size / _unit(x)) for size in x.shape[2:])
+    flakes = (_uniform(x, generator, 1, h, w) < density).to(x.dtype)
+    flakes = F.interpolate(flakes, x.shape[2:], mode='bilinear', align_corners=False)
+    angle = math.pi * (0.3 + 0.4 * _uniform(x, generator))
+    pale = torch.lerp(x, x.mean(1, keepdim=True) * 0.5 + 0.5, 5 * density)
+    return pale + 1.5 * _along(flakes, 3 * _unit(x), angle)
+
+
+def _brightness(x: Tensor, added: float, generator: torch.Generator) -> Tensor:
+    """Added to the value of each pixel (its largest channel); hue and saturation stay."""
+    value = x.amax(1, keepdim=True)
+    brighter = (value + added).clamp_max(1)
+    return torch.where(value > 0, x * brighter / value.clamp_min(1e-6), brighter)
+
+
+# ---- digital
+
+def _contrast(x: Tensor, factor: float, generator: torch.Generator) -> Tensor:
+    return torch.lerp(x.mean((2, 3), keepdim=True), x, factor)
+
+
+def _elastic_transform(x: Tensor, shift: float, generator: torch.Generator) -> Tensor:
+    """Smooth random displacements, `shift` the deviation of each coordinate."""
+    h, w = x.shape[2:]
+    field = _smooth(2 * _uniform(x, generator, 2, h, w) - 1, 2 * _unit(x))
+    field = field * (shift * _unit(x) / field.std((2, 3), keepdim=True).clamp_min(1e-6))
+    return _sample(x, _grid(x) + field.permute(0, 2, 3, 1) * x.new_tensor([2 / w, 2 / h]))
+
+
+def _pixelate(x: Tensor, kept: float, generator: torch.Generator) -> Tensor:
+    """Blocks of one colour; `kept`: how many of 32 along the shorter side."""
+    small = [min(size, max(1, round(size * kept / (32 * _unit(x))))) for size in x.shape[2:]]
+    return F.interpolate(F.interpolate(x, small, mode='area'), x.shape[2:], mode='nearest-exact')
+
+
+def _jpeg_compression(x: Tensor, quality: float, generator: torch.Generator) -> Tensor:
+    return jpeg((x * 255).round_().to(torch.uint8), int(quality)).to(torch.float32) / 255
+
+
+class _Corruption(NamedTuple):
+    family: str
+    apply: Callable[[Tensor, float, torch.Generator], Tensor]
+    strengths: tuple[float, float, float, float, float]
+
+
+# Named as the files of the official sets.
+_CORRUPTIONS = {
+    'gaussian_noise': _Corruption('noise', _gaussian_noise, (0.04, 0.07, 0.10, 0.13, 0.17)),
+    'shot_noise': _Corruption('noise', _shot_noise, (250., 100., 50., 30., 18.)),
+    'impulse_noise': _Corruption('noise', _impulse_noise, (0.01, 0.03, 0.06, 0.10, 0.16)),
+    'defocus_blur': _Corruption('blur', _defocus_blur, (0.6, 0.9, 1.2, 1.6, 2.1)),
+    'glass_blur': _Corruption('blur', _glass_blur, (0.6, 0.8, 1.0, 1.3, 1.7)),
+    'motion_blur': _Corruption('blur', _motion_blur, (1.5, 2.5, 3.5, 5., 7.)),
+    'zoom_blur': _Corruption('blur', _zoom_blur, (1.06, 1.12, 1.18, 1.26, 1.35)),
+    'snow': _Corruption('weather', _snow, (0.010, 0.020, 0.035, 0.050, 0.070)),
+    'frost': _Corruption('weather', _frost, (0.35, 0.45, 0.55, 0.70, 0.90)),
+    'fog': _Corruption('weather', _fog, (0.3, 0.45, 0.6, 0.72, 0.84)),
+    'brightness': _Corruption('weather', _brightness, (0.08, 0.15, 0.23, 0.31, 0.40)),
+    'contrast': _Corruption('digital', _contrast, (0.7, 0.5, 0.35, 0.22, 0.12)),
+    'elastic_transform': _Corruption('digital', _elastic_transform, (0.5, 0.75, 1.0, 1.3, 1.7)),
+    'pixelate': _Corruption('digital', _pixelate, (24., 19., 16., 12., 9.)),
+    'jpeg_compression': _Corruption('digital', _jpeg_compression, (80., 60., 40., 25., 12.)),
+}
+CORRUPTIONS = tuple(_CORRUPTIONS)
+FAMILY = {name: corruption.family for name, corruption in _CORRUPTIONS.items()}
