@@ -191,7 +191,7 @@ def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(xscale='log', yscale='log', xlabel=label, ylabel='images a second',
                  title=f'{"images of " if fixed == "img_size" else "batches of "}{largest}')
         axis.set_xticks(ticks, map(str, ticks))
-        axis.minorticks_off()
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(f'{rows[0]["mode"]}, {rows[0]["precision"]}')
