@@ -48,7 +48,7 @@ MEASURES = {
     'knn': Measure('k-NN', _knn, _percent),
     'probe': Measure('probe', _probe, _percent),
     'corruptions': Measure('mCE', robustness.corruption_figures, robustness.mce_cell, robustness.corruption_text),
-    'attack': Measure('attacked', robustness.attack_figures, robustness.attack_cell, robustness.attack_text),
+    'attack': Measure('attack', robustness.attack_figures, robustness.attack_cell, robustness.attack_text),
 }
 
 
