@@ -4,13 +4,13 @@ And `tools/update_docs.py`, which it runs, says what is stale.
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from training_cases import write_npz
 
 from tinyvit_zoo.cli import main
-from tinyvit_zoo.recipes import RECIPES
+from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
 from tinyvit_zoo.weights.catalogue import parse
 
 TOOLS = Path(__file__).parent.parent / 'tools'
 NAME = 'cct_2_3x2.c10'
-RECIPE = replace(
+RECIPE = dataclasses.replace(
     RECIPES[NAME], img_size=16, epochs=3, batch_size=40, warmup_epochs=1, lr=2e-3, auto_augment='', published=89.17)
 
 
@@ -168,6 +168,13 @@ def _resave(run: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, tor
     save_file(change(load_file(run / 'weights.safetensors')), run / 'weights.safetensors', _metadata(run))
 
 
+def _edited_pretraining(run: Path) -> None:
+    first = dataclasses.asdict(PRETRAININGS['mae_vit_c10.c10_mae'])
+    (run / 'pretraining').mkdir()
+    told = {'recipe': {**first, 'epochs': 3}, 'fraction': 1., 'val_fraction': 0.}
+    (run / 'pretraining' / 'recipe.json').write_text(json.dumps(told))
+
+
 DAMAGE: dict[str, tuple[Callable[[Place], object], str]] = {
     'unfinished': (lambda p: (p.run / 'result.json').unlink(), 'is no finished run (result.json'),
     'short log': (lambda p: (p.run / 'log.jsonl').write_text((p.run / 'log.jsonl').read_text().partition('\n')[0]),
@@ -176,6 +183,7 @@ DAMAGE: dict[str, tuple[Callable[[Place], object], str]] = {
     'another seed': (lambda p: p.edit('recipe.json', lambda c: c['recipe'].update(seed=7)), 'seed 0 -> 7'),
     'unknown field': (lambda p: p.edit('recipe.json', lambda c: c['recipe'].update(trick=1)), 'trick None -> 1'),
     'part of the data': (lambda p: p.edit('recipe.json', lambda c: c.update(fraction=0.5)), 'fraction 1 -> 0.5'),
+    'edited pre-training': (lambda p: _edited_pretraining(p.run), 'pretraining is not the recipe mae_vit_c10.c10_mae'),
     'no such recipe': (lambda p: p.edit('result.json', lambda c: c.update(weights='cct_2_3x2.c11')), 'no recipe'),
     'damaged record': (lambda p: _cut(p.run, 'result.json'), 'is no JSON'),
     'truncated weights': (lambda p: _cut(p.run, 'weights.safetensors'), 'is damaged'),

@@ -34,7 +34,7 @@ from tinyvit_zoo.data.augment import normalize
 from tinyvit_zoo.data.images import ArrayImages
 from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.data.sources import Source, open_source
-from tinyvit_zoo.recipes import SOURCES, Recipe, find_recipe
+from tinyvit_zoo.recipes import PRETRAININGS, SOURCES, Training, find_pretraining, find_recipe
 from tinyvit_zoo.training.checkpoint import write_whole
 from tinyvit_zoo.training.distributed import World, join_world
 from tinyvit_zoo.training.run import differences, machine
@@ -59,7 +59,7 @@ COPIES = {  # sha256 of the test images of copies that are not quite the set: wh
 class FinishedRun:
     """What a run directory holds, checked: the recipe is the one of its name, and was gone through to the end."""
     folder: Path
-    recipe: Recipe
+    recipe: Training
     facts: dict[str, Any]
     result: dict[str, Any]
     log: str
@@ -81,8 +81,12 @@ def read_run(folder: Path) -> FinishedRun:
             raise ZooError(f'{folder} is no finished run ({name} is not there): go on with it by `tinyvit-zoo train '
                            f'RECIPE --resume`, or give another.')
     facts, result = (_read_json(folder / name) for name in ('recipe.json', 'result.json'))
-    recipe = find_recipe(str(result.get('weights')))
+    name = str(result.get('weights'))
+    recipe = PRETRAININGS.get(name) or find_recipe(name)
     check_recipe(folder, recipe, facts)
+    if (folder / 'pretraining' / 'recipe.json').is_file():  # the first half of one command
+        first = _read_json(folder / 'pretraining' / 'recipe.json')
+        check_recipe(folder / 'pretraining', find_pretraining(first['recipe']['name']), first)
     log = (folder / 'log.jsonl').read_text(encoding='utf-8')
     epochs = [row['epoch'] for row in map(json.loads, log.splitlines())]
     if epochs != list(range(1, recipe.total_epochs + 1)):
@@ -99,7 +103,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ZooError(f'{path} is no JSON ({e}): take the run directory as the training left it.') from e
 
 
-def check_recipe(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+def check_recipe(folder: Path, recipe: Training, facts: Mapping[str, Any]) -> None:
     """ZooError unless the run followed the recipe of its name to the letter, on all of the images."""
     told = ('about', 'published')   # say something of the training, and change nothing in it
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
@@ -107,7 +111,8 @@ def check_recipe(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> None
     found = {**json.loads(json.dumps(defaults)), **facts['recipe']}     # a field may be younger than the run
     changes = differences(*({k: v for k, v in settings.items() if k not in told} for settings in (wanted, found)))
     changes += [f'fraction 1 -> {facts["fraction"]}'] if facts['fraction'] != 1 else []
-    changes += [f'val_fraction 0 -> {facts["val_fraction"]}'] if facts['val_fraction'] and recipe.keep != 'best' else []
+    held = facts['val_fraction'] if found.get('keep') != 'best' else 0.
+    changes += [f'val_fraction 0 -> {held}'] if held else []
     if changes:
         raise ZooError(f'{folder} is not the recipe {recipe.name} ({"; ".join(changes)}): weights of this name are '
                        f'made by the recipe as it stands.')

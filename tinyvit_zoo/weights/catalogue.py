@@ -203,12 +203,13 @@ _hints = cache(typing.get_type_hints)
 
 def check_recipes(weights: Iterable[Weight]) -> None:
     """ZooError for a weight of ours whose recipe is not there. Not part of `parse`: recipes are slow to import."""
-    from ..recipes import RECIPES
+    from ..recipes import PRETRAININGS, RECIPES
 
+    known = {**RECIPES, **PRETRAININGS}
     for weight in weights:
-        if weight.ours and weight.recipe not in RECIPES:
+        if weight.ours and weight.recipe not in known:
             raise ZooError(f'catalogue.json, {weight.name}: there is no recipe {weight.recipe!r}.'
-                           f'{nearest(weight.recipe, RECIPES)} A weight of ours has the name of its recipe.')
+                           f'{nearest(weight.recipe, known)} A weight of ours has the name of its recipe.')
 
 
 def _check_record(value: Any, hints: Mapping[str, Any], required: frozenset[str], where: str) -> None:
