@@ -5,9 +5,11 @@ contender runs in a process of its own, so that its memory is its own; they take
 """
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ import timm
 import torch
 from bench_training import contender
 
+from tinyvit_zoo.analysis.timing import summarise
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.pretraining import METHODS
 from tinyvit_zoo.recipes import OWN, Recipe
@@ -32,26 +35,47 @@ STEPS = 3
 SUPERVISED = 'supervised'
 
 
-def bench_pretraining(
-        model: str, methods: list[str], precision: str, batch_size: int, device: str, seconds: float,
+def add_pretraining(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('names', nargs='+', metavar='MODEL', help='models of the zoo')
+    parser.add_argument('--methods', nargs='+', choices=list(OWN), metavar='METHOD',
+                        help=f'of {", ".join(OWN)} (default: those that take the model)')
+    parser.add_argument('--precision', choices=['fp32', 'bf16'], default='bf16')
+    parser.add_argument('--batch-size', type=int, default=128)
+
+
+def check_pretraining(args: argparse.Namespace) -> None:
+    for name in args.names:
+        for method in (SUPERVISED, *(args.methods or ())):
+            _loop(method, name, args.batch_size, World(0, 1, torch.device('cpu')), None)
+
+
+def bench_pretraining(args: argparse.Namespace, device: torch.device, say: Callable[[dict[str, Any]], None]) -> None:
+    for model in args.names:
+        times, memory = _side_by_side(model, args.methods or _possible(model), args, device)
+        for row in summarise(times, STEPS * args.batch_size):
+            say({'model': model, 'precision': args.precision, 'batch': args.batch_size, **row,
+                 'memory_bytes': memory[row['contender']]})
+
+
+def _side_by_side(
+        model: str, methods: list[str], args: argparse.Namespace, device: torch.device,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Times of STEPS steps by contender, the supervised one first, and the memory of each in MiB."""
+    """Times of STEPS steps by contender, the supervised one first, and the memory of each in bytes."""
     with ExitStack() as stack:
-        names = [SUPERVISED, *methods]
-        asks = [stack.enter_context(contender(Path(__file__), name, model, precision, str(batch_size), device))
-                for name in names]
-        times: dict[str, list[float]] = {name: [] for name in names}
+        asks = {name: stack.enter_context(contender(
+            Path(__file__), name, model, args.precision, str(args.batch_size), str(device)))
+            for name in (SUPERVISED, *methods)}
+        times: dict[str, list[float]] = {name: [] for name in asks}
         memory: dict[str, float] = {}
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + args.seconds
         while time.perf_counter() < end or len(times[SUPERVISED]) < 3:
-            for name, ask in zip(names, asks, strict=True):
-                answer = ask()
-                times[name].append(answer[0])
-                memory[name] = answer[1]
+            for name, ask in asks.items():
+                seconds, memory[name] = ask()
+                times[name].append(seconds)
     return times, memory
 
 
-def possible(model: str) -> list[str]:
+def _possible(model: str) -> list[str]:
     """The methods that take the model."""
     found = []
     for name in OWN:
@@ -89,11 +113,11 @@ def _loop(name: str, model: str, batch_size: int, world: World, dtype: torch.dty
     return Loop(task, _Length(), recipe, None, world, dtype), recipe.img_size  # type: ignore[arg-type]
 
 
-def _peak(device: torch.device) -> float:
-    """MiB: of the process on a CPU, of what is allocated on a GPU."""
+def _peak(device: torch.device) -> int:
+    """Bytes: of the process on a CPU, of what is allocated on a GPU."""
     if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 2 ** 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def main(name: str, model: str, precision: str, batch_size: str, device: str) -> None:
