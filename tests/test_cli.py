@@ -142,7 +142,7 @@ def test_list_shows_a_table_with_aligned_columns(run: Run, monkeypatch: pytest.M
 def patch_figures(monkeypatch: pytest.MonkeyPatch, weight: Weight, **figures: Any) -> str:
     """Gives a weight of the catalogue other figures; returns the kind of its source."""
     entries = {**catalogue(), weight.name: dataclasses.replace(weight, **figures)}
-    monkeypatch.setattr('tinyvit_zoo.weights.catalogue', lambda: entries)
+    monkeypatch.setattr(sys.modules[Weight.__module__], 'catalogue', lambda: entries)
     return 'package' if weight.file else 'Hub' if weight.hf_hub_id else 'URL'
 
 

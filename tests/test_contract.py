@@ -60,14 +60,6 @@ def test_attributes_and_cfg(name: str) -> None:
         create(name, device='meta', drop_pth_rate=0.1)
 
 
-@pytest.mark.parametrize('name', MODELS)
-def test_default_tag_is_the_first_of_the_catalogue(name: str) -> None:
-    cfg = timm.get_pretrained_cfg(name)
-    tags = [w.tag for w in tinyvit_zoo.weights.catalogue().values() if w.architecture == name]
-    if tags:
-        assert cfg.tag == tags[0] and cfg.has_weights
-
-
 @pytest.mark.parametrize('name', [*SMALL, 'cct_7_3x1_sine', 'sl_vit', 'ssl_vit', 'sl_cait', 'sl_t2t'])
 @torch.no_grad()
 def test_features_only(name: str) -> None:

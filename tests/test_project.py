@@ -22,7 +22,9 @@ def test_import_is_light() -> None:
     assert 'tinyvit_zoo.cli' not in added
 
 
-def test_readme_table_is_fresh() -> None:
+@pytest.mark.slow
+def test_documents_are_fresh() -> None:
+    """The README's table, the cards and their picture say what the catalogue says."""
     python('tools/update_docs.py', '--check')
 
 
@@ -36,9 +38,12 @@ def test_readme_speaks_of_every_model() -> None:
 def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     """Built by way of the sdist, as a release is."""
     python('-m', 'build', '--outdir', str(tmp_path), '.')
-    names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
+    wheel = next(tmp_path.glob('*.whl'))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert wheel.stat().st_size < 60e6
     assert {name.partition('/')[0].partition('-')[0] for name in names} == {'tinyvit_zoo'}
-    wanted = ('py.typed', 'weights/catalogue.json', '_startup.py', 'models/compact.py')
+    wanted = ('py.typed', 'weights/catalogue.json', '_startup.py', 'models/compact.py', 'weights/README.md',
+              'weights/cct_2_3x2.digits.safetensors', 'weights/cct_2_3x2.digits.jsonl')
     assert all(f'tinyvit_zoo/{name}' in names for name in wanted)
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from .weights import Weight
-
 __all__ = ['main']
 
 _IMAGES = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -34,7 +32,7 @@ _NOT_MEASURED = 'not measured yet'
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0; 2 for a mistake of the caller's; 130 and 141 (as shells say it) for Ctrl-C and a closed pipe."""
     args, unknown = _parser().parse_known_args(argv)
-    if unknown and args.run is not _train:
+    if unknown and args.run not in (_train, _pretrain):
         _parser().parse_args(argv)  # says what it does not know
     args.unknown = unknown
     try:
@@ -75,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     commands = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for add in (_add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_fractions, _add_eval, _add_export,
-                _add_autoload):
+    for add in (
+            _add_list, _add_info, _add_predict, _add_recipes, _add_train, _add_pretrain, _add_fractions, _add_eval,
+            _add_analyze, _add_count, _add_compare, _add_export, _add_publish, _add_autoload):
         add(commands)
     return parser
 
@@ -144,6 +143,23 @@ def _add_train(commands: Any) -> None:
     add_train(parser)
 
 
+def _add_count(commands: Any) -> None:
+    from .analysis.count import add_count, run_count
+
+    add_count(_command(
+        commands, 'count', run_count, 'parameters, multiply-adds, activations and memory of models',
+        "examples:\n  tinyvit-zoo count cct_7_3x1 --parts\n  tinyvit-zoo count 'sl_*' resnet18 --img-size 64 --json"))
+
+
+def _add_compare(commands: Any) -> None:
+    from .analysis.compare import add_compare, run_compare
+
+    add_compare(_command(
+        commands, 'compare', run_compare, 'models side by side: parameters, multiply-adds, accuracy, speed',
+        'examples:\n  tinyvit-zoo compare cct_7_3x1 cvt_7_4 vit_lite_7_4 --plot compare.png\n'
+        '  tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda'))
+
+
 def _add_fractions(commands: Any) -> None:
     from .training.fractions import add_fractions, run_fractions
 
@@ -162,6 +178,27 @@ def _add_eval(commands: Any) -> None:
         '  tinyvit-zoo eval --all --data c10=npz:FILE --data digits'))
 
 
+def _add_publish(commands: Any) -> None:
+    from .hub import add_publish, run_publish
+
+    parser = _command(
+        commands, 'publish', run_publish, 'put weights of ours on the Hugging Face Hub',
+        'examples:\n  tinyvit-zoo publish cct_2_3x2.digits --namespace ORG --dry-run\n'
+        '  tinyvit-zoo publish --all --namespace ORG')
+    add_publish(parser)
+
+
+def _add_pretrain(commands: Any) -> None:
+    from .training.pretrain_command import add_pretrain
+
+    parser = _command(
+        commands, 'pretrain', _pretrain, 'make an encoder without labels, for `train --from` to begin with',
+        'examples:\n  tinyvit-zoo pretrain mae_small --model ssl_vit --data folder:photos --output runs/a\n'
+        '  tinyvit-zoo train --from runs/a --data folder:photos --output runs/b\n'
+        '  tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH')
+    add_pretrain(parser)
+
+
 def _add_export(commands: Any) -> None:
     from .export_command import add_export, run_export
 
@@ -170,6 +207,15 @@ def _add_export(commands: Any) -> None:
         'examples:\n  tinyvit-zoo export cct_7_3x1 cct.onnx\n'
         '  tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE\n'
         "  tinyvit-zoo export --all 'cct*'"))
+
+
+def _add_analyze(commands: Any) -> None:
+    from .analysis.analyze_command import add_analyze, run_analyze
+
+    add_analyze(_command(
+        commands, 'analyze', run_analyze, 'attention, similarity of layers, maps over images: pictures and numbers',
+        'examples:\n  tinyvit-zoo analyze attention runs/a mae_vit_c10=b.safetensors --data cifar10:PATH\n'
+        '  tinyvit-zoo analyze maps cct_7_3x1 --files photos/\n  tinyvit-zoo analyze support sl_'))
 
 
 def _add_autoload(commands: Any) -> None:
@@ -191,6 +237,12 @@ def _train(args: argparse.Namespace) -> str:
     from .training.command import run_train
 
     return run_train(args, args.unknown)
+
+
+def _pretrain(args: argparse.Namespace) -> str:
+    from .training.pretrain_command import run_pretrain
+
+    return run_pretrain(args, args.unknown)
 
 
 def _positive(text: str) -> int:
@@ -244,9 +296,11 @@ def _record(name: str) -> dict[str, Any]:
     import timm
     from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
+    from .weights import weight_of
+
     cfg = get_pretrained_cfg(name)
     tags = [other.tag for other in get_arch_pretrained_cfgs(cfg.architecture).values()]
-    weight = _weight(cfg)
+    weight = weight_of(cfg)
     return {
         'name': name, 'architecture': cfg.architecture, 'tag': cfg.tag, 'default_tag': tags[0], 'tags': tags,
         'parameters': sum(p.numel() for p in timm.create_model(name, device='meta').parameters()),
@@ -256,16 +310,9 @@ def _record(name: str) -> dict[str, Any]:
         'weights': weight and {
             'kind': 'package' if weight.file else 'Hub' if weight.hf_hub_id else 'URL', 'source': weight.source,
             'origin': weight.origin, 'dataset': weight.data.title, 'recipe': weight.recipe,
-            'published': weight.published, 'measured': weight.measured, 'note': weight.note},
+            'published': weight.published, 'measured': weight.measured, 'trained': weight.trained,
+            'sha256': weight.sha256, 'note': weight.note},
     }
-
-
-def _weight(cfg: Any) -> Weight | None:
-    """The catalogue's entry behind a timm cfg, found by where it lies: `vit_lite` has those of `vit_lite_7_4`."""
-    from .weights import catalogue
-
-    places = (Path(cfg.file).name if cfg.file else None, cfg.hf_hub_id, cfg.url)
-    return next((w for w in catalogue().values() if w.tag == cfg.tag and w.source in places), None)
 
 
 def _label_names(cfg: dict[str, Any]) -> list[str]:
@@ -322,7 +369,7 @@ def _model_lines(record: dict[str, Any]) -> dict[str, str]:
 def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
     if not weights:
         return {'weights': 'none yet'}
-    published, measured = weights['published'], weights['measured']
+    published, measured, trained = weights['published'], weights['measured'], weights['trained']
     return {
         'weights': f'{weights["kind"]}: {weights["source"]}',
         'origin': weights['origin'],
@@ -331,6 +378,8 @@ def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
         'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else 'no figure',
         'measured': f'{measured["top1"]:.2f} % top-1 on {measured["on"]}, {measured["date"]}: {measured["command"]}'
                     if measured else _NOT_MEASURED,
+        'made by': f'{trained["command"]}; {trained["minutes"]:g} minutes on {trained["machine"]}, {trained["date"]}'
+                   if trained else '',
         'note': weights['note'],
     }
 

@@ -37,28 +37,28 @@ def bench_training(names: list[str], precisions: list[str], device: str, seconds
     """Times of ten steps by (recipe, batch size, precision) and contender, the plain loop first."""
     results = {}
     for name, precision in itertools.product(names, precisions):
-        with _contender('plain', name, precision, device) as plain_loop, \
-                _contender('ours', name, precision, device) as ours:
+        with contender(Path(__file__), 'plain', name, precision, device) as plain_loop, \
+                contender(Path(__file__), 'ours', name, precision, device) as ours:
             times: dict[str, list[float]] = {'plain': [], 'ours': []}
             end = time.perf_counter() + seconds
             while time.perf_counter() < end or len(times['ours']) < 3:
                 for key, ask in (('plain', plain_loop), ('ours', ours)):
-                    times[key].append(ask())
+                    times[key].append(ask()[0])
         results[name, find_recipe(name).batch_size, precision] = times
     return results
 
 
 @contextmanager
-def _contender(*args: str) -> Iterator[Any]:
-    """A function that has the process do its steps and returns the seconds they took."""
+def contender(script: Path, *args: str) -> Iterator[Any]:
+    """A function that has the process of a script do its steps and returns what it says of them, seconds first."""
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__)), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        [sys.executable, str(script), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin and process.stdout
 
-    def ask() -> float:
+    def ask() -> list[float]:
         process.stdin.write('go\n')
         process.stdin.flush()
-        return float(process.stdout.readline())
+        return [float(value) for value in process.stdout.readline().split()]
 
     try:
         process.stdout.readline()  # it has warmed up

@@ -2,14 +2,21 @@
 """Speed, side by side in one run.
 
     tools/benchmark.py models cct_7_3x1 cct_2_3x2 --mode inference train --precision fp32 bf16 --compile
+    tools/benchmark.py models 'cct_7_*' --baseline resnet18 --img-size 32 --mode latency inference train
+    tools/benchmark.py scaling cct_7_3x1 resnet18 --batch-sizes 1 8 64 --img-sizes 32 64 --plot scaling.png
     tools/benchmark.py augment --interpolation random
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
     tools/benchmark.py training cct_2_3x2.c10_200e --precision bf16
+    tools/benchmark.py pretraining mae_vit_c10 --methods mae_small moco_v3
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
-logits. The contenders take turns, so that a noisy machine is noisy for all; the ratio is the median over the rounds,
-with its range. Training is a step of the recipe without the optimizer: forward with the dropouts on, loss, backward.
-`--without spt` also times the model without that option: what it costs is a share of the full model's time.
+logits; with --baseline all of them beside that one, with heads of as many classes. The contenders take turns, so that a
+noisy machine is noisy for all; the ratio is the median over the rounds, with its range. Training is a step of the
+recipe without the optimizer: forward with the dropouts on, loss, backward. On a GPU its own events are the clock.
+`--without spt` also times the model without that option: what it costs is a share of the full model's time. Memory is
+what a step holds at its worst, weights with it: as the GPU's allocator says, elsewhere as torch's operators made it.
+
+`scaling` times models against each other over batch and image sizes.
 
 `augment` times the batched augmentation beside timm's Pillow pipeline of the same policy (random resized crop of 0.8 to
 1, flip, RandAugment, normalisation) in a loader with a worker a core; with --model, a training step with it beside one
@@ -17,17 +24,16 @@ that only normalises.
 
 `training` times `tinyvit-zoo train` by recipe, loading and augmenting included, beside a plain loop over the plain
 model on batches that lie ready; each in a process of its own (tools/bench_training.py).
+
+`pretraining` times a step of each method that a model can be pre-trained by, beside a supervised step of it with crop
+and flip, on the same images, and says what memory each needs (tools/bench_pretraining.py).
 """
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,111 +41,25 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
+from bench_models import add_models, add_scaling, bench_models, bench_scaling, check_models, check_scaling
+from bench_pretraining import add_pretraining, bench_pretraining, check_pretraining
 from PIL import Image
 from plain import plain
 from timm.data import auto_augment, create_transform
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvit_zoo
+from tinyvit_zoo.analysis.timing import machine, make_step, rounds, summarise
 from tinyvit_zoo.data.augment import Augment, normalize
 from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.data.policies import make_policy
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.recipes import find_recipe
+from tinyvit_zoo.training.checkpoint import write_whole
+from tinyvit_zoo.training.distributed import join_world
 from tinyvit_zoo.training.stream import posterize
 
-Step = Callable[[], object]
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.exists():
-        lines = info.read_text().splitlines()
-        names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-        cpu = names[0] if names else cpu
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu
-    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
-            'tinyvit_zoo': tinyvit_zoo.__version__, 'date': time.strftime('%Y-%m-%d')}
-
-
-def seconds(step: Step, device: torch.device) -> float:
-    """Wall time of one call, the device's queue empty before and after."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def rounds(steps: dict[str, Step], device: torch.device, budget: float) -> dict[str, list[float]]:
-    """Times of each contender, in turn, for about `budget` seconds and at least 3 rounds after a warm-up."""
-    for step in steps.values():
-        step()
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    end = time.perf_counter() + budget
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
-        for name, step in steps.items():
-            times[name].append(seconds(step, device))
-    return times
-
-
-def make_step(model: nn.Module, images: torch.Tensor, train: bool, bf16: bool,
-              prepare: Callable[[torch.Tensor], torch.Tensor] = lambda images: images) -> Step:
-    """One pass over a batch, `prepare`d anew each time."""
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-
-    def inference() -> object:
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return model(prepare(images))
-
-    def training() -> object:
-        x = prepare(images)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(x), labels)
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-        return loss
-
-    return training if train else inference
-
-
-def contenders(name: str, args: argparse.Namespace, device: torch.device) -> tuple[dict[str, nn.Module], torch.Tensor]:
-    """The plain model first (the baseline), then ours; all with the same weights, which is checked."""
-    torch.manual_seed(0)
-    ours = timm.create_model(name).to(device)
-    x = torch.randn(args.batch_size, *ours.pretrained_cfg['input_size'], device=device)
-    models: dict[str, nn.Module] = {'plain': plain(ours).to(device), 'ours': ours}
-    with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(x), models['plain'].eval()(x), rtol=1e-3, atol=1e-4)
-    for option in args.without:
-        models[f'without {option}'] = timm.create_model(name, **{option: False}).to(device)
-    if args.compile:
-        models['ours compiled'] = torch.compile(ours)
-    return models, x
-
-
-def bench_models(args: argparse.Namespace) -> list[dict[str, Any]]:
-    device = torch.device(args.device)
-    results = []
-    for name in args.names:
-        models, x = contenders(name, args, device)
-        for mode in args.mode:
-            for precision in args.precision:
-                steps: dict[str, Step] = {}
-                for key, model in models.items():
-                    model.train(mode == 'train')
-                    steps[key] = make_step(model, x, mode == 'train', precision == 'bf16')
-                times = rounds(steps, device, args.seconds)
-                for row in summarise(times, len(x)):
-                    results.append({'model': name, 'mode': mode, 'precision': precision, 'batch': len(x), **row})
-                    print_row(results[-1])
-    return results
+Say = Callable[[dict[str, Any]], None]
 
 
 class PillowImages(Dataset):
@@ -170,8 +90,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def bench_augment(args: argparse.Namespace) -> list[dict[str, Any]]:
-    device, info = torch.device(args.device), DATASETS['c10']
+def bench_augment(args: argparse.Namespace, device: torch.device, say: Say) -> None:
+    info = DATASETS['c10']
     augment = Augment((args.img_size,) * 2, info.mean, info.std, flip=0.5, crop_scale=(0.8, 1.),
                       interpolation=args.interpolation, auto_augment=args.policy)
     if args.compile:
@@ -191,44 +111,31 @@ def bench_augment(args: argparse.Namespace) -> list[dict[str, Any]]:
         loader = timm_loader(pixels, args)
         steps = {f'timm x{loader.num_workers}': lambda: [batch.to(device) for batch in loader],
                  'ours': lambda: [augment(batch, generator) for batch in images.split(args.batch_size)]}
-    results = []
     for row in summarise(rounds(steps, device, args.seconds), count):
-        results.append({**about, 'batch': args.batch_size, **row})
-        print_row(results[-1])
-    return results
+        say({**about, 'batch': args.batch_size, **row})
 
 
-def bench_trainings(args: argparse.Namespace) -> list[dict[str, Any]]:
+def bench_trainings(args: argparse.Namespace, device: torch.device, say: Say) -> None:
     from bench_training import STEPS, bench_training
 
-    results = []
     for (recipe, batch, precision), times in bench_training(
             args.names, args.precision, args.device, args.seconds).items():
         for row in summarise(times, STEPS * batch):
-            results.append({'recipe': recipe, 'precision': precision, 'batch': batch, **row})
-            print_row(results[-1])
-    return results
-
-
-def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
-    baseline = next(iter(times.values()))
-    rows = []
-    for name, values in times.items():
-        ratios = sorted(b / v for b, v in zip(baseline, values, strict=False))
-        rows.append({
-            'contender': name, 'images_per_second': batch / statistics.median(values),
-            'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
-        if name.startswith('without'):
-            rows[-1]['saved'] = statistics.median(1 - v / o for v, o in zip(values, times['ours'], strict=True))
-    return rows
+            say({'recipe': recipe, 'precision': precision, 'batch': batch, **row})
 
 
 def print_row(row: dict[str, Any]) -> None:
     (low, high), what = row['ratio_range'], list(row)[:list(row).index('contender')]
-    print(f'{"  ".join(str(row[key]) for key in what)}  {row["contender"]:13} '
-          f'{row["images_per_second"]:9.1f} images/s {row["ratio"]:6.2f}x  [{low:.2f}, {high:.2f}]  '
-          f'{row["rounds"]} rounds' + (f', {row["saved"]:.1%} of the time of ours saved' if 'saved' in row else ''),
-          flush=True)
+    details = [f'{row["rounds"]} rounds']
+    if row.get('memory_bytes') is not None:
+        details.append(f'{row["memory_bytes"] / 2 ** 20:.0f} MiB')
+    if row.get('compile_seconds') is not None:
+        details.append(f'compiled in {row["compile_seconds"]:.0f} s')
+    if 'saved' in row:
+        details.append(f'{row["saved"]:.1%} of the time of ours saved')
+    print(f'{"  ".join(str(row[key]) for key in what)}  {row["contender"]:22} {row["images_per_second"]:9.1f} images/s '
+          f'{row["ratio"]:6.2f}x  [{low:.2f}, {high:.2f}]  {row["median_ms"]:.2f} ms, p95 {row["p95_ms"]:.2f}  '
+          f'{", ".join(details)}', flush=True)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -238,28 +145,18 @@ def check(args: argparse.Namespace) -> None:
         make_policy(args.policy, (args.img_size,) * 2, args.interpolation, (0.,))
         if args.model:
             check_name(args.model)
-    for name in args.names if args.what == 'training' else ():
-        plain(timm.create_model(find_recipe(name).model))
-    for name in args.names if args.what == 'models' else ():
-        check_name(name)
-        model = timm.create_model(name)
-        plain(model)
-        for option in args.without:
-            if option not in inspect.signature(type(model)).parameters:
-                raise tinyvit_zoo.ZooError(f'{name} has no option {option!r} to be without.')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise tinyvit_zoo.ZooError('There is no CUDA device here: use --device cpu.')
+    elif args.what == 'training':
+        for name in args.names:
+            plain(timm.create_model(find_recipe(name).model))
+    else:
+        {'models': check_models, 'scaling': check_scaling, 'pretraining': check_pretraining}[args.what](args)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='what', required=True)
-    models = commands.add_parser('models', help='our models beside plain ones')
-    models.add_argument('names', nargs='+', metavar='NAME', help='models of the zoo')
-    models.add_argument('--mode', nargs='+', choices=['inference', 'train'], default=['inference', 'train'])
-    models.add_argument('--precision', nargs='+', choices=['fp32', 'bf16'], default=['fp32'])
-    models.add_argument('--compile', action='store_true', help='also time ours under torch.compile')
-    models.add_argument('--without', nargs='+', default=[], metavar='OPTION', help='also time it with OPTION=False')
+    add_models(commands.add_parser('models', help='models beside plain ones, or beside a baseline'))
+    add_scaling(commands.add_parser('scaling', help='models over batch and image sizes, as a plot too'))
     augment = commands.add_parser('augment', help="our augmentation beside timm's, or what it costs a training")
     augment.add_argument('--policy', default='rand-m9-mstd0.5-inc1')
     augment.add_argument('--interpolation', choices=['bilinear', 'bicubic', 'random'], default='bilinear')
@@ -271,9 +168,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     training = commands.add_parser('training', help='our training beside a plain loop')
     training.add_argument('names', nargs='+', metavar='RECIPE', help='names of `tinyvit-zoo recipes`')
     training.add_argument('--precision', nargs='+', choices=['fp32', 'bf16'], default=['bf16'])
-    for command in (models, augment, training):
-        if command is not training:
-            command.add_argument('--batch-size', type=int, default=128 if command is models else 512)
+    augment.add_argument('--batch-size', type=int, default=512)
+    add_pretraining(commands.add_parser('pretraining', help='a step of each method beside a supervised one'))
+    for command in commands.choices.values():
         command.add_argument('--device', default='cpu')
         command.add_argument('--seconds', type=float, default=20., help='time for each comparison (at least 3 rounds)')
         command.add_argument('--json', type=Path, metavar='FILE', help='write the results and the machine to FILE')
@@ -282,17 +179,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    results: list[dict[str, Any]] = []
+
+    def say(row: dict[str, Any]) -> None:
+        results.append(row)
+        print_row(row)
+
+    bench = {'models': bench_models, 'scaling': bench_scaling, 'augment': bench_augment, 'training': bench_trainings,
+             'pretraining': bench_pretraining}
     try:
-        check(args)
+        with join_world(args.device) as world:
+            check(args)
+            about = machine(world.device)
+            print(', '.join(f'{key} {value}' for key, value in about.items()))
+            bench[args.what](args, world.device, say)
+        if args.json:
+            write_whole(args.json, json.dumps({'machine': about, 'results': results}, indent=1).encode())
     except tinyvit_zoo.ZooError as e:
         print(f'benchmark.py: {e}', file=sys.stderr)
         return 2
-    about = machine(torch.device(args.device))
-    print(', '.join(f'{key} {value}' for key, value in about.items()))
-    bench = {'models': bench_models, 'augment': bench_augment, 'training': bench_trainings}[args.what]
-    results = bench(args)
-    if args.json:
-        args.json.write_text(json.dumps({'machine': about, 'results': results}, indent=1))
     return 0
 
 

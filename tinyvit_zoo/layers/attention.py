@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 _SCORE_BYTES = 2 << 20  # scores held at a time; 1-4 MiB were the fastest sizes in fp32 and in bf16 (L2 cache)
 _LEVELS = 1 << 16       # a dropout rate is rounded to a multiple of 1 / 65536, and the scale is that of the rounded one
@@ -107,6 +108,18 @@ def _dropout_attention_fake(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tens
 @dropout_attention_backward.register_fake
 def _dropout_attention_backward_fake(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
     return torch.empty_like(qkv)
+
+
+@register_flop_formula(torch.ops.tinyvit_zoo.dropout_attention)
+def attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
+    """Of q k^T and of what the values are weighted with, for [B, N, 3, H, D]."""
+    batch, tokens, _three, heads, head_dim = qkv
+    return 2 * 2 * batch * heads * tokens * tokens * head_dim
+
+
+@register_flop_formula(torch.ops.tinyvit_zoo.dropout_attention_backward)
+def attention_backward_flops(grad: Any, qkv: Any, *_: Any, **__: Any) -> int:
+    return 5 * attention_flops(qkv) // 2  # the logits again, and two products for either product
 
 
 def _save_for_backward(ctx: Any, inputs: Tuple[Tensor, float], output: Tuple[Tensor, Tensor]) -> None:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
-from .attention import pieces, product
+from .attention import attention_backward_flops, attention_flops, pieces, product
 
 
 def _diagonal_value(dtype: torch.dtype) -> float:
@@ -101,6 +102,16 @@ def _locality_attention_fake(qkv: Tensor, temperature: Tensor, masked: bool) -> 
 def _locality_attention_backward_fake(
         grad: Tensor, qkv: Tensor, temperature: Tensor, masked: bool) -> Tuple[Tensor, Tensor]:
     return torch.empty_like(qkv), torch.empty_like(temperature)
+
+
+@register_flop_formula(torch.ops.tinyvit_zoo.locality_attention)
+def _locality_attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
+    return attention_flops(qkv)
+
+
+@register_flop_formula(torch.ops.tinyvit_zoo.locality_attention_backward)
+def _locality_attention_backward_flops(grad: Any, qkv: Any, *_: Any, **__: Any) -> int:
+    return attention_backward_flops(grad, qkv)
 
 
 def _save_for_backward(ctx: Any, inputs: Tuple[Tensor, Tensor, bool], output: Tensor) -> None:

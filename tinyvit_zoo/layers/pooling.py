@@ -17,5 +17,8 @@ class SequencePool(nn.Module):
         self.score = nn.Linear(dim, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.score(x).softmax(dim=1)  # [B, N, 1]
-        return (weights.transpose(1, 2) @ x).squeeze(1)
+        return (self.weights(x).transpose(1, 2) @ x).squeeze(1)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """[B, N, 1]; those of an image sum to one."""
+        return self.score(x).softmax(dim=1)

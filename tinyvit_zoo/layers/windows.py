@@ -252,6 +252,17 @@ window_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 # -- the layer ---------------------------------------------------------------------------------------------------------
+def _bias(
+        qkv: Tensor, table: Tensor, attn_mask: Optional[Tensor], window: int, shift: int, diagonal: bool,
+) -> Tensor:
+    """What is added to the logits [windows or 1, heads, N, N]: the bias of each offset, and the mask."""
+    if attn_mask is None:
+        mask = window_mask(qkv, qkv.shape[1], qkv.shape[2], window, shift, diagonal)
+    else:
+        mask = attn_mask.to(qkv.dtype) + window_mask(qkv, window, window, window, 0, diagonal)
+    return table.to(qkv.dtype)[_offset_index(window, qkv.device)].permute(2, 0, 1) + mask[:, None]
+
+
 @torch.fx.wrap
 @register_notrace_function
 def attend_in_windows(
@@ -269,12 +280,7 @@ def attend_in_windows(
     """
     height, width, heads, head_dim = qkv.shape[1], qkv.shape[2], qkv.shape[4], qkv.shape[5]
     shift = shift if min(height, width) > window else 0
-    diagonal = temperature is not None
-    if attn_mask is None:
-        mask = window_mask(qkv, height, width, window, shift, diagonal)
-    else:
-        mask = attn_mask.to(qkv.dtype) + window_mask(qkv, window, window, window, 0, diagonal)
-    bias = table.to(qkv.dtype)[_offset_index(window, qkv.device)].permute(2, 0, 1) + mask[:, None]
+    bias = _bias(qkv, table, attn_mask, window, shift, temperature is not None)
     if temperature is None:
         temperature = torch.full([heads], head_dim ** -0.5, dtype=qkv.dtype, device=qkv.device)
     order, place = window_order(qkv, height, width, window, shift)
@@ -343,3 +349,18 @@ class WindowAttention(nn.Module):
             qkv, self.temperature, self.relative_position_bias_table, self.attn_mask, self.window_size, self.shift,
             self.fused_attn)
         return self.proj_drop(self.proj(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the softmax is taken of, for the whole map [B, heads, L, L]; -inf between two windows."""
+        B, height, width, _ = x.shape
+        qkv = self.qkv(x).reshape(B, height, width, 3, self.num_heads, self.head_dim)
+        shift = self.shift if min(height, width) > self.window_size else 0
+        diagonal, area = self.temperature is not None, self.window_size ** 2
+        bias = _bias(qkv, self.relative_position_bias_table, self.attn_mask, self.window_size, shift, diagonal)
+        place = window_order(qkv, height, width, self.window_size, shift)[1]
+        which, inside = place // area % len(bias), place % area  # % for a bias that all windows share
+        bias = bias[which[:, None], :, inside[:, None], inside].permute(2, 0, 1)  # [heads, L, L]
+        apart = place[:, None] // area != place // area
+        q, k, _ = qkv.flatten(1, 2).permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, L, D]
+        scale = self.head_dim ** -0.5 if self.temperature is None else self.temperature[:, None, None]
+        return (q * scale @ k.transpose(-2, -1) + bias).masked_fill(apart, -torch.inf)

@@ -16,19 +16,20 @@ from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import constants as hub_constants
+from huggingface_hub import constants as hub_constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
+from timm.models._hub import download_cached_file, hf_split
 from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
 
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
-from ..weights import check_sha256, read_cfg, read_weights, unwrap
+from ..weights import check_sha256, promised_sha256, read_cfg, read_weights, unwrap
 
 __all__ = [
     'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed', 'update_model_args',
@@ -59,6 +60,8 @@ def build_model(
     if isinstance(pretrained_cfg, str):
         check_tag(variant, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
+    if any(overlay.get(key) for key in _SOURCES):  # it takes the place of the tag's own, which timm might prefer
+        overlay = {**dict.fromkeys(_SOURCES[:3]), **overlay}
     if overlay.get('file'):
         overlay = {**read_cfg(overlay['file']), **overlay}
     if not pretrained:
@@ -68,15 +71,14 @@ def build_model(
             model_cls, variant, False, pretrained_cfg, overlay, pretrained_filter_fn=filter_fn, **kwargs)
 
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
-    if not any(cfg.get(key) for key in ('file', 'url', 'hf_hub_id', 'state_dict')):
+    if not any(cfg.get(key) for key in _SOURCES):
         raise ZooError(f'There are no weights for {variant} yet: use pretrained=False, or one of `tinyvit-zoo list`.')
     source_size = _source_size(cfg, overlay, kwargs.get('pretrained_model_args'))
-    if cfg.get('file') and cfg.get('source') != 'local-dir':
-        check_sha256(cfg['file'])
-        overlay['state_dict'] = unwrap(read_weights(cfg['file']))
-    else:
-        _check_offline(variant, cfg)
+    _check_offline(variant, cfg)
     try:
+        path = _checked_file(cfg, kwargs.get('cache_dir'))
+        if path:
+            overlay['state_dict'] = unwrap(read_weights(path))
         with torch.serialization.safe_globals([argparse.Namespace]):  # see `read_weights`; this is for a URL
             model = build_model_with_cfg(
                 model_cls, variant, True, pretrained_cfg, overlay,
@@ -89,7 +91,37 @@ def build_model(
     return model
 
 
+_SOURCES = ('file', 'url', 'hf_hub_id', 'state_dict')
 _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+
+
+def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str | None:
+    """The file to read the weights from, its digest checked where the catalogue has one. None: timm finds them itself.
+
+    What the catalogue gives a digest of is fetched here, for timm hands on tensors, which no longer show it.
+    """
+    if cfg.get('source') or cfg.get('state_dict'):
+        return None
+    file, hub_id, url = (cfg.get(key) for key in ('file', 'hf_hub_id', 'url'))
+    sha256 = promised_sha256(file or hub_id or url)
+    if not sha256:
+        return file
+    if file:
+        check_sha256(file, sha256, 'reinstall tinyvit_zoo')
+        return file
+    if hub_id:
+        repository, revision = hf_split(hub_id)
+        path = hf_hub_download(repository, 'model.safetensors', revision=revision, cache_dir=cache_dir)
+    else:
+        path = download_cached_file(url, check_hash=False, cache_dir=cache_dir)
+    check_sha256(path, sha256, 'delete it, and it will be fetched again')
+    return path
+
+
+def _at_least_single(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Half precision is for the file: tables are resized and channels adapted in single."""
+    return {name: value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+            else value for name, value in content.items()}
 
 
 def check_tag(variant: str, tag: str) -> None:
@@ -102,7 +134,9 @@ def check_tag(variant: str, tag: str) -> None:
 
 def _check_offline(variant: str, cfg: Mapping[str, Any]) -> None:
     """A URL knows nothing of HF_HUB_OFFLINE: say at once what would have to be fetched."""
-    if hub_constants.HF_HUB_OFFLINE and cfg.get('url') and not cfg.get('hf_hub_id') and not _url_cache(cfg).exists():
+    if any(cfg.get(key) for key in ('file', 'hf_hub_id', 'state_dict')):
+        return
+    if hub_constants.HF_HUB_OFFLINE and cfg.get('url') and not _url_cache(cfg).exists():
         raise ZooError(f'{_fetch_advice(variant, cfg)} (HF_HUB_OFFLINE is set)')
 
 
@@ -124,7 +158,7 @@ def _strict_filter(
 ) -> dict[str, Tensor]:
     """The family's filter, and the check that timm skips as soon as the class count differs."""
     try:
-        tensors = filter_fn(state_dict, model, source_size)
+        tensors = filter_fn(_at_least_single(state_dict), model, source_size)
     except TypeError as e:  # timm would take it for a filter with one argument, and hide it
         raise ZooError(f'The checkpoint could not be read as one of {type(model).__name__}: {e}') from e
     problems = _misfits(tensors, model)

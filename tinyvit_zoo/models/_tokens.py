@@ -10,7 +10,7 @@ from timm.models import VisionTransformer, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import SequencePool, resize_table, slice_length
+from ..layers import SequencePool, resize_table, slice_length, table_on_grid
 from ._build import feature_take_indices, update_model_input_size
 
 _logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class TokenTransformer(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens  # of the features that `forward_features` returns
         self.num_early_tokens = 0 if late_class_token else num_prefix_tokens  # of what the blocks take
         self.grad_checkpointing = False
+        self.dynamic_img_size = False  # as timm's: take images of any size, with positions to match
 
     def _init_head(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
         self.global_pool, self.attn_pool = '', None
@@ -114,13 +115,26 @@ class TokenTransformer(nn.Module):
         update_model_input_size(self, self.img_size)
 
     def _positions(self, x: Tensor) -> Optional[Tensor]:
-        """The position table for images [B, C, H, W]; of one size only, unless a family can do better."""
+        """The position table for images [B, C, H, W]; of one size only, unless `dynamic_img_size` is set."""
+        if not torch.jit.is_scripting():
+            if self.dynamic_img_size and self.pos_embed is not None:
+                return self._fitted_positions(self.tokenizer.grid_size((x.shape[2], x.shape[3])))
         if self.pos_embed is not None:
             message = (f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not '
                        f'{x.shape[2]} x {x.shape[3]}: create it with img_size=..., or call set_input_size.')
             _assert(x.shape[2] == self.img_size[0], message)
             _assert(x.shape[3] == self.img_size[1], message)
         return self.pos_embed
+
+    @torch.jit.ignore
+    def _fitted_positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position table for another grid of tokens: interpolated if learned, else the sine table of that length.
+        """
+        table = self.pos_embed
+        assert table is not None
+        if isinstance(table, nn.Parameter):
+            return table_on_grid(table, self.grid_size, grid, self.num_early_tokens)
+        return resize_table(table, self.grid_size, grid, self.num_early_tokens)
 
     def _embed(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""

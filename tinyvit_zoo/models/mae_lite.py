@@ -131,14 +131,18 @@ def checkpoint_filter_fn(
 
 
 def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The encoder's tensors of a file, and how it was pre-trained: 'MAE', 'MoCo-v3', or '' for a fine-tuned model."""
+    """The encoder's tensors of a file, and how it was pre-trained: 'MAE', 'MoCo-v3', 'self-supervised', or '' for a
+    fine-tuned model."""
     if any(name.startswith('base_encoder.') for name in tensors):
         tensors = without(tensors, r'^(momentum_encoder|predictor)\.|^base_encoder\.head\.', 'of MoCo-v3')
         return renamed(tensors, ((r'^base_encoder\.', ''),)), 'MoCo-v3'
     tensors = without(tensors, r'^tch_model\.|^(model\.)?attn_adapter\.', 'of the distillation')
     tensors = renamed(tensors, ((r'^(model|encoder)\.', ''),))
     encoder = without(tensors, r'^mask_token$|^decoder_', 'the decoder')
-    return encoder, 'MAE' if len(encoder) < len(tensors) else ''
+    if len(encoder) < len(tensors):
+        return encoder, 'MAE'
+    bare = 'norm.weight' in encoder and 'head.weight' not in encoder  # an encoder as our pre-training leaves it
+    return encoder, 'self-supervised' if bare else ''
 
 
 def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -60,9 +60,9 @@ def _mae_vit(variant: str, pretrained: bool, **kwargs: Any) -> Any:
 
 @register_model
 def mae_vit_c10(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _mae_vit('mae_vit_c10', pretrained, **{'img_size': 36, 'num_classes': 10, **kwargs})
+    return _mae_vit('mae_vit_c10', pretrained, **kwargs)
 
 
 @register_model
 def mae_vit_c100(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _mae_vit('mae_vit_c100', pretrained, **{'img_size': 36, 'num_classes': 100, **kwargs})
+    return _mae_vit('mae_vit_c100', pretrained, **kwargs)

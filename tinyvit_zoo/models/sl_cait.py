@@ -17,7 +17,7 @@ which masks nothing (the logit becomes 0). Ours masks, and after the mixing, who
 low logit into a very high one. `lsa_mask='authors'` does as they do.
 """
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp
@@ -70,6 +70,17 @@ class MixedAttention(nn.Module):
         if self.temperature is not None:
             nn.init.constant_(self.temperature, self.head_dim ** -0.5)
 
+    def _project(self, x: Tensor, context: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries [H, B, N, D], keys and values [H, B, M, D]."""
+        q = self.q(x).unflatten(2, (self.num_heads, self.head_dim)).permute(2, 0, 1, 3)
+        k, v = self.kv(context).unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 3, 0, 1, 4).unbind(0)
+        return q, k, v
+
+    def logits(self, x: Tensor, context: Tensor) -> Tensor:
+        """What the softmax is taken of [B, H, N, M]."""
+        q, k, _ = self._project(x, context)
+        return self._mixed_logits(q @ k.transpose(-2, -1)).transpose(0, 1)
+
     def _mixed_logits(self, logits: Tensor) -> Tensor:
         """Products of queries and keys [H, B, N, M], scaled, mixed and masked."""
         if self.temperature is None:
@@ -83,8 +94,7 @@ class MixedAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Queries from x [B, N, C], keys and values from context [B, M, C]."""
-        q = self.q(x).unflatten(2, (self.num_heads, self.head_dim)).permute(2, 0, 1, 3)  # [H, B, N, D]
-        k, v = self.kv(context).unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 3, 0, 1, 4).unbind(0)
+        q, k, v = self._project(x, context)
         attn = self._mixed_logits(q @ k.transpose(-2, -1)).softmax(dim=-1)
         attn = mix_heads(self.attn_drop(attn), self.mix_post)
         x = (attn.to(v.dtype) @ v).permute(1, 2, 0, 3).flatten(2)

@@ -15,7 +15,7 @@ convolutions without overlap are a Linear over patches; the temperatures are not
 import itertools
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Tuple
 
 import torch
 from timm.layers import to_2tuple
@@ -59,12 +59,17 @@ class Pool(nn.Module):
         self.class_proj = nn.Linear(dim, out_dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = x[:, 1:].transpose(1, 2).reshape(x.shape[0], x.shape[2], self.grid[0], self.grid[1])
+        return self.on_grid(x, self.grid)
+
+    def on_grid(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        maps = x[:, 1:].transpose(1, 2).reshape(x.shape[0], x.shape[2], grid[0], grid[1])
         return torch.cat([self.class_proj(x[:, :1]), self.patches(maps)], dim=1)
 
 
 class Stage(nn.Module):
     """Pooling (none in the first stage), then blocks."""
+    if TYPE_CHECKING:
+        pool: Any
 
     def __init__(self, pool: nn.Module, blocks: list[nn.Module]) -> None:
         super().__init__()
@@ -73,6 +78,10 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.pool(x))
+
+    def on_grid(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """For a map of another size than the model's."""
+        return self.blocks(self.pool.on_grid(x, grid))
 
 
 class LocalPiT(TokenTransformer):
@@ -216,7 +225,18 @@ class LocalPiT(TokenTransformer):
             self.reset_classifier(0, '')
         return take
 
+    @torch.jit.ignore
+    def _features_of_any_size(self, x: Tensor) -> Tensor:
+        grids = self._grids((x.shape[2], x.shape[3]))
+        x = self.stages[0](self._embed(x))
+        for stage, grid in zip(self.stages[1:], grids[:-1], strict=True):
+            x = checkpoint(stage.on_grid, x, grid) if self.grad_checkpointing else stage.on_grid(x, grid)
+        return self.norm(x)
+
     def forward_features(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.dynamic_img_size:
+                return self._features_of_any_size(x)
         x = self._embed(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.stages, x)

@@ -18,7 +18,7 @@ Where we differ from the authors: their CaiT gives a smaller image the first row
 tokens attend to the padding. Biases of windows, positions and LayerScale are not to be weight-decayed.
 """
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 from timm.layers import _assert, calculate_drop_path_rates, trunc_normal_
@@ -154,13 +154,24 @@ class TalkingHeads(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
-        q, k, v = qkv.permute(2, 3, 0, 1, 4).unbind(0)  # each [H, B, N, D]
-        scaled = self.proj_l.weight * self.head_dim ** -0.5
-        attn = _mix_heads(q @ k.transpose(-2, -1), scaled, self.proj_l.bias).softmax(dim=-1)
+        q, k, v = self._project(x)
+        attn = self._mixed_logits(q, k).softmax(dim=-1)
         attn = self.attn_drop(_mix_heads(attn, self.proj_w.weight, self.proj_w.bias))
         x = (attn.to(v.dtype) @ v).permute(1, 2, 0, 3).flatten(2)
         return self.proj_drop(self.proj(x))
+
+    def _project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [H, B, N, D]."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 3, 0, 1, 4).unbind(0)
+        return q, k, v
+
+    def _mixed_logits(self, q: Tensor, k: Tensor) -> Tensor:
+        return _mix_heads(q @ k.transpose(-2, -1), self.proj_l.weight * self.head_dim ** -0.5, self.proj_l.bias)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the softmax is taken of [B, H, N, N]."""
+        q, k, _ = self._project(x)
+        return self._mixed_logits(q, k).transpose(0, 1)
 
 
 class ClassBlock(LayerScaleBlockClassAttn):

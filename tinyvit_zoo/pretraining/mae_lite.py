@@ -1,51 +1,47 @@
-"""Masked autoencoding of the lightweight ViTs (arXiv 2205.14443, after MAE, arXiv 2111.06377).
+"""Masked autoencoding of the lightweight ViTs, and distillation meanwhile (arXiv 2205.14443, "MAE-Lite").
 
-Three quarters of an image's patches are left out. The encoder sees the others, with their positions. A small decoder
-then gets all patches in their places, those that were left out as one learned mask token, and predicts the pixels of
-each. The loss is the squared error on the patches that were left out, against pixels normalised patch by patch.
+**MAE**: the tables of positions are fixed waves, the encoder's in place of its own, and the loss is the squared error
+on the patches that were left out, against pixels normalised patch by patch.
 
     encoder = timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')
-    loss, prediction, mask = MaskedAutoencoder(encoder)(images)
+    loss = MaskedAutoencoder(encoder)(images)
+
+**D-MAE**: a small encoder learns less from this than a large one. So a large one that has been pre-trained sees the
+same patches, and the last attention of the small one shall be like its last: the squared distance of the attention
+logits is added to the loss.
+
+**D2-MAE**: what is good for predicting pixels is not what is good for the attention of the last blocks. So the decoder
+reads an inner block, and the blocks behind it learn from the teacher alone, up to the attention of one block more, of
+which there is nothing but queries and keys.
+
+    loss = DistilledAutoencoder(encoder, teacher)(images)                       # D-MAE
+    loss = DistilledAutoencoder(encoder, teacher, decoder_block=8)(images)      # D2-MAE
 """
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import get_device_dtype
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import cut_patches, sincos2d_table
-from ..models import encode
+from ..layers import sincos2d_table
+from ..models import encode, record
 from ..weights import unwrap
+from .masked import MaskedModel, _patches
 
-__all__ = ['MaskedAutoencoder', 'checkpoint_filter_fn', 'random_keep']
-
-
-def random_keep(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
-    """Noise [B, N] -> the patches of the lowest noise [B, K], in that order, and a mask [B, N], 1 where left out."""
-    keep = noise.argsort(dim=1)[:, :int(noise.shape[1] * (1 - mask_ratio))]
-    return keep, torch.ones_like(noise).scatter(1, keep, 0)
+__all__ = ['DistilledAutoencoder', 'MaskedAutoencoder', 'checkpoint_filter_fn']
 
 
-class MaskedAutoencoder(nn.Module):
-    """An encoder of the zoo, and a decoder that is needed in pre-training only.
+class MaskedAutoencoder(MaskedModel):
+    """MAE. The encoder is given the method's initial values and its table of positions.
 
-    Both have fixed sine-cosine tables of positions, the encoder's in place of its own. Tensors but the encoder's have
-    the authors' names. The defaults are the paper's for ViT-Tiny; for ViT-Small a decoder of width 192 and 6 heads.
-
-    Args:
-        encoder: a plain model with a class token, without classifier, read out by it: `num_classes=0,
-            global_pool='token'`. It is given the method's initial values.
-        decoder_dim, decoder_depth, decoder_heads, mlp_ratio: the decoder's blocks.
-        mask_ratio: share of the patches that the encoder does not see.
-        normalize_targets: predict pixels less their patch's mean, over its standard deviation.
+    Tensors but the encoder's have the authors' names. The defaults are the paper's for ViT-Tiny; for ViT-Small a
+    decoder of width 192 and 6 heads. See MaskedModel for the arguments.
     """
-
-    if TYPE_CHECKING:
-        decoder_pos_embed: Tensor
-        grid_size: tuple[int, int]
 
     def __init__(
             self,
@@ -57,26 +53,13 @@ class MaskedAutoencoder(nn.Module):
             mask_ratio: float = 0.75,
             normalize_targets: bool = True,
     ) -> None:
-        super().__init__()
-        if encoder.num_classes or encoder.global_pool != 'token' or encoder.pos_embed is None:
-            raise ZooError('The encoder of a MaskedAutoencoder has a class token, positions and no classifier: create '
-                           "it with num_classes=0, global_pool='token'.")
-        dd = get_device_dtype(encoder)
-        self.mask_ratio = mask_ratio
-        self.normalize_targets = normalize_targets
-        self.patch_size = int(encoder.feature_info[0]['reduction'])
-        self.encoder: Any = encoder
-        height, width = _image_size(encoder)
-        self.grid_size = height // self.patch_size, width // self.patch_size
-        num_patches = self.grid_size[0] * self.grid_size[1]
-
-        self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_dim, **dd)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim, **dd))
-        self.register_buffer('decoder_pos_embed', torch.empty(1, 1 + num_patches, decoder_dim, **dd))
-        self.decoder_blocks = nn.Sequential(*[
-            Block(decoder_dim, decoder_heads, mlp_ratio, qkv_bias=True, **dd) for _ in range(decoder_depth)])
-        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6, **dd)
-        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size ** 2 * encoder.in_chans, **dd)
+        super().__init__(
+            encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
+        if not isinstance(encoder.pos_embed, nn.Parameter):
+            raise ZooError(f'This {type(encoder).__name__} has fixed positions of its own, and mae_lite would put '
+                           f'others in their place: take mae_small, or learned positions.')
+        length = self.prefix + self.num_patches
+        self.register_buffer('decoder_pos_embed', torch.empty(1, length, decoder_dim, **get_device_dtype(encoder)))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -86,47 +69,120 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.encoder.cls_token, std=0.02)
-        nn.init.normal_(self.mask_token, std=0.02)
+        for token in (self.encoder.cls_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
         with torch.no_grad():
             for table in (self.encoder.pos_embed, self.decoder_pos_embed):
-                fixed = sincos2d_table(self.grid_size, table.shape[2], 1, device=table.device, dtype=table.dtype)
+                fixed = sincos2d_table(
+                    self.grid_size, table.shape[2], self.prefix, device=table.device, dtype=table.dtype)
                 table.copy_(fixed)
         self.encoder.pos_embed.requires_grad_(False)
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, C, H, W] -> loss, prediction [B, N, P * P * C] and mask [B, N], 1 where a patch was left out.
-
-        `noise` [B, N]: the patches of the lowest values are those that the encoder sees; drawn if not given.
-        """
-        if noise is None:
-            noise = torch.rand(len(images), self.decoder_pos_embed.shape[1] - 1, device=images.device)
-        keep, mask = random_keep(noise, self.mask_ratio)
-        prediction = self.decode(encode(self.encoder, images, keep), keep)
-        return self.loss(images, prediction, mask), prediction, mask
-
-    def decode(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """Encoder's tokens [B, 1 + K, D] of the patches `keep` [B, K] -> pixels of all patches [B, N, P * P * C]."""
-        x = self.decoder_embed(tokens)
-        cls_token, seen = x[:, :1], x[:, 1:]
-        places = keep[:, :, None].expand(-1, -1, x.shape[2])
-        full = self.mask_token.to(x.dtype).expand(len(x), self.decoder_pos_embed.shape[1] - 1, -1)
-        x = torch.cat([cls_token, full.scatter(1, places, seen)], dim=1)  # [B, 1 + N, decoder_dim]
-        x = self.decoder_norm(self.decoder_blocks(x + self.decoder_pos_embed))
-        return self.decoder_pred(x)[:, 1:]
-
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error of a pixel of the patches that were left out."""
-        target = cut_patches(images, self.patch_size)
-        if self.normalize_targets:
-            var, mean = torch.var_mean(target, dim=2, keepdim=True)  # unbiased
-            target = (target - mean) / (var + 1e-6).sqrt()
-        error = (prediction - target).square().mean(dim=2)  # [B, N]
-        return (error * mask).sum() / mask.sum()
+        return (self.errors(images, prediction) * mask).sum() / mask.sum()
 
 
-def _image_size(encoder: Any) -> tuple[int, int]:
-    return encoder.img_size if hasattr(encoder, 'img_size') else encoder.patch_embed.img_size
+class DistilledAutoencoder(MaskedAutoencoder):
+    """D-MAE and D2-MAE. See MaskedModel for the other arguments.
+
+    Args:
+        encoder: the student.
+        teacher: a plain model with as many patches, pre-trained by MAE. It gets no gradients, is not part of the
+            module (so of no checkpoint either), and stays in eval mode on the device that it comes on.
+        decoder_block: the decoder reads what so many blocks make of the tokens (D2-MAE); 0: all (D-MAE).
+        weight: of the distillation in the loss.
+    """
+
+    def __init__(
+            self,
+            encoder: Any,
+            teacher: Any,
+            decoder_block: int = 0,
+            weight: float = 1.,
+            decoder_dim: int = 96,
+            decoder_depth: int = 1,
+            decoder_heads: int = 3,
+            mlp_ratio: float = 4.,
+            mask_ratio: float = 0.75,
+            normalize_targets: bool = True,
+    ) -> None:
+        super().__init__(
+            encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
+        _require_alike(encoder, teacher)
+        if not 0 <= decoder_block < len(encoder.blocks):
+            raise ZooError(f'decoder_block is {decoder_block}, expected 1 to {len(encoder.blocks) - 1}, or 0 for no '
+                           f'decoupling.')
+        dd = get_device_dtype(encoder)
+        self._teacher = (teacher.requires_grad_(False).eval(),)
+        self.decoder_block, self.weight = decoder_block, weight
+        heads = _num_heads(encoder)
+        self.attn_adapter = nn.Conv2d(heads, _num_heads(teacher), 1, bias=False, **dd)
+        if decoder_block:
+            self.inner_norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6, **dd)
+            self.next_attention = QueriesAndKeys(encoder.embed_dim, heads, **dd)
+            encoder.norm.requires_grad_(False)  # the decoder has `inner_norm`, and nothing follows upon the last block
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        keep, mask = self.masked(images, noise)
+        seen = self.seen(images, mask)
+        tokens, logits = self.look(seen, keep)
+        distance = F.mse_loss(self.attn_adapter(logits), self.taught(seen, keep))
+        return self.loss(images, self.decode(tokens, keep), mask) + self.weight * distance
+
+    def look(self, images: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder reads [B, 1 + K, D], and the student's attention logits [B, H, 1 + K, 1 + K]."""
+        if not self.decoder_block:
+            with record(self.encoder, logits=[-1]) as own:
+                return encode(self.encoder, images, keep), own.logits[-1]
+        inner = self.decoder_block - 1
+        with record(self.encoder, outputs=[inner, -1]) as own:
+            encode(self.encoder, images, keep)
+        return self.inner_norm(own.outputs[inner]), self.next_attention(own.outputs[-1])
+
+    @torch.no_grad()
+    def taught(self, images: Tensor, keep: Tensor) -> Tensor:
+        """The teacher's attention logits in its last block."""
+        teacher = self._teacher[0]
+        with record(teacher, logits=[-1]) as theirs:
+            encode(teacher, images, keep)
+        return theirs.logits[-1]
+
+    def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        keep, mask = self.masked(images, noise)
+        return self.decode(self.look(self.seen(images, mask), keep)[0], keep), mask
+
+
+class QueriesAndKeys(nn.Module):
+    """The attention logits of a block that comes next, [B, N, D] -> [B, H, N, N]."""
+
+    def __init__(self, dim: int, num_heads: int, device: Any = None, dtype: Any = None) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
+        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.qk = nn.Linear(dim, 2 * dim, **dd)
+        nn.init.xavier_uniform_(self.qk.weight)
+        nn.init.zeros_(self.qk.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.qk(self.norm(x)).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return (q * self.scale) @ k.transpose(-2, -1)
+
+
+def _num_heads(model: Any) -> int:
+    block = model.blocks[-1]
+    return int((getattr(block, 'attn', None) or block.self_attn).num_heads)
+
+
+def _require_alike(student: Any, teacher: Any) -> None:
+    """Attention can be compared only between the same tokens."""
+    both = [(model.num_prefix_tokens, _patches(model)[1]) for model in (student, teacher)]
+    if both[0] != both[1]:
+        described = [f'{prefix} + {rows} x {cols}' for prefix, (rows, cols) in both]
+        raise ZooError(f'The student has {described[0]} tokens and its teacher {described[1]}: their attention can be '
+                       f'compared only where these are the same. Take another teacher, or images of another size.')
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MaskedAutoencoder) -> dict[str, Tensor]:

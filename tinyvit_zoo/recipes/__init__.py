@@ -1,20 +1,38 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_small, spt_lsa, ssl_small
-from .base import SOURCES, Recipe
+from .base import SOURCES, Pretraining, Recipe, Training
 from .finetune import FINETUNE
+from .own import OWN
 
-__all__ = ['FINETUNE', 'RECIPES', 'SOURCES', 'Recipe', 'find_recipe']
+__all__ = [
+    'FINETUNE', 'OWN', 'PRETRAININGS', 'RECIPES', 'SOURCES', 'Pretraining', 'Recipe', 'Training', 'find_pretraining',
+    'find_recipe',
+]
 
 RECIPES = {
     recipe.name: recipe
     for paper in (compact, spt_lsa, ssl_small, mae_small, mae_lite) for recipe in paper.RECIPES
 }
+PRETRAININGS = {recipe.name: recipe for paper in (ssl_small, mae_small, mae_lite)
+                for recipe in paper.PRETRAININGS}
 
 
 def find_recipe(name: str) -> Recipe:
     """The recipe that makes the weights of this name; ZooError that names the nearest where there is none."""
+    if name in PRETRAININGS:
+        raise ZooError(f'{name} is a pre-training: `tinyvit-zoo pretrain {name}`.')
     if name not in RECIPES:
         raise ZooError(f'There is no recipe {name!r}.{nearest(name, RECIPES)} `tinyvit-zoo recipes` shows all; '
                        f'`--model NAME` trains without one.')
     return RECIPES[name]
+
+
+def find_pretraining(name: str) -> Pretraining:
+    """As `find_recipe`, for the encoders."""
+    if name in RECIPES:
+        raise ZooError(f'{name} is a supervised training: `tinyvit-zoo train {name}`.')
+    if name not in PRETRAININGS:
+        raise ZooError(f'There is no pre-training {name!r}.{nearest(name, [*PRETRAININGS, *OWN])} `tinyvit-zoo '
+                       f'recipes` shows all; METHOD with --model NAME does without one.')
+    return PRETRAININGS[name]

@@ -16,8 +16,8 @@ SOURCES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One training. Its name is that of the weights it makes: `architecture.tag`.
+class Training:
+    """What every recipe has. Its name is that of the weights it makes: `architecture.tag`.
 
     `about` says where it comes from, what was chosen where that is silent, and what came out. A schedule is a function
     of the step; lengths are in epochs, one pass over the training images each. The learning rate is that of the whole
@@ -30,7 +30,6 @@ class Recipe:
     mean: tuple[float, float, float] | None = None      # where the paper's are not those of `dataset`
     std: tuple[float, float, float] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    from_weights: str = ''              # weights to begin with: NAME.TAG, a file or a run directory
     img_size: int = 32
     crop_pct: float = 1.
 
@@ -42,37 +41,22 @@ class Recipe:
     momentum: float = 0.9               # of SGD
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.05
+    weight_decay_end: float | None = None               # to where it goes, as half a cosine; None: constant
     decay_all: bool = False             # decay biases, norms, tables and tokens too
-    layer_decay: float = 1.
-    schedule: str = 'cosine'            # or 'linear'
+    schedule: str = 'cosine'            # its beginning cut off by the warm-up; 'later_cosine': after it; or 'linear'
     warmup_epochs: float = 10.
     warmup_lr: float = 0.
     min_lr: float = 0.
     cooldown_epochs: int = 0            # at min_lr
     clip: float = 0.                    # largest norm of a gradient
     clip_mode: str = 'norm'             # of all tensors together, or of each: 'tensor'
-    ema: float = 0.                     # decay of the averaged weights, per step
-    keep: str = 'last'                  # the weights kept: 'last', 'ema', or 'best' of a validation split
-
-    smoothing: float = 0.
-    mixup: float = 0.
-    cutmix: float = 0.
-    mix_prob: float = 1.
-    mix_switch_prob: float = 0.5
-    mix_mode: str = 'batch'             # one mixture a batch, or one an image: 'elem'
-    mix_off_epoch: int = 0              # no mixing from here on; 0: never off
 
     flip: float = 0.5
     crop_padding: int = 0
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     crop_interpolation: str = 'bilinear'
-    auto_augment: str = ''
     color_jitter: tuple[float, float, float, float] | None = None
-    erase: float = 0.
-    erase_mode: str = 'pixel'
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
-    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
 
     seed: int = 0
 
@@ -88,4 +72,50 @@ class Recipe:
     def command(self) -> str:
         source = SOURCES.get(self.dataset, 'folder')
         data = source if source == 'digits' else f'{source}:PATH'
-        return f'tinyvit-zoo train {self.name} --data {data} --output DIR'
+        return f'tinyvit-zoo {self._verb} {self.name} --data {data} --output DIR'
+
+    @property
+    def _verb(self) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """A supervised training: a classifier from scratch, or from weights."""
+    from_weights: str = ''              # NAME.TAG, a file, a run directory, or the pre-training that makes them
+
+    layer_decay: float = 1.
+    ema: float = 0.                     # decay of the averaged weights, per step
+    keep: str = 'last'                  # the weights kept: 'last', 'ema', or 'best' of a validation split
+
+    smoothing: float = 0.
+    mixup: float = 0.
+    cutmix: float = 0.
+    mix_prob: float = 1.
+    mix_switch_prob: float = 0.5
+    mix_mode: str = 'batch'             # one mixture a batch, or one an image: 'elem'
+    mix_off_epoch: int = 0              # no mixing from here on; 0: never off
+
+    auto_augment: str = ''
+    erase: float = 0.
+    erase_mode: str = 'pixel'
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    @property
+    def _verb(self) -> str:
+        return 'train'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Training):
+    """A training without labels: an encoder for a supervised recipe to begin with (its `from_weights`)."""
+    method: str                         # a name of tinyvit_zoo.pretraining.METHODS
+    method_args: Mapping[str, Any] = field(default_factory=dict)    # arguments of its constructor
+    teacher: str = ''                   # whose attention is distilled: a model of timm's or ours, NAME[.TAG]
+    teacher_weights: str = ''           # its weights, a file or a run directory; '': those that its name stands for
+    schedule: str = 'later_cosine'
+
+    @property
+    def _verb(self) -> str:
+        return 'pretrain'

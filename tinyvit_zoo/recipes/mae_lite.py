@@ -1,11 +1,13 @@
-"""Fine-tuning of the self-supervised lightweight ViTs (arXiv 2205.14443, MAE-Lite).
+"""The self-supervised lightweight ViTs (arXiv 2205.14443, MAE-Lite), pre-trained and fine-tuned.
 
 The paper's learning rates are for 256 images; here they are those of the whole batch. The layer decay and the drop path
-are meant for weights that were pre-trained: see `from_weights`.
+are meant for weights that were pre-trained: see `from_weights`. The teacher of the distillation is MAE's ViT-Base, of
+1600 epochs; timm has its weights.
 """
 from dataclasses import replace
+from typing import Any
 
-from .base import Recipe
+from .base import Pretraining, Recipe
 
 _NOT_RUN = 'Not run by us yet.'
 
@@ -55,4 +57,33 @@ RECIPES = [
     _recipe(_IMPROVED, f'{_SMALL}.in1k_dmae', f'{_SMALL}.in1k_dmae_400e', 82.5,
             'Improved fine-tuning after MAE with distillation.', 0.75),
     _recipe(_TRANSFER, f'{_TINY}.c100_mae', f'{_TINY}.in1k_mae_400e', None, 'Transfer to CIFAR-100 at 224 px.', 0.75),
+]
+
+_PRETRAINING = Pretraining(
+    name='', about='', dataset='in1k', method='mae_lite', img_size=224, epochs=400, batch_size=4096, lr=2.4e-3,
+    betas=(0.9, 0.95), weight_decay=0.05, warmup_epochs=40, crop_scale=(0.08, 1.), crop_interpolation='bicubic')
+_DISTILLED: dict[str, Any] = dict(method='d_mae', teacher='vit_base_patch16_224.mae')
+_SMALL_DECODER = {'decoder_dim': 192, 'decoder_heads': 6}
+
+
+def _pretraining(name: str, about: str, **changes: Any) -> Pretraining:
+    return replace(_PRETRAINING, name=name, about=f'{about}, 400 epochs on ImageNet. {_NOT_RUN}', **changes)
+
+
+_MOCO = Pretraining(
+    name=f'{_TINY}.in1k_moco3_400e', dataset='in1k', method='moco_v3',
+    about='MoCo-v3, 400 epochs on ImageNet. Weight decay on everything and bicubic crops: chosen. '
+          f'{_NOT_RUN}',
+    img_size=224, epochs=400, batch_size=1024, lr=6e-4, weight_decay=0.1, decay_all=True, warmup_epochs=40,
+    crop_scale=(0.08, 1.), crop_interpolation='bicubic')
+
+PRETRAININGS = [
+    _MOCO,
+    _pretraining(f'{_TINY}.in1k_mae_400e', 'MAE'),
+    _pretraining(f'{_TINY}.in1k_dmae_400e', 'MAE with distillation of the attention', **_DISTILLED),
+    _pretraining(f'{_TINY}.in1k_d2mae_400e', 'MAE with decoupled distillation of the attention', **_DISTILLED,
+                 method_args={'decoder_block': 8}),
+    _pretraining(f'{_SMALL}.in1k_mae_400e', 'MAE', method_args=_SMALL_DECODER),
+    _pretraining(f'{_SMALL}.in1k_dmae_400e', 'MAE with distillation of the attention', **_DISTILLED,
+                 method_args=_SMALL_DECODER),
 ]

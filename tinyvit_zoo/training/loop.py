@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ZooError
-from ..recipes import Recipe
+from ..recipes import Training
 from . import checkpoint
 from .distributed import World
-from .optimize import autocast, clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from .optimize import autocast, clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
 from .run import Run
 
 _CHECK_EVERY = 20  # steps between two looks at what needs the host or the other processes
@@ -30,18 +31,25 @@ _CHECK_EVERY = 20  # steps between two looks at what needs the host or the other
 
 class Task(Protocol):
     """What is trained. `network` is what the optimizer sees; its calls go through `forward`, which may be wrapped."""
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Augment a batch: what `loss` takes."""
 
     def loss(self, forward: Any, *inputs: Tensor) -> Tensor: ...
 
+    def before_step(self, progress: float) -> None:
+        """Between the backward pass and the optimizer. `progress` goes from 0 to 1 over the training."""
+
     def after_step(self, progress: float) -> None:
-        """Averages, teachers. `progress` goes from 0 to 1 over the training."""
+        """Averages, teachers."""
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Figures for the log after an epoch; empty where none are due."""
+
+    def saved(self, folder: Path, step: int) -> None:
+        """A checkpoint has been written; on the first process only."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -63,7 +71,7 @@ class Loop:
     """
 
     def __init__(
-            self, task: Task, batches: Any, recipe: Recipe, run: Run, world: World, dtype: torch.dtype | None = None,
+            self, task: Task, batches: Any, recipe: Training, run: Run, world: World, dtype: torch.dtype | None = None,
             compile: bool = False, checkpoint_minutes: float = 1.,
     ) -> None:
         if not len(batches):
@@ -118,7 +126,8 @@ class Loop:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         recipe, parts = self.recipe, self.recipe.accumulate
-        set_learning_rate(self.optimizer, learning_rate(recipe, self.step / len(self.batches)))
+        epoch = self.step / len(self.batches)
+        set_learning_rate(self.optimizer, learning_rate(recipe, epoch), weight_decay(recipe, epoch))
         total = torch.zeros((), device=self.world.device)
         for i, (some, theirs) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), start=1):
             inputs = self.task.prepare(some, theirs, self.epoch, self.generator)
@@ -128,6 +137,7 @@ class Loop:
                     loss = self.task.loss(self.forward, *inputs) * (len(some) / len(images))
                 self.scaler.scale(loss).backward()
             total += loss.detach()
+        self.task.before_step(self.step / self.total_steps)
         if recipe.clip:
             self.scaler.unscale_(self.optimizer)
             clip_gradients(self.parameters, recipe.clip, recipe.clip_mode)
@@ -184,6 +194,7 @@ class Loop:
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
                 'network': self.task.network.state_dict(), 'task': self.task.state_dict(),
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'random': random})
+            self.task.saved(self.run.folder, self.step)
         self.world.barrier()
         self.saved_at = time.monotonic()
 

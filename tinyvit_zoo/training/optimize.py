@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ZooError
-from ..recipes import Recipe
+from ..recipes import Recipe, Training
 
 _FORMATS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Training, model: nn.Module) -> torch.optim.Optimizer:
     """timm's, with its groups: layer decay, and no weight decay for what `model.no_weight_decay()` names."""
     options: dict[str, Any] = {}
     if 'adam' in recipe.opt:
@@ -23,34 +23,54 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     if recipe.opt in ('adam', 'adamw', 'sgd', 'nesterov', 'momentum'):
         options['fused'] = True
     params: Any = model
-    if recipe.decay_all and recipe.layer_decay == 1.:
+    layer_decay = recipe.layer_decay if isinstance(recipe, Recipe) else 1.
+    if recipe.decay_all and layer_decay == 1.:
         params = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': recipe.weight_decay}]
     try:
         optimizer = create_optimizer_v2(
             params, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             filter_bias_and_bn=not recipe.decay_all,
-            layer_decay=recipe.layer_decay if recipe.layer_decay != 1. else None, **options)
+            layer_decay=layer_decay if layer_decay != 1. else None, **options)
     except (ValueError, TypeError, AssertionError) as e:
         raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Take adamw or sgd.') from e
     return optimizer
 
 
-def learning_rate(recipe: Recipe, epoch: float) -> float:
+def learning_rate(recipe: Training, epoch: float) -> float:
     """At a moment of the training, in epochs: a linear warm-up, the schedule down to `min_lr`, then the cool-down."""
-    if epoch < recipe.warmup_epochs:
-        return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * epoch / recipe.warmup_epochs
+    warmup = recipe.warmup_epochs
+    if epoch < warmup:
+        return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * epoch / warmup
     if epoch >= recipe.epochs:
         return recipe.min_lr
     if recipe.schedule == 'cosine':  # as timm's: the warm-up cuts the beginning off, it does not shift the rest
-        left = 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+        left = _half_cosine(epoch / recipe.epochs)
+    elif recipe.schedule == 'later_cosine':
+        left = _half_cosine((epoch - warmup) / (recipe.epochs - warmup))
     else:
-        left = (recipe.epochs - epoch) / (recipe.epochs - recipe.warmup_epochs)
+        left = (recipe.epochs - epoch) / (recipe.epochs - warmup)
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * left
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def weight_decay(recipe: Training, epoch: float) -> float:
+    """At a moment of the training, in epochs."""
+    if recipe.weight_decay_end is None:
+        return recipe.weight_decay
+    left = _half_cosine(min(1., epoch / recipe.epochs))
+    return recipe.weight_decay_end + (recipe.weight_decay - recipe.weight_decay_end) * left
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
+    """Of every group by its scale; the weight decay of those that have one."""
     for group in optimizer.param_groups:
         group['lr'] = lr * group.get('lr_scale', 1.)
+        if group['weight_decay']:
+            group['weight_decay'] = decay
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float, mode: str) -> None:
@@ -82,12 +102,3 @@ def _has_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-
-
-def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move an averaged copy of a model towards it. Buffers are copied."""
-    with torch.no_grad():
-        ours: list[Tensor] = list(average.parameters())
-        torch._foreach_lerp_(ours, [p.detach() for p in model.parameters()], 1 - decay)
-        for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)

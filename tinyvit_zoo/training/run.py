@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from ..errors import ZooError
-from ..recipes import Recipe
+from ..recipes import Training
 from ..version import __version__
 from . import checkpoint
+
+PRETRAINING = 'pretraining'     # the part of a run directory that the pre-training before it has
 
 
 class Run:
@@ -27,23 +29,29 @@ class Run:
         self.make_writer = _tensorboard() if tensorboard and not quiet else None
         self.writer: Any = None
 
-    def open(self, recipe: Recipe, facts: Mapping[str, Any], resume: bool) -> None:
+    def open(self, recipe: Training, facts: Mapping[str, Any], resume: bool) -> None:
         """Begin the directory, or go on with it; refused where it holds another run or one that would be lost."""
         wanted = json.loads(json.dumps({'recipe': dataclasses.asdict(recipe), **facts}))
         path = self.folder / 'recipe.json'
+        self.check(resume)
         if not path.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise ZooError(f'{self.folder} holds other files and no run: choose an empty or new --output.')
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
-        if not resume:
-            raise ZooError(f'{self.folder} holds a run already: go on with it by --resume, or choose another --output.')
         found = json.loads(path.read_text(encoding='utf-8'))
         changes = differences({key: found.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is the run of another recipe ({"; ".join(changes)}): resume it as it was '
                            f'begun, or choose another --output.')
+
+    def check(self, resume: bool) -> None:
+        """ZooError where the directory cannot be begun, or not gone on with."""
+        if (self.folder / 'recipe.json').exists():
+            if not resume:
+                raise ZooError(f'{self.folder} holds a run already: go on with it by --resume, or choose another '
+                               f'--output.')
+        elif self.folder.exists() and any(path.name != PRETRAINING for path in self.folder.iterdir()):
+            raise ZooError(f'{self.folder} holds other files and no run: choose an empty or new --output.')
 
     def say(self, text: str) -> None:
         """A line for the terminal and for train.log."""
@@ -58,7 +66,8 @@ class Run:
         """One epoch: a line of log.jsonl, one to read, and the curves."""
         with open(self.folder / 'log.jsonl', 'a', encoding='utf-8') as file:
             file.write(json.dumps(row) + '\n')
-        figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in row if key.endswith('top1'))
+        shown = [key for key in row if key.endswith(('top1', 'spread'))]
+        figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in shown)
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
                  f'{row["images_per_second"]:.0f} images/s{self.progress.left(row["step"])}')
         if self.make_writer:
@@ -79,18 +88,25 @@ class Run:
         kept = ''.join(json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step)
         checkpoint.write_whole(self.folder / 'log.jsonl', kept.encode())
 
-    def draw(self) -> None:
-        """curves.png: loss and accuracy over the epochs. Left out, and said once, where matplotlib is missing."""
+    def pyplot(self) -> Any:
+        """matplotlib's, for files; None, and said once, where it is missing."""
         try:
             import matplotlib
         except ImportError:
             if not hasattr(self, '_told'):
                 self._told = True
-                self.say("No curves.png without matplotlib: pip install 'tinyvit-zoo[train]'.")
-            return
+                self.say("No pictures without matplotlib: pip install 'tinyvit-zoo[train]'.")
+            return None
         matplotlib.use('agg')
         from matplotlib import pyplot
 
+        return pyplot
+
+    def draw(self) -> None:
+        """curves.png: loss and accuracy over the epochs."""
+        pyplot = self.pyplot()
+        if pyplot is None:
+            return
         rows = self.rows()
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
         left.plot([r['epoch'] for r in rows], [r['train_loss'] for r in rows], label='training')
@@ -154,10 +170,10 @@ def machine() -> dict[str, str]:
     return {
         'tinyvit_zoo': __version__, 'torch': torch.__version__, 'timm': timm.__version__,
         'python': platform.python_version(), 'system': platform.platform(), 'threads': str(torch.get_num_threads()),
-        'device': gpu or _cpu_name()}
+        'device': gpu or cpu_name()}
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))

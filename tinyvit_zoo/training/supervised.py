@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from ..data.augment import Augment, Mix
 from ..data.loaders import make_batches
+from ..pretraining.momentum import average_
 from ..recipes import Recipe
 from .distributed import World
-from .optimize import average_
 from .stream import training_transform
 
 
@@ -39,10 +40,16 @@ class Supervised:
         smoothing = 0. if target.is_floating_point() else self.recipe.smoothing  # soft targets are smoothed already
         return F.cross_entropy(forward(x).float(), target, label_smoothing=smoothing)
 
+    def before_step(self, progress: float) -> None:
+        pass
+
     def after_step(self, progress: float) -> None:
         self.steps += 1
         if self.average is not None:  # the first steps count less, or the random beginning would stay in the average
             average_(self.average, self.network, min(self.recipe.ema, self.steps / (self.steps + 10)))
+
+    def saved(self, folder: Path, step: int) -> None:
+        pass
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         if epoch % self.eval_every and epoch != self.recipe.total_epochs:

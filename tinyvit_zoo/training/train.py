@@ -21,7 +21,7 @@ from ..data.loaders import make_batches
 from ..data.sources import Source, normalisation, open_source
 from ..errors import ZooError, nearest
 from ..models import check_name
-from ..recipes import Recipe
+from ..recipes import Recipe, Training
 from ..weights import read_cfg, save_weights
 from .checkpoint import write_whole
 from .distributed import World
@@ -51,28 +51,33 @@ class Options:
     eval_every: int = 0             # epochs; 0: twenty times in all
     tensorboard: bool = False
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Of make_batches."""
+        return {'mode': self.loader, **({} if self.workers is None else {'workers': self.workers})}
 
-def train(recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
-    """Make the weights of a recipe. Returns their figures, as result.json has them."""
+
+def train(recipe: Recipe, options: Options, world: World, start: Path | None = None) -> dict[str, Any]:
+    """Make the weights of a recipe. Returns their figures, as result.json has them.
+
+    `start`: where the weights that the recipe begins with lie, if not where it says.
+    """
     dtype = number_format(options.precision, world.device)
     keep_freed_memory(world.device)
-    check_recipe(recipe)
+    begun = dataclasses.replace(recipe, from_weights=str(start)) if start else recipe
+    check_recipe(begun)
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
-    with world.first_alone():
-        source = open_source(options.data, download=options.download, val_fraction=options.val_fraction,
-                             fraction=options.fraction, seed=recipe.seed)
-    if recipe.keep == 'best' and source.val is None:
-        raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
-    cfg = data_cfg(recipe, source)
-    model = make_model(recipe, cfg).to(world.device)
-    _open(run, recipe, _facts(options, source, world), options.resume, world)
+    source = open_images(recipe, options, world)
+    cfg = data_cfg(begun, source)
+    model = make_model(begun, cfg).to(world.device)
+    open_run(run, recipe, options, source, world)
 
-    loading = {'mode': options.loader, **({} if options.workers is None else {'workers': options.workers})}
+    loading = options.loading
     with world.first_alone():
         batches = supervised_batches(recipe, source.train, cfg, world, **loading)
     # test images are looked at meanwhile only where there is nothing else to look at; they choose nothing
     watched = {'val': source.val} if source.val is not None else {'test': source.test}
-    measures = {name: _measure(split, recipe.batch_size, cfg, world, dtype, **loading)
+    measures = {name: measure(split, recipe.batch_size, cfg, world, dtype, **loading)
                 for name, split in watched.items() if split is not None}
     every = options.eval_every or max(1, recipe.total_epochs // 20)
     task = supervised_task(recipe, model, cfg, batches.augmented, measures, every)
@@ -84,32 +89,37 @@ def train(recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
     run.say(_headline(recipe, source, model, world, dtype, loop))
     loop.train()
     if world.first:
-        _write_weights(run.folder, recipe, cfg, task.kept())
+        write_weights(run.folder, recipe, cfg, task.kept())
     world.barrier()
     return _judge(recipe, options, source, cfg, world, dtype, run, loading)
 
 
-def _open(run: Run, recipe: Recipe, facts: Mapping[str, Any], resume: bool, world: World) -> None:
+def open_images(recipe: Training, options: Options, world: World) -> Source:
+    with world.first_alone():
+        source = open_source(options.data, download=options.download, val_fraction=options.val_fraction,
+                             fraction=options.fraction, seed=recipe.seed)
+    if isinstance(recipe, Recipe) and recipe.keep == 'best' and source.val is None:
+        raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
+    return source
+
+
+def open_run(run: Run, recipe: Training, options: Options, source: Source, world: World) -> None:
     """The first process opens the run directory; where it may not, that one says why and all end."""
     problem = ''
     if world.first:
         try:
-            run.open(recipe, facts, resume)
+            run.open(recipe, _facts(options, source, world), options.resume)
         except ZooError as e:
             problem = str(e)
     if world.gather(problem)[0]:
         raise ZooError(problem) if world.first else SystemExit(2)
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_training(recipe: Training) -> None:
     """ZooError for what cannot be trained, before anything is read or written."""
     check_name(recipe.model)
-    choices = {
-        'schedule': ('cosine', 'linear'), 'clip_mode': ('norm', 'tensor'), 'keep': ('last', 'ema', 'best'),
-        'mix_mode': ('batch', 'elem')}
-    for field, allowed in choices.items():
-        if getattr(recipe, field) not in allowed:
-            raise ZooError(f'{field} is {getattr(recipe, field)!r}, expected {" or ".join(map(repr, allowed))}.')
+    check_choice(recipe, 'schedule', 'cosine', 'later_cosine', 'linear')
+    check_choice(recipe, 'clip_mode', 'norm', 'tensor')
     for field in ('epochs', 'batch_size', 'accumulate', 'img_size'):
         if getattr(recipe, field) < 1:
             raise ZooError(f'{field} is {getattr(recipe, field)}, expected a number from 1 up.')
@@ -117,6 +127,21 @@ def check_recipe(recipe: Recipe) -> None:
         raise ZooError(f'There is no optimizer {recipe.opt!r}.{nearest(recipe.opt, list_optimizers())}')
     if recipe.epochs <= recipe.warmup_epochs:
         raise ZooError(f'warmup_epochs is {recipe.warmup_epochs:g} of {recipe.epochs} epochs: take fewer.')
+    if recipe.weight_decay_end is not None and not recipe.weight_decay:
+        raise ZooError(f'weight_decay is 0, and weight_decay_end {recipe.weight_decay_end:g}: what is not decayed in '
+                       f'the beginning is not later either. Begin with 1e-8.')
+
+
+def check_choice(recipe: Training, field: str, *allowed: str) -> None:
+    if getattr(recipe, field) not in allowed:
+        raise ZooError(f'{field} is {getattr(recipe, field)!r}, expected {" or ".join(map(repr, allowed))}.')
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """As `check_training`, with what only a supervised one has."""
+    check_training(recipe)
+    check_choice(recipe, 'keep', 'last', 'ema', 'best')
+    check_choice(recipe, 'mix_mode', 'batch', 'elem')
     if recipe.keep == 'ema' and not recipe.ema:
         raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
     if recipe.from_weights and not Path(recipe.from_weights).exists():
@@ -126,7 +151,7 @@ def check_recipe(recipe: Recipe) -> None:
                            f'a run directory by --from-weights.')
 
 
-def data_cfg(recipe: Recipe, source: Source) -> dict[str, Any]:
+def data_cfg(recipe: Training, source: Source) -> dict[str, Any]:
     """The preprocessing and classes of the weights to be, in the fields of a timm cfg.
 
     Normalisation is the one the recipe names, or that of its data set where the classes are as many, else that of the
@@ -136,7 +161,7 @@ def data_cfg(recipe: Recipe, source: Source) -> dict[str, Any]:
     known = DATASETS.get(recipe.dataset)
     if known and known.num_classes != classes:
         known = None
-    start = _start_cfg(recipe)
+    start = _start_cfg(recipe) if isinstance(recipe, Recipe) else {}
     mean: tuple[float, ...]
     std: tuple[float, ...]
     if recipe.mean and recipe.std:
@@ -184,7 +209,7 @@ def make_model(recipe: Recipe, cfg: Mapping[str, Any]) -> nn.Module:
     return timm.create_model(recipe.from_weights, pretrained=True, **args)
 
 
-def _measure(
+def measure(
         split: Any, batch_size: int, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, **loading: Any,
 ) -> Any:
     """A function of a model: its figures on a split."""
@@ -218,7 +243,7 @@ def _headline(recipe: Recipe, source: Source, model: nn.Module, world: World, dt
             f'{" The same seed gives the same figures to rounding only." if world.device.type != "cpu" else ""}')
 
 
-def _write_weights(folder: Path, recipe: Recipe, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_weights(folder: Path, recipe: Training, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """weights.safetensors, with all that timm needs to know of them in its metadata."""
     told = {key: value for key, value in cfg.items() if key != 'architecture'}
     save_weights(tensors, folder / 'weights.safetensors', {'pretrained_cfg': json.dumps(told), 'recipe': recipe.name})
@@ -236,7 +261,7 @@ def _judge(
     figures = {}
     for name, split in (('val', source.val), ('test', source.test)):
         if split is not None:
-            figures[name] = _measure(split, recipe.batch_size, cfg, world, dtype, **loading)(model)
+            figures[name] = measure(split, recipe.batch_size, cfg, world, dtype, **loading)(model)
     result = {'weights': recipe.name, 'figures': figures, 'command': recipe.command, 'machine': machine()}
     if world.first:
         write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
@@ -251,9 +276,6 @@ def card(
         recipe: Recipe, source: Source, cfg: Mapping[str, Any], figures: Mapping[str, Any], folder: Path) -> str:
     """What these weights are, in Markdown."""
     rows = ''.join(f'| {name} | {f["images"]} | {f["top1"]:.2f} | {f["loss"]:.4f} |\n' for name, f in figures.items())
-    changed = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)
-               if field.name not in ('name', 'about', 'published')}
-    settings = ''.join(f'| {key} | {value} |\n' for key, value in changed.items())
     published = f' The paper has {recipe.published:.2f} %.' if recipe.published else ''
     size = ' x '.join(map(str, cfg['input_size']))
     return f'''# {recipe.name}
@@ -275,6 +297,11 @@ Input {size}, mean {cfg['mean']}, std {cfg['std']}, {cfg['num_classes']} classes
 ## Training
 `{recipe.command}` on {source.name} ({len(source.train)} images), {machine()['device']}.
 
-| setting | value |
-|---|---|
-{settings}'''
+{settings_table(recipe)}'''
+
+
+def settings_table(recipe: Training) -> str:
+    settings = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)
+                if field.name not in ('name', 'about', 'published')}
+    return '| setting | value |\n|---|---|\n' + ''.join(f'| {key} | {value} |\n' for key, value in settings.items())
+

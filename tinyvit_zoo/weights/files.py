@@ -138,7 +138,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        told = {**(metadata or {}), _DIGEST: _tensors_digest(content)}
+        told = {'format': 'pt', **(metadata or {}), _DIGEST: _tensors_digest(content)}  # transformers asks for it
         partial.write_bytes(_in_order(safetensors.torch.save(content, told)))
         os.replace(partial, path)
     finally:
@@ -164,14 +164,18 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_sha256(path: str | Path) -> None:
-    """A file that ships with the package is the file that the catalogue promises."""
+def promised_sha256(source: str | None) -> str:
+    """The digest that the catalogue has of the file at this path, address or Hub id; '' where it has none."""
+    promised = {str(FOLDER / w.file) if w.file else w.source: w.sha256 for w in catalogue().values()}
+    return promised.get(source or '', '')
+
+
+def check_sha256(path: str | Path, sha256: str, remedy: str) -> None:
+    """ZooError, with what to do, unless the file has this digest."""
     path = Path(path)
-    promised = {FOLDER / weight.file: weight.sha256 for weight in catalogue().values() if weight.file}
-    if path in promised:
-        if not path.is_file():
-            raise ZooError(f'{path} is missing from the installation: reinstall tinyvit_zoo.')
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != promised[path]:
-            raise ZooError(f'{path} is not the file that was shipped (sha256 {found[:12]}, expected '
-                           f'{promised[path][:12]}): reinstall tinyvit_zoo.')
+    if not path.is_file():
+        raise ZooError(f'{path} is missing: {remedy}.')
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise ZooError(f'{path} is not the file that the catalogue promises (sha256 {found[:12]}, expected '
+                       f'{sha256[:12]}): {remedy}.')

@@ -1,0 +1,83 @@
+"""From names on a command line to models: the zoo's, and timm's to hold beside them."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import timm
+from timm.models import is_model
+from torch import nn
+
+from ..errors import ZooError, nearest
+from ..models import check_tag, list_models
+
+
+def find_names(patterns: Sequence[str]) -> list[str]:
+    """Names as given, wildcards as the zoo's models they match, all of the zoo's for nothing; each once, in order."""
+    found: dict[str, None] = {}
+    for pattern in patterns or ['*']:
+        if any(c in pattern for c in '*?['):
+            names = [name for name in list_models() if fnmatchcase(name, pattern)]
+            if not names:
+                raise ZooError(f'No model of the zoo matches {pattern!r}: `tinyvit-zoo list` shows all.')
+            found.update(dict.fromkeys(names))
+        else:
+            _check(pattern)
+            found[pattern] = None
+    return list(found)
+
+
+def _check(name: str) -> None:
+    architecture, _, tag = name.partition('.')
+    if not is_model(architecture):
+        raise ZooError(f'There is no model {architecture!r}, here or in timm.{nearest(architecture, list_models())} '
+                       f'`tinyvit-zoo list` shows all.')
+    if tag:
+        check_tag(architecture, tag)
+
+
+def make_model(
+        name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None, device: str = 'cpu',
+) -> nn.Module:
+    """The model without weights. `img_size` is for those that are built for one; a ResNet takes what it gets."""
+    kwargs: dict[str, Any] = {} if num_classes is None else {'num_classes': num_classes}
+    try:
+        try:
+            sized = kwargs if img_size is None else {**kwargs, 'img_size': img_size}
+            return timm.create_model(name, device=device, **sized)
+        except TypeError as e:
+            if 'img_size' not in str(e):
+                raise
+            return timm.create_model(name, device=device, **kwargs)
+    except ZooError:
+        raise
+    except (TypeError, RuntimeError, ValueError, AssertionError) as e:  # timm's own ways to refuse
+        raise ZooError(f'{name} cannot be built so: {" ".join(str(e).split()) or type(e).__name__}') from e
+
+
+def add_img_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--img-size', type=whole_number, nargs='+', metavar='S', action=_Size,
+                        help='side, or height and width, of the images (default: what a model is made for)')
+
+
+class _Size(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        if len(values) > 2:
+            parser.error(f'{option} takes one side, or height and width, not {len(values)} numbers')
+        setattr(namespace, self.dest, (values[0], values[-1]))
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 up')
+    return int(text)
+
+
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Aligned columns, all but the first `left` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return '\n'.join('  '.join(
+        cell.ljust(width) if i < left else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)

@@ -1,0 +1,170 @@
+"""What the masked autoencoders share (MAE, arXiv 2111.06377): which patches are seen, the decoder, the pixels.
+
+Of an image's patches most are left out. The encoder sees the others, with their positions. A small decoder then gets
+all patches in their places, those that were left out as one learned mask token, and predicts the pixels of each.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import get_device_dtype
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import ShiftedPatchTokenization, cut_patches
+from ..models import encode, image_size
+from .method import Method
+
+__all__ = ['MaskedModel', 'join_patches', 'random_keep']
+
+
+def random_keep(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
+    """Noise [B, N] -> the patches of the lowest noise [B, K], in that order, and a mask [B, N], 1 where left out."""
+    keep = noise.argsort(dim=1)[:, :int(noise.shape[1] * (1 - mask_ratio))]
+    return keep, torch.ones_like(noise).scatter(1, keep, 0)
+
+
+def join_patches(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """[B, N, size * size * C] -> [B, C, rows * size, cols * size]: what `cut_patches` cut."""
+    x = patches.unflatten(2, (size, size, -1)).unflatten(1, grid)  # [B, rows, cols, size, size, C]
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class MaskedModel(Method):
+    """An encoder, and a decoder that is needed in pre-training only. A method says what the positions and the loss are.
+
+    Args:
+        encoder: a plain model (see models/encoder.py) without classifier: `num_classes=0`, and for timm's
+            VisionTransformer `global_pool='token'`. A class token goes through the decoder with the patches.
+        decoder_dim, decoder_depth, decoder_heads, mlp_ratio: the decoder's blocks.
+        mask_ratio: share of the patches that the encoder does not see.
+        normalize_targets: predict pixels less their patch's mean, over its standard deviation.
+    """
+    if TYPE_CHECKING:
+        decoder_pos_embed: Tensor
+
+    def __init__(
+            self, encoder: Any, decoder_dim: int, decoder_depth: int, decoder_heads: int, mlp_ratio: float,
+            mask_ratio: float, normalize_targets: bool,
+    ) -> None:
+        super().__init__()
+        _require_encoder(encoder)
+        if decoder_dim % decoder_heads:
+            raise ZooError(f'decoder_dim is {decoder_dim}, expected a multiple of decoder_heads, {decoder_heads}.')
+        dd = get_device_dtype(encoder)
+        self.encoder = encoder
+        self.mask_ratio, self.normalize_targets = mask_ratio, normalize_targets
+        self.patch_size, self.grid_size = _patches(encoder)
+        self.prefix = int(encoder.num_prefix_tokens)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        if not 1 <= int(self.num_patches * (1 - mask_ratio)) < self.num_patches:
+            raise ZooError(f'mask_ratio {mask_ratio:g} of {self.num_patches} patches leaves none to see or none to '
+                           f'predict: take another, or larger images.')
+        for unused in (encoder.get_classifier(), getattr(encoder, 'attn_pool', None)):
+            if isinstance(unused, nn.Module):  # nothing here trains it
+                unused.requires_grad_(False)
+
+        self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_dim, **dd)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim, **dd))
+        self.decoder_blocks = nn.Sequential(*[
+            Block(decoder_dim, decoder_heads, mlp_ratio, qkv_bias=True, **dd) for _ in range(decoder_depth)])
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6, **dd)
+        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size ** 2 * encoder.in_chans, **dd)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Noise [count, N]: the patches of the lowest values are those that the encoder sees."""
+        return (torch.rand(count, self.num_patches, generator=generator, device=generator.device),)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, C, H, W], and noise as `draw` draws it -> loss."""
+        prediction, mask = self.reconstruct(images, noise)
+        return self.loss(images, prediction, mask)
+
+    def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Pixels of all patches as they are predicted [B, N, P * P * C], and a mask [B, N], 1 where left out."""
+        keep, mask = self.masked(images, noise)
+        return self.decode(encode(self.encoder, self.seen(images, mask), keep), keep), mask
+
+    def masked(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Which patches the encoder sees [B, K], and a mask [B, N] of the others."""
+        if noise is None:
+            noise = torch.rand(len(images), self.num_patches, device=images.device)
+        return random_keep(noise, self.mask_ratio)
+
+    def seen(self, images: Tensor, mask: Tensor) -> Tensor:
+        """The images as the tokenizer may see them: shifted patches look over their edges, so what is masked is blank.
+        """
+        if not isinstance(getattr(self.encoder, 'tokenizer', None), ShiftedPatchTokenization):
+            return images
+        return images * (1 - self.as_image(mask[:, :, None].expand(-1, -1, self.patch_size ** 2), images))
+
+    def as_image(self, patches: Tensor, images: Tensor) -> Tensor:
+        """Values by patch [B, N, P * P * C] -> [B, C, H, W]; 0 where an image's edge fills no patch."""
+        joined = join_patches(patches, self.grid_size, self.patch_size)
+        height, width = joined.shape[2:]
+        return nn.functional.pad(joined, (0, images.shape[3] - width, 0, images.shape[2] - height))
+
+    def decode(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        """Encoder's tokens [B, prefix + K, D] of the patches `keep` [B, K] -> pixels of all [B, N, P * P * C]."""
+        x = self.decoder_embed(tokens)
+        first, seen = x[:, :self.prefix], x[:, self.prefix:]
+        places = keep[:, :, None].expand(-1, -1, x.shape[2])
+        full = self.mask_token.to(x.dtype).expand(len(x), self.num_patches, -1)
+        x = torch.cat([first, full.scatter(1, places, seen)], dim=1)  # [B, prefix + N, decoder_dim]
+        x = self.decoder_norm(self.decoder_blocks(x + self.decoder_pos_embed))
+        return self.decoder_pred(x)[:, self.prefix:]
+
+    def errors(self, images: Tensor, prediction: Tensor) -> Tensor:
+        """Mean squared error of each patch [B, N]."""
+        target = cut_patches(images, self.patch_size)
+        if self.normalize_targets:
+            var, mean = torch.var_mean(target, dim=2, keepdim=True)  # unbiased
+            target = (target - mean) / (var + 1e-6).sqrt()
+        return (prediction - target).square().mean(dim=2)
+
+    def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def picture(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The images with what is masked left blank, and with what is predicted in its place, [B, C, H, W] both.
+
+        A prediction of normalised pixels gets the mean and the deviation that its patch really has.
+        """
+        prediction, mask = self.reconstruct(images, noise)
+        prediction = prediction.to(images.dtype)
+        if self.normalize_targets:
+            var, mean = torch.var_mean(cut_patches(images, self.patch_size), dim=2, keepdim=True)
+            prediction = prediction * (var + 1e-6).sqrt() + mean
+        hidden = mask[:, :, None].expand_as(prediction)
+        blank = images * (1 - self.as_image(hidden, images))
+        return blank, blank + self.as_image(prediction * hidden, images)
+
+
+def _require_encoder(encoder: Any) -> None:
+    name = type(encoder).__name__
+    if encoder.num_classes or list(getattr(encoder, 'fc_norm', nn.Identity()).parameters()):
+        raise ZooError(f'The encoder of a masked autoencoder has no classifier and ends in its norm, and this {name} '
+                       f"does not: create it with num_classes=0, global_pool='token'.")
+    weight = next(encoder.parameters())
+    probe = torch.zeros(1, encoder.in_chans, *image_size(encoder), device=weight.device, dtype=weight.dtype)
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            encode(encoder.eval(), probe, torch.zeros(1, 1, dtype=torch.int64, device=probe.device))
+    except ZooError as e:
+        raise ZooError(f'{e} Or a joint-embedding method (moco_v3, self_distill), which takes any model.') from e
+    finally:
+        encoder.train(training)
+    if encoder.pos_embed is None:
+        raise ZooError(f'This {name} has no table of positions, so that a masked autoencoder could not tell its '
+                       f'patches apart: create it with one, or take a joint-embedding method.')
+
+
+def _patches(encoder: Any) -> tuple[int, tuple[int, int]]:
+    """The side of a patch, and the rows and columns of them."""
+    patch = int(encoder.feature_info[0]['reduction'])
+    height, width = image_size(encoder)
+    return patch, (height // patch, width // patch)

@@ -1,0 +1,115 @@
+"""MoCo-v3: contrastive learning with a momentum encoder (arXiv 2104.02057; as in MAE-Lite, arXiv 2205.14443).
+
+Two views of an image shall be told from all other images of the batch. The encoder, a projector and a predictor make
+the query of one view; averages of the encoder and the projector make the key of the other. The loss is InfoNCE, and
+symmetric: each view is the query once.
+
+    loss = MoCoV3(encoder)(views)       # [2, B, C, H, W]
+
+With more than one process, the keys of all of them are told apart, and the batch norms are over all of them.
+"""
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import ZooError
+from ..layers import sincos2d_table
+from . import processes
+from .features import feature_width
+from .method import Method
+from .momentum import average_, momentum_at, teacher_of
+
+__all__ = ['MoCoV3']
+
+
+class MoCoV3(Method):
+    """An encoder of the zoo, and what its pre-training needs beside it. The defaults are the paper's for ViT-Tiny.
+
+    A VisionTransformer is given the method's fixed table of positions (sine-cosine, the row first) and a class token
+    that starts near 0; any other encoder stays as it is.
+
+    Args:
+        encoder: any model without classifier (`num_classes=0`); what is learned from are its pooled features.
+        hidden_dim, dim: of the projector and the predictor.
+        temperature: of the softmax over the keys.
+        momentum: of the averages in the beginning; it goes to 1.
+    """
+
+    whole_batches = True
+
+    def __init__(
+            self,
+            encoder: Any,
+            hidden_dim: int = 4096,
+            dim: int = 256,
+            temperature: float = 0.2,
+            momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        width = feature_width(encoder)
+        self.temperature, self.momentum = temperature, momentum
+        self.encoder = encoder
+        if isinstance(encoder, VisionTransformer):
+            _init_as_authors(encoder)
+        self.projector = _mlp(width, hidden_dim, hidden_dim, dim)
+        self.predictor = _mlp(dim, hidden_dim, dim)
+        self.momentum_encoder = teacher_of(self.encoder)
+        self.momentum_projector = teacher_of(self.projector)
+
+    def train(self, mode: bool = True) -> MoCoV3:
+        super().train(mode)
+        self.momentum_encoder.eval()
+        return self
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Two views of each image [2, B, C, H, W] -> loss."""
+        images = views.flatten(0, 1)
+        # A batch norm sees one view at a time, as the paper has it.
+        q1, q2 = (self.predictor(self.projector(x)) for x in self.encoder(images).chunk(2))  # [B, dim]
+        with torch.no_grad():
+            k1, k2 = (self.momentum_projector(x) for x in self.momentum_encoder(images).chunk(2))
+        return self.contrast(q1, k2) + self.contrast(q2, k1)
+
+    def contrast(self, q: Tensor, k: Tensor) -> Tensor:
+        """InfoNCE [B, dim], [B, dim] -> scalar: the key of the same image among those of all processes."""
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = (F.normalize(processes.in_full(x), dim=1) for x in (q, k))
+            k = processes.gathered(k)
+            logits = q @ k.T / self.temperature  # [B, processes * B]
+            labels = torch.arange(len(q), device=q.device) + len(q) * processes.rank()
+            return 2 * self.temperature * F.cross_entropy(logits, labels)
+
+    def after_step(self, progress: float) -> None:
+        decay = momentum_at(progress, self.momentum)
+        average_(self.momentum_encoder, self.encoder, decay)
+        average_(self.momentum_projector, self.projector, decay)
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    """Linear layers without bias, each normalised over the batch; ReLU between, and no scale and shift at the end."""
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(pairwise(widths), start=2):
+        last = i == len(widths)
+        layers += [nn.Linear(before, after, bias=False), processes.BatchNorm(after, affine=not last)]
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def _init_as_authors(encoder: Any) -> None:
+    if encoder.pos_embed is None:
+        raise ZooError('The encoder has no table of positions, and MoCo-v3 fixes one: create it with one.')
+    table = encoder.pos_embed
+    with torch.no_grad():
+        table.copy_(sincos2d_table(
+            encoder.patch_embed.grid_size, table.shape[2], table.shape[1] - encoder.patch_embed.num_patches,
+            row_first=True, device=table.device, dtype=table.dtype))
+    table.requires_grad_(False)
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=1e-6)

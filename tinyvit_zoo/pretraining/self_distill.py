@@ -1,0 +1,155 @@
+"""Self-distillation on low-resolution views (arXiv 2210.07240, after DINO, arXiv 2104.14294).
+
+A teacher sees two views of an image, the student these and smaller ones of half the size, which show less of it. What
+the student says of any view shall be what the teacher says of another. Nobody says what is right: the teacher is an
+average of the student. What keeps both from saying the same of every image is that the teacher's words are centred,
+so that none is used more than others, and sharpened, so that it commits itself.
+
+    loss = SelfDistillation(encoder)(whole, local)      # [2, B, C, 32, 32], [8, B, C, 16, 16]
+"""
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from ..models import image_size
+from . import processes
+from .features import feature_width, require_size
+from .method import Method
+from .momentum import average_, momentum_at, teacher_of
+
+__all__ = ['Head', 'SelfDistillation', 'loss_of_pairs']
+
+
+class Head(nn.Module):
+    """Features [N, D] -> [N, num_prototypes], each the cosine to a direction that is learned."""
+
+    def __init__(
+            self, in_dim: int, hidden_dim: int = 512, bottleneck_dim: int = 256, num_prototypes: int = 1024) -> None:
+        super().__init__()
+        first, second, third = (
+            nn.Linear(before, after) for before, after in pairwise((in_dim, hidden_dim, hidden_dim, bottleneck_dim)))
+        for layer in (first, second, third):
+            trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.GELU(), second, nn.GELU(), third)
+        self.last_layer = weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False))
+        norm = self.last_layer.parametrizations.weight.original0
+        nn.init.ones_(norm)
+        norm.requires_grad_(False)
+
+    @property
+    def directions(self) -> nn.Parameter:
+        """[num_prototypes, bottleneck_dim], of any length."""
+        return self.last_layer.parametrizations.weight.original1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mlp(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.last_layer(F.normalize(x.to(self.directions.dtype), dim=1))
+
+
+class SelfDistillation(Method):
+    """An encoder of the zoo, its head, and the teacher of both. The defaults are the paper's.
+
+    Args:
+        encoder: any model without classifier (`num_classes=0`); what is learned from are its pooled features. Where it
+            was made for one size, it learns to take the local views' by interpolating its positions.
+        local_views: how many of half the size (0: none), which show `local_scale` of an image each.
+        hidden_dim, bottleneck_dim, num_prototypes: of the head.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's, in the beginning and behind the warm-up.
+        temperature_warmup: which part of the training that takes; the temperature grows linearly.
+        freeze_last: for which part of the training, from its beginning, the last layer stays as it is.
+        momentum: of the teacher in the beginning; it goes to 1.
+        centre_momentum: of the centre.
+    """
+    if TYPE_CHECKING:
+        centre: Tensor
+        temperature: Tensor
+
+    def __init__(
+            self,
+            encoder: Any,
+            local_views: int = 8,
+            local_scale: tuple[float, float] = (0.2, 0.5),
+            hidden_dim: int = 512,
+            bottleneck_dim: int = 256,
+            num_prototypes: int = 1024,
+            student_temperature: float = 0.1,
+            teacher_temperature: tuple[float, float] = (0.04, 0.07),
+            temperature_warmup: float = 0.05,
+            freeze_last: float = 0.005,
+            momentum: float = 0.996,
+            centre_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        height, width = image_size(encoder)
+        self.local_views, self.local_scale, self.local_size = local_views, local_scale, (height // 2, width // 2)
+        if local_views:
+            require_size(encoder, self.local_size)
+        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.temperature_warmup, self.freeze_last = temperature_warmup, freeze_last
+        self.momentum, self.centre_momentum = momentum, centre_momentum
+        self.encoder = encoder
+        self.head = Head(feature_width(encoder), hidden_dim, bottleneck_dim, num_prototypes)
+        self.teacher_encoder, self.teacher_head = teacher_of(self.encoder), teacher_of(self.head)
+        self.register_buffer('centre', torch.zeros(len(self.head.directions)))
+        self.register_buffer('temperature', torch.tensor(float(teacher_temperature[0])))
+        self._said: list[tuple[Tensor, int]] = []  # sums of what the teacher said in this step, and of how many views
+
+    def train(self, mode: bool = True) -> SelfDistillation:
+        super().train(mode)
+        self.teacher_encoder.eval()
+        self.teacher_head.eval()
+        return self
+
+    def forward(self, *sizes: Tensor) -> Tensor:
+        """Views [V, B, C, H, W], a tensor for each size; the first one is what the teacher sees, too. -> loss."""
+        with torch.no_grad():
+            words = self.teacher_head(self.teacher_encoder(sizes[0].flatten(0, 1)))
+            targets = ((words - self.centre) / self.temperature).softmax(dim=1)
+            if self.training:
+                self._said.append((words.sum(dim=0), len(words)))
+        # One pass through the encoder for each size, one through the head for all.
+        features = torch.cat([self.encoder(views.flatten(0, 1)) for views in sizes])
+        guesses = (self.head(features) / self.student_temperature).log_softmax(dim=1)
+        batch = sizes[0].shape[1]
+        return loss_of_pairs(targets.unflatten(0, (-1, batch)), guesses.unflatten(0, (-1, batch)))
+
+    def before_step(self, progress: float) -> None:
+        if progress < self.freeze_last:
+            self.head.directions.grad = None
+
+    def after_step(self, progress: float) -> None:
+        decay = momentum_at(progress, self.momentum)
+        average_(self.teacher_encoder, self.encoder, decay)
+        average_(self.teacher_head, self.head, decay)
+        with torch.no_grad():
+            said = torch.stack([words for words, _ in self._said]).sum(dim=0) / sum(views for _, views in self._said)
+            self.centre.lerp_(processes.mean(said), 1 - self.centre_momentum)
+        self._said.clear()
+        low, high = self.teacher_temperature
+        self.temperature.fill_(low + (high - low) * min(1., progress / max(self.temperature_warmup, 1e-9)))
+
+    def kept(self) -> nn.Module:
+        """The teacher's."""
+        return self.teacher_encoder
+
+
+def loss_of_pairs(targets: Tensor, guesses: Tensor) -> Tensor:
+    """Mean cross-entropy of all pairs of two different views.
+
+    `targets` [T, B, K]: the teacher's probabilities of the first views. `guesses` [V, B, K]: the logarithms of the
+    student's, of all views.
+    """
+    with torch.autocast(targets.device.type, enabled=False):
+        pairs = targets.flatten(1) @ guesses.flatten(1).T  # [T, V]
+    others = pairs.sum() - pairs.diagonal().sum()
+    return -others / (targets.shape[1] * (pairs.numel() - len(pairs)))

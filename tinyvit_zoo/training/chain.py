@@ -1,0 +1,42 @@
+"""A training with the pre-training that its recipe begins from: one after the other, each with its own directory."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm.models import get_arch_pretrained_cfgs
+
+from ..recipes import PRETRAININGS, Pretraining, Recipe
+from .distributed import World
+from .pretrain import check_pretraining, pretrain
+from .run import PRETRAINING, Run
+from .train import Options, check_recipe, open_images, train
+
+
+def pretraining_of(recipe: Recipe) -> Pretraining | None:
+    """What has to come first: nothing where the weights to begin with are a file, or published."""
+    first = PRETRAININGS.get(recipe.from_weights)
+    if first is None or Path(recipe.from_weights).exists():
+        return None
+    cfg = get_arch_pretrained_cfgs(first.model).get(first.name)
+    return None if cfg is not None and cfg.has_weights else first
+
+
+def adapted(first: Pretraining, recipe: Recipe, changes: Mapping[str, Any]) -> Pretraining:
+    """The pre-training of the same network, from the same seed; `changes`: its own settings."""
+    structure = {key: value for key, value in recipe.model_args.items() if not key.endswith('_rate')}
+    return replace(first, **{
+        'seed': recipe.seed, 'model_args': {**first.model_args, **structure}, **changes})
+
+
+def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
+    """In OUTPUT/pretraining, then in OUTPUT. Resumed, it goes on with whichever of the two has not ended."""
+    check_recipe(replace(recipe, from_weights=''))
+    check_pretraining(first)
+    Run(options.output).check(options.resume)
+    open_images(recipe, options, world)
+    begin = options.output / PRETRAINING
+    pretrain(first, replace(options, output=begin, eval_every=0), world)
+    return train(recipe, options, world, start=begin)

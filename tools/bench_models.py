@@ -1,0 +1,212 @@
+"""The `models` and `scaling` parts of benchmark.py: models beside plain ones, or beside each other."""
+from __future__ import annotations
+
+import argparse
+import inspect
+import io
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from plain import plain
+from torch import nn
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.analysis.named import add_img_size, find_names, make_model, whole_number
+from tinyvit_zoo.analysis.timing import held_memory, make_step, rounds, summarise
+from tinyvit_zoo.counting import count, image_size
+from tinyvit_zoo.models import check_name
+from tinyvit_zoo.training.checkpoint import write_whole
+
+_CLASSES = 10      # of contenders beside each other: heads alike
+
+Models = dict[str, nn.Module]
+Say = Callable[[dict[str, Any]], None]
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    _add_names(parser)
+    parser.add_argument('--mode', nargs='+', choices=['inference', 'latency', 'train'], default=['inference', 'train'],
+                        help='latency: inference of one image, whatever the batch')
+    parser.add_argument('--precision', nargs='+', choices=['fp32', 'bf16'], default=['fp32'])
+    parser.add_argument('--compile', action='store_true', help='also under torch.compile')
+    parser.add_argument('--without', nargs='+', default=[], metavar='OPTION',
+                        help='also time a model with OPTION=False (not with --baseline)')
+    add_img_size(parser)
+    parser.add_argument('--batch-size', type=whole_number, default=128)
+
+
+def add_scaling(parser: argparse.ArgumentParser) -> None:
+    _add_names(parser)
+    parser.add_argument('--mode', choices=['inference', 'train'], default='inference')
+    parser.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
+    parser.add_argument('--batch-sizes', type=whole_number, nargs='+', default=[1, 4, 16, 64])
+    parser.add_argument('--img-sizes', type=whole_number, nargs='+', metavar='S',
+                        help='default: the size that the first model is made for')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='images a second over batch and image size, as a PNG')
+
+
+def _add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('names', nargs='+', metavar='NAME', help="models of the zoo, and timm's beside a --baseline")
+    parser.add_argument('--baseline', metavar='NAME', help='what ratios are to: a model of the zoo or of timm '
+                                                           '(default: the plain implementation, or the first NAME)')
+
+
+def check_models(args: argparse.Namespace) -> None:
+    """Everything that could be wrong, before anything is timed."""
+    if args.baseline:
+        args.names = find_names([args.baseline, *args.names])
+        if args.without:
+            raise ZooError('--without is for a model beside its plain implementation: leave out --baseline.')
+        _common_size(args)
+        return
+    for name in args.names:
+        check_name(name)
+        model = make_model(name, img_size=args.img_size)
+        plain(model)
+        for option in args.without:
+            if option not in inspect.signature(type(model)).parameters:
+                raise ZooError(f'{name} has no option {option!r} to be without.')
+
+
+def _common_size(args: argparse.Namespace) -> tuple[int, int, int]:
+    """Of the images that all contenders take."""
+    sizes = {name: image_size(make_model(name, _CLASSES, args.img_size, 'meta'), args.img_size) for name in args.names}
+    if len(set(sizes.values())) > 1:
+        found = ', '.join(f'{name} {height}x{width}' for name, (_, height, width) in sizes.items())
+        raise ZooError(f'The models take images of different sizes ({found}): give one for all by --img-size.')
+    for name, size in sizes.items():
+        count(make_model(name, _CLASSES, args.img_size, 'meta'), size)
+    return sizes[args.names[0]]
+
+
+def check_scaling(args: argparse.Namespace) -> None:
+    args.names = find_names([args.baseline, *args.names] if args.baseline else args.names)
+    args.img_sizes = args.img_sizes or [image_size(make_model(args.names[0], device='meta'))[1]]
+    for name, size in itertools.product(args.names, args.img_sizes):
+        count(make_model(name, _CLASSES, (size, size), 'meta'), size)
+    if args.plot and args.plot.suffix != '.png':
+        raise ZooError(f'--plot is {args.plot}, expected a .png file.')
+    if args.plot:
+        _pyplot()
+
+
+# -- one run: contenders in turn ---------------------------------------------------------------------------------------
+def bench_models(args: argparse.Namespace, device: torch.device, say: Say) -> None:
+    for about, models, size in _groups(args, device):
+        for mode, precision in itertools.product(args.mode, args.precision):
+            batch = 1 if mode == 'latency' else args.batch_size
+            images = torch.randn(batch, *size, device=device)
+            for row in bench(models, images, mode == 'train', precision == 'bf16', args.seconds):
+                say({**about, 'mode': mode, 'precision': precision, 'batch': batch, **row})
+
+
+def _groups(args: argparse.Namespace, device: torch.device) -> Any:
+    """What is timed together: what to say of it, the models, the baseline first, and the images they take."""
+    if args.baseline:
+        size = _common_size(args)
+        models = {name: make_model(name, _CLASSES, args.img_size).to(device) for name in args.names}
+        yield {'images': 'x'.join(map(str, size))}, _with_compiled(models, args.compile), size
+        return
+    for name in args.names:
+        models, size = beside_plain(name, args, device)
+        yield {'model': name}, models, size
+
+
+def _with_compiled(models: Models, wanted: bool) -> Models:
+    compiled = {f'{name} compiled': torch.compile(model) for name, model in models.items()} if wanted else {}
+    return {**models, **compiled}
+
+
+def beside_plain(name: str, args: argparse.Namespace, device: torch.device) -> tuple[Models, tuple[int, int, int]]:
+    """The plain model first (the baseline), then ours; all with the same weights, which is checked."""
+    torch.manual_seed(0)
+    sized = {} if args.img_size is None else {'img_size': args.img_size}
+    ours = timm.create_model(name, **sized).to(device)
+    size = image_size(ours, args.img_size)
+    x = torch.randn(args.batch_size, *size, device=device)
+    models: Models = {'plain': plain(ours).to(device), 'ours': ours}
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), models['plain'].eval()(x), rtol=1e-3, atol=1e-4)
+    for option in args.without:
+        models[f'without {option}'] = timm.create_model(name, **{option: False}, **sized).to(device)
+    if args.compile:
+        models['ours compiled'] = torch.compile(ours)
+    return models, size
+
+
+def bench(models: Models, images: torch.Tensor, train: bool, bf16: bool, budget: float) -> list[dict[str, Any]]:
+    """A row a model; what is compiled is compiled before the clock runs, and that time told apart."""
+    steps, memory, compiling = {}, {}, {}
+    for name, model in models.items():
+        steps[name] = make_step(model.train(train), images, train, bf16)
+        if name.endswith(' compiled'):
+            begun = time.perf_counter()
+            steps[name]()
+            compiling[name] = time.perf_counter() - begun
+        if images.device.type == 'cuda' or name not in compiling:  # elsewhere nothing sees into what is compiled
+            memory[name] = held_memory(steps[name], model, images)
+    times = rounds(steps, images.device, budget)
+    rows = summarise(times, len(images))
+    for row in rows:
+        name = row['contender']
+        row['memory_bytes'] = memory.get(name)
+        row['compile_seconds'] = compiling.get(name)
+        if name.startswith('without'):
+            row['saved'] = statistics.median(1 - v / o for v, o in zip(times[name], times['ours'], strict=True))
+    return rows
+
+
+# -- over sizes --------------------------------------------------------------------------------------------------------
+def bench_scaling(args: argparse.Namespace, device: torch.device, say: Say) -> None:
+    rows: list[dict[str, Any]] = []
+    train, bf16 = args.mode == 'train', args.precision == 'bf16'
+    for size in args.img_sizes:
+        models = {name: make_model(name, _CLASSES, (size, size)).to(device) for name in args.names}
+        for batch in args.batch_sizes:
+            images = torch.randn(batch, *image_size(models[args.names[0]], (size, size)), device=device)
+            for row in bench(models, images, train, bf16, args.seconds):
+                rows.append({'mode': args.mode, 'precision': args.precision, 'img_size': size, 'batch': batch, **row})
+                say(rows[-1])
+    if args.plot:
+        draw_scaling(rows, args.plot)
+
+
+def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:
+    """Images a second over the batch size at the largest image, and over the image size at the largest batch."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout='constrained', sharey=True)
+    for axis, x, fixed, label in ((axes[0], 'batch', 'img_size', 'batch size'),
+                                  (axes[1], 'img_size', 'batch', 'image size, pixels')):
+        largest = max(row[fixed] for row in rows)
+        ticks = sorted({row[x] for row in rows})
+        for name in dict.fromkeys(row['contender'] for row in rows):
+            points = [row for row in rows if row['contender'] == name and row[fixed] == largest]
+            axis.plot([row[x] for row in points], [row['images_per_second'] for row in points], marker='o', label=name)
+        axis.set(xscale='log', yscale='log', xlabel=label, ylabel='images a second',
+                 title=f'{"images of " if fixed == "img_size" else "batches of "}{largest}')
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle(f'{rows[0]["mode"]}, {rows[0]["precision"]}')
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=130)
+    pyplot.close(figure)
+    write_whole(path, buffer.getvalue())
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as e:
+        raise ZooError("--plot needs matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+
+    return pyplot

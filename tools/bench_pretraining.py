@@ -1,0 +1,120 @@
+"""The `pretraining` part of benchmark.py: a step of each method beside a supervised one of the same encoder.
+
+A step is the loop's: views (or the augmentation) of the same uint8 images, forward, backward, optimizer, teacher. Each
+contender runs in a process of its own, so that its memory is its own; they take turns.
+"""
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from bench_training import contender
+
+from tinyvit_zoo.errors import ZooError
+from tinyvit_zoo.pretraining import METHODS
+from tinyvit_zoo.recipes import OWN, Recipe
+from tinyvit_zoo.training.distributed import World
+from tinyvit_zoo.training.loop import Loop
+from tinyvit_zoo.training.memory import keep_freed_memory
+from tinyvit_zoo.training.optimize import number_format
+from tinyvit_zoo.training.pretrain import Pretrain, make_encoder, make_views
+from tinyvit_zoo.training.pretrain_command import own_pretraining
+from tinyvit_zoo.training.supervised import supervised_task
+
+STEPS = 3
+SUPERVISED = 'supervised'
+
+
+def bench_pretraining(
+        model: str, methods: list[str], precision: str, batch_size: int, device: str, seconds: float,
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Times of STEPS steps by contender, the supervised one first, and the memory of each in MiB."""
+    with ExitStack() as stack:
+        names = [SUPERVISED, *methods]
+        asks = [stack.enter_context(contender(Path(__file__), name, model, precision, str(batch_size), device))
+                for name in names]
+        times: dict[str, list[float]] = {name: [] for name in names}
+        memory: dict[str, float] = {}
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times[SUPERVISED]) < 3:
+            for name, ask in zip(names, asks, strict=True):
+                answer = ask()
+                times[name].append(answer[0])
+                memory[name] = answer[1]
+    return times, memory
+
+
+def possible(model: str) -> list[str]:
+    """The methods that take the model."""
+    found = []
+    for name in OWN:
+        with suppress(ZooError):
+            _loop(name, model, 2, World(0, 1, torch.device('cpu')), None)
+            found.append(name)
+    return found
+
+
+class _Length:
+    """In place of batches: how many make an epoch."""
+
+    def __len__(self) -> int:
+        return 100
+
+
+def _loop(name: str, model: str, batch_size: int, world: World, dtype: torch.dtype | None) -> tuple[Loop, int]:
+    """The training, and the size of its images."""
+    recipe = own_pretraining('mae_small' if name == SUPERVISED else name, model)
+    cfg = {'input_size': (3, recipe.img_size, recipe.img_size), 'mean': (0.5,) * 3, 'std': (0.25,) * 3,
+           'num_classes': 10}
+    if name == SUPERVISED:
+        supervised = Recipe(
+            name=recipe.name, about='', img_size=recipe.img_size, batch_size=batch_size, flip=recipe.flip,
+            crop_scale=recipe.crop_scale, crop_interpolation=recipe.crop_interpolation)
+        network = timm.create_model(model, num_classes=10, **recipe.model_args)
+        task: Any = supervised_task(supervised, network.to(world.device).train(), cfg, False, {}, 1)
+        return Loop(task, _Length(), supervised, None, world, dtype), recipe.img_size  # type: ignore[arg-type]
+    recipe = replace(recipe, batch_size=batch_size)
+    args = dict(recipe.method_args)
+    if name == 'd_mae':  # a teacher of the same size, with random weights: the time is that of any
+        args['teacher'] = make_encoder(recipe).to(world.device)
+    method = METHODS[name](make_encoder(recipe), **args).to(world.device).train()
+    task = Pretrain(recipe, method, make_views(recipe, cfg, method, False), None, 1, None, world)  # type: ignore
+    return Loop(task, _Length(), recipe, None, world, dtype), recipe.img_size  # type: ignore[arg-type]
+
+
+def _peak(device: torch.device) -> float:
+    """MiB: of the process on a CPU, of what is allocated on a GPU."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == 'darwin' else 10)
+
+
+def main(name: str, model: str, precision: str, batch_size: str, device: str) -> None:
+    """A contender: for each line that comes, some steps; says the seconds they took and its memory so far."""
+    world = World(0, 1, torch.device(device))
+    keep_freed_memory(world.device)
+    before = _peak(world.device)
+    loop, size = _loop(name, model, int(batch_size), world, number_format(precision, world.device))
+    images = torch.randint(0, 256, (int(batch_size), 3, size, size), dtype=torch.uint8).to(world.device)
+    labels = torch.arange(int(batch_size), device=world.device) % 10
+    loop.train_step(images, labels)
+    print('ready', flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            loop.train_step(images, labels)
+            loop.step += 1
+        if world.device.type == 'cuda':
+            torch.cuda.synchronize()
+        print(time.perf_counter() - start, _peak(world.device) - before, flush=True)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,88 @@
+"""The picture of MODEL_CARDS.md: accuracy against multiply-adds. The PNG keeps what it shows: is it stale?"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.weights.cards import cost, figure, in_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Point = dict[str, Any]      # name, panel, family, macs (millions), top1, measured
+PANELS = {'c10': 'CIFAR-10', 'c100': 'CIFAR-100'}      # the others share the third
+COLOURS = {'vit_lite': 'tab:green', 'cvt': 'tab:orange', 'cct': 'tab:blue', 'sl': 'tab:red', 'plain': 'tab:brown',
+           'ssl': 'tab:purple', 'mae': 'tab:pink'}
+
+
+def points() -> list[Point]:
+    """One for each weight with a figure: the measured one, where there is one."""
+    found = []
+    for weight in in_order():
+        top1 = figure(weight)
+        if top1:
+            family = next(name for name in COLOURS if weight.name.startswith(f'{name}_'))
+            panel = PANELS.get(weight.dataset, 'other data sets')
+            label = weight.name if weight.dataset in PANELS else f'{weight.name} ({weight.data.title})'
+            found.append({
+                'name': label, 'panel': panel, 'family': family, 'macs': round(cost(weight).macs / 1e6, 3),
+                'top1': top1[0], 'measured': top1[1]})
+    return found
+
+
+def drawn(path: Path) -> list[Point] | None:
+    """The points that a picture shows; None where it is not there or tells none."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return json.loads(getattr(image, 'text', {}).get('Description', 'null'))
+
+
+def draw(found: list[Point], path: Path) -> None:
+    try:
+        import matplotlib
+    except ImportError as e:
+        raise ZooError("The picture is drawn by matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    panels = [title for title in (*PANELS.values(), 'other data sets') if any(p['panel'] == title for p in found)]
+    groups = [sorted((p for p in found if p['panel'] == title), key=lambda p: p['top1']) for title in panels]
+    figure, axes = pyplot.subplots(
+        len(panels), figsize=(9, 1.2 * len(panels) + 0.21 * len(found)), layout='constrained', squeeze=False,
+        height_ratios=[6 + len(group) for group in groups])
+    for axis, title, group in zip(axes[:, 0], panels, groups, strict=True):
+        _panel(axis, title, group)
+    families = [name for name in COLOURS if any(p['family'] == name for p in found)]
+    handles = [Line2D([], [], marker='o', linestyle='', color=COLOURS[name], label=name) for name in families]
+    for fill, label in (('grey', 'measured by us'), ('white', 'published only')):
+        handles.append(Line2D([], [], marker='o', linestyle='', color='grey', markerfacecolor=fill, label=label))
+    figure.legend(handles=handles, loc='outside upper center', ncols=len(handles), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={'Description': json.dumps(found)})
+    pyplot.close(figure)
+
+
+def _panel(axis: Axes, title: str, group: list[Point]) -> None:
+    """Names stand in a column to the right, in the order of accuracy, each with a line to its point."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set(xscale='log', title=title, xlabel='million multiply-adds an image', ylabel='top-1, %')
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.xaxis.set_major_formatter('{x:,.0f}')
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.margins(0.08, 0.12)
+    for p in group:
+        colour = COLOURS[p['family']]
+        axis.plot(p['macs'], p['top1'], 'o', color=colour, markerfacecolor=colour if p['measured'] else 'white')
+    for i, p in enumerate(group):
+        axis.annotate(
+            f'{p["name"]}  {p["top1"]:.2f}', (p['macs'], p['top1']), xytext=(1.04, (i + 0.5) / len(group)),
+            textcoords='axes fraction', va='center', fontsize=8, annotation_clip=False,
+            arrowprops=dict(arrowstyle='-', relpos=(0., 0.5), color='grey', alpha=0.4, linewidth=0.6))
