@@ -34,6 +34,7 @@ def export(
     """Write `path` (.onnx or .pt2) and check it; ZooError where it does not give what the model gives."""
     model = copy.deepcopy(model).eval()
     if path.suffix == '.onnx':
+        module: Any
         for module in model.modules():
             if hasattr(module, 'fused_attn'):
                 module.fused_attn = False   # the plain formula; ONNX's runtimes fuse it by themselves

@@ -118,7 +118,8 @@ def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
     """Error over severity, a panel a family, and over the radius of the attack: whichever was measured."""
     from matplotlib import pyplot
 
-    errors, attack = record.get('corruptions'), record.get('attack')
+    errors: Any = record.get('corruptions')
+    attack = record.get('attack')
     families = list(dict.fromkeys(FAMILY.get(name, _EXTRA) for name in errors['errors'])) if errors else []
     count = len(families) + bool(attack)
     figure, axes = pyplot.subplots(
