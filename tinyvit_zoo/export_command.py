@@ -153,10 +153,10 @@ def _try_all(patterns: Sequence[str]) -> str:
     from .export import require_onnx
     from .models import list_models
 
-    require_onnx()
     names = [name for name in list_models() if not patterns or any(fnmatchcase(name, p) for p in patterns)]
     if not names:
         raise ZooError(f'No model matches {" ".join(patterns)}: `tinyvit-zoo list` shows all.')
+    require_onnx()
     print('| model | ONNX | ONNX, any size | torch.export | int8, bytes of fp32 |\n|---|---|---|---|---|', flush=True)
     for name in names:
         torch.manual_seed(0)
