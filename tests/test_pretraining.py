@@ -351,3 +351,24 @@ def test_the_teacher_must_fit(tmp_path: Path) -> None:
                          teacher_weights=str(tmp_path / 'w.pth'))
     with pytest.raises(ZooError, match='no weights of vit_lite_4_4'):
         pretrain.make_teacher(recipe)
+
+
+# -- the picture -------------------------------------------------------------------------------------------------------
+def test_runs_are_drawn_by_what_they_began_with(data: str, finished: Path, tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip('matplotlib')
+    matplotlib.use('agg')
+    sys.path.insert(0, str(HERE.parent / 'tools'))
+    import plot_pretraining
+
+    tuned = tmp_path / 'tuned'
+    assert run('train', '--from', str(finished), '--data', data, '--output', str(tuned), *PLAIN, '--epochs', '1',
+               '--batch-size', '16', '--warmup-epochs', '0') == 0
+    before, after = plot_pretraining.read([finished, tuned])
+    (epochs, values), = (zip(*one, strict=True) for one in before['mae_small'])
+    assert epochs == (0, 1, 2, 3) and len(set(values)) > 1
+    assert list(after) == ['mae_small'] and after['mae_small'][0][0][0] == 1
+    assert subprocess.run([sys.executable, 'tools/plot_pretraining.py', str(finished), str(tuned), '--out',
+                           str(tmp_path / 'curves.png')], cwd=HERE.parent).returncode == 0
+    assert (tmp_path / 'curves.png').stat().st_size > 10_000
+    with pytest.raises(ZooError, match=r'recipe\.json'):
+        plot_pretraining.read([tmp_path])
