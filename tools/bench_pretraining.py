@@ -99,7 +99,8 @@ def _loop(name: str, model: str, batch_size: int, world: World, dtype: torch.dty
            'num_classes': 10}
     if name == SUPERVISED:
         supervised = Recipe(
-            name=recipe.name, about='', img_size=recipe.img_size, batch_size=batch_size, flip=recipe.flip,
+            name=recipe.name, about='', img_size=recipe.img_size, batch_size=batch_size, opt=recipe.opt,
+            momentum=recipe.momentum, lr=recipe.lr, weight_decay=recipe.weight_decay, flip=recipe.flip,
             crop_scale=recipe.crop_scale, crop_interpolation=recipe.crop_interpolation)
         network = timm.create_model(model, num_classes=10, **recipe.model_args)
         task: Any = supervised_task(supervised, network.to(world.device).train(), cfg, False, {}, 1)

@@ -15,7 +15,7 @@ _MAE = Pretraining(
     warmup_epochs=3, crop_scale=(0.6, 1.), crop_interpolation='bicubic', method_args={'normalize_targets': True},
     model_args={'attn_drop_rate': 0., 'drop_path_rate': 0.})
 
-_JOINT = replace(_MAE, model_args={}, method_args={})
+_JOINT = replace(_MAE, min_lr=1e-6, model_args={}, method_args={})
 
 OWN = {recipe.method: recipe for recipe in (
     _MAE,
