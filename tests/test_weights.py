@@ -239,11 +239,14 @@ def test_a_card_keeps_measured_and_published_apart(monkeypatch: pytest.MonkeyPat
     text = card(ours)
     assert '90.50 % top-1' in _row(text, 'measured') and '89.17' not in _row(text, 'measured')
     assert '89.17 %' in _row(text, 'published') and 'authors' in _row(text, 'published')
+    assert _row(text, 'the two') == (
+        '| the two | 1.33 points above the 89.17 % published of `cct_2_3x2.shi_c10_200e` |')
     assert '1,234 images/s' in _row(text, 'throughput') and ours.sha256 in text
 
 
 def test_every_weight_has_a_card_and_every_caveat_stands() -> None:
     text = (ROOT / 'MODEL_CARDS.md').read_text(encoding='utf-8')
+    assert '| the two | 0.39 points below the 89.17 % published of `cct_2_3x2.shi_c10_200e` |' in text
     for w in catalogue().values():
         section = text.split(f'\n## {w.name}\n')[1].split('\n## ')[0]
         assert w.note in section and (w.source in section) and w.data.title.split('-')[0] in section
