@@ -23,7 +23,8 @@ _LEVELS = 1 << 16       # a dropout rate is rounded to a multiple of 1 / 65536, 
 def pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
     """(images, head) pairs that cover the batch; q[images, :, head] is a [b, N, D] view that bmm takes as it is."""
     batch, tokens, _, heads, _ = qkv.shape
-    step = max(1, _SCORE_BYTES // (tokens * tokens * qkv.element_size()))
+    count = max(1, round(batch * tokens * tokens * qkv.element_size() / _SCORE_BYTES))
+    step = -(-batch // count)
     for start in range(0, batch, step):
         for head in range(heads):
             yield slice(start, min(start + step, batch)), head
