@@ -31,9 +31,15 @@ def pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
 
 
 def product(a: Tensor, b: Tensor, scale: float, out: Optional[Tensor] = None) -> Tensor:
-    """scale * a @ b of [b, N, D] tensors, scaled before it is rounded: one pass over memory less."""
-    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2]) if out is None else out
-    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+    """scale * a @ b of [b, N, D] tensors, scaled before it is rounded: one pass over memory less.
+
+    `out` is a view with gaps. Only bfloat16 kernels write into one; the others would go matrix by matrix on one core,
+    which takes up to six times as long as a copy afterwards.
+    """
+    straight = out is not None and out.dtype == torch.bfloat16
+    result = out if straight else a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    torch.baddbmm(result, a, b, beta=0, alpha=scale, out=result)
+    return result if out is None or straight else out.copy_(result)
 
 
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:
