@@ -14,11 +14,13 @@ import pytest
 import safetensors
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import tinyvit_zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.data.augment import normalize
+from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.weights import Weight, catalogue, check_recipes, files, save_weights
 from tinyvit_zoo.weights.cards import card
@@ -89,17 +91,24 @@ def test_the_file_and_the_catalogue_say_the_same(shipped: Weight) -> None:
 
 
 def test_shipped_weights_need_no_network(tmp_path: Path) -> None:
+    """All of them, and the README's first snippet."""
+    snippet = (ROOT / 'README.md').read_text(encoding='utf-8').split('```python\n')[1].split('```')[0]
     code = ('import socket\n'
             'def refuse(*args): raise OSError("no network")\n'
             'socket.socket.connect = refuse\n'
-            'import timm, torch, tinyvit_zoo\n'
+            f'{snippet}'
             'from tinyvit_zoo.weights import catalogue\n'
             'for w in catalogue().values():\n'
             '    if w.file: print(w.name, timm.create_model(w.name, pretrained=True).num_classes)\n')
-    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'TORCH_HOME': str(tmp_path), 'HF_HOME': str(tmp_path)}
-    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [w.name for w in SHIPPED]
-    assert not any(tmp_path.iterdir())
+    Image.new('RGBA', (40, 30), 'blue').save(tmp_path / 'photo.png')
+    cache = tmp_path / 'cache'
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'TORCH_HOME': str(cache), 'HF_HOME': str(cache)}
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    classified, *names = done.stdout.splitlines()
+    assert classified.split()[0] in DATASETS['c10'].label_names and 0.1 < float(classified.split()[1]) <= 1
+    assert [line.split()[0] for line in names] == [w.name for w in SHIPPED]
+    assert not cache.exists()
 
 
 # -- digests -----------------------------------------------------------------------------------------------------------
