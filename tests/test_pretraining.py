@@ -135,7 +135,7 @@ def test_streamed_images_are_pretrained_on_too(data: str, tmp_path: Path) -> Non
 # -- chains ------------------------------------------------------------------------------------------------------------
 CHAIN = ['--img-size', '12', '--model-args', "{'depth': 1}", '--epochs', '1', '--warmup-epochs', '0.2', '--batch-size',
          '128', '--lr', '1e-3', '--fraction', '0.3']
-FIRST = ['--pretraining', 'img_size=12', 'epochs=2', 'warmup-epochs=0', 'batch_size=128',
+FIRST = ['--pretraining', 'img_size=12', 'epochs=2', 'batch-size=128',
          "method_args={'decoder_depth': 1}"]
 
 
@@ -156,6 +156,7 @@ def test_one_command_pretrains_and_fine_tunes(chained: Path) -> None:
     first = json.loads((chained / 'pretraining' / 'recipe.json').read_text())['recipe']
     assert first['name'] == 'mae_vit_c10.c10_mae' and first['model_args'] == {'depth': 1}
     assert first['epochs'] == 2 and first['lr'] == mae_small.MAE_C10.lr
+    assert first['warmup_epochs'] == pytest.approx(2 * mae_small.MAE_C10.warmup_epochs / mae_small.MAE_C10.epochs)
     assert json.loads((chained / 'result.json').read_text())['figures']['test']['images'] == 360
     assert weights(chained)['head.weight'].shape == (10, 192)
 

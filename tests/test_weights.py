@@ -14,11 +14,13 @@ import pytest
 import safetensors
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import tinyvit_zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.data.augment import normalize
+from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.weights import Weight, catalogue, check_recipes, files, save_weights
 from tinyvit_zoo.weights.cards import card
@@ -89,17 +91,24 @@ def test_the_file_and_the_catalogue_say_the_same(shipped: Weight) -> None:
 
 
 def test_shipped_weights_need_no_network(tmp_path: Path) -> None:
+    """All of them, and the README's first snippet."""
+    snippet = (ROOT / 'README.md').read_text(encoding='utf-8').split('```python\n')[1].split('```')[0]
     code = ('import socket\n'
             'def refuse(*args): raise OSError("no network")\n'
             'socket.socket.connect = refuse\n'
-            'import timm, torch, tinyvit_zoo\n'
+            f'{snippet}'
             'from tinyvit_zoo.weights import catalogue\n'
             'for w in catalogue().values():\n'
             '    if w.file: print(w.name, timm.create_model(w.name, pretrained=True).num_classes)\n')
-    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'TORCH_HOME': str(tmp_path), 'HF_HOME': str(tmp_path)}
-    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [w.name for w in SHIPPED]
-    assert not any(tmp_path.iterdir())
+    Image.new('RGBA', (40, 30), 'blue').save(tmp_path / 'photo.png')
+    cache = tmp_path / 'cache'
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'TORCH_HOME': str(cache), 'HF_HOME': str(cache)}
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    classified, *names = done.stdout.splitlines()
+    assert classified.split()[0] in DATASETS['c10'].label_names and 0.1 < float(classified.split()[1]) <= 1
+    assert [line.split()[0] for line in names] == [w.name for w in SHIPPED]
+    assert not cache.exists()
 
 
 # -- digests -----------------------------------------------------------------------------------------------------------
@@ -239,11 +248,14 @@ def test_a_card_keeps_measured_and_published_apart(monkeypatch: pytest.MonkeyPat
     text = card(ours)
     assert '90.50 % top-1' in _row(text, 'measured') and '89.17' not in _row(text, 'measured')
     assert '89.17 %' in _row(text, 'published') and 'authors' in _row(text, 'published')
+    assert _row(text, 'the two') == (
+        '| the two | 1.33 points above the 89.17 % published of `cct_2_3x2.shi_c10_200e` |')
     assert '1,234 images/s' in _row(text, 'throughput') and ours.sha256 in text
 
 
 def test_every_weight_has_a_card_and_every_caveat_stands() -> None:
     text = (ROOT / 'MODEL_CARDS.md').read_text(encoding='utf-8')
+    assert '| the two | 0.39 points below the 89.17 % published of `cct_2_3x2.shi_c10_200e` |' in text
     for w in catalogue().values():
         section = text.split(f'\n## {w.name}\n')[1].split('\n## ')[0]
         assert w.note in section and (w.source in section) and w.data.title.split('-')[0] in section

@@ -23,16 +23,23 @@ _LEVELS = 1 << 16       # a dropout rate is rounded to a multiple of 1 / 65536, 
 def pieces(qkv: Tensor) -> Iterator[Tuple[slice, int]]:
     """(images, head) pairs that cover the batch; q[images, :, head] is a [b, N, D] view that bmm takes as it is."""
     batch, tokens, _, heads, _ = qkv.shape
-    step = max(1, _SCORE_BYTES // (tokens * tokens * qkv.element_size()))
+    count = max(1, round(batch * tokens * tokens * qkv.element_size() / _SCORE_BYTES))
+    step = -(-batch // count)
     for start in range(0, batch, step):
         for head in range(heads):
             yield slice(start, min(start + step, batch)), head
 
 
 def product(a: Tensor, b: Tensor, scale: float, out: Optional[Tensor] = None) -> Tensor:
-    """scale * a @ b of [b, N, D] tensors, scaled before it is rounded: one pass over memory less."""
-    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2]) if out is None else out
-    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+    """scale * a @ b of [b, N, D] tensors, scaled before it is rounded: one pass over memory less.
+
+    `out` is a view with gaps. Only bfloat16 kernels write into one; the others would go matrix by matrix on one core,
+    which takes up to six times as long as a copy afterwards.
+    """
+    straight = out is not None and out.dtype == torch.bfloat16
+    result = out if straight else a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    torch.baddbmm(result, a, b, beta=0, alpha=scale, out=result)
+    return result if out is None or straight else out.copy_(result)
 
 
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def locality_attention(qkv: Tensor, temperature: Tensor, masked: bool) -> Tensor
     with torch.autocast('cpu', enabled=False):
         for images, h in pieces(qkv):
             attn = _probabilities(q[images, :, h].contiguous(), k[images, :, h].contiguous(), temperatures[h], masked)
-            torch.bmm(attn, v[images, :, h], out=out[images, :, h])
+            product(attn, v[images, :, h], 1., out=out[images, :, h])
     return out
 
 
@@ -85,7 +85,7 @@ def locality_attention_backward(
             attn = _probabilities(queries, keys, t, masked)
             d_attn = torch.bmm(g, v[images, :, h].transpose(1, 2))
             d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
-            torch.bmm(attn.transpose(1, 2), g, out=dv[images, :, h])
+            product(attn.transpose(1, 2), g, 1., out=dv[images, :, h])
             per_score = d_score @ keys
             grad_temperature[h] += (per_score * queries).sum(dtype=grad_temperature.dtype)
             torch.mul(per_score, t, out=dq[images, :, h])

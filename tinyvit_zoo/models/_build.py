@@ -10,6 +10,7 @@ import re
 import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,6 +27,7 @@ from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file, hf_split
 from timm.models._input import update_model_args, update_model_input_size
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
@@ -67,8 +69,9 @@ def build_model(
     if not pretrained:
         if pretrained_cfg is None and f'{variant}.untrained' in get_arch_pretrained_cfgs(variant):
             pretrained_cfg = 'untrained'
-        return build_model_with_cfg(
-            model_cls, variant, False, pretrained_cfg, overlay, pretrained_filter_fn=filter_fn, **kwargs)
+        with _ShapesAlone() if str(kwargs.get('device')) == 'meta' else nullcontext():
+            return build_model_with_cfg(
+                model_cls, variant, False, pretrained_cfg, overlay, pretrained_filter_fn=filter_fn, **kwargs)
 
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     if not any(cfg.get(key) for key in _SOURCES):
@@ -91,6 +94,15 @@ def build_model(
     return model
 
 
+class _ShapesAlone(TorchDispatchMode):
+    """Tensors without values have nothing to fill in, and torch takes long to find that out: ten times as long."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fills = func.overloadpacket.__name__ in _FILLS and args[0].is_meta
+        return args[0] if fills else func(*args, **(kwargs or {}))
+
+
+_FILLS = ('uniform_', 'normal_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'fill_', 'zero_')
 _SOURCES = ('file', 'url', 'hf_hub_id', 'state_dict')
 _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 

@@ -1,7 +1,6 @@
 """A training with the pre-training that its recipe begins from: one after the other, each with its own directory."""
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ def pretraining_of(recipe: Recipe) -> Pretraining | None:
     return None if cfg is not None and cfg.has_weights else first
 
 
-def adapted(first: Pretraining, recipe: Recipe, changes: Mapping[str, Any]) -> Pretraining:
-    """The pre-training of the same network, from the same seed; `changes`: its own settings."""
+def adapted(first: Pretraining, recipe: Recipe) -> Pretraining:
+    """The pre-training of the same network, from the same seed."""
     structure = {key: value for key, value in recipe.model_args.items() if not key.endswith('_rate')}
-    return replace(first, **{
-        'seed': recipe.seed, 'model_args': {**first.model_args, **structure}, **changes})
+    return replace(first, seed=recipe.seed, model_args={**first.model_args, **structure})
 
 
 def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options, world: World) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def run_train(args: argparse.Namespace, unknown: list[str]) -> str:
             raise ZooError(f'--pretraining is for recipes that begin with one, and {recipe.name} does not.')
         in_world(args.device, lambda world: train(recipe, options, world))
     else:
-        chosen = adapted(first, recipe, _assignments(args.pretraining))
+        chosen = with_changes(adapted(first, recipe), _assignments(args.pretraining))
         in_world(args.device, lambda world: train_from_pretraining(chosen, recipe, options, world))
     return ''
 

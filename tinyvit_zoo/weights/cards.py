@@ -69,6 +69,7 @@ def _rows(weight: Weight) -> dict[str, str]:
                          f'resized; mean {_numbers(cfg.mean)}, std {_numbers(cfg.std)}',
         'measured': _measured(weight),
         'published': _published(weight),
+        'the two': _beside(weight),
         'parameters, MACs': f'{counted.params:,}; {counted.macs / 1e6:,.2f} M multiply-adds an image, attention '
                             f'included, norms and activations not',
         'throughput': _throughput(weight),
@@ -124,6 +125,19 @@ def _measured(weight: Weight) -> str:
     top5 = f', {found["top5"]:.2f} % top-5' if 'top5' in found else ''
     return (f'{found["top1"]:.2f} % top-1{top5}, loss {found["loss"]:.4f}, {found["on"]} ({found["images"]:,}), the '
             f'file as it is loaded, fp32; {found["date"]}, {found["machine"]}: `{found["command"]}`')
+
+
+def _beside(weight: Weight) -> str:
+    """How far what we measured is from the best published figure of the architecture on the same data set."""
+    same = (weight.architecture, weight.dataset, weight.input_size)
+    figures = [(w.published['top1'], w.name) for w in catalogue().values()
+               if w.published and (w.architecture, w.dataset, w.input_size) == same]
+    if not figures or not weight.measured:
+        return ''
+    best, name = max(figures)
+    points = weight.measured['top1'] - best
+    of = 'its recipe' if name == weight.name else f'`{name}`'
+    return f'{abs(points):.2f} points {"above" if points >= 0 else "below"} the {best:.2f} % published of {of}'
 
 
 def _published(weight: Weight) -> str:
