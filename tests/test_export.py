@@ -92,7 +92,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     model = timm.create_model('cct_2_3x2', num_classes=10)
     save_weights(model.state_dict(), path, {'pretrained_cfg': json.dumps({
         'num_classes': 10, 'input_size': [3, 32, 32], 'mean': [0.1, 0.2, 0.3], 'std': [0.5, 0.6, 0.7],
-        'label_names': list('abcdefghij')})})
+        'label_names': list('0123456789')})})
     return f'cct_2_3x2={path}'
 
 
@@ -104,7 +104,7 @@ def test_the_command_measures_and_writes_the_preprocessing(
     out = capsys.readouterr().out
     told = json.loads((tmp_path / 'small.json').read_text())
     assert (told['mean'], told['std'], told['input_size']) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [3, 32, 32])
-    assert told['label_names'] == list('abcdefghij') and told['int8'] and told['measured']['images'] == 360
+    assert told['label_names'] == list('0123456789') and told['int8'] and told['measured']['images'] == 360
     assert sorted(path.name for path in tmp_path.iterdir()) == ['small.json', 'small.onnx']
 
     from tinyvit_zoo.data.augment import normalize
