@@ -70,6 +70,7 @@ def test_a_file_that_gives_other_numbers_is_not_kept(tmp_path: Path, monkeypatch
         export(made('cct_2_3x2', {}), (3, 32, 32), tmp_path / 'a.pt2')
 
 
+@pytest.mark.slow
 def test_any_size_where_the_model_takes_it(tmp_path: Path) -> None:
     model = made('cct_2_3x2', dict(pos_embed='none'))
     path = tmp_path / 'a.pt2'
@@ -96,6 +97,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f'cct_2_3x2={path}'
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_the_preprocessing(
         weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for library in ('sklearn', 'onnxruntime', 'onnxscript'):
