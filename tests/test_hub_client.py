@@ -30,7 +30,6 @@ def python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_loading_from_the_hub_and_then_without_it(tmp_path: Path) -> None:
     model = timm.create_model('cvt_2_4', num_classes=4, img_size=(24, 40)).eval()
