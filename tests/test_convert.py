@@ -174,6 +174,7 @@ def test_what_is_not_here_is_said_how_to_fetch(source: str, words: str, tmp_path
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_targets_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save_weights(finetuned(), tmp_path / 'in.safetensors')
     for target in ('out.pth', 'no/where.safetensors', 'in.safetensors'):

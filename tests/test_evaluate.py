@@ -347,6 +347,13 @@ def test_mistakes_in_the_data(data: str, refused: Run, spec: str, expected: str)
     assert expected in refused('cct_2_3x2.untrained', '--data', spec.format(data=data))
 
 
+def test_weights_of_other_classes_are_not_counted(refused: Run) -> None:
+    """As many classes, but not one of the same name."""
+    pytest.importorskip('sklearn')
+    assert 'tells other classes apart (airplane, automobile, ...) than digits has (0, 1, ...)' in refused(
+        'cct_2_3x2.c10', '--data', 'digits')
+
+
 def test_too_little_memory_is_one_line(data: str, trained: Path, refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')

@@ -70,6 +70,7 @@ def test_a_file_that_gives_other_numbers_is_not_kept(tmp_path: Path, monkeypatch
         export(made('cct_2_3x2', {}), (3, 32, 32), tmp_path / 'a.pt2')
 
 
+@pytest.mark.slow
 def test_any_size_where_the_model_takes_it(tmp_path: Path) -> None:
     model = made('cct_2_3x2', dict(pos_embed='none'))
     path = tmp_path / 'a.pt2'
@@ -92,10 +93,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     model = timm.create_model('cct_2_3x2', num_classes=10)
     save_weights(model.state_dict(), path, {'pretrained_cfg': json.dumps({
         'num_classes': 10, 'input_size': [3, 32, 32], 'mean': [0.1, 0.2, 0.3], 'std': [0.5, 0.6, 0.7],
-        'label_names': list('abcdefghij')})})
+        'label_names': list('0123456789')})})
     return f'cct_2_3x2={path}'
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_the_preprocessing(
         weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for library in ('sklearn', 'onnxruntime', 'onnxscript'):
@@ -104,7 +106,7 @@ def test_the_command_measures_and_writes_the_preprocessing(
     out = capsys.readouterr().out
     told = json.loads((tmp_path / 'small.json').read_text())
     assert (told['mean'], told['std'], told['input_size']) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [3, 32, 32])
-    assert told['label_names'] == list('abcdefghij') and told['int8'] and told['measured']['images'] == 360
+    assert told['label_names'] == list('0123456789') and told['int8'] and told['measured']['images'] == 360
     assert sorted(path.name for path in tmp_path.iterdir()) == ['small.json', 'small.onnx']
 
     from tinyvit_zoo.data.augment import normalize

@@ -91,6 +91,7 @@ def evaluated(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
     return json.loads(capsys.readouterr().out)[0]
 
 
+@pytest.mark.slow
 def test_accuracy_falls_to_nothing_as_the_radius_grows_and_steps_help_the_attacker(
         trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(capsys, trained, '--data', 'digits', '--attack', 'pgd', '--steps', 10,

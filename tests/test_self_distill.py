@@ -50,6 +50,16 @@ def test_the_loss_is_the_papers() -> None:
     torch.testing.assert_close(method(whole, local).double(), torch.stack(terms).mean(), rtol=1e-5, atol=0)
 
 
+def test_a_teacher_that_says_nothing_is_named() -> None:
+    method, views = make('self_distill').train(), views_of('self_distill')
+    assert method.trouble() == ''
+    method(*views)
+    assert method.trouble() == ''
+    method.temperature.fill_(1e4)
+    method(*views)
+    assert 'says the same of every image' in method.trouble()
+
+
 def test_pairs_without_local_views_and_of_equal_weight() -> None:
     targets, guesses = torch.rand(2, 3, 5).softmax(2), torch.rand(2, 3, 5).log_softmax(2)
     expected = -((targets[0] * guesses[1]).sum(1) + (targets[1] * guesses[0]).sum(1)).mean() / 2

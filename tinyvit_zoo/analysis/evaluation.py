@@ -100,6 +100,11 @@ def why_no_accuracy(bench: Bench) -> str:
         return f'{bench.loaded.title} has no classes, it is an encoder'
     if count != bench.classes:
         return f'{bench.loaded.title} has {count} classes, {bench.source.name} has {bench.classes}'
+    names = bench.loaded.label_names
+    known = bench.source.info.label_names if bench.source.info else ()
+    if names and known and not set(names) & set(known):
+        return (f'{bench.loaded.title} tells other classes apart ({names[0]}, {names[1]}, ...) than '
+                f'{bench.source.name} has ({known[0]}, {known[1]}, ...)')
     return ''
 
 

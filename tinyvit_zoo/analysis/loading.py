@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
 from ..data.images import one_line
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
-from ..weights.files import read_metadata
+from ..weights.files import read_cfg, read_metadata
 
 FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
@@ -23,11 +23,15 @@ _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
 
 @dataclass(frozen=True)
 class Loaded:
-    """`cfg`: how its images are prepared (timm's fields). `epochs`: of the run that made it, where it is one."""
+    """`cfg`: how its images are prepared (timm's fields). `epochs`: of the run that made it, where it is one.
+
+    `label_names`: of the classes, where the weights say them.
+    """
     title: str
     model: Any
     cfg: Mapping[str, Any]
     epochs: int | None = None
+    label_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,14 @@ def load(spec: str, device: torch.device, img_size: int | None = None) -> Loaded
     if img_size:
         cfg['input_size'] = (cfg['input_size'][0], img_size, img_size)
         _try(model, cfg['input_size'])
-    return Loaded(spec, model.to(device).eval(), cfg, found.epochs)
+    return Loaded(spec, model.to(device).eval(), cfg, found.epochs, _label_names(found, model))
+
+
+def _label_names(found: _Found, model: Any) -> Sequence[str]:
+    if found.name.endswith('.untrained'):
+        return ()
+    told = read_cfg(found.file) if found.file else getattr(model, 'pretrained_cfg', None)
+    return (told or {}).get('label_names') or ()
 
 
 def _find(spec: str) -> _Found:

@@ -36,10 +36,11 @@ def product(a: Tensor, b: Tensor, scale: float, out: Optional[Tensor] = None) ->
     `out` is a view with gaps. Only bfloat16 kernels write into one; the others would go matrix by matrix on one core,
     which takes up to six times as long as a copy afterwards.
     """
-    straight = out is not None and out.dtype == torch.bfloat16
-    result = out if straight else a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    if out is not None and out.dtype == torch.bfloat16:
+        return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+    result = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
     torch.baddbmm(result, a, b, beta=0, alpha=scale, out=result)
-    return result if out is None or straight else out.copy_(result)
+    return result if out is None else out.copy_(result)
 
 
 def _probabilities(q: Tensor, k: Tensor) -> Tensor:

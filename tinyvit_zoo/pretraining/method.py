@@ -22,6 +22,10 @@ class Method(nn.Module):
     def after_step(self, progress: float) -> None:
         """Teachers, centres."""
 
+    def trouble(self) -> str:
+        """What shows, behind a step, that nothing is learned any more; '' where nothing does."""
+        return ''
+
     def kept(self) -> Any:
         """The encoder that the pre-training is for."""
         return self.encoder

@@ -102,6 +102,7 @@ class SelfDistillation(Method):
         self.teacher_encoder, self.teacher_head = teacher_of(self.encoder), teacher_of(self.head)
         self.register_buffer('centre', torch.zeros(len(self.head.directions)))
         self.register_buffer('temperature', torch.tensor(float(teacher_temperature[0])))
+        self._surest: Tensor | None = None
         self._said: list[tuple[Tensor, int]] = []  # sums of what the teacher said in this step, and of how many views
 
     def train(self, mode: bool = True) -> SelfDistillation:
@@ -116,6 +117,7 @@ class SelfDistillation(Method):
             words = self.teacher_head(self.teacher_encoder(sizes[0].flatten(0, 1)))
             targets = ((words - self.centre) / self.temperature).softmax(dim=1)
             if self.training:
+                self._surest = targets.amax(dim=1).mean()
                 self._said.append((words.sum(dim=0), len(words)))
         # One pass through the encoder for each size, one through the head for all.
         features = torch.cat([self.encoder(views.flatten(0, 1)) for views in sizes])
@@ -137,6 +139,13 @@ class SelfDistillation(Method):
         self._said.clear()
         low, high = self.teacher_temperature
         self.temperature.fill_(low + (high - low) * min(1., progress / max(self.temperature_warmup, 1e-9)))
+
+    def trouble(self) -> str:
+        """A teacher that commits itself to nothing: its targets are even, and the loss is ln(num_prototypes)."""
+        if self._surest is None or self._surest.item() * len(self.centre) > 1.5:
+            return ''
+        return ('the teacher says the same of every image. Try a lower teacher_temperature, a lower momentum '
+                '(--method-args) or a higher --lr')
 
     def kept(self) -> nn.Module:
         """The teacher's."""

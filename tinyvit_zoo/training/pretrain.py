@@ -219,6 +219,8 @@ class Pretrain:
             self.run.say(f'The encoder has collapsed: the spread of its features is {found["spread"]:.1e}, '
                          f'with random weights it was {self.figures["untrained"]["spread"]:.1e}. Try a lower --lr, a '
                          f'longer --warmup-epochs or a larger --batch-size.')
+        elif trouble := self.network.trouble():
+            self.run.say(f'Nothing is learned any more: {trouble}.')
         self.figures['last'] = found
         return found
 
