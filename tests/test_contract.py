@@ -196,6 +196,16 @@ def test_slices_are_invisible(name: str, kwargs: dict) -> None:
         assert layers.slice_length(model, x, model._image_bytes()) == 0
 
 
+def test_slices_fill_the_same_memory_in_half_precision_and_are_even() -> None:
+    model = create('vit_lite_2_4').eval()
+    image_bytes = layers.slicing._SLICE_BYTES // 10  # ten float32 images a slice
+    with torch.inference_mode():
+        assert [layers.slice_length(model, torch.zeros(n, 3, 32, 32), image_bytes) for n in (10, 11, 25)] == [0, 6, 9]
+        assert layers.slice_length(model, torch.zeros(11, 3, 32, 32, dtype=torch.float64), image_bytes) == 4
+        with torch.autocast('cpu', torch.bfloat16):
+            assert layers.slice_length(model, torch.zeros(41, 3, 32, 32), image_bytes) == 14
+
+
 def test_pruning_drops_the_pooling_too() -> None:
     model = create('cct_2_3x2')
     model.prune_intermediate_layers([1], prune_norm=True)

@@ -16,14 +16,15 @@ def slice_length(model: nn.Module, x: Tensor, bytes_per_image: int) -> int:
     inference on a CPU goes slice by slice. Whatever could see the slices gets the whole batch: training, hooks on the
     model's modules, tracing, compiling and exporting.
 
-    `bytes_per_image`: the size of the largest activation, in float32.
+    `bytes_per_image`: the size of the largest activation, in float32. Slices are as even as can be.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
         return 0
-    step = max(1, _SLICE_BYTES // bytes_per_image)
-    if torch.is_grad_enabled() or x.device.type != 'cpu' or len(x) <= step or _inner_hooks(model):
+    element_size = 2 if torch.is_autocast_enabled('cpu') else x.element_size()
+    most = max(1, 4 * _SLICE_BYTES // (element_size * bytes_per_image))
+    if torch.is_grad_enabled() or x.device.type != 'cpu' or len(x) <= most or _inner_hooks(model):
         return 0
-    return step
+    return -(-len(x) // -(-len(x) // most))
 
 
 def _inner_hooks(model: nn.Module) -> bool:
