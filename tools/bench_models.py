@@ -5,9 +5,11 @@ import argparse
 import inspect
 import io
 import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,26 +100,29 @@ def check_scaling(args: argparse.Namespace) -> None:
 
 # -- one run: contenders in turn ---------------------------------------------------------------------------------------
 def bench_models(args: argparse.Namespace, device: torch.device, say: Say) -> None:
-    """Training last: the memory that it leaves in the process spares later passes page faults, a plain model's most."""
-    for mode in sorted(args.mode, key=['latency', 'inference', 'train'].index):
-        for about, models, size in _groups(args, device):
-            batch = 1 if mode == 'latency' else args.batch_size
-            images = torch.randn(batch, *size, device=device)
-            for precision in args.precision:
-                for row in bench(models, images, mode == 'train', precision == 'bf16', args.seconds):
-                    say({**about, 'mode': mode, 'precision': precision, 'batch': batch, **row})
+    """Each comparison in a process of its own: memory kept by an earlier one spares page faults, and changes ratios."""
+    groups = [args.names] if args.baseline else [[name] for name in args.names]
+    jobs = [argparse.Namespace(**{**vars(args), 'names': names, 'mode': mode, 'precision': precision, 'device': device})
+            for names in groups for mode in args.mode for precision in args.precision]
+    for job in jobs:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as process:
+            for row in process.submit(_bench_one, job).result():
+                say(row)
 
 
-def _groups(args: argparse.Namespace, device: torch.device) -> Any:
-    """What is timed together: what to say of it, the models, the baseline first, and the images they take."""
+def _bench_one(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One mode and precision, of contenders beside each other."""
     if args.baseline:
         size = _common_size(args)
-        models = {name: make_model(name, _CLASSES, args.img_size).to(device) for name in args.names}
-        yield {'images': 'x'.join(map(str, size))}, _with_compiled(models, args.compile), size
-        return
-    for name in args.names:
-        models, size = beside_plain(name, args, device)
-        yield {'model': name}, models, size
+        models = {name: make_model(name, _CLASSES, args.img_size).to(args.device) for name in args.names}
+        about, models = {'images': 'x'.join(map(str, size))}, _with_compiled(models, args.compile)
+    else:
+        models, size = beside_plain(args.names[0], args)
+        about = {'model': args.names[0]}
+    batch = 1 if args.mode == 'latency' else args.batch_size
+    images = torch.randn(batch, *size, device=args.device)
+    rows = bench(models, images, args.mode == 'train', args.precision == 'bf16', args.seconds)
+    return [{**about, 'mode': args.mode, 'precision': args.precision, 'batch': batch, **row} for row in rows]
 
 
 def _with_compiled(models: Models, wanted: bool) -> Models:
@@ -125,18 +130,18 @@ def _with_compiled(models: Models, wanted: bool) -> Models:
     return {**models, **compiled}
 
 
-def beside_plain(name: str, args: argparse.Namespace, device: torch.device) -> tuple[Models, tuple[int, int, int]]:
+def beside_plain(name: str, args: argparse.Namespace) -> tuple[Models, tuple[int, int, int]]:
     """The plain model first (the baseline), then ours; all with the same weights, which is checked."""
     torch.manual_seed(0)
     sized = {} if args.img_size is None else {'img_size': args.img_size}
-    ours = timm.create_model(name, **sized).to(device)
+    ours = timm.create_model(name, **sized).to(args.device)
     size = image_size(ours, args.img_size)
-    x = torch.randn(args.batch_size, *size, device=device)
-    models: Models = {'plain': plain(ours).to(device), 'ours': ours}
+    x = torch.randn(args.batch_size, *size, device=args.device)
+    models: Models = {'plain': plain(ours).to(args.device), 'ours': ours}
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), models['plain'].eval()(x), rtol=1e-3, atol=1e-4)
     for option in args.without:
-        models[f'without {option}'] = timm.create_model(name, **{option: False}, **sized).to(device)
+        models[f'without {option}'] = timm.create_model(name, **{option: False}, **sized).to(args.device)
     if args.compile:
         models['ours compiled'] = torch.compile(ours)
     return models, size
