@@ -261,6 +261,6 @@ def test_what_was_measured_is_shown_as_such(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_compare_refuses_before_it_times(refused: Run, tmp_path: Path) -> None:
-    assert 'expected a .png file' in refused('compare', 'sl_vit', '--plot', 'x.svg')
-    assert 'there is no directory' in refused('compare', 'sl_vit', '--plot', str(tmp_path / 'no' / 'x.png'))
+    assert 'expected a name that ends in .png' in refused('compare', 'sl_vit', '--plot', 'x.bmp')
+    assert 'there is no folder' in refused('compare', 'sl_vit', '--plot', str(tmp_path / 'no' / 'x.png'))
     assert 'There is no model' in refused('compare', 'sl_vit', 'sl_vat')

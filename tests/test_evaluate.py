@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from training_cases import run as run_training, write_npz
 
 import tinyvit_zoo
-from tinyvit_zoo.analysis import catalogue_check, evaluation
+from tinyvit_zoo.analysis import catalogue_check, confusion, evaluation
 from tinyvit_zoo.analysis.confusion import plot_confusion
 from tinyvit_zoo.analysis.evaluation import Bench, accuracy, wilson
 from tinyvit_zoo.analysis.loading import Loaded
 from tinyvit_zoo.cli import main
 from tinyvit_zoo.data.sources import open_source
+from tinyvit_zoo.drawing import write_picture
 from tinyvit_zoo.training.distributed import World
 from tinyvit_zoo.weights import Weight, save_weights
 
@@ -217,10 +218,8 @@ def test_number_format_and_batch_size_change_little(data: str, trained: Path, ru
 
 # -- the picture -----------------------------------------------------------------------------------------------------
 def test_picture_shows_shares_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib import pyplot
-
     figures: list[Any] = []
-    monkeypatch.setattr(pyplot, 'close', figures.append)
+    monkeypatch.setattr(confusion, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
     plot_confusion([[3, 1, 0], [0, 5, 5], [0, 0, 0]], ['a', 'b', 'c'], 'title', tmp_path / 'm.svg')
     axes = figures[0].axes[0]
     assert np.allclose(axes.images[0].get_array(), [[75, 25, 0], [0, 50, 50], [0, 0, 0]])
@@ -231,10 +230,8 @@ def test_picture_shows_shares_of_rows(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_names_of_a_hundred_classes_do_not_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib import pyplot
-
     figures: list[Any] = []
-    monkeypatch.setattr(pyplot, 'close', figures.append)
+    monkeypatch.setattr(confusion, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
     plot_confusion(np.eye(100, dtype=int), [f'class {i}' for i in range(100)], '', tmp_path / 'm.png')
     boxes = [label.get_window_extent() for label in figures[0].axes[0].get_yticklabels()]
     assert len(boxes) == 100 and boxes[0].height > 6
@@ -333,7 +330,7 @@ def test_no_weight_for_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (['mae_vit_c10.untrained', '--img-size', '1'], 'VisionTransformer cannot take images of 1 x 1'),
     (['a', 'b', '--confusion', 'c.png'], '--confusion draws one model'),
     (['a', '--confusion', 'c.bmp'], 'expected a name that ends in .png'),
-    (['a', '--confusion', '/nowhere/c.png'], 'There is no folder /nowhere'),
+    (['a', '--confusion', '/nowhere/c.png'], 'there is no folder /nowhere'),
     (['resnet18', '--precision', 'fp16'], 'precision fp16 is a thousand times slower'),
 ])
 def test_mistakes_are_one_line(data: str, refused: Run, argv: list[str], expected: str) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import io
 import itertools
 import multiprocessing
 import statistics
@@ -22,8 +21,8 @@ from tinyvit_zoo import ZooError
 from tinyvit_zoo.analysis.named import add_img_size, find_names, make_model, whole_number
 from tinyvit_zoo.analysis.timing import held_memory, make_step, rounds, summarise
 from tinyvit_zoo.counting import count, image_size
+from tinyvit_zoo.drawing import check_picture, new_figure, write_picture
 from tinyvit_zoo.models import check_name
-from tinyvit_zoo.training.checkpoint import write_whole
 
 _CLASSES = 10      # of contenders beside each other: heads alike
 
@@ -50,7 +49,7 @@ def add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-sizes', type=whole_number, nargs='+', default=[1, 4, 16, 64])
     parser.add_argument('--img-sizes', type=whole_number, nargs='+', metavar='S',
                         help='default: the size that the first model is made for')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='images a second over batch and image size, as a PNG')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='images a second over both sizes: .png, .pdf or .svg')
 
 
 def _add_names(parser: argparse.ArgumentParser) -> None:
@@ -92,10 +91,8 @@ def check_scaling(args: argparse.Namespace) -> None:
     args.img_sizes = args.img_sizes or [image_size(make_model(args.names[0], device='meta'))[1]]
     for name, size in itertools.product(args.names, args.img_sizes):
         count(make_model(name, _CLASSES, (size, size), 'meta'), size)
-    if args.plot and args.plot.suffix != '.png':
-        raise ZooError(f'--plot is {args.plot}, expected a .png file.')
     if args.plot:
-        _pyplot()
+        check_picture('--plot', args.plot)
 
 
 # -- one run: contenders in turn ---------------------------------------------------------------------------------------
@@ -186,8 +183,7 @@ def bench_scaling(args: argparse.Namespace, device: torch.device, say: Say) -> N
 
 def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:
     """Images a second over the batch size at the largest image, and over the image size at the largest batch."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout='constrained', sharey=True)
+    figure, (axes,) = new_figure(1, 2, (11, 4.2), sharey=True)
     for axis, x, fixed, label in ((axes[0], 'batch', 'img_size', 'batch size'),
                                   (axes[1], 'img_size', 'batch', 'image size, pixels')):
         largest = max(row[fixed] for row in rows)
@@ -202,18 +198,4 @@ def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(f'{rows[0]["mode"]}, {rows[0]["precision"]}')
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=130)
-    pyplot.close(figure)
-    write_whole(path, buffer.getvalue())
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise ZooError("--plot needs matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-    matplotlib.use('agg')
-    from matplotlib import pyplot
-
-    return pyplot
+    write_picture(figure, path)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyvit_zoo import ZooError
+from tinyvit_zoo.drawing import new_figure, require_matplotlib
 from tinyvit_zoo.weights.cards import cost, figure, in_order
 
 if TYPE_CHECKING:
@@ -43,19 +43,13 @@ def drawn(path: Path) -> list[Point] | None:
 
 
 def draw(found: list[Point], path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise ZooError("The picture is drawn by matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-    matplotlib.use('agg')
-    from matplotlib import pyplot
+    require_matplotlib()
     from matplotlib.lines import Line2D
 
     panels = [title for title in (*PANELS.values(), 'other data sets') if any(p['panel'] == title for p in found)]
     groups = [sorted((p for p in found if p['panel'] == title), key=lambda p: p['top1']) for title in panels]
-    figure, axes = pyplot.subplots(
-        len(panels), figsize=(9, 1.2 * len(panels) + 0.21 * len(found)), layout='constrained', squeeze=False,
-        height_ratios=[6 + len(group) for group in groups])
+    figure, axes = new_figure(
+        len(panels), 1, (9, 1.2 * len(panels) + 0.21 * len(found)), height_ratios=[6 + len(group) for group in groups])
     for axis, title, group in zip(axes[:, 0], panels, groups, strict=True):
         _panel(axis, title, group)
     families = [name for name in COLOURS if any(p['family'] == name for p in found)]
@@ -65,7 +59,6 @@ def draw(found: list[Point], path: Path) -> None:
     figure.legend(handles=handles, loc='outside upper center', ncols=len(handles), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={'Description': json.dumps(found)})
-    pyplot.close(figure)
 
 
 def _panel(axis: Axes, title: str, group: list[Point]) -> None:

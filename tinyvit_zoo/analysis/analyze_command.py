@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..drawing import require_matplotlib, write_picture
 from ..errors import ZooError, nearest
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ def run_analyze(args: argparse.Namespace) -> str:
     """Writes the pictures and the numbers; returns what they say in short."""
     if args.kind == 'support':
         return _support(args.models)
-    from .plots import require_matplotlib
     require_matplotlib()  # before anything is computed
     _check(args)
     from ..training.distributed import join_world
@@ -299,24 +299,19 @@ def _path(args: argparse.Namespace, titles: Sequence[str], ending: str) -> Path:
 def _write(args: argparse.Namespace, titles: Sequence[str], arrays: Mapping[str, Any]) -> None:
     import numpy as np
 
+    from ..training.checkpoint import write_whole
+
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    _write_file(_path(args, titles, 'npz'), buffer.getvalue())
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_whole(_path(args, titles, 'npz'), buffer.getvalue())
 
 
 def _write_picture(args: argparse.Namespace, titles: Sequence[str], figure: Figure) -> str:
-    from .plots import picture_bytes
-
     path = _path(args, titles, args.format)
-    _write_file(path, picture_bytes(figure, args.format))
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_picture(figure, path)
     return f'picture: {path}, numbers beside it as .npz'
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    from ..training.checkpoint import write_whole
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
 
 
 _KINDS: dict[str, tuple[Any, str, str, int]] = {   # function, summary, number of models, number of images

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,8 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
 from ..counting import count, image_size
 from ..data.info import DATASETS
-from ..errors import ZooError
+from ..drawing import check_picture, new_figure, write_picture
 from ..recipes import RECIPES
-from ..training.checkpoint import write_whole
 from ..training.distributed import join_world
 from ..weights import Weight, weight_of
 from .named import add_img_size, find_names, make_model, table, whole_number
@@ -33,19 +31,19 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'])
     parser.add_argument('--seconds', type=float, default=10., metavar='S', help='of timing in all (default: 10)')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='the same as a picture, a PNG')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='the same as a picture: .png, .pdf or .svg')
     parser.add_argument('--json', action='store_true', help='the same in plain numbers, and the machine')
 
 
 def run_compare(args: argparse.Namespace) -> str:
     names = find_names(args.names)
     if args.plot:
-        _check_plot(args.plot)
+        check_picture('--plot', args.plot)
     dataset = args.dataset or next((w.dataset for w in map(_default, names) if w), None)
     rows = [_row(name, dataset, args.img_size) for name in names]
     about = _time(rows, args) if args.speed else None
     if args.plot:
-        write_whole(args.plot, _picture(rows, dataset, about))
+        write_picture(_picture(rows, dataset, about), args.plot)
     return json.dumps({'machine': about, 'models': rows}, indent=2) if args.json else _text(rows, dataset, about)
 
 
@@ -115,24 +113,10 @@ def _conditions(about: dict[str, Any]) -> str:
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
-def _check_plot(path: Path) -> None:
-    if path.suffix != '.png':
-        raise ZooError(f'--plot is {path}, expected a .png file.')
-    if not path.parent.is_dir():
-        raise ZooError(f'--plot is {path}, but there is no directory {path.parent}: make it first.')
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as e:
-        raise ZooError("--plot needs matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-
-
-def _picture(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, Any] | None) -> bytes:
+def _picture(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, Any] | None) -> Any:
     """A panel a figure, a line a model: names of any length and number stay readable."""
-    from matplotlib.figure import Figure
-
     panels = 4 if about else 3
-    figure = Figure(figsize=(3 * panels + 1, 1.3 + 0.32 * len(rows)), layout='constrained')
-    axes = figure.subplots(1, panels, sharey=True)
+    figure, (axes,) = new_figure(1, panels, (3 * panels + 1, 1.3 + 0.32 * len(rows)), sharey=True)
     _bars(axes[0], 'M parameters', [row['params'] / 1e6 for row in rows], '{:.2f}')
     _bars(axes[1], 'M MACs', [row['macs'] / 1e6 for row in rows], '{:.0f}')
     _accuracies(axes[2], rows, f'top-1, %{", " + DATASETS[dataset].title if dataset else ""}')
@@ -141,9 +125,7 @@ def _picture(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[st
         figure.suptitle(f'Speed: {_conditions(about)}', fontsize=8)
     axes[0].set_yticks(range(len(rows)), [row['name'] for row in rows])
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=130)
-    return buffer.getvalue()
+    return figure
 
 
 def _bars(axis: Any, label: str, values: Sequence[float], style: str) -> None:

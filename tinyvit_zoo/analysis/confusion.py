@@ -1,26 +1,16 @@
 """The confusion matrix as a picture, readable from 2 classes to 200; beyond, it is one of colours alone."""
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import ZooError
-from ..training.checkpoint import write_whole
+from ..drawing import new_figure, write_picture
 
 _NUMBERS = 20       # classes up to which every cell has its number
 _SMALLEST = 3.      # points, of a name that can be read
-
-
-def require_matplotlib() -> None:
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise ZooError("--confusion needs matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-    matplotlib.use('agg')
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str, path: Path) -> None:
@@ -28,8 +18,6 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
 
     Colours stand for the root of the share, or the mistakes would be too faint to be seen beside the diagonal.
     """
-    require_matplotlib()
-    from matplotlib import pyplot
     from matplotlib.colors import PowerNorm
 
     counts = np.array(confusion, dtype=float)
@@ -37,7 +25,7 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     size = min(max(4.5, 0.62 * len(names)), max(16, 0.12 * len(names)), 24)     # inches
     font = min(10., 60 * size / len(names) * 0.75)      # points, so that the lines of names do not touch
     shown = range(len(names)) if font >= _SMALLEST else ()
-    figure, axes = pyplot.subplots(figsize=(size + 2.2, size + 1.2), layout='constrained')
+    figure, ((axes,),) = new_figure(1, 1, (size + 2.2, size + 1.2))
     image = axes.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
     axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=font)
     axes.set_yticks(shown, [names[i] for i in shown], fontsize=font)
@@ -50,10 +38,7 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     if len(names) <= _NUMBERS:
         _write_numbers(axes, shares, counts)
     figure.colorbar(image, ax=axes, label="% of the row's images", shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100])
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=130)
-    pyplot.close(figure)
-    write_whole(path, content.getvalue())
+    write_picture(figure, path)
 
 
 def _write_numbers(axes: Any, shares: np.ndarray, counts: np.ndarray) -> None:

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..drawing import check_picture
 from ..errors import ZooError
 from . import robustness_command as robustness
 
 if TYPE_CHECKING:
     from .evaluation import Bench
 
-_PICTURES = ('.png', '.pdf', '.svg')
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
 
 
@@ -135,15 +135,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_picture(args: argparse.Namespace) -> None:
-    from .confusion import require_matplotlib
-
-    if args.confusion.suffix not in _PICTURES:
-        raise ZooError(f'--confusion is {args.confusion}, expected a name that ends in {" or ".join(_PICTURES)}.')
-    if not args.confusion.absolute().parent.is_dir():
-        raise ZooError(f'There is no folder {args.confusion.parent} for the picture: make it, or choose another.')
     if len(args.models) > 1:
         raise ZooError('--confusion draws one model: give one MODEL.')
-    require_matplotlib()
+    check_picture('--confusion', args.confusion)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------

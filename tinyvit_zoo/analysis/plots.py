@@ -1,14 +1,13 @@
-"""The pictures of the analyses. Each function makes one matplotlib figure; `picture_bytes` what a file holds."""
+"""The pictures of the analyses. Each function makes one matplotlib figure;"""
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import ZooError
+from ..drawing import new_figure
 from .attention import Maps, Pooling, Reach
 
 if TYPE_CHECKING:
@@ -17,28 +16,6 @@ if TYPE_CHECKING:
 
 _BLUE, _GREY = '#2b6cb0', '#777777'
 _INCH = 1.35            # side of a small picture
-
-
-def require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as e:
-        raise ZooError("The pictures need matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-
-
-def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[Figure, Any]:
-    """A figure of its own, with no state of matplotlib's touched, and its axes [rows, columns]."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout='constrained')
-    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
-
-
-def picture_bytes(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150)
-    return buffer.getvalue()
 
 
 # -- attention distance and entropy ------------------------------------------------------------------------------------

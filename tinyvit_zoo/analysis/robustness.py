@@ -1,7 +1,6 @@
 """Errors on corrupted images: the published CIFAR-10-C and CIFAR-100-C, or corruptions of our own made on the fly."""
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from torch import Tensor
 from ..data.images import ArrayImages
 from ..data.seeds import derived
 from ..data.splits import Split
+from ..drawing import new_figure, write_picture
 from ..errors import ZooError
-from ..training.checkpoint import write_whole
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt
 
 OURS = "corruptions of this package's own, not the official set"
@@ -116,14 +115,11 @@ def _cells(values: Iterable[float]) -> str:
 
 def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
     """Error over severity, a panel a family, and over the radius of the attack: whichever was measured."""
-    from matplotlib import pyplot
-
     errors: Any = record.get('corruptions')
     attack = record.get('attack')
     families = list(dict.fromkeys(FAMILY.get(name, _EXTRA) for name in errors['errors'])) if errors else []
     count = len(families) + bool(attack)
-    figure, axes = pyplot.subplots(
-        1, count, figsize=(3.4 * count + 0.6, 4.4), sharey=True, layout='constrained', squeeze=False)
+    figure, axes = new_figure(1, count, (3.4 * count + 0.6, 4.4), sharey=True)
     for panel, family in zip(axes[0], families, strict=False):
         for name, row in errors['errors'].items():
             if FAMILY.get(name, _EXTRA) == family:
@@ -139,10 +135,7 @@ def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel('error, %')
     figure.suptitle(title, fontsize=11)
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=110)
-    pyplot.close(figure)
-    write_whole(path, content.getvalue())
+    write_picture(figure, path)
 
 
 def attack_name(attack: Mapping[str, Any]) -> str:

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..drawing import check_picture
 from ..errors import ZooError
 
 if TYPE_CHECKING:
     from .evaluation import Bench
 
-_PICTURES = ('.png', '.pdf', '.svg')
 _RADIUS, _STEPS = 8., 20
 
 
@@ -47,15 +47,7 @@ def _check_plot(args: argparse.Namespace) -> None:
         raise ZooError('--plot draws --corruptions and --attack: give one of them.')
     if len(args.models) > 1:
         raise ZooError('--plot draws one model: give one MODEL.')
-    if args.plot.suffix not in _PICTURES:
-        raise ZooError(f'--plot is {args.plot}, expected a name that ends in {" or ".join(_PICTURES)}.')
-    if not args.plot.absolute().parent.is_dir():
-        raise ZooError(f'There is no folder {args.plot.parent} for the picture: make it, or choose another.')
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise ZooError("--plot needs matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-    matplotlib.use('agg')
+    check_picture('--plot', args.plot)
 
 
 def _attacks(args: argparse.Namespace) -> list[Any]:

@@ -27,8 +27,8 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     except OSError as e:
         partial.unlink(missing_ok=True)
-        raise ZooError(f'{path} could not be written ({e.strerror}): make room or choose another --output, then go on '
-                       f'with --resume.') from e
+        raise ZooError(f'{path} could not be written ({e.strerror}): make room, or choose another place. A training '
+                       f'then goes on with --resume.') from e
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:

@@ -2,16 +2,13 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ..drawing import check_picture, new_figure, write_picture
 from ..errors import ZooError
-from .checkpoint import write_whole
-
-_PICTURES = ('.png', '.pdf', '.svg')
 
 
 class _Run(NamedTuple):
@@ -30,8 +27,7 @@ def add_fractions(parser: argparse.ArgumentParser) -> None:
 
 
 def run_fractions(args: argparse.Namespace) -> str:
-    if args.output.suffix not in _PICTURES:
-        raise ZooError(f'--output is {args.output}, expected a name that ends in {" or ".join(_PICTURES)}.')
+    check_picture('--output', args.output)
     runs = [_read(folder) for folder in args.runs]
     if others := {run.data for run in runs} - {runs[0].data}:
         raise ZooError(f'Runs are of different data ({runs[0].data}, {", ".join(sorted(others))}): draw those of one.')
@@ -86,14 +82,7 @@ def _table(points: dict[str, dict[float, list[_Run]]]) -> str:
 
 def _draw(points: dict[str, dict[float, list[_Run]]], data: str, path: Path) -> None:
     """Means, with a bar from the lowest to the highest run."""
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise ZooError("The picture needs matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
-    matplotlib.use('agg')
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout='constrained')
+    figure, ((axes,),) = new_figure(1, 1, (6, 4))
     for series, by_fraction in points.items():
         spreads = [_spread(runs) for runs in by_fraction.values()]
         means = [mean for mean, _, _ in spreads]
@@ -102,7 +91,4 @@ def _draw(points: dict[str, dict[float, list[_Run]]], data: str, path: Path) -> 
     axes.set(xlabel='share of the training images, %', ylabel='test top-1, %', title=data, xlim=(0, 105))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
-    content: Any = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=120)
-    pyplot.close(figure)
-    write_whole(path, content.getvalue())
+    write_picture(figure, path)
