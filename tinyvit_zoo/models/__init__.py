@@ -6,7 +6,7 @@ from . import compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_v
 from ._build import check_tag
 from ._vision import timm_export
 from .compact import CompactTransformer
-from .encoder import Recording, attention_logits, encode, record
+from .encoder import Recording, attention_logits, encode, record, require_plain
 from .mae_lite import RelativeViT
 from .sizes import image_size, take_any_size
 from .sl_cait import LocalCaiT
@@ -19,7 +19,7 @@ from .ssl_small import SslCaiT, SslSwin, SslViT
 __all__ = [
     'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording', 'RelativeViT',
     'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode', 'image_size',
-    'list_models', 'record', 'take_any_size', 'timm_export',
+    'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export',
 ]
 
 _FAMILIES = (compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)

@@ -39,7 +39,7 @@ from .mae_lite import RelativeBlock
 
 _PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
 
-__all__ = ['Recording', 'attention_logits', 'encode', 'record']
+__all__ = ['Recording', 'attention_logits', 'encode', 'record', 'require_plain']
 
 
 def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -50,7 +50,7 @@ def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
         images: [B, C, H, W].
         keep: patches [B, K], counted row by row from 0, in the order in which they shall stand; None: all.
     """
-    _require_one_sequence(model)
+    require_plain(model)
     x = _embed(model, images)
     rows = None
     if keep is not None:
@@ -62,8 +62,8 @@ def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
     return model.norm(x) if isinstance(model, VisionTransformer) else model._finish(x)
 
 
-def _require_one_sequence(model: nn.Module) -> None:
-    """Whether blocks follow upon the tokens, and the norm upon the blocks, as `encode` takes it."""
+def require_plain(model: nn.Module) -> None:
+    """ZooError unless blocks follow upon the tokens, and the norm upon the blocks, as `encode` takes it."""
     for base in (VisionTransformer, TokenTransformer):
         if isinstance(model, base) and type(model).forward_features is base.forward_features:
             return
@@ -108,7 +108,7 @@ def record(
     A second pass inside the `with` replaces what the first left. `Recording` says what is kept, `attention_logits`
     what the logits are.
     """
-    _require_one_sequence(model)
+    require_plain(model)
     if model.grad_checkpointing:
         raise ZooError('Nothing can be recorded of blocks that are computed twice: call set_grad_checkpointing(False).')
     seen = Recording()

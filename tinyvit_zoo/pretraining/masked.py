@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import ShiftedPatchTokenization, cut_patches
-from ..models import encode, image_size
+from ..models import encode, image_size, require_plain
 from .method import Method
 
 __all__ = ['MaskedModel', 'join_patches', 'random_keep']
+
+_OR_JOINT = 'Or a joint-embedding method (moco_v3, self_distill), which takes any model.'
 
 
 def random_keep(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
@@ -72,6 +74,13 @@ class MaskedModel(Method):
             Block(decoder_dim, decoder_heads, mlp_ratio, qkv_bias=True, **dd) for _ in range(decoder_depth)])
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6, **dd)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size ** 2 * encoder.in_chans, **dd)
+
+    @classmethod
+    def check_encoder(cls, encoder: Any) -> None:
+        try:
+            require_plain(encoder)
+        except ZooError as e:
+            raise ZooError(f'{e} {_OR_JOINT}') from e
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noise [count, N]: the patches of the lowest values are those that the encoder sees."""
@@ -155,7 +164,7 @@ def _require_encoder(encoder: Any) -> None:
         with torch.no_grad():
             encode(encoder.eval(), probe, torch.zeros(1, 1, dtype=torch.int64, device=probe.device))
     except ZooError as e:
-        raise ZooError(f'{e} Or a joint-embedding method (moco_v3, self_distill), which takes any model.') from e
+        raise ZooError(f'{e} {_OR_JOINT}') from e
     finally:
         encoder.train(training)
     if encoder.pos_embed is None:

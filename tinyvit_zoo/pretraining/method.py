@@ -12,6 +12,10 @@ class Method(nn.Module):
     encoder: Any
     whole_batches = False       # the images of a batch are compared, so that its parts would not do
 
+    @classmethod
+    def check_encoder(cls, encoder: Any) -> None:
+        """ZooError for a kind of encoder that the method has no use for, whatever its arguments and weights."""
+
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """What is random in the loss itself, for `count` images, a row each: masks, for one."""
         return ()

@@ -8,10 +8,11 @@ from typing import Any
 from timm.models import get_arch_pretrained_cfgs
 
 from ..recipes import PRETRAININGS, Pretraining, Recipe
+from .checks import check_recipe
 from .distributed import World
 from .pretrain import check_pretraining, pretrain
 from .run import PRETRAINING, Run
-from .train import Options, check_recipe, open_images, train
+from .train import Options, open_images, train
 
 
 def pretraining_of(recipe: Recipe) -> Pretraining | None:

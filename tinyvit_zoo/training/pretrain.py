@@ -18,11 +18,13 @@ from ..data.sources import Source
 from ..data.splits import draw
 from ..data.views import contrastive_views, low_resolution_views
 from ..errors import ZooError, nearest
+from ..models import require_plain
 from ..models.mae_lite import encoder_tensors
 from ..pretraining import METHODS, MaskedModel, Method, MoCoV3, SelfDistillation
 from ..recipes import Pretraining
 from ..weights import read_weights, unwrap
 from .checkpoint import write_whole
+from .checks import check_model, check_numbers, check_training
 from .distributed import World
 from .features import extract, knn, spread
 from .loop import Loop
@@ -31,7 +33,7 @@ from .optimize import number_format
 from .pictures import draw_reconstruction
 from .run import Run, machine
 from .stream import TwoViews, evaluation_transform, pretraining_transform
-from .train import Options, check_training, data_cfg, open_images, open_run, settings_table, write_weights
+from .train import Options, data_cfg, open_images, open_run, settings_table, write_weights
 
 _BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # images that are looked at meanwhile, at most
 _COLLAPSED = 0.2                                # of the spread that random weights have
@@ -44,10 +46,12 @@ def pretrain(recipe: Pretraining, options: Options, world: World) -> dict[str, A
     dtype = number_format(options.precision, world.device)
     keep_freed_memory(world.device)
     check_pretraining(recipe)
+    check_numbers(vars(options))
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
     source = open_images(recipe, options, world)
     cfg = {key: value for key, value in data_cfg(recipe, source).items() if key != 'label_names'} | {'num_classes': 0}
     method = make_method(recipe, cfg, world.device)
+    make_views(recipe, cfg, method, False)  # says what is wrong of them while nothing is written
     open_run(run, recipe, options, source, world)
     result = run.folder / 'result.json'
     if options.resume and result.exists():
@@ -82,12 +86,15 @@ def check_pretraining(recipe: Pretraining) -> None:
     for name in recipe.method_args:
         if name not in known or name in ('encoder', 'teacher'):
             raise ZooError(f'{recipe.method} has no argument {name!r} (method_args).{nearest(name, known)}')
+    check_numbers(recipe.method_args)
     if ('teacher' in known) != bool(recipe.teacher):
         raise ZooError(f'{recipe.method} learns from a teacher: name one by --teacher, with --teacher-weights FILE.'
                        if 'teacher' in known else f'{recipe.method} has no use for a teacher: leave it out.')
     if METHODS[recipe.method].whole_batches and (recipe.accumulate > 1 or recipe.batch_size < 2):
         raise ZooError(f'{recipe.method} tells the images of a batch apart, all at once: take accumulate 1 and a '
                        f'batch_size of 2 or more (they are {recipe.accumulate} and {recipe.batch_size}).')
+    METHODS[recipe.method].check_encoder(timm.create_model(recipe.model, device='meta', img_size=recipe.img_size))
+    check_model(recipe)
 
 
 def make_method(recipe: Pretraining, cfg: Mapping[str, Any], device: torch.device) -> Method:
@@ -96,7 +103,12 @@ def make_method(recipe: Pretraining, cfg: Mapping[str, Any], device: torch.devic
     args = dict(recipe.method_args)
     if recipe.teacher:
         args['teacher'] = make_teacher(recipe).to(device)
-    return METHODS[recipe.method](make_encoder(recipe), **args).to(device)
+    encoder = make_encoder(recipe)
+    try:
+        return METHODS[recipe.method](encoder, **args).to(device)
+    except (TypeError, ValueError, IndexError) as e:
+        raise ZooError(f'{recipe.method} cannot be made with the method_args {dict(recipe.method_args)}: {e}. Expected '
+                       f'values like its own.') from e
 
 
 def make_encoder(recipe: Pretraining) -> Any:
@@ -113,6 +125,11 @@ def make_teacher(recipe: Pretraining) -> Any:
     if not timm.is_model(name):
         raise ZooError(f'There is no model {name!r} to be a teacher.{nearest(name, timm.list_models())}')
     args = {'num_classes': 0, 'img_size': recipe.img_size, 'global_pool': 'token'}
+    try:
+        require_plain(timm.create_model(name, device='meta', **args))
+    except Exception as e:  # models of other kinds have other arguments
+        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels: {e} Expected a plain vision '
+                       f'transformer, as deit_tiny_patch16_224.') from e
     if not recipe.teacher_weights:
         try:
             return timm.create_model(name, pretrained=True, **args)

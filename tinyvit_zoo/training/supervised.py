@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,19 @@ def supervised_task(
         eval_every: int,
 ) -> Supervised:
     """`augmented`: the batches are; `monitor`: names and functions of the model that measure it, for the log."""
-    augment = None if augmented else Augment(
-        cfg['input_size'][1:], cfg['mean'], cfg['std'], flip=recipe.flip, crop_padding=recipe.crop_padding,
+    augment = None if augmented else make_augment(recipe, cfg['mean'], cfg['std'])
+    return Supervised(recipe, network, augment, make_mix(recipe, cfg['num_classes']), monitor, eval_every)
+
+
+def make_augment(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Augment:
+    return Augment(
+        (recipe.img_size, recipe.img_size), mean, std, flip=recipe.flip, crop_padding=recipe.crop_padding,
         crop_scale=recipe.crop_scale, crop_ratio=recipe.crop_ratio, interpolation=recipe.crop_interpolation,
         auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter, erase=recipe.erase,
         erase_mode=recipe.erase_mode, erase_area=recipe.erase_area, erase_aspect=recipe.erase_aspect)
-    mix = None
-    if recipe.mixup or recipe.cutmix:
-        mix = Mix(cfg['num_classes'], recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch_prob,
-                  recipe.mix_mode, recipe.smoothing)
-    return Supervised(recipe, network, augment, mix, monitor, eval_every)
+
+
+def make_mix(recipe: Recipe, num_classes: int) -> Mix | None:
+    mix = Mix(num_classes, recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch_prob, recipe.mix_mode,
+              recipe.smoothing)
+    return mix if recipe.mixup or recipe.cutmix else None

@@ -11,19 +11,17 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_arch_pretrained_cfgs
-from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from ..data.augment import normalize
 from ..data.info import DATASETS
 from ..data.loaders import make_batches
 from ..data.sources import Source, normalisation, open_source
-from ..errors import ZooError, nearest
-from ..models import check_name
+from ..errors import ZooError
 from ..recipes import Recipe, Training
 from ..weights import read_cfg, save_weights
 from .checkpoint import write_whole
+from .checks import check_numbers, check_recipe
 from .distributed import World
 from .evaluate import evaluate
 from .loop import Loop
@@ -66,6 +64,7 @@ def train(recipe: Recipe, options: Options, world: World, start: Path | None = N
     keep_freed_memory(world.device)
     begun = dataclasses.replace(recipe, from_weights=str(start)) if start else recipe
     check_recipe(begun)
+    check_numbers(vars(options))
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
     source = open_images(recipe, options, world)
     cfg = data_cfg(begun, source)
@@ -113,42 +112,6 @@ def open_run(run: Run, recipe: Training, options: Options, source: Source, world
             problem = str(e)
     if world.gather(problem)[0]:
         raise ZooError(problem) if world.first else SystemExit(2)
-
-
-def check_training(recipe: Training) -> None:
-    """ZooError for what cannot be trained, before anything is read or written."""
-    check_name(recipe.model)
-    check_choice(recipe, 'schedule', 'cosine', 'later_cosine', 'linear')
-    check_choice(recipe, 'clip_mode', 'norm', 'tensor')
-    for field in ('epochs', 'batch_size', 'accumulate', 'img_size'):
-        if getattr(recipe, field) < 1:
-            raise ZooError(f'{field} is {getattr(recipe, field)}, expected a number from 1 up.')
-    if recipe.opt not in list_optimizers():
-        raise ZooError(f'There is no optimizer {recipe.opt!r}.{nearest(recipe.opt, list_optimizers())}')
-    if recipe.epochs <= recipe.warmup_epochs:
-        raise ZooError(f'warmup_epochs is {recipe.warmup_epochs:g} of {recipe.epochs} epochs: take fewer.')
-    if recipe.weight_decay_end is not None and not recipe.weight_decay:
-        raise ZooError(f'weight_decay is 0, and weight_decay_end {recipe.weight_decay_end:g}: what is not decayed in '
-                       f'the beginning is not later either. Begin with 1e-8.')
-
-
-def check_choice(recipe: Training, field: str, *allowed: str) -> None:
-    if getattr(recipe, field) not in allowed:
-        raise ZooError(f'{field} is {getattr(recipe, field)!r}, expected {" or ".join(map(repr, allowed))}.')
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """As `check_training`, with what only a supervised one has."""
-    check_training(recipe)
-    check_choice(recipe, 'keep', 'last', 'ema', 'best')
-    check_choice(recipe, 'mix_mode', 'batch', 'elem')
-    if recipe.keep == 'ema' and not recipe.ema:
-        raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
-    if recipe.from_weights and not Path(recipe.from_weights).exists():
-        cfg = get_arch_pretrained_cfgs(recipe.model).get(recipe.from_weights)
-        if cfg is None or not cfg.has_weights:
-            raise ZooError(f'There are no weights {recipe.from_weights!r} to begin {recipe.model} with: give a file or '
-                           f'a run directory by --from-weights.')
 
 
 def data_cfg(recipe: Training, source: Source) -> dict[str, Any]:
