@@ -225,6 +225,22 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     (['d_mae', '--model', 'vit_lite_2_4'], 'name one by --teacher'),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lit'], "no model 'vit_lit'"),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_4_4', '--teacher-weights', 'no.pth'], 'no.pth'),
+    (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'resnet18'], 'resnet18 cannot be a teacher'),
+    (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'sl_swin'], 'sl_swin cannot be a teacher'),
+    *((['self_distill', '--model', 'vit_lite_2_4', '--method-args', f'{{{args}}}'], words) for args, words in (
+        ("'local_views': -1", 'local_views is -1'), ("'local_scale': (0.5,)", 'local_scale is (0.5,)'),
+        ("'local_scale': (0.5, 0.2)", 'the smaller first'), ("'teacher_temperature': 0.04", 'expected 2 numbers'),
+        ("'num_prototypes': 0", 'num_prototypes is 0'), ("'num_prototypes': 2.5", 'cannot be made with'))),
+    *((['mae_small', '--model', 'vit_lite_2_4', '--method-args', f'{{{args}}}'], words) for args, words in (
+        ("'mask_ratio': 'a'", "mask_ratio is 'a'"), ("'decoder_depth': -1", 'decoder_depth is -1'),
+        ("'decoder_heads': 0", 'decoder_heads is 0'))),
+    *(([method, '--model', model], f'{kind} is no plain encoder') for method in ('mae_small', 'mae_lite')
+      for model, kind in (('sl_swin', 'LocalSwin'), ('plain_swin', 'LocalSwin'), ('ssl_swin', 'SslSwin'))),
+    (['mae_small', '--model', 'vit_lite_2_4', '--model-args', "{'foo': 1}"], "argument 'foo'"),
+    (['mae_small', '--model', 'vit_lite_2_4', '--crop-interpolation', 'foo'], "no interpolation 'foo'"),
+    (['mae_small', '--model', 'vit_lite_2_4', '--crop-padding', '2'], 'expected one of the two'),
+    (['mae_small', '--model', 'vit_lite_2_4', '--flip', '2'], 'flip is 2.0'),
+    (['mae_small', '--model', 'vit_lite_2_4', '--eval-every', '-1'], 'eval_every is -1'),
     (['mae_small', '--model', 'vit_lite_2_4', '--mixup', '1'], "no option '--mixup'"),
     (['mae_small', '--model', 'vit_lite_2_4', '--weight-decay-end', 'x'], 'expected a value like 0.4'),
     (['mae_small', '--model', 'vit_lite_2_4', '--weight-decay', '0', '--weight-decay-end', '1'], 'weight_decay is 0'),

@@ -22,7 +22,7 @@ import tinyvit_zoo
 from tinyvit_zoo.cli import main
 from tinyvit_zoo.pretraining.momentum import average_
 from tinyvit_zoo.recipes import RECIPES, Recipe
-from tinyvit_zoo.training import checkpoint, loop, stream
+from tinyvit_zoo.training import checkpoint, checks, loop, stream
 from tinyvit_zoo.training.optimize import clip_gradients, learning_rate, make_optimizer, number_format
 
 HERE = Path(__file__).parent
@@ -239,6 +239,43 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert 'step 10' in error and 'learning rate' in error and 'checkpoint-00000009.pt' in error
     states = [checkpoint._read(path) for path in checkpoint.checkpoints(tmp_path / 'run')]
     assert all(torch.isfinite(value).all() for state in states for value in state['network'].values())
+
+
+# -- what is refused
+@pytest.mark.parametrize('words, argv', [
+    ("no augmentation policy 'foo'", ['--auto-augment', 'foo']), ("no interpolation 'foo'", [
+        '--crop-interpolation', 'foo']), ("no erase_mode 'foo'", ['--erase', '.2', '--erase-mode', 'foo']),
+    ('crop_scale is (0.8,), expected 2 numbers', ['--crop-padding', '0', '--crop-scale', '(0.8,)']),
+    ('expected two numbers', ['--crop-padding', '0', '--crop-scale', '(0.8, 0.2)']),
+    ('expected one of the two', ['--crop-padding', '4', '--crop-scale', '(0.8, 1.)']),
+    ('crop_padding is -2', ['--crop-padding', '-2']), ('betas is (0.9,)', ['--betas', '(0.9,)']),
+    ("betas is ('a', 'b')", ['--betas', "('a', 'b')"]), ('betas is (0.9, 1.0)', ['--betas', '(0.9, 1.)']),
+    ('at most 0.5', ['--color-jitter', '(0, 0, 0, 0.9)']), ('color_jitter is (9, 9)', ['--color-jitter', '(9, 9)']),
+    ('smoothing is 2.0, expected 0 to 1', ['--smoothing', '2']), ('flip is 2.0', ['--flip', '2']),
+    ('lr is -1.0', ['--lr', '-1']), ('lr is nan', ['--lr', 'nan']), ('lr is inf', ['--lr', 'inf']),
+    ('mixup is -1.0', ['--mixup', '-1']), ('std is (0.5, 0, 0.5), expected 3 numbers, each above 0', [
+        '--mean', '(0.5, 0.5, 0.5)', '--std', '(0.5, 0, 0.5)']), ('mean is (1, 1)', ['--mean', '(1, 1)']),
+    ('give both or neither', ['--mean', '(0.5, 0.5, 0.5)']), ("argument 'foo'", ['--model-args', "{'foo': 1}"]),
+    ('cannot be made with the model_args', ['--model-args', "{'depth': 0}"]), ('as torch takes it', [
+        '--seed', '99999999999999999999']), ('cooldown_epochs is -1', ['--cooldown-epochs', '-1', '--epochs', '1']),
+    ('clip is -1.0', ['--clip', '-1']), ('ema is 2.0', ['--ema', '2']), ('layer_decay is 2.0', ['--layer-decay', '2']),
+    ('weight_decay is -1.0', ['--weight-decay', '-1']), ('warmup_epochs is -1.0', ['--warmup-epochs', '-1']),
+    ('epochs is 0', ['--epochs', '0']), ('crop_pct is 0.0', ['--crop-pct', '0']), ('eval_every is -1', [
+        '--eval-every', '-1']), ('workers is -1', ['--loader', 'stream', '--workers', '-1']),
+    ('checkpoint_minutes is -1.0', ['--checkpoint-minutes', '-1']), ('mix_prob is 3.0', ['--mix-prob', '3']),
+    ("mix_mode is 'foo'", ['--mix-mode', 'foo']), ("no optimizer 'adamv'", ['--opt', 'adamv']),
+])
+def test_bad_values_are_one_line_and_leave_nothing(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, argv: list[str]) -> None:
+    assert run(data, tmp_path / 'run', *argv) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_every_recipe_passes_the_checks(recipe: Recipe) -> None:
+    checks.check_recipe(replace(recipe, from_weights=''))
 
 
 # -- other ways to train

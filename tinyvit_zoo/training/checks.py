@@ -92,6 +92,7 @@ def check_recipe(recipe: Recipe) -> None:
     check_training(recipe)
     check_model(recipe)
     check_choice(recipe, 'keep', 'last', 'ema', 'best')
+    check_choice(recipe, 'mix_mode', 'batch', 'elem')
     make_augment(recipe, recipe.mean or (0.5,) * 3, recipe.std or (0.5,) * 3)
     make_mix(recipe, 2)
     if recipe.keep == 'ema' and not recipe.ema:

@@ -93,7 +93,7 @@ def check_pretraining(recipe: Pretraining) -> None:
     if METHODS[recipe.method].whole_batches and (recipe.accumulate > 1 or recipe.batch_size < 2):
         raise ZooError(f'{recipe.method} tells the images of a batch apart, all at once: take accumulate 1 and a '
                        f'batch_size of 2 or more (they are {recipe.accumulate} and {recipe.batch_size}).')
-    METHODS[recipe.method].check_encoder(timm.create_model(recipe.model, device='meta', img_size=recipe.img_size))
+    METHODS[recipe.method].check_encoder(timm.create_model(recipe.model, device='meta'))
     check_model(recipe)
 
 
