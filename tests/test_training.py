@@ -256,6 +256,8 @@ def test_a_loss_that_is_no_number_stops_the_run(
     ('mixup is -1.0', ['--mixup', '-1']), ('std is (0.5, 0, 0.5), expected 3 numbers, each above 0', [
         '--mean', '(0.5, 0.5, 0.5)', '--std', '(0.5, 0, 0.5)']), ('mean is (1, 1)', ['--mean', '(1, 1)']),
     ('give both or neither', ['--mean', '(0.5, 0.5, 0.5)']), ("argument 'foo'", ['--model-args', "{'foo': 1}"]),
+    ('drop_path_rate is 2', ['--model-args', "{'drop_path_rate': 2}"]),
+    ('it comes from the images', ['--model-args', "{'num_classes': 5}"]),
     ('cannot be made with the model_args', ['--model-args', "{'depth': 0}"]), ('as torch takes it', [
         '--seed', '99999999999999999999']), ('cooldown_epochs is -1', ['--cooldown-epochs', '-1', '--epochs', '1']),
     ('clip is -1.0', ['--clip', '-1']), ('ema is 2.0', ['--ema', '2']), ('layer_decay is 2.0', ['--layer-decay', '2']),
@@ -282,8 +284,8 @@ def test_every_recipe_passes_the_checks(recipe: Recipe) -> None:
 @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_streamed_images_resume_to_the_same_bits(
         data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    streamed = ['--loader', 'stream', '--workers', str(workers), '--crop-scale', '(0.5, 1.)', '--crop-interpolation',
-                'random', '--auto-augment', 'rand-m9-mstd0.5-inc1', '--erase', '0.5']
+    streamed = ['--loader', 'stream', '--workers', str(workers), '--crop-padding', '0', '--crop-scale', '(0.5, 1.)',
+                '--crop-interpolation', 'random', '--auto-augment', 'rand-m9-mstd0.5-inc1', '--erase', '0.5']
     assert run(data, tmp_path / 'whole', *streamed) == 0
     with monkeypatch.context() as patched:
         _stop_at(patched, 8, signal.SIGTERM)

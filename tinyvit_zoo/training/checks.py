@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _ALLOWED: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('0 or more', lambda v: v >= 0, 'checkpoint_minutes'),
     ('0 to 1', lambda v: 0 <= v <= 1,
      'momentum flip ema smoothing mix_prob mix_switch_prob erase mask_ratio centre_momentum freeze_last '
-     'temperature_warmup'),
+     'temperature_warmup drop_rate attn_drop_rate drop_path_rate pos_drop_rate proj_drop_rate patch_drop_rate'),
     ('above 0, and at most 1', lambda v: 0 < v <= 1, 'crop_pct layer_decay'),
     ('0 or more, and less than 1', lambda v: 0 <= v < 1, 'betas'),
     ('above 0', lambda v: 0 < v < math.inf,
@@ -73,11 +74,15 @@ def check_training(recipe: Training) -> None:
     if recipe.weight_decay_end is not None and not recipe.weight_decay:
         raise ZooError(f'weight_decay is 0, and weight_decay_end {recipe.weight_decay_end:g}: what is not decayed in '
                        f'the beginning is not later either. Begin with 1e-8.')
-    make_optimizer(recipe, nn.Linear(1, 1))
+    # layers that decay need a real model to tell apart
+    make_optimizer(replace(recipe, layer_decay=1.) if isinstance(recipe, Recipe) else recipe, nn.Linear(1, 1))
 
 
 def check_model(recipe: Training) -> None:
     """ZooError where the model cannot be made with the recipe's arguments; nothing is drawn or kept for it."""
+    check_numbers({name: value for name, value in recipe.model_args.items() if name.endswith('_rate')})
+    if 'num_classes' in recipe.model_args:
+        raise ZooError('num_classes is no matter of model_args, it comes from the images: leave it out.')
     try:
         timm.create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
     except ZooError:
