@@ -1,4 +1,5 @@
 """The training loop: reproducible to the bit, through kills and resumes; faults are named; many processes agree."""
+import argparse
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from training_cases import SETTINGS, alive, assert_same_bits, run, weights, writ
 import tinyvit_zoo
 from tinyvit_zoo.cli import main
 from tinyvit_zoo.pretraining.momentum import average_
-from tinyvit_zoo.recipes import RECIPES, Recipe
+from tinyvit_zoo.recipes import FINETUNE, PRETRAININGS, RECIPES, Recipe
 from tinyvit_zoo.training import checkpoint, checks, loop, stream
 from tinyvit_zoo.training.optimize import clip_gradients, learning_rate, make_optimizer, number_format
 
@@ -62,6 +63,22 @@ def test_what_a_run_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -
     assert rows[-1]['train_loss'] < rows[0]['train_loss']
     facts = json.loads((finished / 'recipe.json').read_text())
     assert facts['recipe']['lr'] == 2e-3 and facts['machine']['torch'] == torch.__version__
+    command = json.loads((finished / 'result.json').read_text())['command']  # as it was given
+    assert command.startswith('tinyvit-zoo train --model cct_2_3x2 --data') and '--epochs 3' in command
+    assert command in (finished / 'card.md').read_text()
+
+
+def test_a_changed_recipe_is_not_described_as_the_one_it_was(tmp_path: Path) -> None:
+    """Its card says the changes, and how to load what has another structure; classes are those of the images."""
+    assert main(['train', 'cct_2_3x2.c10', '--data', 'digits', '--output', str(tmp_path / 'run'), '--img-size', '8',
+                 '--epochs', '1', '--batch-size', '256', '--model-args', "{'pos_embed': 'none'}", '--precision', 'fp32']) == 0
+    card = (tmp_path / 'run' / 'card.md').read_text()
+    assert 'epochs 40 -> 1' in card and 'images c10 -> digits' in card and '88.85' not in card
+    snippet = card.partition('```python')[2].partition('```')[0]
+    namespace: dict = {}
+    exec(snippet.replace("'weights.safetensors'", repr(str(tmp_path / 'run' / 'weights.safetensors'))), namespace)
+    assert namespace['model'].pos_embed is None
+    assert namespace['model'].pretrained_cfg['label_names'] == [str(i) for i in range(10)]
 
 
 @torch.no_grad()
@@ -188,6 +205,15 @@ def test_all_checkpoints_damaged(data: str, stopped: Path, capsys: pytest.Captur
     assert 'No checkpoint' in capsys.readouterr().err
 
 
+def test_resumed_without_a_checkpoint_it_begins_anew(
+        data: str, finished: Path, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in checkpoint.checkpoints(stopped):
+        path.unlink()
+    assert run(data, stopped, '--resume') == 0
+    assert 'No checkpoint yet' in capsys.readouterr().out and [row['epoch'] for row in _rows(stopped)] == [1, 2, 3]
+    assert_same_bits(finished, stopped)
+
+
 def test_another_recipe_is_refused_and_the_difference_shown(
         data: str, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in stopped.iterdir()}
@@ -290,6 +316,7 @@ def test_streamed_images_resume_to_the_same_bits(
     with monkeypatch.context() as patched:
         _stop_at(patched, 8, signal.SIGTERM)
         assert run(data, tmp_path / 'stopped', *streamed) == 128 + signal.SIGTERM
+    assert run(data, tmp_path / 'stopped', '--resume', *streamed, '--loader', 'memory') == 2  # other augmentations
     assert run(data, tmp_path / 'stopped', '--resume', *streamed) == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'stopped')
 
@@ -443,9 +470,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not (tmp_path / 'run').exists()
 
 
-def test_epochs_scale_the_schedule() -> None:
-    import argparse
+def test_digits_are_not_mirrored() -> None:
+    from tinyvit_zoo.training import command
+    parser = argparse.ArgumentParser()
+    command.add_train(parser)
+    for data, more, flip in (('digits', [], 0), ('svhn:x', [], 0), ('folder:x', [], 0.5),
+                             ('digits', ['--flip', '1'], 1)):
+        args = parser.parse_args(['--model', 'cct_2_3x2', '--data', data, *more])
+        assert command.not_mirrored(command.overridden(FINETUNE, args), args).flip == flip
 
+
+def test_epochs_scale_the_schedule() -> None:
     from tinyvit_zoo.training import command
     parser = argparse.ArgumentParser()
     command.add_train(parser)
@@ -462,6 +497,8 @@ def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
         recipe.model, img_size=recipe.img_size, num_classes=DATASETS[recipe.dataset].num_classes, device='meta',
         **recipe.model_args)
     assert model.num_classes == DATASETS[recipe.dataset].num_classes
+    start = timm.get_pretrained_cfg(recipe.from_weights) if recipe.from_weights not in PRETRAININGS else None
+    assert start is None or not recipe.from_weights or start.tag == recipe.from_weights.partition('.')[2]
     assert f'lr                   {recipe.lr}' in recipes_text(recipe.name)
     with pytest.raises(AttributeError):
         recipe.lr = 1.
@@ -479,7 +516,7 @@ def _torchrun(data: str, output: Path, *more: str, env: dict | None = None) -> s
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(data: str, tmp_path: Path) -> None:
-    done = _torchrun(data, tmp_path / 'two')
+    done = _torchrun(data, tmp_path / 'two', '--accumulate', '5')  # of 8 images: four parts
     assert done.returncode == 0, done.stderr[-2000:]
     assert run(data, tmp_path / 'one', *PLAIN, '--ema', '0') == 0
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args, unknown = _parser().parse_known_args(argv)
     if unknown and args.run not in (_train, _pretrain):
         _parser().parse_args(argv)  # says what it does not know
-    args.unknown = unknown
+    args.unknown, args.argv = unknown, sys.argv[1:] if argv is None else argv
     try:
         text, encoding = args.run(args), sys.stdout.encoding or 'utf-8'
         if text:

@@ -76,7 +76,7 @@ CCT_14_7X2_IN1K = replace(
 
 CCT_14_7X2_IN1K_384 = replace(
     CCT_14_7X2_IN1K, name='cct_14_7x2.in1k_384', published=82.71, img_size=384, crop_pct=1.,
-    from_weights='cct_14_7x2.in1k',
+    from_weights='cct_14_7x2.shi_in1k',
     about=f'ImageNet at 384 px from the weights at 224, on 8 GPUs at 96 images each. {_NOT_RUN}',
     epochs=30, batch_size=768, lr=1e-5, weight_decay=0., warmup_epochs=0, cooldown_epochs=0, min_lr=1e-6)
 
@@ -90,7 +90,7 @@ CCT_7_7X2_SINE_FL102 = replace(
     about=f'Flowers-102 from scratch at 224 px. What is not published is as for CIFAR-10, mixing never off. {_NOT_RUN}')
 CCT_14_7X2_FL102_384 = replace(
     CCT_14_7X2_IN1K_384, name='cct_14_7x2.fl102_384', dataset='fl102', published=99.76,
-    from_weights='cct_14_7x2.in1k_384',
+    from_weights='cct_14_7x2.shi_in1k_384',
     about='Flowers-102 at 384 px from ImageNet weights. Of this recipe only the figure is published: batch, rate and '
           f'length are chosen. {_NOT_RUN}',
     epochs=100, batch_size=64, lr=1e-4, warmup_epochs=5, weight_decay=5e-2)

@@ -14,7 +14,8 @@ _NOT_RUN = 'Not run by us yet.'
 # the paper's "default" fine-tuning
 _DEFAULT = Recipe(
     name='', about='', dataset='in1k', img_size=224, epochs=100, batch_size=1024, lr=4e-3, weight_decay=0.05,
-    layer_decay=0.85, warmup_epochs=5, min_lr=1e-6, crop_scale=(0.08, 1.), crop_interpolation='bicubic', crop_pct=0.875,
+    layer_decay=0.85, warmup_epochs=5, min_lr=1e-6, schedule='later_cosine',
+    crop_scale=(0.08, 1.), crop_interpolation='bicubic', crop_pct=0.875,
     auto_augment='rand-m9-mstd0.5-inc1', mixup=0.8, cutmix=1., smoothing=0.1, erase=0.25,
     model_args={'drop_path_rate': 0.1})
 # and its "improved" one
@@ -26,8 +27,8 @@ _IMPROVED = replace(
 _TRANSFER = Recipe(
     name='', about='', dataset='c100', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     img_size=224, epochs=50, batch_size=512, opt='nesterov',
-    lr=0.1, weight_decay=0., clip=1., layer_decay=0.75, warmup_epochs=10, crop_scale=(0.08, 1.),
-    crop_interpolation='bicubic')
+    lr=0.1, weight_decay=0., clip=1., layer_decay=0.75, warmup_epochs=10, schedule='later_cosine',
+    crop_scale=(0.08, 1.), crop_interpolation='bicubic')
 
 
 def _recipe(base: Recipe, name: str, weights: str, published: float | None, about: str, layer_decay: float) -> Recipe:
@@ -53,6 +54,8 @@ RECIPES = [
     replace(_recipe(_IMPROVED, f'{_RPE}.in1k_d2mae_1000e', f'{_TINY}.in1k_d2mae_400e', 79.4,
                     'Fine-tuning for 1000 epochs with relative positions, after decoupled distillation.', 0.85),
             epochs=1000),
+    _recipe(_IMPROVED, f'{_SMALL}.in1k', '', 80.2,
+            'From scratch; the settings of the improved fine-tuning without layer decay: chosen.', 1.),
     _recipe(_IMPROVED, f'{_SMALL}.in1k_mae', f'{_SMALL}.in1k_mae_400e', 82.1, 'Improved fine-tuning after MAE.', 0.75),
     _recipe(_IMPROVED, f'{_SMALL}.in1k_dmae', f'{_SMALL}.in1k_dmae_400e', 82.5,
             'Improved fine-tuning after MAE with distillation.', 0.75),

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.models import get_arch_pretrained_cfgs
 
+from ..errors import ZooError
 from ..recipes import PRETRAININGS, Pretraining, Recipe
 from .checks import check_recipe
 from .distributed import World
@@ -16,12 +17,20 @@ from .train import Options, open_images, train
 
 
 def pretraining_of(recipe: Recipe) -> Pretraining | None:
-    """What has to come first: nothing where the weights to begin with are a file, or published."""
+    """What has to come first: nothing where the weights to begin with are a file, or published.
+
+    ZooError where it is a pre-training on other images than the recipe's.
+    """
     first = PRETRAININGS.get(recipe.from_weights)
     if first is None or Path(recipe.from_weights).exists():
         return None
     cfg = get_arch_pretrained_cfgs(first.model).get(first.name)
-    return None if cfg is not None and cfg.has_weights else first
+    if cfg is not None and cfg.has_weights:
+        return None
+    if first.dataset != recipe.dataset:
+        raise ZooError(f'{recipe.name} begins from {first.name}, which is pre-trained on other images: make that first '
+                       f'(`{first.command}`) and give it by --from DIR.')
+    return first
 
 
 def adapted(first: Pretraining, recipe: Recipe) -> Pretraining:

@@ -5,6 +5,7 @@ import argparse
 import ast
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 import textwrap
@@ -28,6 +29,7 @@ from ..recipes import (
 )
 
 _FIXED = ('name', 'about', 'published', 'method')       # fields of a recipe that are no settings
+_DIGITS = ('digits', 'mnist', 'svhn')                        # sources whose images must not be mirrored
 _EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4}
 TrainingT = TypeVar('TrainingT', bound=Training)
 
@@ -83,6 +85,8 @@ def run_train(args: argparse.Namespace, unknown: list[str]) -> str:
     """Says everything while it runs, the accuracy last. `unknown`: what the parser did not know."""
     refuse(unknown, Recipe, 'train')
     recipe = overridden(_recipe(args), args)
+    if not args.recipe:
+        recipe = not_mirrored(recipe, args)
     from .chain import adapted, pretraining_of, train_from_pretraining
     from .train import train
 
@@ -116,9 +120,9 @@ def options_of(args: argparse.Namespace, name: str, data: str) -> Any:
     from .train import Options
 
     return Options(
-        output=args.output or Path('runs', name), data=data,
+        output=args.output or Path('runs', name), data=data, command=shlex.join(['tinyvit-zoo', *args.argv]),
         **{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)
-           if field.name not in ('output', 'data')})
+           if field.name not in ('output', 'data', 'command')})
 
 
 def in_world(device: str, run: Callable[[Any], object]) -> None:
@@ -186,6 +190,12 @@ def overridden(recipe: TrainingT, args: argparse.Namespace) -> TrainingT:
     given = {name: getattr(args, f'set_{name}') for name in _settings(type(recipe))
              if getattr(args, f'set_{name}', None) is not None}
     return with_changes(recipe, {name: _value(type(recipe), name, text) for name, text in given.items()})
+
+
+def not_mirrored(recipe: TrainingT, args: argparse.Namespace) -> TrainingT:
+    """Without flips where the images are digits, unless flips were asked for."""
+    mirrored = args.set_flip is not None or (args.data or '').partition(':')[0] not in _DIGITS
+    return recipe if mirrored else dataclasses.replace(recipe, flip=0.)
 
 
 def with_changes(recipe: TrainingT, changes: dict[str, Any]) -> TrainingT:

@@ -129,9 +129,10 @@ class Loop:
         epoch = self.step / len(self.batches)
         set_learning_rate(self.optimizer, learning_rate(recipe, epoch), weight_decay(recipe, epoch))
         total = torch.zeros((), device=self.world.device)
-        for i, (some, theirs) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), start=1):
+        chunks = list(zip(images.chunk(parts), labels.chunk(parts), strict=True))  # may be fewer than were asked for
+        for i, (some, theirs) in enumerate(chunks, start=1):
             inputs = self.task.prepare(some, theirs, self.epoch, self.generator)
-            alone = self.world.size > 1 and i < parts
+            alone = self.world.size > 1 and i < len(chunks)
             with self.forward.no_sync() if alone else nullcontext():
                 with autocast(self.world.device, self.dtype):
                     loss = self.task.loss(self.forward, *inputs) * (len(some) / len(images))
@@ -169,7 +170,7 @@ class Loop:
                 kept = checkpoint.checkpoints(self.run.folder)
                 raise ZooError(
                     f'The loss became {value} at step {i + 1} (learning rate {lr:.3g}): try a lower --lr, a longer '
-                    f'--warmup-epochs, --clip 1 or --precision fp32. '
+                    f'--warmup-epochs, --clip 1 or --precision fp32, in another --output. '
                     f'{f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."}')
         self.checked = len(self.losses)
 
@@ -193,6 +194,7 @@ class Loop:
                 'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
                 'network': self.task.network.state_dict(), 'task': self.task.state_dict(),
+                'streamed': self.batches.augmented,
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'random': random})
             self.task.saved(self.run.folder, self.step)
         self.world.barrier()
@@ -202,10 +204,15 @@ class Loop:
         """Take up the newest sound checkpoint of the run; False where there is none."""
         state = checkpoint.load_checkpoint(self.run.folder, self.run.say)
         if state is None:
+            if self.world.first:
+                self.run.cut_log(0)
             return False
         if len(state['random']) != self.world.size:
             raise ZooError(f'The run was made by {len(state["random"])} processes, this is {self.world.size}: resume '
                            f'it with as many, or begin anew in another --output.')
+        if state.get('streamed', self.batches.augmented) != self.batches.augmented:
+            raise ZooError(f'The run was made by --loader {"stream" if state["streamed"] else "memory"}, which draws '
+                           f'other augmentations than this one: resume it so, or begin anew in another --output.')
         self.epoch, self.batch, self.step = state['epoch'], state['batch'], state['step']
         self.seconds = state['seconds']
         self.losses = list(state['losses'].to(self.world.device))

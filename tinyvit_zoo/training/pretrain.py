@@ -33,7 +33,7 @@ from .optimize import number_format
 from .pictures import draw_reconstruction
 from .run import Run, machine
 from .stream import TwoViews, evaluation_transform, pretraining_transform
-from .train import Options, data_cfg, open_images, open_run, settings_table, write_weights
+from .train import Options, about, data_cfg, open_images, open_run, settings_table, write_weights
 
 _BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # images that are looked at meanwhile, at most
 _COLLAPSED = 0.2                                # of the spread that random weights have
@@ -73,7 +73,7 @@ def pretrain(recipe: Pretraining, options: Options, world: World) -> dict[str, A
     if not loop.step:
         task.look()
     loop.train()
-    return _finish(recipe, source, cfg, task, run, world)
+    return _finish(recipe, options, source, cfg, task, run, world)
 
 
 def check_pretraining(recipe: Pretraining) -> None:
@@ -268,13 +268,15 @@ def _headline(
 
 
 def _finish(
-        recipe: Pretraining, source: Source, cfg: Mapping[str, Any], task: Pretrain, run: Run, world: World,
+        recipe: Pretraining, options: Options, source: Source, cfg: Mapping[str, Any], task: Pretrain, run: Run,
+        world: World,
 ) -> dict[str, Any]:
     """The encoder's file, the card and result.json, which says that the pre-training is over."""
-    result = {'weights': recipe.name, 'figures': {'knn': task.figures}, 'command': recipe.command, 'machine': machine()}
+    result = {'weights': recipe.name, 'figures': {'knn': task.figures}, 'command': options.command or recipe.command,
+              'machine': machine()}
     if world.first:
         write_weights(run.folder, recipe, cfg, task.network.kept().state_dict())
-        write_whole(run.folder / 'card.md', card(recipe, source, cfg, task.figures).encode())
+        write_whole(run.folder / 'card.md', card(recipe, source, cfg, result).encode())
         write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
         run.say(f'The encoder and its card are in {run.folder}: `tinyvit-zoo train --from {run.folder} --data ...` '
                 f'fine-tunes it.')
@@ -285,13 +287,14 @@ def _finish(
 
 
 def card(
-        recipe: Pretraining, source: Source, cfg: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
+        recipe: Pretraining, source: Source, cfg: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What this encoder is, in Markdown."""
+    figures = result['figures']['knn']
     rows = ''.join(f'| {name} | {figures[key]["knn_top1"]:.2f} | {figures[key]["spread"]:.2f} |\n'
                    for name, key in (('random weights', 'untrained'), ('these', 'last')))
     size = ' x '.join(map(str, cfg['input_size']))
     return f'''# {recipe.name}
-{recipe.about} An encoder without classifier, pre-trained by {recipe.method}; no label was learned from.
+{about(recipe, source)} An encoder without classifier, pre-trained by {recipe.method}; no label was learned from.
 
 | encoder | k-NN top-1, % | spread of the features |
 |---|---|---|
@@ -302,6 +305,6 @@ def card(
 `tinyvit-zoo train --from DIR --data SOURCE` fine-tunes it. Input {size}, mean {cfg['mean']}, std {cfg['std']}.
 
 ## Pre-training
-`{recipe.command}` on {source.name} ({len(source.train)} images), {machine()['device']}.
+`{result['command']}` on {source.name} ({len(source.train)} images), {machine()['device']}.
 
 {settings_table(recipe)}'''

@@ -7,9 +7,7 @@ from typing import Any
 
 from ..errors import ZooError
 from ..recipes import OWN, Pretraining, find_pretraining
-from .command import add_options, add_settings, image_source, in_world, options_of, overridden, refuse
-
-_NOT_MIRRORED = ('digits', 'mnist', 'svhn')
+from .command import add_options, add_settings, image_source, in_world, not_mirrored, options_of, overridden, refuse
 
 
 def add_pretrain(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +22,8 @@ def run_pretrain(args: argparse.Namespace, unknown: list[str]) -> str:
     """Says everything while it runs, the k-NN accuracy last. `unknown`: what the parser did not know."""
     refuse(unknown, Pretraining, 'pretrain')
     recipe = overridden(_recipe(args), args)
-    if args.recipe in OWN and args.set_flip is None and (args.data or '').partition(':')[0] in _NOT_MIRRORED:
-        recipe = dataclasses.replace(recipe, flip=0.)
+    if args.recipe in OWN:
+        recipe = not_mirrored(recipe, args)
     from .pretrain import pretrain
 
     options = options_of(args, recipe.name, image_source(args, recipe))

@@ -18,7 +18,7 @@ from ..data.info import DATASETS
 from ..data.loaders import make_batches
 from ..data.sources import Source, normalisation, open_source
 from ..errors import ZooError
-from ..recipes import Recipe, Training
+from ..recipes import PRETRAININGS, RECIPES, Recipe, Training
 from ..weights import read_cfg, save_weights
 from .checkpoint import write_whole
 from .checks import check_numbers, check_recipe
@@ -27,7 +27,7 @@ from .evaluate import evaluate
 from .loop import Loop
 from .memory import keep_freed_memory
 from .optimize import number_format
-from .run import Run, machine
+from .run import Run, differences, machine
 from .stream import evaluation_transform
 from .supervised import supervised_batches, supervised_task
 
@@ -48,6 +48,7 @@ class Options:
     checkpoint_minutes: float = 1.
     eval_every: int = 0             # epochs; 0: twenty times in all
     tensorboard: bool = False
+    command: str = ''               # as it was given; '': the recipe's
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -117,12 +118,13 @@ def open_run(run: Run, recipe: Training, options: Options, source: Source, world
 def data_cfg(recipe: Training, source: Source) -> dict[str, Any]:
     """The preprocessing and classes of the weights to be, in the fields of a timm cfg.
 
-    Normalisation is the one the recipe names, or that of its data set where the classes are as many, else that of the
-    weights it starts from, else that of a known source, else measured on the training images.
+    Normalisation is the one the recipe names, or that of its data set where the images may be that (no other known set,
+    as many classes), else that of the weights it starts from, else that of a known source, else measured on the
+    training images. Classes have the names that the source has, or the data set's where it has numbers alone.
     """
     classes = len(source.class_names)
     known = DATASETS.get(recipe.dataset)
-    if known and known.num_classes != classes:
+    if known and (known.num_classes != classes or source.info not in (None, known)):
         known = None
     start = _start_cfg(recipe) if isinstance(recipe, Recipe) else {}
     mean: tuple[float, ...]
@@ -137,7 +139,8 @@ def data_cfg(recipe: Training, source: Source) -> dict[str, Any]:
         mean, std = source.info.mean, source.info.std
     else:
         mean, std = normalisation(source, recipe.img_size)
-    names = (known and known.label_names) or source.class_names
+    named = any(not name.isdigit() for name in source.class_names)
+    names = source.class_names if named or not known else known.label_names or source.class_names
     return {
         'architecture': recipe.model, 'num_classes': classes, 'input_size': (3, recipe.img_size, recipe.img_size),
         'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
@@ -225,10 +228,11 @@ def _judge(
     for name, split in (('val', source.val), ('test', source.test)):
         if split is not None:
             figures[name] = measure(split, recipe.batch_size, cfg, world, dtype, **loading)(model)
-    result = {'weights': recipe.name, 'figures': figures, 'command': recipe.command, 'machine': machine()}
+    result = {'weights': recipe.name, 'figures': figures, 'command': options.command or recipe.command,
+              'machine': machine()}
     if world.first:
         write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
-        write_whole(run.folder / 'card.md', card(recipe, source, cfg, figures, run.folder).encode())
+        write_whole(run.folder / 'card.md', card(recipe, source, cfg, result, structure).encode())
         run.say(f'Weights, curves and card are in {run.folder}.')
         for name, found in figures.items():
             run.say(f'{name} accuracy: {found["top1"]:.2f} % of {found["images"]} images')
@@ -236,13 +240,15 @@ def _judge(
 
 
 def card(
-        recipe: Recipe, source: Source, cfg: Mapping[str, Any], figures: Mapping[str, Any], folder: Path) -> str:
-    """What these weights are, in Markdown."""
-    rows = ''.join(f'| {name} | {f["images"]} | {f["top1"]:.2f} | {f["loss"]:.4f} |\n' for name, f in figures.items())
-    published = f' The paper has {recipe.published:.2f} %.' if recipe.published else ''
+        recipe: Recipe, source: Source, cfg: Mapping[str, Any], result: Mapping[str, Any],
+        structure: Mapping[str, Any]) -> str:
+    """What these weights are, in Markdown. `structure`: what the model was built with beside its name."""
+    rows = ''.join(f'| {name} | {f["images"]} | {f["top1"]:.2f} | {f["loss"]:.4f} |\n'
+                   for name, f in result['figures'].items())
+    args = ''.join(f', {key}={value!r}' for key, value in structure.items())
     size = ' x '.join(map(str, cfg['input_size']))
     return f'''# {recipe.name}
-{recipe.about}{published}
+{about(recipe, source)}
 
 | measured on | images | top-1, % | loss |
 |---|---|---|---|
@@ -253,14 +259,26 @@ def card(
 ```python
 import timm
 import tinyvit_zoo
-model = timm.create_model('{recipe.model}', pretrained=True, pretrained_cfg_overlay=dict(file='weights.safetensors'))
+weights = dict(file='weights.safetensors')
+model = timm.create_model('{recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
 ```
 Input {size}, mean {cfg['mean']}, std {cfg['std']}, {cfg['num_classes']} classes.
 
 ## Training
-`{recipe.command}` on {source.name} ({len(source.train)} images), {machine()['device']}.
+`{result['command']}` on {source.name} ({len(source.train)} images), {machine()['device']}.
 
 {settings_table(recipe)}'''
+
+
+def about(recipe: Training, source: Source) -> str:
+    """What the recipe of that name says of itself; or how this one, or its images, differ from it."""
+    written = {**RECIPES, **PRETRAININGS}.get(recipe.name, recipe)
+    changes = differences(dataclasses.asdict(written), dataclasses.asdict(recipe))
+    if recipe.dataset and source.info and source.info is not DATASETS.get(recipe.dataset):
+        changes.append(f'images {recipe.dataset} -> {source.name}')
+    if changes:
+        return f'By the recipe of that name, changed: {"; ".join(changes)}.'
+    return f'{recipe.about} The paper has {recipe.published:.2f} %.' if recipe.published else recipe.about
 
 
 def settings_table(recipe: Training) -> str:
