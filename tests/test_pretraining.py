@@ -1,6 +1,7 @@
 """Pre-training by the command: what it leaves, resumes, chains, processes, and what it refuses."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,18 @@ def test_a_chain_goes_on_from_either_stage(
     assert chain(tmp_path / 'run', '--resume') == 0
     assert_same_bits(chained, tmp_path / 'run')
     assert_same_bits(chained / 'pretraining', tmp_path / 'run' / 'pretraining')
+
+
+def test_a_damaged_recipe_is_one_line(finished: Path, data: str, tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / 'run')
+    for content in ('{', '[]', '{}'):
+        (tmp_path / 'run' / 'recipe.json').write_text(content)
+        assert run('train', '--from', str(tmp_path / 'run'), '--data', data, '--output', str(tmp_path / 'out')) == 2
+        assert pretrained(data, tmp_path / 'run', '--resume') == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2 and all('recipe.json is damaged' in error for error in errors)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_chain_that_could_not_end_does_not_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

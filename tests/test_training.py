@@ -70,8 +70,9 @@ def test_what_a_run_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_changed_recipe_is_not_described_as_the_one_it_was(tmp_path: Path) -> None:
     """Its card says the changes, and how to load what has another structure; classes are those of the images."""
-    assert main(['train', 'cct_2_3x2.c10', '--data', 'digits', '--output', str(tmp_path / 'run'), '--img-size', '8',
-                 '--epochs', '1', '--batch-size', '256', '--model-args', "{'pos_embed': 'none'}", '--precision', 'fp32']) == 0
+    assert main(['train', 'cct_2_3x2.c10', '--data', 'digits', '--output', str(tmp_path / 'run'), '--precision', 'fp32',
+                 '--img-size', '8', '--epochs', '1', '--batch-size', '256',
+                 '--model-args', "{'pos_embed': 'none'}"]) == 0
     card = (tmp_path / 'run' / 'card.md').read_text()
     assert 'epochs 40 -> 1' in card and 'images c10 -> digits' in card and '88.85' not in card
     snippet = card.partition('```python')[2].partition('```')[0]

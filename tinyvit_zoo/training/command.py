@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import json
 import shlex
 import signal
 import sys
@@ -156,8 +155,10 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _pretrained_run(path: str) -> dict[str, Any]:
     """The recipe of a pre-training's run directory; {} where it is something else."""
+    from .run import read_recipe
+
     about = Path(path, 'recipe.json')
-    recipe = json.loads(about.read_text(encoding='utf-8'))['recipe'] if about.is_file() else {}
+    recipe = read_recipe(about)['recipe'] if about.is_file() else {}
     return recipe if 'method' in recipe else {}
 
 

@@ -90,6 +90,11 @@ def check_pretraining(recipe: Pretraining) -> None:
     if ('teacher' in known) != bool(recipe.teacher):
         raise ZooError(f'{recipe.method} learns from a teacher: name one by --teacher, with --teacher-weights FILE.'
                        if 'teacher' in known else f'{recipe.method} has no use for a teacher: leave it out.')
+    unused = [] if issubclass(METHODS[recipe.method], MaskedModel) else [
+        name for name in ('crop_padding', 'crop_ratio', 'color_jitter')
+        if getattr(recipe, name) != getattr(Pretraining, name)]
+    if unused:
+        raise ZooError(f'{recipe.method} makes views of its own and has no use for {", ".join(unused)}: leave it out.')
     if METHODS[recipe.method].whole_batches and (recipe.accumulate > 1 or recipe.batch_size < 2):
         raise ZooError(f'{recipe.method} tells the images of a batch apart, all at once: take accumulate 1 and a '
                        f'batch_size of 2 or more (they are {recipe.accumulate} and {recipe.batch_size}).')

@@ -38,7 +38,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
-        found = json.loads(path.read_text(encoding='utf-8'))
+        found = read_recipe(path)
         changes = differences({key: found.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is the run of another recipe ({"; ".join(changes)}): resume it as it was '
@@ -153,6 +153,17 @@ class Progress:
         seconds = (time.monotonic() - self.begun) / (step - self.first) * (self.total - step)
         unit, name = next((u, n) for u, n in ((3600, 'h'), (60, 'min'), (0, 's')) if seconds >= 2 * u)
         return f', {seconds / max(unit, 1):.0f} {name} left'
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A run directory's recipe.json."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(found, dict) and isinstance(found.get('recipe'), dict):
+            return found
+    except ValueError:
+        pass
+    raise ZooError(f'{path} is damaged, expected the recipe of a run: begin anew in another --output.')
 
 
 def differences(old: Any, new: Any, name: str = '') -> list[str]:
