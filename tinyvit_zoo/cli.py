@@ -121,7 +121,8 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, mps, ... (default: cpu)')
     parser.add_argument(
         '--weights', type=Path, metavar='FILE',
-        help='use this .safetensors, .pth or .zip file; size, normalisation and classes stay those of NAME.TAG')
+        help='use this .safetensors, .pth or .zip file; size, normalisation and classes are those that the file '
+             'says itself, else those of NAME.TAG')
     parser.add_argument('--json', action='store_true', help='the same and more, for programs')
 
 
@@ -390,7 +391,7 @@ def _predict(args: argparse.Namespace) -> str:
 
     name = _resolve(args.model)
     cfg = get_pretrained_cfg(name)
-    if not cfg.num_classes:
+    if not cfg.num_classes and not args.weights:
         raise ZooError(f'{name} has no classes to predict: it gives features, for another training to build on.')
     _check_device(args.device)
     paths = _image_files(args.images)
@@ -399,7 +400,12 @@ def _predict(args: argparse.Namespace) -> str:
             pass
     overlay = {'file': str(args.weights)} if args.weights else None
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).to(args.device).eval()
-    labels = _label_names(cfg.to_dict()) or [str(i) for i in range(cfg.num_classes)]
+    if not model.num_classes:
+        raise ZooError(f'{args.weights} does not say its classes, nor does {name}: expected a file of our training, or '
+                       f'a NAME.TAG with classes.')
+    labels = _label_names(model.pretrained_cfg)
+    if not labels or len(labels) != model.num_classes:
+        labels = [str(i) for i in range(model.num_classes)]
     results = list(zip(paths, _classify(model, labels, paths, args.topk, args.batch_size), strict=True))
     if args.json:
         images = [{'image': str(path), 'predictions': found} for path, found in results]

@@ -12,9 +12,11 @@ pretrained_cfg_overlay=dict(file=PATH, num_classes=N)).)
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,12 +116,18 @@ def _quiet() -> Iterator[None]:
 def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str:
     """Write `target` from the file `source` for the model `name` built with `args`; returns what there is to say."""
     check_name(name)
+    if '.' in name:
+        raise ZooError(f'--model is {name}, expected a name without a tag: {name.partition(".")[0]}.')
     if not Path(source).is_file():
         raise ZooError(how_to_fetch(source))
     if target.suffix != '.safetensors' or not target.parent.is_dir():
         raise ZooError(f'{target} cannot be written: name a .safetensors file in a folder that exists.')
     if target.resolve() == Path(source).resolve():
         raise ZooError(f'{target} is the source itself: name another file to write.')
+    try:
+        timm.create_model(name, device='meta', **args)
+    except (TypeError, ValueError) as e:
+        raise ZooError(f'{name} cannot be made with {args}: {e}') from e
     tensors = unwrap(read_weights(source))
     with _quiet():
         convert = partial(_filter(name), model=timm.create_model(name, num_classes=0, **args))
@@ -128,13 +136,14 @@ def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str
         report = trace(tensors, partial(_filter(name), model=model))
     size = [int(model.in_chans), *_image_size(model)]  # type: ignore[arg-type]
     cfg = json.dumps({'num_classes': classes, 'input_size': size})
-    save_weights(model.state_dict(), target, {'architecture': name, 'pretrained_cfg': cfg})
+    partial_file = target.with_name(f'.{os.getpid()}-{target.name}')
     try:
+        save_weights(model.state_dict(), partial_file, {'architecture': name, 'pretrained_cfg': cfg})
         with _quiet():
-            _check_same(model, _load(str(target), name, classes, args), size)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
+            _check_same(model, _load(str(partial_file), name, classes, args), size)
+        partial_file.replace(target)
+    finally:
+        partial_file.unlink(missing_ok=True)
     return (f'{source} -> {target}\n{report}\n{name}, {classes or "no"} classes, {size[1]} x {size[2]} pixels; '
             f'read back: the same tensors, the same output')
 
@@ -166,7 +175,7 @@ def _check_same(model: nn.Module, back: nn.Module, size: list[int]) -> None:
     x = torch.randn(2, *size)
     if wrong or not torch.allclose(model(x), back(x), rtol=1e-5, atol=1e-6):
         raise ZooError(f'What was written does not give back the same model ({", ".join(wrong) or "its output"} '
-                       f'differs): the file was removed again.')
+                       f'differs): nothing is left of it.')
 
 
 # -- where files are ---------------------------------------------------------------------------------------------------
@@ -202,13 +211,27 @@ def _parser() -> argparse.ArgumentParser:
                         help='resize the tables of positions to images of this size: 64, or 64x32 (height x width)')
     parser.add_argument('--global-pool', help="another read-out than the model's: 'token' keeps the final norm of a "
                                               'pre-trained mae_lite encoder')
+    parser.add_argument('--model-args', default='{}', metavar='DICT',
+                        help="other arguments of the model that the file is of, as \"{'in_chans': 1}\"")
     parser.add_argument('--list', action='store_true', help='say which files there are, and how to fetch them')
     return parser
 
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
+    if not (height.isdecimal() and (width or height).isdecimal() and int(height) and int(width or height)):
+        raise argparse.ArgumentTypeError(f'{text} is no size, expected 64, or 64x32')
     return int(height), int(width or height)
+
+
+def _model_args(text: str) -> dict[str, Any]:
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        found = None
+    if not isinstance(found, dict):
+        raise ZooError(f'--model-args is {text}, expected a dictionary like {{\'in_chans\': 1}}.')
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -221,8 +244,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ZooError('Say SOURCE --model NAME OUT.safetensors, or --list for the files there are.')
         options = {'img_size': args.img_size, 'global_pool': args.global_pool}
         given = {name: value for name, value in options.items() if value is not None}
-        print(convert_checkpoint(args.source, args.model, args.target, **given))
-    except ZooError as e:
+        print(convert_checkpoint(args.source, args.model, args.target, **_model_args(args.model_args), **given))
+    except (ZooError, OSError) as e:
         print(f'convert_checkpoint: {e}', file=sys.stderr)
         return 2
     return 0

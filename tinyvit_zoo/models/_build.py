@@ -110,23 +110,25 @@ _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsE
 def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str | None:
     """The file to read the weights from, its digest checked where the catalogue has one. None: timm finds them itself.
 
-    What the catalogue gives a digest of is fetched here, for timm hands on tensors, which no longer show it.
+    It is fetched here, for timm would read it without our checks, and hands on tensors, which no longer show a digest.
     """
     if cfg.get('source') or cfg.get('state_dict'):
         return None
     file, hub_id, url = (cfg.get(key) for key in ('file', 'hf_hub_id', 'url'))
     sha256 = promised_sha256(file or hub_id or url)
-    if not sha256:
-        return file
     if file:
-        check_sha256(file, sha256, 'reinstall tinyvit_zoo')
+        if sha256:
+            check_sha256(file, sha256, 'reinstall tinyvit_zoo')
         return file
     if hub_id:
+        if not sha256:
+            return None
         repository, revision = hf_split(hub_id)
         path = hf_hub_download(repository, 'model.safetensors', revision=revision, cache_dir=cache_dir)
     else:
         path = download_cached_file(url, check_hash=False, cache_dir=cache_dir)
-    check_sha256(path, sha256, 'delete it, and it will be fetched again')
+    if sha256:
+        check_sha256(path, sha256, 'delete it, and it will be fetched again')
     return path
 
 

@@ -2,11 +2,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from timm.layers import to_2tuple
 from timm.models import VisionTransformer
 from torch import nn
 
 from ..errors import ZooError
 from ._build import Filter, ModelT, build_model, update_model_args
+
+_POOLS = ('', 'avg', 'avgmax', 'max', 'token', 'map')
 
 
 def build_vision(
@@ -15,6 +18,12 @@ def build_vision(
 ) -> ModelT:
     """A model of the architecture `args`; timm is told of them, so that its exports say them."""
     merged = {**args, **kwargs}
+    size, patch, pool = to_2tuple(merged.get('img_size') or 224), merged['patch_size'], merged.get('global_pool')
+    if min(size) < patch:
+        raise ZooError(f'A {size[0]} x {size[1]} image gives no token: this model takes {patch} x {patch} pixels and '
+                       f'more.')
+    if pool is not None and pool not in _POOLS:
+        raise ZooError(f'global_pool is {pool!r}, expected {" or ".join(map(repr, _POOLS))}.')
     model = build_model(
         model_cls, variant, pretrained, filter_fn, feature_cfg=dict(out_indices=3, feature_cls='getter'), **merged)
     update_model_args(model, **{name: merged[name] for name in args})

@@ -87,7 +87,8 @@ def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
         raise ZooError(f'keep is {list(keep.shape)} of {keep.dtype}, expected [{batch}, K] of torch.int64: the patches '
                        f'to keep, a row an image.')
     prefix = model.num_prefix_tokens
-    return torch.cat([torch.arange(prefix, device=keep.device).expand(batch, -1), keep + prefix], dim=1)
+    patches = torch.where(keep < 0, -1, keep + prefix)  # a negative one is not to become a prefix token, but an error
+    return torch.cat([torch.arange(prefix, device=keep.device).expand(batch, -1), patches], dim=1)
 
 
 # -- looking inside ----------------------------------------------------------------------------------------------------

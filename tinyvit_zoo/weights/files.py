@@ -21,7 +21,7 @@ from ..errors import ZooError
 from .catalogue import FOLDER, catalogue
 
 _WRAPPERS = (  # in the order in which they are looked for
-    'state_dict_ema', 'model_ema', 'state_dict', 'model', 'teacher', 'student')
+    'state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'teacher', 'student', 'module')
 _PREFIXES = ('_orig_mod.', 'module.')                               # torch.compile and DistributedDataParallel
 _DIGEST = 'tensors_sha256'
 _CFG = 'pretrained_cfg'
@@ -82,7 +82,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
             broken = archive.testzip()
             if broken:
                 raise ZooError(f'{path} is damaged (the checksum of {broken} does not fit): fetch it again.')
-            names = [n for n in archive.namelist() if not n.endswith('/') and not n.startswith('__MACOSX')]
+            names = [n for n in archive.namelist() if not n.endswith('/') and not n.startswith('__MACOSX')
+                     and not Path(n).name.startswith('.')]
             if not any(n.endswith('data.pkl') for n in names):
                 return _read_zipped(path, archive, names)
     with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their options; inert
@@ -123,6 +124,9 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(content.get(key), Mapping):
             return unwrap(content[key])
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if content and not tensors:
+        raise ZooError(f'There are no tensors in the checkpoint, only {", ".join(map(str, content))[:200]}: expected a '
+                       f'dictionary of tensors, or one inside {" or ".join(_WRAPPERS)}.')
     for prefix in (*_PREFIXES, *_PREFIXES):  # in either order
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix):]: value for name, value in tensors.items()}
