@@ -216,6 +216,18 @@ def test_probabilities_are_those_of_timms_transform_and_the_model(run: Run, weig
     assert [f['label'] for f in found] == [get_pretrained_cfg(MODEL).label_names[f['index']] for f in found]
 
 
+def test_classes_are_those_that_the_file_says(run: Run, photos: Path, tmp_path: Path) -> None:
+    """Digits keep their names under a tag with others; classes without names have numbers."""
+    photo = photos / 'b.png'
+    digits = Path(tinyvit_zoo.__file__).parent / 'weights' / 'cct_2_3x2.digits.safetensors'
+    found = predictions(run, 'cct_2_3x2.c10', photo, '--weights', digits)[str(photo)]
+    assert all(f['label'] == str(f['index']) for f in found)
+    model = timm.create_model('cct_2_3x2', num_classes=12)
+    save_weights(model.state_dict(), tmp_path / 'w.safetensors', {'pretrained_cfg': json.dumps({'num_classes': 12})})
+    found = predictions(run, 'cct_2_3x2.c10', photo, '--weights', tmp_path / 'w.safetensors', '--topk', 99)[str(photo)]
+    assert sorted(int(f['label']) for f in found) == list(range(12))
+
+
 def test_the_most_probable_come_first_and_there_are_k(run: Run, weights: Path, photos: Path) -> None:
     every = predictions(run, MODEL, photos, '--weights', weights, '--topk', 99)
     three = predictions(run, MODEL, photos, '--weights', weights, '--topk', 3)

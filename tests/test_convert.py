@@ -134,6 +134,7 @@ def test_the_report_is_what_happened() -> None:
     (lambda s: s.pop('blocks.2.norm1.bias'), TINY, 'blocks.2.norm1.bias is missing'),
     (lambda s: None, 'mae_lite_vit_small', r'cls_token is \[1, 1, 192\]'),
     (lambda s: None, 'mae_lite_vit_tny', 'Did you mean mae_lite_vit_tiny'),
+    (lambda s: None, 'cct_7_3x1.shi_c10_300e', 'without a tag: cct_7_3x1'),
 ])
 def test_refused_in_one_line_and_nothing_is_written(
         change: Any, name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -146,6 +147,26 @@ def test_refused_in_one_line_and_nothing_is_written(
     with pytest.raises(ZooError, match=words):
         tool.convert_checkpoint(str(tmp_path / 'in.pth'), name, tmp_path / 'out.safetensors')
     assert [path.name for path in tmp_path.iterdir()] == ['in.pth']
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--img-size', '8'], 'takes 16 x 16 pixels and more'), (['--global-pool', 'foo'], "expected '' or 'avg'"),
+    (['--model-args', "{'foo': 1}"], 'cannot be made'), (['--model-args', 'foo'], 'expected a dictionary'),
+])
+def test_options_that_cannot_be_are_one_line(
+        options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.save(finetuned(), tmp_path / 'in.pth')
+    assert tool.main([str(tmp_path / 'in.pth'), '--model', TINY, str(tmp_path / 'out.safetensors'), *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1 and not (tmp_path / 'out.safetensors').exists()
+
+
+def test_models_made_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Another number of channels, an add-on left out: said by --model-args."""
+    for name, args in (('cct_2_3x2', {'in_chans': 1}), ('sl_vit', {'lsa': False})):
+        state = timm.create_model(name, num_classes=4, **args).state_dict()
+        run(tmp_path, state, name, capsys, '--model-args', str(args))
+        torch.testing.assert_close(load(tmp_path / 'out.safetensors', name, 4, **args).state_dict(), state)
 
 
 def test_a_file_that_gives_back_another_model_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,9 @@ def test_wrong_indices_are_refused() -> None:
     for keep in (torch.zeros(3, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long), torch.ones(3, PATCHES)):
         with pytest.raises(ZooError, match=r'expected \[3, K\] of torch.int64'):
             encode(model, batch(model), keep)
+    for index in (-1, PATCHES):     # -1 is not the class token
+        with pytest.raises((IndexError, RuntimeError), match='out of bounds'):
+            encode(model, batch(model), torch.full((3, 2), index))
 
 
 # -- looking inside ----------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ WRAPPINGS = {
     'state_dict': lambda s: {'state_dict': s, 'epoch': 3, 'arch': 'cct_2'},
     'model': lambda s: {'model': {f'module._orig_mod.{k}': v for k, v in s.items()}, 'epoch': 3},
     'model_ema': lambda s: {'model': {k: v * 0 for k, v in s.items()}, 'model_ema': s},
+    'module of model_ema': lambda s: {'model_ema': {'module': s, 'decay': 0.9}},
 }
 
 
@@ -60,6 +61,7 @@ def test_every_format_and_wrapping(wrapping: str, suffix: str, tmp_path: Path) -
         torch.save(content, buffer, _use_new_zipfile_serialization=False)
         with zipfile.ZipFile(path, 'w') as archive:
             archive.writestr('folder/weights.pth', buffer.getvalue())
+            archive.writestr('folder/.DS_Store', b'what a file manager leaves')
     else:
         torch.save(content, path, _use_new_zipfile_serialization=suffix == '.pth')
     x = torch.randn(2, 3, 32, 32)
@@ -167,17 +169,30 @@ def test_code_is_refused_and_not_run(zipped: bool, tmp_path: Path, monkeypatch: 
     assert not (tmp_path / 'boom').exists()
 
 
+@pytest.mark.parametrize('cached', [False, True])
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 @pytest.mark.parametrize('damage', ['truncated', 'flipped', 'empty', 'text'])
-def test_damaged_files(suffix: str, damage: str, tmp_path: Path) -> None:
-    path = tmp_path / f'w{suffix}'
+def test_damaged_files(
+        suffix: str, damage: str, cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given as a file, or lying in the cache of what was once fetched from an address."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    path = tmp_path / 'hub' / 'checkpoints' / f'w{suffix}'
+    path.parent.mkdir(parents=True)
     torch.save(STATE, path) if suffix == '.pth' else save_weights(STATE, path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes({'truncated': content[:5000], 'flipped': content, 'empty': b'', 'text': b'hello'}[damage])
+    overlay = {'url': f'https://no.invalid/w{suffix}'} if cached else {'file': str(path)}
     with pytest.raises(ZooError, match='damaged') as error:
-        load(path)
+        timm.create_model('cct_2_3x2', pretrained=True, pretrained_cfg_overlay=overlay)
     assert str(path) in one_line(error)
+
+
+def test_a_checkpoint_without_tensors_is_said(tmp_path: Path) -> None:
+    torch.save({'net': STATE, 'epoch': 3}, tmp_path / 'w.pth')
+    with pytest.raises(ZooError, match='no tensors in the checkpoint, only net, epoch') as error:
+        load(tmp_path / 'w.pth')
+    one_line(error)
 
 
 def test_saving_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
