@@ -260,7 +260,17 @@ def test_what_was_measured_is_shown_as_such(run: Run, monkeypatch: pytest.Monkey
     assert lines[2].split()[0] == 'resnet18' and lines[2].split()[-2:] == ['-', '-'] and 'images/s' not in lines[0]
 
 
+def test_a_figure_is_shown_for_what_it_was_measured_on(run: Run) -> None:
+    """Not for another size, nor a paper's count for a batch that it does not speak of."""
+    found = json.loads(run('compare', 'cct_2_3x2', '--img-size', '64', '--no-speed', '--json'))['models'][0]
+    assert found['measured'] is None and found['published'] is None and found['weights']
+    one, eight = (json.loads(run('count', 'cct_7_3x1', '--batch-size', n, '--json'))[0] for n in ('1', '8'))
+    assert eight['paper_macs'] == 8 * one['paper_macs'] == 8 * 947_000_000
+    assert json.loads(run('count', 'cct_7_3x1', '--img-size', '32', '64', '--json'))[0]['paper_macs'] is None
+
+
 def test_compare_refuses_before_it_times(refused: Run, tmp_path: Path) -> None:
+    assert 'has no accuracy on c10' in refused('compare', 'cct_2_3x2.c10', 'cct_2_3x2.digits', '--no-speed')
     assert 'expected a name that ends in .png' in refused('compare', 'sl_vit', '--plot', 'x.bmp')
     assert 'there is no folder' in refused('compare', 'sl_vit', '--plot', str(tmp_path / 'no' / 'x.png'))
     assert 'There is no model' in refused('compare', 'sl_vit', 'sl_vat')

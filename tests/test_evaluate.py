@@ -327,7 +327,7 @@ def test_no_weight_for_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (['cct_2_3x2.untrained', '--split', 'train', '--knn'], '--knn and --probe learn from the training images'),
     (['cct_2_3x2.untrained', '--fraction', '0.5'], '--fraction is of the training images'),
     (['cct_2_3x2.untrained'], 'cct_2_3x2.untrained has 10 classes, images has 4'),
-    (['mae_vit_c10.untrained', '--img-size', '1'], 'VisionTransformer cannot take images of 1 x 1'),
+    (['mae_vit_c10.untrained', '--img-size', '1'], 'this model takes 3 x 3 pixels and more'),
     (['a', 'b', '--confusion', 'c.png'], '--confusion draws one model'),
     (['a', '--confusion', 'c.bmp'], 'expected a name that ends in .png'),
     (['a', '--confusion', '/nowhere/c.png'], 'there is no folder /nowhere'),

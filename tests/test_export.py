@@ -1,6 +1,7 @@
 """Exported files give what the models give, at any batch size, and say how images are prepared."""
 import builtins
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def test_another_models_numbers_are_noticed() -> None:
     with torch.no_grad():
         next(p for name, p in other.named_parameters() if name.endswith('head.bias'))[3] += 0.01
     assert difference(one, other, (3, 32, 32)) == pytest.approx(0.01, rel=1e-3)
+    answers = iter([torch.zeros(1), torch.full((1,), math.nan)])
+    assert math.isnan(difference(lambda images: next(answers), lambda images: torch.zeros(1), (3, 8, 8)))
 
 
 def test_a_file_that_gives_other_numbers_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +145,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert main(['export', *argv]) == 2
     out, err = capsys.readouterr()
     assert said in err and err.count('\n') == 1 and not out and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('there', ['{"recipe": {}}', 'no json', '{"made_by": "tinyvit_zoo", "format": "onnx"}'])
+def test_another_json_is_left_alone(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.json').write_text(there)
+    assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.pt2')]) == 2
+    assert 'choose another name' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json'] and (tmp_path / 'a.json').read_text() == there
 
 
 def test_a_missing_extra_says_the_command(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tinyvit_zoo  # noqa: F401
@@ -14,7 +15,7 @@ from tinyvit_zoo.analysis.attacks import Attack, count_robust
 from tinyvit_zoo.analysis.corruptions import CORRUPTIONS
 from tinyvit_zoo.analysis.robustness import corrupted, mean_corruption_error, open_published
 from tinyvit_zoo.cli import main
-from tinyvit_zoo.weights import save_weights
+from tinyvit_zoo.weights import read_cfg, save_weights
 
 
 class Threshold(nn.Module):
@@ -89,6 +90,18 @@ def evaluated(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
     capsys.readouterr()
     assert main(['eval', *map(str, argv), '--device', 'cpu', '--json']) == 0
     return json.loads(capsys.readouterr().out)[0]
+
+
+@pytest.mark.slow
+def test_images_are_prepared_as_for_the_accuracy(
+        trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut from the middle where the weights want it: an attack without force changes nothing."""
+    file = tmp_path / 'cropped.safetensors'
+    cfg = {**read_cfg(trained / 'weights.safetensors'), 'crop_pct': 0.6, 'interpolation': 'bilinear'}
+    save_weights(load_file(trained / 'weights.safetensors'), file, {'pretrained_cfg': json.dumps(cfg)})
+    found = evaluated(capsys, f'cct_2_3x2={file}', '--data', 'digits', '--attack', 'fgsm', '--radius', 0)
+    assert found['attack']['top1s'] == [pytest.approx(found['top1'])]
+    assert found['top1'] != pytest.approx(evaluated(capsys, trained, '--data', 'digits')['top1'])
 
 
 @pytest.mark.slow

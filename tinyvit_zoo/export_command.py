@@ -73,6 +73,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ZooError(f'OUT is {args.output}, expected a name that ends in {" or ".join(_SUFFIXES)}.')
     if not args.output.absolute().parent.is_dir():
         raise ZooError(f'There is no folder {args.output.parent}: make it, or choose another.')
+    _check_beside(args.output)
     if args.int8 and args.output.suffix != '.onnx':
         raise ZooError('--int8 is for ONNX: give an OUT that ends in .onnx.')
     if args.img_size is not None and args.img_size < 1:
@@ -81,6 +82,20 @@ def _check(args: argparse.Namespace) -> None:
         from .export import require_onnx
 
         require_onnx()
+
+
+def _check_beside(output: Path) -> None:
+    """ZooError where the preprocessing would take the place of something else."""
+    beside = output.with_suffix('.json')
+    if not beside.exists():
+        return
+    try:
+        found = json.loads(beside.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or 'made_by' not in found or found.get('format') != output.suffix[1:]:
+        raise ZooError(f'{beside} is there, and not of an export to {output.name}: its preprocessing would take that '
+                       f'place, choose another name.')
 
 
 def _evaluation(loaded: Any, data: str) -> Callable[[Function, bool], dict[str, Any]]:
@@ -97,18 +112,19 @@ def _evaluation(loaded: Any, data: str) -> Callable[[Function, bool], dict[str, 
 
     @torch.inference_mode()
     def evaluate(exported: Function, strict: bool) -> dict[str, Any]:
-        right, same, count, worst = [0, 0], 0, 0, 0.
+        right, same, count, worst = [0, 0], 0, 0, torch.zeros(())
         for images, labels in bench.batches('test'):
             logits = [function(bench.prepare(images)) for function in (loaded.model, exported)]
             guesses = [found.argmax(1) for found in logits]
             right = [sum_ + int((guess == labels).sum()) for sum_, guess in zip(right, guesses, strict=True)]
             same += int((guesses[0] == guesses[1]).sum())
-            worst, count = max(worst, (logits[0] - logits[1]).abs().max().item()), count + len(labels)
+            worst = torch.maximum(worst, (logits[0] - logits[1]).abs().max())  # keeps NaN
+            count += len(labels)
         if strict and not worst <= TOLERANCE:
             raise ZooError(f'The exported file gives other numbers than the model on {data} (by {worst:.1e}, at most '
                            f'{TOLERANCE:g} is rounding): it was not written; tell the maintainers.')
         return {'images': count, 'top1_model': 100 * right[0] / count, 'top1': 100 * right[1] / count,
-                'same_class': 100 * same / count, 'largest_difference': worst}
+                'same_class': 100 * same / count, 'largest_difference': worst.item()}
 
     return evaluate
 

@@ -49,6 +49,7 @@ from timm.data import auto_augment, create_transform
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvit_zoo
+from tinyvit_zoo.analysis.named import duration
 from tinyvit_zoo.analysis.timing import machine, make_step, rounds, summarise
 from tinyvit_zoo.data.augment import Augment, normalize
 from tinyvit_zoo.data.info import DATASETS
@@ -172,7 +173,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_pretraining(commands.add_parser('pretraining', help='a step of each method beside a supervised one'))
     for command in commands.choices.values():
         command.add_argument('--device', default='cpu')
-        command.add_argument('--seconds', type=float, default=20., help='time for each comparison (at least 3 rounds)')
+        command.add_argument('--seconds', type=duration, default=20., help='for each comparison (at least 3 rounds)')
         command.add_argument('--json', type=Path, metavar='FILE', help='write the results and the machine to FILE')
     return parser.parse_args(argv)
 

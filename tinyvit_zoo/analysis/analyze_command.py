@@ -247,8 +247,9 @@ def _support(patterns: Sequence[str]) -> str:
     names: list[str] = []
     for pattern in patterns or ['*']:
         wild = pattern if any(c in pattern for c in '*?[') else f'{pattern}*'
-        names += matching(list_models(), wild) or ([pattern] if timm.is_model(pattern) else [])
-        if not names:
+        matches = matching(list_models(), wild) or ([pattern] if timm.is_model(pattern) else [])
+        names += matches
+        if not matches:
             raise ZooError(f'No model matches {pattern!r}.{nearest(pattern, list_models())}')
     notes: dict[str, int] = {}
     rows = []

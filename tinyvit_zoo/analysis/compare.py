@@ -13,10 +13,11 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from ..counting import count, image_size
 from ..data.info import DATASETS
 from ..drawing import check_picture, new_figure, write_picture
+from ..errors import ZooError
 from ..recipes import RECIPES
 from ..training.distributed import join_world
 from ..weights import Weight, weight_of
-from .named import add_img_size, find_names, make_model, table, whole_number
+from .named import add_img_size, duration, find_names, make_model, table, whole_number
 from .timing import machine, make_step, rounds, summarise
 
 
@@ -30,7 +31,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=whole_number, default=32, metavar='N', help='of inference (default: 32)')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'])
-    parser.add_argument('--seconds', type=float, default=10., metavar='S', help='of timing in all (default: 10)')
+    parser.add_argument('--seconds', type=duration, default=10., metavar='S', help='of timing in all (default: 10)')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='the same as a picture: .png, .pdf or .svg')
     parser.add_argument('--json', action='store_true', help='the same in plain numbers, and the machine')
 
@@ -57,6 +58,9 @@ def _weight(name: str, dataset: str | None) -> Weight | None:
     architecture, _, tag = name.partition('.')
     found = [weight_of(cfg) for cfg in get_arch_pretrained_cfgs(architecture).values() if tag in ('', cfg.tag)]
     fitting = [w for w in found if w and w.dataset == dataset and not w.encoder]
+    if tag and not fitting and any(w and not w.encoder for w in found):
+        raise ZooError(f'{name} has no accuracy on {dataset}, what the others are compared on: compare weights of one '
+                       f'data set (--dataset), or leave its tag out.')
     return next((w for w in fitting if w.measured), fitting[0] if fitting else None)
 
 
@@ -65,14 +69,16 @@ def _row(name: str, dataset: str | None, img_size: tuple[int, int] | None) -> di
     size = img_size or (weight.input_size[1:] if weight else None)
     model = make_model(architecture, DATASETS[dataset].num_classes if dataset else None, size, device='meta')
     found = count(model, size)
-    published = weight.published['top1'] if weight and weight.published else None
+    shown: Weight | None = weight if weight and tuple(weight.input_size) == tuple(found.input_size) else None
+    published = shown.published['top1'] if shown and shown.published else None
     if not weight and '.' not in name:  # nobody's weights, but a paper's figure
-        published = next((r.published for r in RECIPES.values() if (r.model, r.dataset) == (name, dataset)), None)
+        published = next((r.published for r in RECIPES.values() if (r.model, r.dataset) == (name, dataset)
+                          and found.input_size[1:] == (r.img_size,) * 2), None)
     return {
         'name': name, 'weights': weight.name if weight else None, 'dataset': dataset,
         'input_size': list(found.input_size), 'num_classes': int(model.num_classes),  # type: ignore[arg-type]
         'params': found.params, 'macs': found.macs, 'published': published,
-        'measured': weight.measured['top1'] if weight and weight.measured else None}
+        'measured': shown.measured['top1'] if shown and shown.measured else None}
 
 
 def _time(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:

@@ -64,14 +64,16 @@ def cost(name: str, num_classes: int | None = None, img_size: tuple[int, int] | 
     model = make_model(name, num_classes, img_size, device='meta')
     found = count(model, img_size, batch)
     architecture, classes = name.partition('.')[0], int(model.num_classes)  # type: ignore[arg-type]
-    printed, why = PAPERS.get((found.input_size[1], classes), {}).get(architecture, (None, ''))
+    height, width = found.input_size[1:]
+    figures = PAPERS.get((height, classes), {}) if height == width else {}
+    printed, why = figures.get(architecture, (None, ''))
     row = {
         'name': name, 'input_size': list(found.input_size), 'num_classes': classes, 'batch_size': batch,
         'params': found.params, 'trainable': found.trainable, 'frozen': found.frozen, 'buffers': found.buffers,
         'macs': found.macs, 'activations': found.activations,
         'peak_memory': peak_memory(model, img_size, batch), 'peak_training_memory': _training(model, img_size, batch),
         'parts': {part: vars(figures) for part, figures in found.parts.items()},
-        'paper_macs': printed and round(printed * 1e6), 'paper_note': why}
+        'paper_macs': printed and batch * round(printed * 1e6), 'paper_note': why}
     if fvcore:
         by_operator = fvcore_macs(make_model(name, num_classes, img_size), img_size)
         row['fvcore'] = {key: batch * macs for key, macs in by_operator.items()}

@@ -14,6 +14,7 @@ from ..data.augment import normalize
 from ..data.info import DATASETS
 from ..data.loaders import Batches, make_batches
 from ..data.sources import Source, open_source
+from ..data.splits import Split
 from ..errors import ZooError, nearest
 from ..training.distributed import World
 from ..training.evaluate import evaluate
@@ -37,9 +38,13 @@ class Bench:
     def classes(self) -> int:
         return len(self.source.class_names)
 
-    def batches(self, split: str) -> Batches:
-        """Every image once. In memory only where that prepares it as timm's own transform does."""
-        images, cfg = getattr(self.source, split), self.loaded.cfg
+    def batches(self, split: str | Split, normalized: bool = True) -> Batches:
+        """Every image once. In memory (as bytes) only where that prepares it as timm's own transform does.
+
+        `normalized` False: bytes in any case.
+        """
+        cfg = self.loaded.cfg
+        images = getattr(self.source, split) if isinstance(split, str) else split
         channels = cfg['input_size'][0]
         if channels not in (1, 3):
             raise ZooError(f'{self.loaded.title} takes images of {channels} channels: expected 1 (grey) or 3 (RGB).')
@@ -47,7 +52,7 @@ class Bench:
         return make_batches(
             images, cfg['input_size'][1:], self.batch_size * self.world.size, self.world.device, train=False,
             channels=channels, rank=self.world.rank, world_size=self.world.size, mode='auto' if whole else 'stream',
-            stream_transform=evaluation_transform(cfg))
+            stream_transform=evaluation_transform(cfg, normalized))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Bytes are normalised; what was streamed is already."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,7 @@ def _create(found: _Found, img_size: int | None) -> Any:
         _check_weights(found)
     if found.file:
         args['pretrained_cfg_overlay'] = {'file': str(found.file)}
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every retry
     try:
         try:
             return timm.create_model(name, **args, **({'img_size': img_size} if img_size else {}))
@@ -131,6 +133,9 @@ def _create(found: _Found, img_size: int | None) -> Any:
     except ZooError:
         raise
     except Exception as e:  # timm, the Hub and the network have their own
+        if isinstance(e, RuntimeError) and img_size:
+            raise ZooError(f'{found.name} cannot be made for images of {img_size} pixels ({one_line(e)}): give another '
+                           f'--img-size.') from e
         raise ZooError(f'{found.name} cannot be loaded{f" from {found.file}" if found.file else ""} '
                        f'({type(e).__name__}: {one_line(e)}): give weights of this architecture, NAME=FILE.') from e
 

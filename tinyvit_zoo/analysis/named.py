@@ -75,6 +75,16 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def duration(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds, 0 or more')
+    return value
+
+
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Aligned columns, all but the first `left` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -100,16 +100,8 @@ def attack_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def bytes_of(bench: Bench, split: Any = None) -> Any:
-    """uint8 batches at the model's size, of a split or of the images judged on.
-
-    Images of another size are resized until they fill it, whatever the weights' crop_pct.
-    """
-    from ..data.loaders import make_batches
-
-    size, world = bench.loaded.cfg['input_size'], bench.world
-    return make_batches(
-        split or getattr(bench.source, bench.split), size[1:], bench.batch_size * world.size, world.device, train=False,
-        channels=size[0], rank=world.rank, world_size=world.size)
+    """uint8 batches of a split or of the images judged on, resized and cropped as the weights want it."""
+    return bench.batches(split or bench.split, normalized=False)
 
 
 def _check_classes(bench: Bench) -> None:

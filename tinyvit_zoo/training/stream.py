@@ -91,7 +91,8 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return image.point([level & kept for level in range(256)] * len(image.getbands()))
 
 
-def evaluation_transform(cfg: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+def evaluation_transform(cfg: Mapping[str, Any], normalize: bool = True) -> Callable[[Any], Tensor]:
+    """What the weights want of an image; not normalised, it is of bytes."""
     return create_transform(
         cfg['input_size'], interpolation=cfg['interpolation'], mean=cfg['mean'], std=cfg['std'],
-        crop_pct=cfg['crop_pct'], crop_mode=cfg.get('crop_mode'))
+        crop_pct=cfg['crop_pct'], crop_mode=cfg.get('crop_mode'), normalize=normalize)
