@@ -1,7 +1,9 @@
 """count, compare and the benchmark: the figures are those of the library, of the papers and of the clock."""
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -107,6 +109,8 @@ def test_why_a_paper_has_another_figure(size: int, classes: int, name: str) -> N
         assert macs + norms.total / 1e6 == pytest.approx(printed, abs=0.06)
     elif why == command.SLIPS:
         assert abs(macs + norms.total / 1e6 - printed) > 1
+    elif why == command.PADDING:  # 12 tokens of it, in 4 blocks, to q, k, v and back
+        assert macs + 12 * 4 * 4 * 384 ** 2 / 1e6 == pytest.approx(printed, abs=0.1)
     else:
         projections = len(model.blocks) * length * 4 * width ** 2 / 1e6
         assert macs - products - projections < printed < macs
@@ -267,6 +271,16 @@ def test_a_figure_is_shown_for_what_it_was_measured_on(run: Run) -> None:
     one, eight = (json.loads(run('count', 'cct_7_3x1', '--batch-size', n, '--json'))[0] for n in ('1', '8'))
     assert eight['paper_macs'] == 8 * one['paper_macs'] == 8 * 947_000_000
     assert json.loads(run('count', 'cct_7_3x1', '--img-size', '32', '64', '--json'))[0]['paper_macs'] is None
+
+
+@pytest.mark.parametrize('argv', [
+    ['count', 'sl_vit', 'cct_2_3x2', '--parts'], ['compare', 'sl_vit', 'cct_2_3x2', '--no-speed']])
+def test_csv_has_what_json_has(argv: list[str], run: Run) -> None:
+    found = json.loads(run(*argv, '--json'))
+    rows = list(csv.DictReader(io.StringIO(run(*argv, '--csv'))))
+    for expected, row in zip(found if argv[0] == 'count' else found['models'], rows, strict=True):
+        assert row['name'] == expected['name'] and int(row['params']) == expected['params'] and 'parts' not in row
+        assert int(row['macs']) == expected['macs'] and row['input_size'] == ' '.join(map(str, expected['input_size']))
 
 
 def test_compare_refuses_before_it_times(refused: Run, tmp_path: Path) -> None:

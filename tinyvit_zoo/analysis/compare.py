@@ -17,7 +17,7 @@ from ..errors import ZooError
 from ..recipes import RECIPES
 from ..training.distributed import join_world
 from ..weights import Weight, weight_of
-from .named import add_img_size, duration, find_names, make_model, table, whole_number
+from .named import add_formats, add_img_size, as_csv, duration, find_names, make_model, table, whole_number
 from .timing import machine, make_step, rounds, summarise
 
 
@@ -33,7 +33,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'])
     parser.add_argument('--seconds', type=duration, default=10., metavar='S', help='of timing in all (default: 10)')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='the same as a picture: .png, .pdf or .svg')
-    parser.add_argument('--json', action='store_true', help='the same in plain numbers, and the machine')
+    add_formats(parser, 'the same in plain numbers, and the machine')
 
 
 def run_compare(args: argparse.Namespace) -> str:
@@ -45,6 +45,8 @@ def run_compare(args: argparse.Namespace) -> str:
     about = _time(rows, args) if args.speed else None
     if args.plot:
         write_picture(_picture(rows, dataset, about), args.plot)
+    if args.csv:
+        return as_csv(rows)
     return json.dumps({'machine': about, 'models': rows}, indent=2) if args.json else _text(rows, dataset, about)
 
 

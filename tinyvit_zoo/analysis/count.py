@@ -10,13 +10,15 @@ from torch import nn
 
 from ..counting import count, fvcore_macs, peak_memory
 from ..errors import ZooError
-from .named import add_img_size, find_names, make_model, table, whole_number
+from .named import add_formats, add_img_size, as_csv, find_names, make_model, table, whole_number
 
 # Why a paper's figure is not the count. A test checks each against every figure.
 NO_PRODUCTS = ("The paper leaves out attention's two products, q k^T and what the values are weighted with (and then "
                "is right within rounding and 0.1 %).")
 NORMS = 'The paper adds one for each value that comes out of a LayerNorm.'
 SLIPS = "The paper adds one for each value that comes out of a LayerNorm, and its own counter has slips in this family."
+PADDING = ("The figure is of the authors' code, which pads a map that is smaller than a window, and projects the "
+           "padding too.")
 NO_ATTENTION = 'The paper has "below 270": a counter that does not know the attention modules skips them whole.'
 
 # In millions, as printed: (image size, classes), figures, reasons
@@ -34,6 +36,7 @@ PAPERS: dict[tuple[int, int], dict[str, tuple[float, str]]] = {
         'plain_t2t_64': (643.0, SLIPS), 'sl_t2t_64': (671.4, SLIPS),
         'plain_cait_64': (613.8, SLIPS), 'sl_cait_64': (623.3, SLIPS),
         'plain_pit_64': (279.2, SLIPS), 'sl_pit_64': (322.9, NORMS)},
+    (16, 10): {'ssl_swin': (89.1, PADDING)},
     (36, 10): {'mae_vit_c10': (270, NO_ATTENTION)},
     (36, 100): {'mae_vit_c100': (270, NO_ATTENTION)},
 }
@@ -47,12 +50,14 @@ def add_count(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=whole_number, default=1, metavar='N', help='default: 1')
     parser.add_argument('--fvcore', action='store_true', help="also what fvcore counts, as many papers' authors did")
     parser.add_argument('--parts', action='store_true', help='also the parts of each model')
-    parser.add_argument('--json', action='store_true', help='a list of objects, in plain numbers')
+    add_formats(parser, 'a list of objects, in plain numbers')
 
 
 def run_count(args: argparse.Namespace) -> str:
     rows = [cost(name, args.num_classes, args.img_size, args.batch_size, args.fvcore)
             for name in find_names(args.names)]
+    if args.csv:
+        return as_csv(rows)
     return json.dumps(rows, indent=2) if args.json else _text(rows, args)
 
 

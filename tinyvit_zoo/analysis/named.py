@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -60,6 +62,23 @@ def make_model(
 def add_img_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--img-size', type=whole_number, nargs='+', metavar='S', action=_Size,
                         help='side, or height and width, of the images (default: what a model is made for)')
+
+
+def add_formats(parser: argparse.ArgumentParser, json_help: str) -> None:
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument('--json', action='store_true', help=json_help)
+    formats.add_argument('--csv', action='store_true', help='for a spreadsheet: a line a model, in plain numbers')
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The plain values of each row, lists of them with blanks between; what has parts of its own is left to JSON."""
+    flat = [{key: ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value
+             for key, value in row.items() if not isinstance(value, dict)} for row in rows]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(flat[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(flat)
+    return buffer.getvalue().rstrip()
 
 
 class _Size(argparse.Action):
