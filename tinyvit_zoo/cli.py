@@ -6,12 +6,11 @@ where it is used.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,12 +19,10 @@ from .errors import ZooError, nearest
 from .version import __version__
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import nn
+    pass
 
 __all__ = ['main']
 
-_IMAGES = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 _NOT_MEASURED = 'not measured yet'
 
 
@@ -393,10 +390,12 @@ def _predict(args: argparse.Namespace) -> str:
     cfg = get_pretrained_cfg(name)
     if not cfg.num_classes and not args.weights:
         raise ZooError(f'{name} has no classes to predict: it gives features, for another training to build on.')
-    _check_device(args.device)
-    paths = _image_files(args.images)
+    from .prediction import check_device, classify, image_files, opened
+
+    check_device(args.device)
+    paths = image_files(args.images)
     for path in paths:
-        with _opened(path):  # reads the header: what is no image is found before any weights are fetched
+        with opened(path):  # reads the header: what is no image is found before any weights are fetched
             pass
     overlay = {'file': str(args.weights)} if args.weights else None
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).to(args.device).eval()
@@ -406,86 +405,13 @@ def _predict(args: argparse.Namespace) -> str:
     labels = _label_names(model.pretrained_cfg)
     if not labels or len(labels) != model.num_classes:
         labels = [str(i) for i in range(model.num_classes)]
-    results = list(zip(paths, _classify(model, labels, paths, args.topk, args.batch_size), strict=True))
+    results = list(zip(paths, classify(model, labels, paths, args.topk, args.batch_size), strict=True))
     if args.json:
         images = [{'image': str(path), 'predictions': found} for path, found in results]
         return json.dumps({'model': name, 'weights': args.weights and str(args.weights), 'images': images}, indent=2)
     rows = [(str(path) if i == 0 else '', f'{100 * guess["probability"]:.2f} %', guess['label'])
             for path, found in results for i, guess in enumerate(found)]
     return _table([('image', 'probability', 'class'), *rows], right=(1,))
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as e:  # each kind of device has its own errors
-        raise ZooError(f'Device {name!r} cannot be used here: {_one_line(e).split(". ")[0]}. Take cpu.') from e
-
-
-def _image_files(given: Sequence[Path]) -> list[Path]:
-    """The files among `given` as they come, for a folder the images in it and below, sorted and without hidden ones."""
-    files: list[Path] = []
-    for path in given:
-        if not path.exists():
-            raise ZooError(f'There is no image or folder {path}.')
-        inside = [path] if path.is_file() else sorted(
-            p for p in path.rglob('*') if p.suffix.lower() in _IMAGES and p.is_file()
-            and not any(part.startswith('.') for part in p.relative_to(path).parts))
-        if not inside:
-            raise ZooError(f'There are no images in {path}: expected files with the endings {" ".join(_IMAGES)}.')
-        files += inside
-    return files
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image]:
-    """The image, undecoded; what goes wrong with it here or inside the `with` is a ZooError that names it."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UnidentifiedImageError as e:
-        raise ZooError(f'{path} is not an image, or of no kind that Pillow reads: leave it out.') from e
-    except Exception as e:  # every decoder has its own errors for a damaged file
-        raise ZooError(f'{path} cannot be read as an image ({_one_line(e)}): repair it or leave it out.') from e
-
-
-def _read_image(path: Path) -> Image:
-    """RGB, and upright where the camera noted how it was held."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith('I'):  # 16 bits: Pillow would cut off what is above 255
-            upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 256).astype(np.uint8))
-        return upright.convert('RGBA').convert('RGB')  # by way of RGBA, or palettes with transparency draw a warning
-
-
-def _classify(
-        model: nn.Module, labels: Sequence[str], paths: Sequence[Path], topk: int, batch_size: int,
-) -> list[list[dict[str, Any]]]:
-    """For each image its classes, the most probable first."""
-    import torch
-    from timm.data import create_transform, resolve_model_data_config
-    from tqdm import tqdm
-
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    device = next(model.parameters()).device
-    batches = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
-    hidden = True if len(batches) == 1 else None  # None: unless stderr is a terminal
-    results = []
-    with torch.inference_mode(), tqdm(batches, unit='batch', leave=False, disable=hidden) as progress:
-        for batch in progress:
-            images = torch.stack([transform(_read_image(path)) for path in batch])
-            top = model(images.to(device)).float().softmax(-1).topk(min(topk, len(labels)))
-            results += [
-                [{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)]
-                for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-    return results
 
 
 def _autoload(args: argparse.Namespace) -> str:

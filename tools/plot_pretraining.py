@@ -3,8 +3,7 @@
 
     tools/plot_pretraining.py runs/mae_* runs/moco_* runs/finetuned_* runs/scratch_* --out curves.png
 
-Each run directory says itself what it is. Those of one kind are one line, their mean, in the band of all of them. Needs
-matplotlib (`pip install tinyvit-zoo[analysis]`).
+Each run directory says itself what it is. Those of one kind are one line, their mean, in the band of all of them.
 """
 from __future__ import annotations
 
@@ -13,17 +12,17 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use('agg')
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-
+from tinyvit_zoo.drawing import check_picture, new_figure, write_picture
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.pretraining import METHODS
+from tinyvit_zoo.training.run import read_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SCRATCH = 'from scratch'
 COLOURS = {SCRATCH: 'tab:gray', **{name: f'C{i}' for i, name in enumerate(METHODS)}}
@@ -35,7 +34,7 @@ def recipe_of(folder: Path) -> dict[str, Any]:
     about = folder / 'recipe.json'
     if not about.is_file():
         raise ZooError(f'{folder} has no recipe.json: expected the directory of a run.')
-    return json.loads(about.read_text(encoding='utf-8'))['recipe']
+    return read_recipe(about)['recipe']
 
 
 def kind_of(recipe: dict[str, Any]) -> str:
@@ -82,14 +81,15 @@ def main() -> int:
     parser.add_argument('--out', type=Path, required=True, metavar='FILE')
     args = parser.parse_args()
     try:
+        check_picture('--out', args.out)
         before, after = read(args.runs)
     except ZooError as e:
         print(e, file=sys.stderr)
         return 2
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
+    figure, ((left, right),) = new_figure(1, 2, (11, 4.2))
     draw(left, before, 'Pre-training, without labels', 'k-NN accuracy, %')
     draw(right, after, 'Fine-tuning', 'test accuracy, %')
-    figure.savefig(args.out, dpi=110)
+    write_picture(figure, args.out)
     return 0
 
 

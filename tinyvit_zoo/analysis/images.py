@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.images import EXTENSIONS, FileImages, as_channels, one_line
+from ..data.images import FileImages, as_channels, one_line
 from ..data.seeds import generator
 from ..data.sources import open_source
 from ..data.splits import Split
 from ..errors import ZooError
+from ..prediction import image_files
 from ..training.stream import evaluation_transform
 from .loading import Loaded
 
@@ -28,17 +29,8 @@ def open_images(data: str | None, split: str, files: Sequence[Path] | None) -> S
         if found is None:
             raise ZooError(f'{data} has no {split} images: take another --split.')
         return found
-    paths = [str(path.absolute()) for given in files or () for path in _files_in(given)]
+    paths = [str(path.absolute()) for path in image_files(files or ())]
     return Split(FileImages(Path('/'), paths), torch.zeros(len(paths), dtype=torch.int64))
-
-
-def _files_in(path: Path) -> list[Path]:
-    if not path.exists():
-        raise ZooError(f'There is no image or folder {path}.')
-    found = [path] if path.is_file() else sorted(p for p in path.rglob('*') if p.suffix.lower() in EXTENSIONS)
-    if not found:
-        raise ZooError(f'There are no images in {path}: expected files with the endings {" ".join(EXTENSIONS)}.')
-    return found
 
 
 def draw_images(split: Split, count: int, seed: int) -> Split:

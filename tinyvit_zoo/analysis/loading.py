@@ -133,11 +133,9 @@ def _create(found: _Found, img_size: int | None) -> Any:
     except ZooError:
         raise
     except Exception as e:  # timm, the Hub and the network have their own
-        if isinstance(e, RuntimeError) and img_size:
-            raise ZooError(f'{found.name} cannot be made for images of {img_size} pixels ({one_line(e)}): give another '
-                           f'--img-size.') from e
         raise ZooError(f'{found.name} cannot be loaded{f" from {found.file}" if found.file else ""} '
-                       f'({type(e).__name__}: {one_line(e)}): give weights of this architecture, NAME=FILE.') from e
+                       f'({type(e).__name__}: {one_line(e)}): give weights of this architecture, NAME=FILE'
+                       f'{", or another --img-size" if img_size else ""}.') from e
 
 
 @torch.no_grad()

@@ -116,11 +116,10 @@ def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str |
         return None
     file, hub_id, url = (cfg.get(key) for key in ('file', 'hf_hub_id', 'url'))
     sha256 = promised_sha256(file or hub_id or url)
+    advice = 'delete it, and it will be fetched again'
     if file:
-        if sha256:
-            check_sha256(file, sha256, 'reinstall tinyvit_zoo')
-        return file
-    if hub_id:
+        path, advice = file, 'reinstall tinyvit_zoo'
+    elif hub_id:
         if not sha256:
             return None
         repository, revision = hf_split(hub_id)
@@ -128,7 +127,7 @@ def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str |
     else:
         path = download_cached_file(url, check_hash=False, cache_dir=cache_dir)
     if sha256:
-        check_sha256(path, sha256, 'delete it, and it will be fetched again')
+        check_sha256(path, sha256, advice)
     return path
 
 

@@ -258,16 +258,16 @@ def _check_promise(weight: Weight, where: str) -> None:
     if weight.file and (Path(weight.file).name != weight.file or not weight.file.endswith('.safetensors')):
         raise ZooError(f'{where}: file is {weight.file!r}, expected the name of a .safetensors file in weights/.')
     for record in ('published', 'measured', 'trained'):
-        _check_pictures(getattr(weight, record) or {}, f'{where}: {record}')
+        _check_figures(getattr(weight, record) or {}, f'{where}: {record}')
     if weight.ours and (weight.recipe != weight.name or weight.trained is None):
         raise ZooError(f'{where} is of our training: expected recipe {weight.name!r}, and trained with its log.')
 
 
-def _check_pictures(record: Mapping[str, Any], where: str) -> None:
+def _check_figures(record: Mapping[str, Any], where: str) -> None:
     """In `published`, `measured` or `trained`: percentages are some, dates are dates, texts say something."""
     for key, value in record.items():
         if isinstance(value, dict):
-            _check_pictures(value, f'{where}: {key}')
+            _check_figures(value, f'{where}: {key}')
         elif value == '':
             raise ZooError(f'{where}: {key} is empty; a figure is shown only with its {key}.')
         elif key in ('top1', 'top5') and not 0 <= value <= 100:
