@@ -1,7 +1,6 @@
 """How good a model is on a data set: accuracy with its interval, by class, and what its features are worth."""
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from ..training.evaluate import evaluate
 from ..training.features import extract, knn, spread
 from ..training.probe import probe
 from ..training.stream import evaluation_transform
+from ..weights.catalogue import wilson
 from .loading import Loaded
 
 
@@ -136,15 +136,6 @@ def class_names(bench: Bench) -> Sequence[str]:
     names, own = bench.source.class_names, (bench.loaded.model.pretrained_cfg or {}).get('label_names') or ()
     numbered = bench.source.info is None and list(names) == [str(i) for i in range(len(names))]
     return own if numbered and len(own) == len(names) else names
-
-
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in percent."""
-    z = 1.959963984540054
-    share, square = correct / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return 100 * max(0., middle - half), 100 * min(1., middle + half)
 
 
 def by_class(confusion: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -145,15 +145,30 @@ def default_first(weights: Iterable[Weight], dataset: str, size: int) -> list[We
     """An architecture's weights in the order in which they are offered: the first is what no tag gives.
 
     First come those of the data set and image size that the architecture is meant for. Among them a weight that we
-    measured comes before one of which only a paper speaks (that figure is no measurement of the file), and of two
-    measured ones the more accurate. Else the order is the catalogue's.
+    measured, the most accurate first, comes before those of which only a paper speaks, unless a paper's figure is
+    beyond the 95 % interval of our measurement: then ours is no match for it. Else the order is the catalogue's.
     """
-    def rank(weight: Weight) -> tuple[bool, bool, float]:
-        foreign = (weight.dataset, weight.input_size[-1]) != (dataset, size)
-        top1 = weight.measured['top1'] if weight.measured and not foreign else 0.
-        return foreign, weight.measured is None, -top1
+    weights = list(weights)
+    own = [w for w in weights if (w.dataset, w.input_size[-1]) == (dataset, size)]
+    claimed = max((w.published['top1'] for w in own if w.published and not w.measured), default=0.)
+
+    def rank(weight: Weight) -> tuple[bool, int, float]:
+        if weight not in own or not weight.measured:
+            return weight not in own, 1, 0.
+        top1, images = weight.measured['top1'], weight.measured['images']
+        matches = wilson(round(top1 * images / 100), images)[1] >= claimed
+        return False, 0 if matches else 2, -top1
 
     return sorted(weights, key=rank)
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, in percent."""
+    z = 1.959963984540054
+    share, square = correct / count, z * z / count
+    middle = (share + square / 2) / (1 + square)
+    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
+    return 100 * max(0., middle - half), 100 * min(1., middle + half)
 
 
 def _location(weight: Weight) -> dict[str, Any]:
