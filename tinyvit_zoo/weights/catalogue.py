@@ -153,8 +153,8 @@ def default_first(weights: Iterable[Weight], dataset: str, size: int) -> list[We
     claimed = max((w.published['top1'] for w in own if w.published and not w.measured), default=0.)
 
     def rank(weight: Weight) -> tuple[bool, int, float]:
-        if weight not in own or not weight.measured:
-            return weight not in own, 1, 0.
+        if not weight.measured or weight not in own:
+            return weight not in own, 1 if not weight.measured else 0, 0.
         top1, images = weight.measured['top1'], weight.measured['images']
         matches = wilson(round(top1 * images / 100), images)[1] >= claimed
         return False, 0 if matches else 2, -top1
