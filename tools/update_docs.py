@@ -31,8 +31,8 @@ One for each weight: ours, and those of the papers' authors. *Measured* is what 
 loaded; *published* is what a paper says, and is never shown as ours. What was not measured says so.
 
 **Which weights `pretrained=True` gives.** First come those of the data set and image size that the architecture is
-meant for. Among them, weights that we measured, the most accurate first, come before those of which only a paper speaks,
-unless a paper's figure is beyond the 95 % interval of our measurement. A tag gives any of them:
+meant for. Among them, weights that we measured, the most accurate first, come before those of which only a paper
+speaks, unless a paper's figure is beyond the 95 % interval of our measurement. A tag gives any of them:
 `timm.create_model('NAME.TAG', pretrained=True)`.
 
 '''
