@@ -121,7 +121,9 @@ CCT_2_3X2_C100 = replace(
 
 CCT_4_3X2_C10 = replace(
     CCT_2_3X2_C10, name='cct_4_3x2.c10',
-    about=f'Ours: the recipe of cct_2_3x2.c10 for twice as many blocks. {_NOT_RUN}')
+    about='Ours: the recipe of cct_2_3x2.c10 for twice as many blocks. One run gave 89.82 % of the test images, 1.63 '
+          'points below what is published of the authors\' 200 epochs (cct_4_3x2.c10_200e), in 96 minutes of two cores '
+          'of an AMD EPYC that were at times busy with other things.')
 
 CCT_2_3X2_C10_FAST = replace(
     CCT_2_3X2_C10, name='cct_2_3x2.c10_fast',
