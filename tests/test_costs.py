@@ -246,10 +246,11 @@ def test_compare(run: Run, tmp_path: Path) -> None:
     found = json.loads(run('compare', 'cct_2_3x2', 'vit_lite_2_4', 'sl_vit', 'vit_lite', '--dataset', 'c100',
                            '--seconds', '0', '--batch-size', '2', '--plot', str(plot), '--json'))
     cct, small, local, alias = found['models']
-    assert cct['weights'] == 'cct_2_3x2.shi_c100_200e' and cct['num_classes'] == 100
-    assert cct['published'] == catalogue()[cct['weights']].published['top1']
+    assert cct['weights'] == 'cct_2_3x2.c100' and cct['num_classes'] == 100
+    assert cct['measured'] == catalogue()[cct['weights']].measured['top1'] and cct['published'] is None
     assert local['weights'] is None and local['published'] == 76.92 and small['published'] is None
     assert alias['weights'] == 'vit_lite_7_4.shi_c100_200e'
+    assert alias['published'] == catalogue()[alias['weights']].published['top1'] and alias['measured'] is None
     assert local['params'] == 2_747_248 and cct['ratio'] == 1
     assert local['ratio_range'][0] <= local['ratio'] <= local['ratio_range'][1] and local['rounds'] >= 3
     assert found['machine']['batch_size'] == 2 and plot.read_bytes().startswith(b'\x89PNG')
