@@ -24,6 +24,7 @@ from tinyvit_zoo.weights import catalogue
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
 import bench_models
+import bench_training
 import benchmark
 
 CPU = torch.device('cpu')
@@ -215,6 +216,26 @@ def test_compile_time_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, compiled = bench_models.bench(models, torch.zeros(2, 3), False, False, 0)
     assert plain['compile_seconds'] is None and compiled['contender'] == 'a compiled'
     assert compiled['compile_seconds'] >= 0.2 and compiled['p95_ms'] < 100
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_contender(tmp_path: Path) -> None:
+    script = tmp_path / 'contender.py'
+    script.write_text(
+        'import sys, torch\n'
+        'from tinyvit_zoo.training.distributed import join_world\n'
+        'with join_world("cpu") as world:\n'
+        '    print("ready" * world.first, end="\\n" * world.first, flush=True)\n'
+        '    while world.any(world.first and bool(sys.stdin.readline())):\n'
+        '        threads = world.sum(torch.tensor(10. ** world.rank * torch.get_num_threads())).item()\n'
+        '        print(f"{threads} {sys.argv[1]}\\n" * world.first, end="", flush=True)\n')
+    with bench_training.contender(script, '5', processes=2) as ask:
+        assert ask() == ask() == [11, 5]
+
+    assert 'ours, 3 processes' in bench_training._contenders(6, 'cpu', threads=3)
+    assert list(bench_training._contenders(7, 'cpu', threads=3)) == ['plain', 'ours']
+    assert list(bench_training._contenders(6, 'cuda', threads=3)) == ['plain', 'ours']
+    assert list(bench_training._contenders(6, 'cpu', threads=1)) == ['plain', 'ours']
 
 
 def test_benchmark_refuses_in_one_line(refused: Run, tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """The `training` part of benchmark.py: our training beside a plain loop, each in a process of its own, in turn.
 
 Ours is what `tinyvit-zoo train` runs: batches from memory, the recipe's augmentation, the model, the optimizer, the
-memory settings. The plain loop has the plain model (tools/plain.py), torch's AdamW as it comes, and batches that were
-made ready beforehand: nothing to load, nothing to augment.
+memory settings. On a CPU once more with a process of one thread for each core, which share the batch, as `torchrun`
+starts them. The plain loop has the plain model (tools/plain.py), torch's AdamW as it comes, and batches that were made
+ready beforehand: nothing to load, nothing to augment.
 """
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from tinyvit_zoo.data.loaders import make_batches
 from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.recipes import Recipe, find_recipe
-from tinyvit_zoo.training.distributed import World
+from tinyvit_zoo.training.distributed import World, join_world
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.training.memory import keep_freed_memory
 from tinyvit_zoo.training.optimize import autocast, number_format
@@ -37,22 +39,37 @@ def bench_training(names: list[str], precisions: list[str], device: str, seconds
     """Times of ten steps by (recipe, batch size, precision) and contender, the plain loop first."""
     results = {}
     for name, precision in itertools.product(names, precisions):
-        with contender(Path(__file__), 'plain', name, precision, device) as plain_loop, \
-                contender(Path(__file__), 'ours', name, precision, device) as ours:
-            times: dict[str, list[float]] = {'plain': [], 'ours': []}
+        batch = find_recipe(name).batch_size
+        with ExitStack() as stack:
+            asks = {label: stack.enter_context(contender(
+                Path(__file__), kind, name, precision, device, processes=processes))
+                for label, (kind, processes) in _contenders(batch, device, torch.get_num_threads()).items()}
+            times: dict[str, list[float]] = {label: [] for label in asks}
             end = time.perf_counter() + seconds
             while time.perf_counter() < end or len(times['ours']) < 3:
-                for key, ask in (('plain', plain_loop), ('ours', ours)):
-                    times[key].append(ask()[0])
-        results[name, find_recipe(name).batch_size, precision] = times
+                for label, ask in asks.items():
+                    times[label].append(ask()[0])
+        results[name, batch, precision] = times
     return results
 
 
+def _contenders(batch: int, device: str, threads: int) -> dict[str, tuple[str, int]]:
+    """What each runs, and in how many processes."""
+    found = {'plain': ('plain', 1), 'ours': ('ours', 1)}
+    if device == 'cpu' and threads > 1 and batch % threads == 0:
+        found[f'ours, {threads} processes'] = 'ours', threads
+    return found
+
+
 @contextmanager
-def contender(script: Path, *args: str) -> Iterator[Any]:
+def contender(script: Path, *args: str, processes: int = 1) -> Iterator[Any]:
     """A function that has the process of a script do its steps and returns what it says of them, seconds first."""
+    command, environment = [sys.executable, str(script), *args], dict(os.environ)
+    if processes > 1:  # the first of them reads and writes
+        command[1:1] = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
+        environment['OMP_NUM_THREADS'] = '1'
     process = subprocess.Popen(
-        [sys.executable, str(script), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdin and process.stdout
 
     def ask() -> list[float]:
@@ -105,19 +122,22 @@ def _plain(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World, dtype
 
 def main(kind: str, name: str, precision: str, device: str) -> None:
     """A contender: for each line that comes, ten steps, and the seconds they took."""
-    world, recipe, source = World(0, 1, torch.device(device)), find_recipe(name), open_source('digits')
-    cfg = data_cfg(recipe, source)
-    step = {'ours': _ours, 'plain': _plain}[kind](recipe, cfg, source, world, number_format(precision, world.device))
-    for _ in range(3):
-        step()
-    print('ready', flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(STEPS):
+    with join_world(device) as world:
+        recipe, source = find_recipe(name), open_source('digits')
+        cfg, dtype = data_cfg(recipe, source), number_format(precision, world.device)
+        step = {'ours': _ours, 'plain': _plain}[kind](recipe, cfg, source, world, dtype)
+        for _ in range(3):
             step()
-        if world.device.type == 'cuda':
-            torch.cuda.synchronize()
-        print(time.perf_counter() - start, flush=True)
+        if world.first:
+            print('ready', flush=True)
+        while world.any(world.first and bool(sys.stdin.readline())):
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            if world.device.type == 'cuda':
+                torch.cuda.synchronize()
+            if world.first:
+                print(time.perf_counter() - start, flush=True)
 
 
 if __name__ == '__main__':

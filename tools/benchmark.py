@@ -23,7 +23,8 @@ what a step holds at its worst, weights with it: as the GPU's allocator says, el
 that only normalises.
 
 `training` times `tinyvit-zoo train` by recipe, loading and augmenting included, beside a plain loop over the plain
-model on batches that lie ready; each in a process of its own (tools/bench_training.py).
+model on batches that lie ready; each in a process of its own, ours on a CPU once more in a process a core, as by
+`torchrun` (tools/bench_training.py).
 
 `pretraining` times a step of each method that a model can be pre-trained by, beside a supervised step of it with crop
 and flip, on the same images, and says what memory each needs (tools/bench_pretraining.py).
