@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tinyvit_zoo.analysis import compare, count as command, timing
 from tinyvit_zoo.cli import main
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
 import bench_models
 import bench_training
 import benchmark
+import plain
 
 CPU = torch.device('cpu')
 Run = Callable[..., str]
@@ -238,14 +240,29 @@ def test_the_processes_of_a_contender(tmp_path: Path) -> None:
     assert list(bench_training._contenders(6, 'cpu', threads=1)) == ['plain', 'ours']
 
 
+@pytest.mark.parametrize('name, train, bf16', [
+    ('sl_vit', True, False), ('cct_2_3x2', True, True), ('plain_swin', False, True)])
+def test_products_alone(name: str, train: bool, bf16: bool) -> None:
+    """All of a step's, as often and as large as in it."""
+    def flops(step: timing.Step) -> dict[str, int]:
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return {str(op): value for op, value in counter.get_flop_counts()['Global'].items()}
+
+    model = plain.plain(timm.create_model(name)).train(train)
+    step = timing.make_step(model, torch.randn(2, 3, 32, 32), train, bf16)
+    alone = flops(bench_models.products_alone(step))
+    assert alone == flops(step) and sum(alone.values()) > 1e8
+
+
 def test_benchmark_refuses_in_one_line(refused: Run, tmp_path: Path) -> None:
     tool = benchmark.main
     assert 'different sizes (resnet18 224x224, sl_vit 32x32)' in refused(
         'models', 'sl_vit', '--baseline', 'resnet18', tool=tool)
     assert 'no model' in refused('models', 'sl_vit', '--baseline', 'resnet19', tool=tool)
     assert 'no plain implementation' in refused('models', 'mae_vit_c10', tool=tool)
-    assert 'leave out --baseline' in refused(
-        'models', 'sl_vit', '--baseline', 'plain_vit', '--without', 'spt', tool=tool)
+    for option in (('--without', 'spt'), ('--products',)):
+        assert 'leave out --baseline' in refused('models', 'sl_vit', '--baseline', 'plain_vit', *option, tool=tool)
     assert 'this model takes 8 x 8' in refused('scaling', 'sl_swin', '--img-sizes', '32', '4', tool=tool)
     assert 'cannot take 1 x 3 x 8 x 8' in refused('scaling', 'vit_tiny_patch16_224', '--img-sizes', '8', tool=tool)
     if not torch.cuda.is_available():

@@ -15,11 +15,12 @@ from typing import Any
 import timm
 import torch
 from plain import plain
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.analysis.named import add_img_size, find_names, make_model, whole_number
-from tinyvit_zoo.analysis.timing import held_memory, make_step, rounds, summarise
+from tinyvit_zoo.analysis.timing import Step, held_memory, make_step, rounds, summarise
 from tinyvit_zoo.counting import count, image_size
 from tinyvit_zoo.drawing import check_picture, new_figure, write_picture
 from tinyvit_zoo.models import check_name
@@ -38,6 +39,9 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compile', action='store_true', help='also under torch.compile')
     parser.add_argument('--without', nargs='+', default=[], metavar='OPTION',
                         help='also time a model with OPTION=False (not with --baseline)')
+    parser.add_argument('--products', action='store_true',
+                        help='also time the matrix products and convolutions of the plain model alone: what nobody can '
+                             'leave out (not with --baseline)')
     add_img_size(parser)
     parser.add_argument('--batch-size', type=whole_number, default=128)
 
@@ -62,8 +66,9 @@ def check_models(args: argparse.Namespace) -> None:
     """Everything that could be wrong, before anything is timed."""
     if args.baseline:
         args.names = find_names([args.baseline, *args.names])
-        if args.without:
-            raise ZooError('--without is for a model beside its plain implementation: leave out --baseline.')
+        for option in ('without', 'products'):
+            if getattr(args, option):
+                raise ZooError(f'--{option} is for a model beside its plain implementation: leave out --baseline.')
         _common_size(args)
         return
     for name in args.names:
@@ -118,7 +123,7 @@ def _bench_one(args: argparse.Namespace) -> list[dict[str, Any]]:
         about = {'model': args.names[0]}
     batch = 1 if args.mode == 'latency' else args.batch_size
     images = torch.randn(batch, *size, device=args.device)
-    rows = bench(models, images, args.mode == 'train', args.precision == 'bf16', args.seconds)
+    rows = bench(models, images, args.mode == 'train', args.precision == 'bf16', args.seconds, args.products)
     return [{**about, 'mode': args.mode, 'precision': args.precision, 'batch': batch, **row} for row in rows]
 
 
@@ -144,7 +149,52 @@ def beside_plain(name: str, args: argparse.Namespace) -> tuple[Models, tuple[int
     return models, size
 
 
-def bench(models: Models, images: torch.Tensor, train: bool, bf16: bool, budget: float) -> list[dict[str, Any]]:
+class _Products(TorchDispatchMode):
+    """Notes the matrix products and convolutions of a step, to do them again without anything else.
+
+    Again means on other numbers: tensors of the same layout (maps: channels last, the faster one), as few as there are
+    different ones, so that they are more often in a cache than those of a model.
+    """
+    names = ('mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward')
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, list[Any]]] = []
+        self.tensors: dict[Any, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.names:
+            self.calls.append((func, [self._stand_in(x, i) if isinstance(x, Tensor) else x
+                                      for i, x in enumerate(args)]))
+        else:
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
+        return func(*args, **(kwargs or {}))
+
+    def _stand_in(self, x: Tensor, place: int) -> Tensor:
+        key = place, x.shape, x.stride(), x.dtype
+        if key not in self.tensors:
+            other = torch.empty_like(x).normal_()
+            self.tensors[key] = other.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else other
+        return self.tensors[key]
+
+    def step(self) -> None:
+        with torch.no_grad():
+            for func, args in self.calls:
+                func(*args)
+
+
+def products_alone(step: Step) -> Step:
+    """The products of a step, and nothing else of it."""
+    with _Products() as products:
+        step()
+    return products.step
+
+
+def bench(models: Models, images: Tensor, train: bool, bf16: bool, budget: float, products: bool = False,
+          ) -> list[dict[str, Any]]:
     """A row a model; what is compiled is compiled before the clock runs, and that time told apart."""
     steps, memory, compiling = {}, {}, {}
     for name, model in models.items():
@@ -155,6 +205,8 @@ def bench(models: Models, images: torch.Tensor, train: bool, bf16: bool, budget:
             compiling[name] = time.perf_counter() - begun
         if images.device.type == 'cuda' or name not in compiling:  # elsewhere nothing sees into what is compiled
             memory[name] = held_memory(steps[name], model, images)
+    if products:
+        steps['products alone'] = products_alone(steps['plain'])
     times = rounds(steps, images.device, budget)
     rows = summarise(times, len(images))
     for row in rows:

@@ -2,6 +2,7 @@
 """Speed, side by side in one run.
 
     tools/benchmark.py models cct_7_3x1 cct_2_3x2 --mode inference train --precision fp32 bf16 --compile
+    tools/benchmark.py models sl_vit --mode train --without spt --products
     tools/benchmark.py models 'cct_7_*' --baseline resnet18 --img-size 32 --mode latency inference train
     tools/benchmark.py scaling cct_7_3x1 resnet18 --batch-sizes 1 8 64 --img-sizes 32 64 --plot scaling.png
     tools/benchmark.py augment --interpolation random
@@ -13,8 +14,10 @@
 logits; with --baseline all of them beside that one, with heads of as many classes. The contenders take turns, so that a
 noisy machine is noisy for all; the ratio is the median over the rounds, with its range. Training is a step of the
 recipe without the optimizer: forward with the dropouts on, loss, backward. On a GPU its own events are the clock.
-`--without spt` also times the model without that option: what it costs is a share of the full model's time. Memory is
-what a step holds at its worst, weights with it: as the GPU's allocator says, elsewhere as torch's operators made it.
+`--without spt` also times the model without that option: what it costs is a share of the full model's time.
+`--products` also does the plain model's matrix products and convolutions, and nothing else: about their ratio is what an
+implementation could reach at best. Memory is what a step holds at its worst, weights with it: as the GPU's allocator
+says, elsewhere as torch's operators made it.
 
 `scaling` times models against each other over batch and image sizes.
 
