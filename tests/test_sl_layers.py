@@ -85,13 +85,17 @@ def test_pooling_takes_a_map_in_the_order_of_tokens() -> None:
 
 
 # -- locality attention ------------------------------------------------------------------------------------------------
-PATHS = ['fused', 'plain', 'training']
+@pytest.fixture(params=['fused', 'plain', 'operator'])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By which attention goes: torch's fused one, the plain formula, or our operator, whatever the size."""
+    monkeypatch.setattr(locality, '_operator_is_faster', lambda qkv: request.param == 'operator')
+    return request.param
 
 
 def attend(layer: LocalityAttention, qkv: Tensor, path: str) -> Tensor:
     layer.fused_attn = path != 'plain'
-    with torch.set_grad_enabled(path == 'training'):
-        return layer.attend(qkv.requires_grad_(path == 'training')).detach()
+    with torch.no_grad():
+        return layer.attend(qkv)
 
 
 def attention_layer(dtype: torch.dtype = torch.float32, lsa: bool = True, tokens: int = 5) -> LocalityAttention:
@@ -108,7 +112,6 @@ def probabilities(layer: LocalityAttention, path: str, dtype: torch.dtype, token
     return out.view(2, tokens, 3, tokens).transpose(1, 2)
 
 
-@pytest.mark.parametrize('path', PATHS)
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_nobody_attends_to_itself(dtype: torch.dtype, path: str) -> None:
     attn = probabilities(attention_layer(dtype), path, dtype, 5).float()
@@ -118,7 +121,6 @@ def test_nobody_attends_to_itself(dtype: torch.dtype, path: str) -> None:
     assert without.diagonal(dim1=2, dim2=3).mean() > 0.5
 
 
-@pytest.mark.parametrize('path', PATHS)
 def test_the_temperature_multiplies_the_logits(path: str) -> None:
     layer, q = attention_layer(torch.float64), torch.randn(1, 5, 3, 5, dtype=torch.float64)
     nn.init.constant_(layer.temperature, 0.7)
@@ -132,11 +134,10 @@ def test_the_temperature_multiplies_the_logits(path: str) -> None:
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('tokens', [1, 2, 65])
-@pytest.mark.parametrize('fused', [True, False])
-def test_no_nan_forward_or_backward(dtype: torch.dtype, tokens: int, fused: bool) -> None:
+def test_no_nan_forward_or_backward(dtype: torch.dtype, tokens: int, path: str) -> None:
     """Even with logits near the end of the type's range. A lone token attends to itself."""
     layer = attention_layer(dtype)
-    layer.fused_attn = fused
+    layer.fused_attn = path != 'plain'
     for scale in (1., 30.):
         x = (torch.randn(3, tokens, 12) * scale).to(dtype).requires_grad_()
         out = layer(x)
@@ -149,8 +150,9 @@ def test_no_nan_forward_or_backward(dtype: torch.dtype, tokens: int, fused: bool
 
 
 @pytest.mark.parametrize('lsa', [True, False])
-def test_the_training_operator_is_the_formula(lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_operator_is_the_formula(lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and every gradient, the temperatures' too, in several pieces."""
+    monkeypatch.setattr(locality, '_operator_is_faster', lambda qkv: True)
     monkeypatch.setattr(attention, '_SCORE_BYTES', 2 * 9 * 9 * 8)
     layer = LocalityAttention(12, 3, 4, lsa, dtype=torch.float64)
     if lsa:
@@ -162,6 +164,17 @@ def test_the_training_operator_is_the_formula(lsa: bool, monkeypatch: pytest.Mon
         out = layer(x)
         results.append([out, *torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()])])
     torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('batch, tokens, dtype, by_operator', [
+    (16, 64, torch.float32, True), (15, 64, torch.float32, False), (16, 64, torch.bfloat16, True),
+    (8, 197, torch.bfloat16, True), (8, 197, torch.float32, False)])
+def test_which_attention_is_taken(batch: int, tokens: int, dtype: torch.dtype, by_operator: bool) -> None:
+    layer = LocalityAttention(12, 3, 4, dtype=dtype)
+    with torch.profiler.profile() as seen:
+        layer(torch.randn(batch, tokens, 12, dtype=dtype))
+    names = ' '.join(event.key for event in seen.key_averages())
+    assert ('locality_attention' in names) == by_operator != ('scaled_dot_product_attention' in names)
 
 
 def test_the_operators_are_registered_right() -> None:

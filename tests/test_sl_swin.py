@@ -113,6 +113,12 @@ def test_multiplications(name: str, classes: int, millions: float, device: str) 
 
 
 # -- the windows -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def by_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size."""
+    monkeypatch.setattr(windows, '_OPERATOR_FROM', 0)
+
+
 def attend(qkv: Tensor, shift: int, fused: bool, lsa: bool = True) -> Tensor:
     heads = qkv.shape[4]
     table = torch.randn(49, heads, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(qkv.dtype)
@@ -123,6 +129,7 @@ def attend(qkv: Tensor, shift: int, fused: bool, lsa: bool = True) -> Tensor:
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('height, width, shift', [(8, 8, 2), (8, 8, 0), (5, 11, 2), (6, 9, 2), (2, 2, 2), (1, 1, 0)])
 @pytest.mark.parametrize('fused', [True, False])
+@pytest.mark.usefixtures('by_operator')
 def test_no_token_attends_to_itself(height: int, width: int, shift: int, fused: bool, dtype: torch.dtype) -> None:
     """A token's output does not move with its value, unless it is alone in its window; and nothing is NaN."""
     qkv = torch.randn(1, height, width, 3, 2, 4, dtype=dtype, requires_grad=True)
@@ -136,6 +143,7 @@ def test_no_token_attends_to_itself(height: int, width: int, shift: int, fused: 
         torch.testing.assert_close(own, torch.full_like(own, float(lone)), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures('by_operator')
 def test_a_map_s_edges_do_not_meet() -> None:
     """Tokens reach exactly those of their window that the shift has not wrapped around."""
     qkv = torch.randn(1, 8, 8, 3, 1, 4, dtype=torch.float64, requires_grad=True)
@@ -148,6 +156,7 @@ def test_a_map_s_edges_do_not_meet() -> None:
 
 @pytest.mark.parametrize('height, width, shift', [(8, 12, 2), (8, 8, 0), (7, 5, 2), (2, 3, 0), (1, 1, 0)])
 @pytest.mark.parametrize('lsa', [True, False])
+@pytest.mark.usefixtures('by_operator')
 def test_the_operator_has_the_plain_formula_s_gradients(
         height: int, width: int, shift: int, lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, '_CHUNK_BYTES', 1)  # one image at a time
@@ -162,6 +171,15 @@ def test_the_operator_has_the_plain_formula_s_gradients(
         (out * torch.randn_like(out)).sum().backward()
         grads.append([out, x.grad, *(p.grad for p in module.parameters())])
     torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize('batch, by_operator', [(18, False), (19, True)])
+def test_small_maps_go_by_the_plain_formula(batch: int, by_operator: bool) -> None:
+    """The operator begins where a batch's queries, keys and values are 2 ** 20 numbers or more."""
+    module = WindowAttention(96, 3, 4, 2)
+    with torch.profiler.profile() as seen:
+        module(torch.randn(batch, 14, 14, 96))
+    assert any('window_attention' in event.key for event in seen.key_averages()) == by_operator
 
 
 def test_the_operator_keeps_its_contract() -> None:

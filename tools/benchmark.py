@@ -15,9 +15,9 @@ logits; with --baseline all of them beside that one, with heads of as many class
 noisy machine is noisy for all; the ratio is the median over the rounds, with its range. Training is a step of the
 recipe without the optimizer: forward with the dropouts on, loss, backward. On a GPU its own events are the clock.
 `--without spt` also times the model without that option: what it costs is a share of the full model's time.
-`--products` also does the plain model's matrix products and convolutions, and nothing else: about their ratio is what an
-implementation could reach at best. Memory is what a step holds at its worst, weights with it: as the GPU's allocator
-says, elsewhere as torch's operators made it.
+`--products` also does the plain model's matrix products and convolutions, and nothing else: their ratio is about the
+best that an implementation could reach. Memory is what a step holds at its worst, weights with it: as the GPU's
+allocator says, elsewhere as torch's operators made it.
 
 `scaling` times models against each other over batch and image sizes.
 

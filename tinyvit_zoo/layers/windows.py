@@ -9,7 +9,8 @@ last windows of a map that is no multiple of them, and the diagonal that localit
 Windows of 4x4 make for many small matrices. On a CPU the time goes into moving tokens about: shifting, cutting,
 splitting the heads and back, each a pass through memory, and `scaled_dot_product_attention` has no fused kernel for a
 mask that is learned. `window_attention`, an operator of ours, gathers the windows of a few images at a time, which
-then stay in the cache to the end, and keeps nothing for the backward pass but its inputs.
+then stay in the cache to the end, and keeps nothing for the backward pass but its inputs. What fits into the cache as
+a whole goes by the plain formula, which there is up to 1.5 times as fast.
 """
 from functools import lru_cache
 from typing import Any, Iterator, Optional, Tuple
@@ -21,7 +22,8 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-_CHUNK_BYTES = 2 << 20  # queries, keys and values gathered at a time, for each thread (L2 cache)
+_OPERATOR_FROM = 1 << 20    # numbers in queries, keys and values together
+_CHUNK_BYTES = 2 << 20      # queries, keys and values gathered at a time, for each thread (L2 cache)
 
 
 def _cut(x: Tensor, window: int) -> Tensor:
@@ -286,7 +288,9 @@ def attend_in_windows(
     order, place = window_order(qkv, height, width, window, shift)
     if not torch.jit.is_scripting():
         if fused and qkv.device.type == 'cpu' and type(qkv) is Tensor and not torch.compiler.is_compiling():
-            return window_attention(qkv.flatten(1, 2), temperature, bias, order, place).view(*qkv.shape[:3], -1)
+            if qkv.numel() >= _OPERATOR_FROM:
+                return window_attention(qkv.flatten(1, 2), temperature, bias, order, place).view(*qkv.shape[:3], -1)
+            fused = False
 
     windows = qkv.flatten(1, 2).index_select(1, order).unflatten(1, [-1, window * window])
     q, k, v = windows.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, D]
