@@ -5,6 +5,7 @@ are marked slow where they compile.
 """
 import copy
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 import tinyvit_zoo
 from tinyvit_zoo import layers
+from tinyvit_zoo.training.memory import keep_freed_memory
 
 MODELS = tinyvit_zoo.list_models()
 SMALL = ['cct_2_3x2', 'cvt_2_4', 'vit_lite_2_4']
@@ -180,30 +182,49 @@ def test_unfused_attention_gives_the_same_numbers(name: str, kwargs: dict) -> No
 
 @pytest.mark.parametrize('name, kwargs', [
     CASES[0], *(case for case in CASES[len(SMALL):] if not case[0].startswith('mae_'))])  # these are timm's own class
-@torch.no_grad()
 def test_slices_are_invisible(name: str, kwargs: dict) -> None:
-    """A large batch on a CPU runs in slices: the same numbers, and hooks still see the whole batch."""
+    """A large batch on a CPU runs in slices: the same numbers and gradients, and hooks still see the whole batch."""
     model = create(name, **kwargs).eval()
     x, seen = torch.randn(150, 3, 32, 32), []
-    step = layers.slice_length(model, x, model._image_bytes())
+    step = layers.slice_length(model, x, model._largest_activation())
     assert 0 < step < len(x)
-    torch.testing.assert_close(model(x), model.forward_head(model.forward_features(x)))
-    handle = model.norm.register_forward_hook(lambda module, args, out: seen.append(len(out)))
-    model(x)
-    assert seen == [150]
+    whole, sliced = model.forward_head(model.forward_features(x)), model(x)
+    torch.testing.assert_close(sliced, whole)
+    weight = torch.randn_like(whole)
+    grads = [torch.autograd.grad((out * weight).sum(), [*model.parameters()]) for out in (sliced, whole)]
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), whole)
+        handle = model.norm.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+        model(x)
+        assert seen == [150]
     handle.remove()
-    with torch.enable_grad():
-        assert layers.slice_length(model, x, model._image_bytes()) == 0
 
 
-def test_slices_fill_the_same_memory_in_half_precision_and_are_even() -> None:
+def test_slices_are_even() -> None:
     model = create('vit_lite_2_4').eval()
-    image_bytes = layers.slicing._SLICE_BYTES // 10  # ten float32 images a slice
-    with torch.inference_mode():
-        assert [layers.slice_length(model, torch.zeros(n, 3, 32, 32), image_bytes) for n in (10, 11, 25)] == [0, 6, 9]
-        assert layers.slice_length(model, torch.zeros(11, 3, 32, 32, dtype=torch.float64), image_bytes) == 4
-        with torch.autocast('cpu', torch.bfloat16):
-            assert layers.slice_length(model, torch.zeros(41, 3, 32, 32), image_bytes) == 14
+    tenth = layers.slicing._SLICE_NUMBERS // 10
+    for images in (torch.zeros(n, 3, 32, 32) for n in (10, 11, 25)):
+        expected = {10: 0, 11: 6, 25: 9}[len(images)]
+        assert layers.slice_length(model, images, tenth) == expected
+        with torch.inference_mode():
+            assert layers.slice_length(model, images, tenth) == expected
+    assert layers.slice_length(model, images, 10 * layers.slicing._SLICE_NUMBERS) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='elsewhere freed memory is not kept')
+def test_who_gets_the_whole_batch() -> None:
+    """Batch norm while it learns; and a training in which freed memory is kept, where slices cost more than they save.
+    """
+    model, x = create('vit_lite_2_4'), torch.zeros(25, 3, 32, 32)
+    tenth = layers.slicing._SLICE_NUMBERS // 10
+    assert layers.slice_length(model, x, tenth) == 9
+    model.extra = nn.BatchNorm1d(3)
+    assert layers.slice_length(model, x, tenth) == 0 and layers.slice_length(model.eval(), x, tenth) == 9
+    keep_freed_memory(torch.device('cpu'))
+    assert layers.slice_length(model, x, tenth) == 0
+    with torch.no_grad():
+        assert layers.slice_length(model, x, tenth) == 9
 
 
 def test_pruning_drops_the_pooling_too() -> None:

@@ -225,15 +225,15 @@ class TokenTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            step = slice_length(self, x, self._image_bytes())
+            step = slice_length(self, x, self._largest_activation())
             if step:
                 return torch.cat([self.forward_head(self.forward_features(part)) for part in x.split(step)])
         return self.forward_head(self.forward_features(x))
 
-    def _image_bytes(self) -> int:
-        """Size of one image's largest activation in float32: qkv, or a map inside the tokenizer."""
+    def _largest_activation(self) -> int:
+        """Numbers in an image's largest one: qkv, or a map inside the tokenizer."""
         tokens = self.grid_size[0] * self.grid_size[1] + self.num_early_tokens
-        return 4 * max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)
+        return max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)
 
 
 class LateClassToken(TokenTransformer):

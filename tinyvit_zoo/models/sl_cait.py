@@ -224,11 +224,11 @@ class LocalCaiT(LateClassToken):
             if parameter is not None:  # a pruned model has no class token
                 nn.init.normal_(parameter)
 
-    def _image_bytes(self) -> int:
+    def _largest_activation(self) -> int:
         """Keys and values, or the logits of all heads."""
         tokens = self.grid_size[0] * self.grid_size[1]
         widest = max(2 * self.inner_dim, self.num_heads * tokens)
-        return 4 * max(self.tokenizer.largest_map(self.img_size), tokens * widest)
+        return max(self.tokenizer.largest_map(self.img_size), tokens * widest)
 
 
 _AUTHORS_NAMES = (

@@ -233,6 +233,11 @@ class LocalPiT(TokenTransformer):
             x = checkpoint(stage.on_grid, x, grid) if self.grad_checkpointing else stage.on_grid(x, grid)
         return self.norm(x)
 
+    def _largest_activation(self) -> int:
+        """That of the first stage, whose map is the largest."""
+        tokens = self.grid_size[0] * self.grid_size[1] + 1
+        return max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dims[0])
+
     def forward_features(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if self.dynamic_img_size:

@@ -306,10 +306,10 @@ class LocalSwin(TokenTransformer):
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
-    def _image_bytes(self) -> int:
-        """Size of one image's largest activation in float32: qkv, the shifted map, or one inside the tokenizer."""
+    def _largest_activation(self) -> int:
+        """Numbers in an image's largest one: qkv, the shifted map, or one inside the tokenizer."""
         values = self.grid_size[0] * self.grid_size[1] * self.embed_dim
-        return 4 * max(self.tokenizer.largest_map(self.img_size), 5 * values)
+        return max(self.tokenizer.largest_map(self.img_size), 5 * values)
 
 
 _AUTHORS_NAMES = (

@@ -238,11 +238,11 @@ class SslCaiT(AnySize, LateClassToken):
         self._init_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    def _image_bytes(self) -> int:
+    def _largest_activation(self) -> int:
         """Queries, keys and values, or the logits of all heads."""
         tokens = self.grid_size[0] * self.grid_size[1]
         widest = max(3 * self.embed_dim, self.num_heads * tokens)
-        return 4 * max(self.tokenizer.largest_map(self.img_size), tokens * widest)
+        return max(self.tokenizer.largest_map(self.img_size), tokens * widest)
 
 
 _AUTHORS_NAMES = (

@@ -6,6 +6,8 @@ import sys
 
 import torch
 
+from ..layers import slicing
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -20,3 +22,4 @@ def keep_freed_memory(device: torch.device) -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2 ** 31 - 1)
     mallopt(_M_TOP_PAD, 64 << 20)
+    slicing.memory_is_kept = True
