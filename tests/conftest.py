@@ -8,7 +8,7 @@ import torch
 with contextlib.suppress(ImportError):
     import setuptools  # noqa: F401  torch.compile's builder wants it to come before anything that imports distutils
 
-from tinyvit_zoo.layers import slicing
+from tinyvit_zoo.kernels import slicing
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tinyvit_zoo.pretraining import MoCoV3, SelfDistillation
+from tinyvit_zoo.methods import MoCoV3, SelfDistillation
 
 ENCODERS: dict[str, dict[str, Any]] = {
     'vit_lite_2_4': {}, 'cvt_2_4': {}, 'cct_2_3x2': {}, 'cct_2_3x2 sine': dict(pos_embed='sine'),

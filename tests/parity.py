@@ -249,3 +249,21 @@ def mae_forward(
     target = target.unflatten(2, (x.shape[1], -1)).transpose(2, 3).flatten(2)
     target = (target - target.mean(2, keepdim=True)) / (target.var(2, keepdim=True) + 1e-6).sqrt()
     return (prediction - target)[mask.bool()].pow(2).mean(), prediction, mask
+
+
+COMPACT_SHAPES = {2: (128, 2, 1), 4: (128, 2, 1), 6: (256, 4, 2), 7: (256, 4, 2), 14: (384, 6, 3)}
+
+
+def parse(name: str) -> dict:
+    """Shape arguments of `parity.compact_shapes` from one of our names, which say it all."""
+    family, _, rest = name.removesuffix('_sine').replace('vit_lite', 'vitlite').partition('_')
+    depth, tokenizer = (rest or '7_4').split('_')
+    dim, heads, ratio = COMPACT_SHAPES[int(depth)]
+    kernel, _, convs = tokenizer.partition('x')
+    return dict(dim=dim, depth=int(depth), ratio=ratio, kernel=int(kernel), convs=int(convs or 0),
+                class_token=family == 'vitlite', heads=heads)
+
+
+def authors_state(name: str, img: tuple[int, int], chans: int, classes: int, table: bool = True) -> dict:
+    shape = {key: value for key, value in parse(name).items() if key != 'heads'}
+    return {key: fill(key, value) for key, value in compact_shapes(img, chans, classes, table=table, **shape).items()}

@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def write_npz(path: Path, train: int = 96, test: int = 24, classes: int = 4, siz
 
 def run(data: str, output: Path, *more: str, model: str = 'cct_2_3x2') -> int:
     """`tinyvit-zoo train` in this process, with one thread: exit code."""
-    from tinyvit_zoo.cli import main
+    from tinyvit_zoo.cli.main import main
 
     torch.set_num_threads(1)
     try:
@@ -70,6 +71,20 @@ def alive(pid: int) -> bool:
         return True
     except ProcessLookupError:
         return False
+
+
+def stop_at(monkeypatch: Any, step: int, number: int) -> None:
+    """Have a signal arrive in the middle of a step."""
+    from tinyvit_zoo.training.loop import Loop
+
+    whole = Loop.train_step
+
+    def step_and_signal(self: Loop, *args: torch.Tensor) -> None:
+        whole(self, *args)
+        if self.step + 1 == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Loop, 'train_step', step_and_signal)
 
 
 if __name__ == '__main__':

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.analysis.named import add_img_size, find_names, make_model, whole_number
-from tinyvit_zoo.analysis.timing import Step, held_memory, make_step, rounds, summarise
-from tinyvit_zoo.counting import count, image_size
-from tinyvit_zoo.drawing import check_picture, new_figure, write_picture
+from tinyvit_zoo.cli.named import add_img_size, find_names, make_model, whole_number
+from tinyvit_zoo.measure.counting import count, image_size
+from tinyvit_zoo.measure.speed import Step, held_memory, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name
+from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
 
 _CLASSES = 10      # of contenders beside each other: heads alike
 

@@ -19,17 +19,17 @@ import timm
 import torch
 from bench_training import contender
 
-from tinyvit_zoo.analysis.timing import summarise
+from tinyvit_zoo.cli.pretrain import own_pretraining
 from tinyvit_zoo.errors import ZooError
-from tinyvit_zoo.pretraining import METHODS
+from tinyvit_zoo.kernels.memory import keep_freed_memory
+from tinyvit_zoo.measure.speed import summarise
+from tinyvit_zoo.methods import METHODS
+from tinyvit_zoo.methods.supervised import supervised_task
 from tinyvit_zoo.recipes import OWN, Recipe
-from tinyvit_zoo.training.distributed import World
+from tinyvit_zoo.runtime.world import World
 from tinyvit_zoo.training.loop import Loop
-from tinyvit_zoo.training.memory import keep_freed_memory
-from tinyvit_zoo.training.optimize import number_format
+from tinyvit_zoo.training.optimizer import number_format
 from tinyvit_zoo.training.pretrain import Pretrain, make_encoder, make_views
-from tinyvit_zoo.training.pretrain_command import own_pretraining
-from tinyvit_zoo.training.supervised import supervised_task
 
 STEPS = 3
 SUPERVISED = 'supervised'

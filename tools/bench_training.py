@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from plain import plain
 from torch import Tensor
 
-from tinyvit_zoo.data.loaders import make_batches
+from tinyvit_zoo.data.batches import make_batches
 from tinyvit_zoo.data.sources import open_source
+from tinyvit_zoo.kernels.memory import keep_freed_memory
+from tinyvit_zoo.methods.supervised import supervised_batches, supervised_task
 from tinyvit_zoo.recipes import Recipe, find_recipe
-from tinyvit_zoo.training.distributed import World, join_world
+from tinyvit_zoo.runtime.world import World, join_world
 from tinyvit_zoo.training.loop import Loop
-from tinyvit_zoo.training.memory import keep_freed_memory
-from tinyvit_zoo.training.optimize import autocast, number_format
-from tinyvit_zoo.training.supervised import supervised_batches, supervised_task
+from tinyvit_zoo.training.optimizer import autocast, number_format
 from tinyvit_zoo.training.train import data_cfg, make_model
 
 STEPS = 10

@@ -53,16 +53,16 @@ from timm.data import auto_augment, create_transform
 from torch.utils.data import DataLoader, Dataset
 
 import tinyvit_zoo
-from tinyvit_zoo.analysis.named import duration
-from tinyvit_zoo.analysis.timing import machine, make_step, rounds, summarise
-from tinyvit_zoo.data.augment import Augment, normalize
-from tinyvit_zoo.data.info import DATASETS
-from tinyvit_zoo.data.policies import make_policy
+from tinyvit_zoo.augment.batched import Augment, normalize
+from tinyvit_zoo.augment.pillow import posterize
+from tinyvit_zoo.augment.policies import make_policy
+from tinyvit_zoo.cli.named import duration
+from tinyvit_zoo.data.datasets import DATASETS
+from tinyvit_zoo.measure.speed import machine, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.recipes import find_recipe
+from tinyvit_zoo.runtime.world import join_world
 from tinyvit_zoo.training.checkpoint import write_whole
-from tinyvit_zoo.training.distributed import join_world
-from tinyvit_zoo.training.stream import posterize
 
 Say = Callable[[dict[str, Any]], None]
 

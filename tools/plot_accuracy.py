@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyvit_zoo.drawing import new_figure, require_matplotlib
-from tinyvit_zoo.weights.cards import cost, figure, in_order
+from tinyvit_zoo.publish.cards import cost, figure, in_order
+from tinyvit_zoo.runtime.picture import new_figure, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyvit_zoo.drawing import check_picture, new_figure, write_picture
 from tinyvit_zoo.errors import ZooError
-from tinyvit_zoo.pretraining import METHODS
-from tinyvit_zoo.training.run import read_recipe
+from tinyvit_zoo.methods import METHODS
+from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
+from tinyvit_zoo.training.run_dir import read_recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ import sys
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from tinyvit_zoo.cli import main
+from tinyvit_zoo.cli.main import main
 
 if __name__ == '__main__':
     sys.exit(record(main)(['pretrain', *sys.argv[1:]]))

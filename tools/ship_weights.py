@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.data.augment import normalize
+from tinyvit_zoo.augment.batched import normalize
+from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.data.images import ArrayImages
-from tinyvit_zoo.data.info import DATASETS
 from tinyvit_zoo.data.sources import Source, open_source
 from tinyvit_zoo.recipes import PRETRAININGS, SOURCES, Training, find_pretraining, find_recipe
+from tinyvit_zoo.runtime.world import World, join_world
 from tinyvit_zoo.training.checkpoint import write_whole
-from tinyvit_zoo.training.distributed import World, join_world
-from tinyvit_zoo.training.run import differences, machine
+from tinyvit_zoo.training.run_dir import differences, machine
 from tinyvit_zoo.training.train import measure
 from tinyvit_zoo.weights import OURS, catalogue, check_recipes, read_cfg, read_weights, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER, parse

@@ -15,11 +15,11 @@ import timm
 from plot_accuracy import draw, drawn, points
 
 import tinyvit_zoo
-from tinyvit_zoo.counting import count
+from tinyvit_zoo.measure.counting import count
 from tinyvit_zoo.models.mae_vit import CHOSEN
+from tinyvit_zoo.publish.cards import card, cost, in_order
 from tinyvit_zoo.training.checkpoint import write_whole
 from tinyvit_zoo.weights import Weight, catalogue, check_recipes, weight_of
-from tinyvit_zoo.weights.cards import card, cost, in_order
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CARDS, PICTURE = ROOT / 'README.md', ROOT / 'MODEL_CARDS.md', ROOT / 'docs' / 'images' / 'accuracy_macs.png'

@@ -17,10 +17,10 @@ import torch
 
 from ..errors import ZooError, nearest
 from .cache import check_cached
+from .datasets import DATASETS, DatasetInfo
 from .folders import Parts, open_cinic10, open_folder, open_tiny_imagenet
-from .hub import open_hub
+from .huggingface import open_hub
 from .images import ArrayImages, EncodedImages, FileImages, decode
-from .info import DATASETS, DatasetInfo
 from .seeds import generator
 from .splits import Split, draw, nested
 

@@ -1,3 +1,4 @@
+from ..kernels.slicing import slice_length
 from .attention import SelfAttention, attend
 from .block import LocalityBlock, init_xavier
 from .convpool import conv_pool_relu
@@ -5,14 +6,7 @@ from .locality import LocalityAttention, attend_locally, diagonal_mask
 from .merging import ShiftedMerging
 from .pooling import SequencePool
 from .position import is_sine_table, resize_table, sincos2d_table, sine_table, table_on_grid
-from .shifted import (
-    PatchTokenization,
-    ShiftedPatchTokenization,
-    adapt_patch_channels,
-    cut_patches,
-    shift_diagonally,
-)
-from .slicing import slice_length
+from .shifted import PatchTokenization, ShiftedPatchTokenization, adapt_patch_channels, cut_patches, shift_diagonally
 from .windows import WindowAttention, attend_in_windows, window_mask
 
 __all__ = [

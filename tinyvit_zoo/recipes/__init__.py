@@ -2,8 +2,8 @@
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_small, spt_lsa, ssl_small
 from .base import SOURCES, Pretraining, Recipe, Training
-from .finetune import FINETUNE
-from .own import OWN
+from .presets import FINETUNE
+from .presets_pretrain import OWN
 
 __all__ = [
     'FINETUNE', 'OWN', 'PRETRAININGS', 'RECIPES', 'SOURCES', 'Pretraining', 'Recipe', 'Training', 'find_pretraining',

@@ -26,7 +26,7 @@ class Training:
     name: str
     about: str
     published: float | None = None      # the paper's top-1
-    dataset: str = ''                   # key of tinyvit_zoo.data.info.DATASETS: normalisation; '' computes it
+    dataset: str = ''                   # key of tinyvit_zoo.data.datasets.DATASETS: normalisation; '' computes it
     mean: tuple[float, float, float] | None = None      # where the paper's are not those of `dataset`
     std: tuple[float, float, float] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Recipe(Training):
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(Training):
     """A training without labels: an encoder for a supervised recipe to begin with (its `from_weights`)."""
-    method: str                         # a name of tinyvit_zoo.pretraining.METHODS
+    method: str                         # a name of tinyvit_zoo.methods.METHODS
     method_args: Mapping[str, Any] = field(default_factory=dict)    # arguments of its constructor
     teacher: str = ''                   # whose attention is distilled: a model of timm's or ours, NAME[.TAG]
     teacher_weights: str = ''           # its weights, a file or a run directory; '': those that its name stands for

@@ -1,1 +1,1 @@
-"""Training that reproduces its weights: the one loop, what it optimises, what it keeps. Imported where it is used."""
+"""Train: one loop, its optimizer and schedule, checkpoints, and the run directory."""

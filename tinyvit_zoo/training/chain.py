@@ -9,10 +9,10 @@ from timm.models import get_arch_pretrained_cfgs
 
 from ..errors import ZooError
 from ..recipes import PRETRAININGS, Pretraining, Recipe
+from ..runtime.world import World
 from .checks import check_recipe
-from .distributed import World
 from .pretrain import check_pretraining, pretrain
-from .run import PRETRAINING, Run
+from .run_dir import PRETRAINING, Run
 from .train import Options, open_images, train
 
 

@@ -13,10 +13,10 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from ..errors import ZooError, nearest
+from ..methods.supervised import make_augment, make_mix
 from ..models import check_name
 from ..recipes import Recipe, Training
-from .optimize import make_optimizer
-from .supervised import make_augment, make_mix
+from .optimizer import make_optimizer
 
 _ALLOWED: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ('a number from 1 up', lambda v: 1 <= v < math.inf,

@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ZooError
 from ..recipes import Training
+from ..runtime.world import World
 from . import checkpoint
-from .distributed import World
-from .optimize import autocast, clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
-from .run import Run
+from .optimizer import autocast, clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
+from .run_dir import Run
 
 _CHECK_EVERY = 20  # steps between two looks at what needs the host or the other processes
 

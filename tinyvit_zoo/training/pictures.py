@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pretraining import MaskedModel
-from .run import Run
+from ..methods import MaskedModel
+from .run_dir import Run
 
 FOLDER = 'reconstructions'
 

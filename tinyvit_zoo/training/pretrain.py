@@ -12,27 +12,27 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from ..data.augment import Augment, normalize
-from ..data.loaders import make_batches
+from ..augment.batched import Augment, normalize
+from ..augment.pillow import TwoViews, evaluation_transform, pretraining_transform
+from ..augment.views import contrastive_views, low_resolution_views
+from ..data.batches import make_batches
 from ..data.sources import Source
 from ..data.splits import draw
-from ..data.views import contrastive_views, low_resolution_views
 from ..errors import ZooError, nearest
+from ..kernels.memory import keep_freed_memory
+from ..measure.features import extract, knn, spread
+from ..methods import METHODS, MaskedModel, Method, MoCoV3, SelfDistillation
 from ..models import require_plain
 from ..models.mae_lite import encoder_tensors
-from ..pretraining import METHODS, MaskedModel, Method, MoCoV3, SelfDistillation
 from ..recipes import Pretraining
+from ..runtime.world import World
 from ..weights import read_weights, unwrap
 from .checkpoint import write_whole
 from .checks import check_model, check_numbers, check_training
-from .distributed import World
-from .features import extract, knn, spread
 from .loop import Loop
-from .memory import keep_freed_memory
-from .optimize import number_format
+from .optimizer import number_format
 from .pictures import draw_reconstruction
-from .run import Run, machine
-from .stream import TwoViews, evaluation_transform, pretraining_transform
+from .run_dir import Run, machine
 from .train import Options, about, data_cfg, open_images, open_run, settings_table, write_weights
 
 _BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # images that are looked at meanwhile, at most

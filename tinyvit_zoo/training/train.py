@@ -13,23 +13,23 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import normalize
-from ..data.info import DATASETS
-from ..data.loaders import make_batches
+from ..augment.batched import normalize
+from ..augment.pillow import evaluation_transform
+from ..data.batches import make_batches
+from ..data.datasets import DATASETS
 from ..data.sources import Source, normalisation, open_source
 from ..errors import ZooError
+from ..kernels.memory import keep_freed_memory
+from ..measure.accuracy import evaluate
+from ..methods.supervised import supervised_batches, supervised_task
 from ..recipes import PRETRAININGS, RECIPES, Recipe, Training
+from ..runtime.world import World
 from ..weights import read_cfg, save_weights
 from .checkpoint import write_whole
 from .checks import check_numbers, check_recipe
-from .distributed import World
-from .evaluate import evaluate
 from .loop import Loop
-from .memory import keep_freed_memory
-from .optimize import number_format
-from .run import Run, differences, machine
-from .stream import evaluation_transform
-from .supervised import supervised_batches, supervised_task
+from .optimizer import number_format
+from .run_dir import Run, differences, machine
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ..data.info import DATASETS, DatasetInfo
+from ..data.datasets import DATASETS, DatasetInfo
 from ..errors import ZooError, nearest
 
 FOLDER = Path(__file__).parent

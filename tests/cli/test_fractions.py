@@ -1,0 +1,48 @@
+"""Accuracy over the share of the training images, from run directories."""
+import json
+from pathlib import Path
+
+import pytest
+
+from tinyvit_zoo.cli.main import main
+
+
+def write_run(folder: Path, fraction: float, top1: float | None, name: str = 'cct_2_3x2.c10', source: str = 'cifar10',
+              start: str = '') -> Path:
+    folder.mkdir()
+    (folder / 'recipe.json').write_text(json.dumps({
+        'recipe': {'name': name, 'from_weights': start}, 'fraction': fraction,
+        'data': {'source': source, 'images': round(50_000 * fraction)}}))
+    if top1 is not None:
+        (folder / 'result.json').write_text(json.dumps({'figures': {'test': {'top1': top1}}}))
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    code = main(['plot-fractions', *map(str, argv)])
+    return code, *capsys.readouterr()
+
+
+def test_seeds_are_averaged_and_fractions_sorted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('matplotlib')
+    runs = [write_run(tmp_path / 'whole', 1., 90.), write_run(tmp_path / 'a', 0.25, 70.),
+            write_run(tmp_path / 'b', 0.25, 73.), write_run(tmp_path / 'tuned', 0.25, 80.5, start='mae.safetensors')]
+    code, out, _ = run(capsys, *runs, '--output', tmp_path / 'f.png')
+    rows = [line.split() for line in out.splitlines()[1:4]]
+    assert code == 0 and (tmp_path / 'f.png').stat().st_size > 5000
+    assert rows[0] == ['cct_2_3x2.c10', '25%', '12500', '2', '71.50', '70.00', 'to', '73.00']
+    assert rows[1] == ['cct_2_3x2.c10', '100%', '50000', '1', '90.00', '-']
+    assert rows[2] == ['cct_2_3x2.c10', 'from', 'mae.safetensors', '25%', '12500', '1', '80.50', '-']
+
+
+def test_mistakes_are_one_line_and_draw_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, half = write_run(tmp_path / 'whole', 1., 90.), write_run(tmp_path / 'half', 0.5, 80.)
+    open_ended = write_run(tmp_path / 'open', 0.5, None)
+    other = write_run(tmp_path / 'other', 0.5, 60., source='cifar100')
+    for argv, said in (
+            ((whole, tmp_path), 'is no run directory'), ((whole, open_ended), 'has not ended'),
+            ((whole, whole), 'All runs trained on 100%'), ((whole, other), 'different data (cifar10, cifar100)'),
+            ((whole, half, '--output', 'a.bmp'), 'a.bmp')):
+        code, out, err = run(capsys, *argv)
+        assert (code, out, err.count('\n')) == (2, '', 1) and said in err
+    assert not list(tmp_path.glob('*.png'))

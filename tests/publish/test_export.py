@@ -1,0 +1,170 @@
+"""Exported files give what the models give, at any batch size, and say how images are prepared."""
+import builtins
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import tinyvit_zoo  # noqa: F401
+from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.errors import ZooError
+from tinyvit_zoo.publish.export import TOLERANCE, difference, export, load_exported
+from tinyvit_zoo.weights import save_weights
+
+# One of each family, cut down.
+CASES = [
+    ('cct_2_3x2', dict()), ('cct_2_3x2', dict(pos_embed='sine')), ('vit_lite_2_4', dict()), ('sl_vit', dict(depth=1)),
+    ('sl_pit', dict(depths=(1, 1, 1))), ('sl_cait', dict(depth=1)), ('sl_t2t', dict(depth=1)),
+    ('sl_swin', dict(depths=(1, 1, 1))), ('ssl_vit', dict(depth=1)), ('ssl_swin', dict(depths=(1, 1, 1))),
+    ('ssl_cait', dict(depth=1)), ('mae_vit_c10', dict(depth=1)),
+    ('mae_lite_vit_tiny_rpe', dict(depth=1, img_size=64)),
+]
+QUICK = CASES[0], CASES[3]
+
+
+def made(name: str, args: dict[str, Any]) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=7, **args).eval()
+
+
+def size_of(model: torch.nn.Module, args: dict[str, Any]) -> tuple[int, int, int]:
+    size = args.get('img_size', model.pretrained_cfg['input_size'][-1])
+    return 3, size, size
+
+
+@pytest.mark.parametrize(('name', 'args'), [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
+def test_an_export_gives_what_the_model_gives(name: str, args: dict[str, Any], suffix: str, tmp_path: Path) -> None:
+    if suffix == '.onnx':
+        pytest.importorskip('onnxruntime')
+        pytest.importorskip('onnxscript')
+    model = made(name, args)
+    size, path = size_of(model, args), tmp_path / f'model{suffix}'
+    told = export(model, size, path)['largest_difference']
+    exported = load_exported(path)
+    images = torch.randn(5, *size)
+    with torch.inference_mode():
+        expected = model(images)
+        torch.testing.assert_close(exported(images), expected, atol=TOLERANCE, rtol=0)
+    assert told <= TOLERANCE < expected.abs().max()
+
+
+def test_another_models_numbers_are_noticed() -> None:
+    one, other = made('cct_2_3x2', {}), made('cct_2_3x2', {})
+    assert difference(one, other, (3, 32, 32)) == 0
+    with torch.no_grad():
+        next(p for name, p in other.named_parameters() if name.endswith('head.bias'))[3] += 0.01
+    assert difference(one, other, (3, 32, 32)) == pytest.approx(0.01, rel=1e-3)
+    answers = iter([torch.zeros(1), torch.full((1,), math.nan)])
+    assert math.isnan(difference(lambda images: next(answers), lambda images: torch.zeros(1), (3, 8, 8)))
+
+
+def test_a_file_that_gives_other_numbers_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('tinyvit_zoo.publish.export.load_exported', lambda path: made('vit_lite_2_4', {}))
+    with pytest.raises(ZooError, match='other numbers'):
+        export(made('cct_2_3x2', {}), (3, 32, 32), tmp_path / 'a.pt2')
+    monkeypatch.setattr(
+        'tinyvit_zoo.publish.export.load_exported', lambda path: lambda images: images[:, 0, 0, :7] * torch.nan)
+    with pytest.raises(ZooError, match='other numbers'):
+        export(made('cct_2_3x2', {}), (3, 32, 32), tmp_path / 'a.pt2')
+
+
+@pytest.mark.slow
+def test_any_size_where_the_model_takes_it(tmp_path: Path) -> None:
+    model = made('cct_2_3x2', dict(pos_embed='none'))
+    path = tmp_path / 'a.pt2'
+    try:
+        export(model, (3, 32, 32), path, any_size=True)
+    except ZooError as e:
+        pytest.fail(str(e))
+    images = torch.randn(2, 3, 48, 40)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_exported(path)(images), model(images), atol=TOLERANCE, rtol=0)
+    with pytest.raises(ZooError, match='leave --any-size out'):
+        export(made('vit_lite_2_4', {}), (3, 32, 32), path, any_size=True)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """cct_2_3x2 with random weights, as a model of the command's."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('weights') / 'w.safetensors'
+    model = timm.create_model('cct_2_3x2', num_classes=10)
+    save_weights(model.state_dict(), path, {'pretrained_cfg': json.dumps({
+        'num_classes': 10, 'input_size': [3, 32, 32], 'mean': [0.1, 0.2, 0.3], 'std': [0.5, 0.6, 0.7],
+        'label_names': list('0123456789')})})
+    return f'cct_2_3x2={path}'
+
+
+@pytest.mark.slow
+def test_the_command_measures_and_writes_the_preprocessing(
+        weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for library in ('sklearn', 'onnxruntime', 'onnxscript'):
+        pytest.importorskip(library)
+    assert main(['export', weights, str(tmp_path / 'small.onnx'), '--int8', '--data', 'digits']) == 0
+    out = capsys.readouterr().out
+    told = json.loads((tmp_path / 'small.json').read_text())
+    assert (told['mean'], told['std'], told['input_size']) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [3, 32, 32])
+    assert told['label_names'] == list('0123456789') and told['int8'] and told['measured']['images'] == 360
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['small.json', 'small.onnx']
+
+    from tinyvit_zoo.augment.batched import normalize
+    from tinyvit_zoo.data.batches import in_memory
+    from tinyvit_zoo.data.sources import open_source
+
+    test = open_source('digits').test
+    assert test is not None
+    images = normalize(in_memory(test, (32, 32), 3), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    exported = load_exported(tmp_path / 'small.onnx')
+    guesses = torch.cat([exported(part).argmax(1) for part in images.split(64)])
+    top1 = 100 * (guesses == test.labels).float().mean().item()
+    assert told['measured']['top1'] == pytest.approx(top1) and f'top-1 {top1:.2f} %' in out
+    assert 1e-6 < told['measured']['largest_difference'] < 1       # it is quantised
+    assert (tmp_path / 'small.onnx').stat().st_size < 0.7 * 283_723 * 4
+
+
+@pytest.mark.parametrize(('argv', 'said'), [
+    ([], 'Give MODEL and OUT'),
+    (['cct_2_3x2.untrained', 'a.tflite'], 'a.tflite'),
+    (['cct_2_3x2.untrained', '/no/such/a.pt2'], '/no/such'),
+    (['cct_2_3x2.untrained', 'a.pt2', '--int8'], '--int8 is for ONNX'),
+    (['cct_2_3x2.untrained', 'a.pt2', '--img-size', '0'], '--img-size is 0'),
+    (['cct_2_3x9.untrained', 'a.pt2'], 'Did you mean cct_2_3x2'),
+    (['cct_2_3x2.untrained', 'a.pt2', '--data', 'npz:/no/such.npz'], '/no/such.npz'),
+    (['--all', 'nothing*'], 'No model matches'),
+    (['cct_2_3x2', '--all'], 'leave the other arguments out'),
+])
+def test_a_mistake_is_one_line_and_leaves_nothing(
+        argv: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(['export', *argv]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count('\n') == 1 and not out and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('there', ['{"recipe": {}}', 'no json', '{"made_by": "tinyvit_zoo", "format": "onnx"}'])
+def test_another_json_is_left_alone(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.json').write_text(there)
+    assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.pt2')]) == 2
+    assert 'choose another name' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json'] and (tmp_path / 'a.json').read_text() == there
+
+
+def test_a_missing_extra_says_the_command(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition('.')[0] == 'onnxruntime':
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+        return found(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, '__import__', without)
+    assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.onnx')]) == 2
+    assert "pip install 'tinyvit-zoo[export]'" in capsys.readouterr().err

@@ -1,0 +1,533 @@
+"""The training loop: reproducible to the bit, through kills and resumes; faults are named; many processes agree."""
+import argparse
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from training_cases import SETTINGS, alive, assert_same_bits, run, stop_at, weights, write_npz
+
+import tinyvit_zoo
+from tinyvit_zoo.augment import pillow as stream
+from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.methods.momentum import average_
+from tinyvit_zoo.recipes import FINETUNE, PRETRAININGS, RECIPES, Recipe
+from tinyvit_zoo.training import checkpoint, checks, loop
+from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer, number_format
+
+HERE = Path(__file__).parents[1]
+# nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
+PLAIN = ['--opt', 'sgd', '--epochs', '2', '--flip', '0', '--crop-padding', '0', '--mixup', '0', '--cutmix', '0',
+         '--erase', '0', '--mix-off-epoch', '0', '--model-args', "{'attn_drop_rate': 0., 'drop_path_rate': 0.}"]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
+
+
+@pytest.fixture(scope='module')
+def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    output = tmp_path_factory.mktemp('run') / 'whole'
+    assert run(data, output) == 0
+    return output
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# -- the run directory -----------------------------------------------------------------------------------------------
+def test_what_a_run_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = {path.name for path in finished.iterdir()}
+    assert left >= {
+        'recipe.json', 'log.jsonl', 'train.log', 'curves.png', 'weights.safetensors', 'result.json', 'card.md'}
+    assert len(checkpoint.checkpoints(finished)) <= 2
+    rows = [json.loads(line) for line in (finished / 'log.jsonl').read_text().splitlines()]
+    assert [row['epoch'] for row in rows] == [1, 2, 3] and [row['step'] for row in rows] == [6, 12, 18]
+    assert rows[-1]['train_loss'] < rows[0]['train_loss']
+    facts = json.loads((finished / 'recipe.json').read_text())
+    assert facts['recipe']['lr'] == 2e-3 and facts['machine']['torch'] == torch.__version__
+    command = json.loads((finished / 'result.json').read_text())['command']  # as it was given
+    assert command.startswith('tinyvit-zoo train --model cct_2_3x2 --data') and '--epochs 3' in command
+    assert command in (finished / 'card.md').read_text()
+
+
+def test_a_changed_recipe_is_not_described_as_the_one_it_was(tmp_path: Path) -> None:
+    """Its card says the changes, and how to load what has another structure; classes are those of the images."""
+    assert main(['train', 'cct_2_3x2.c10', '--data', 'digits', '--output', str(tmp_path / 'run'), '--precision', 'fp32',
+                 '--img-size', '8', '--epochs', '1', '--batch-size', '256',
+                 '--model-args', "{'pos_embed': 'none'}"]) == 0
+    card = (tmp_path / 'run' / 'card.md').read_text()
+    assert 'epochs 40 -> 1' in card and 'images c10 -> digits' in card and '88.85' not in card
+    snippet = card.partition('```python')[2].partition('```')[0]
+    namespace: dict = {}
+    exec(snippet.replace("'weights.safetensors'", repr(str(tmp_path / 'run' / 'weights.safetensors'))), namespace)
+    assert namespace['model'].pos_embed is None
+    assert namespace['model'].pretrained_cfg['label_names'] == [str(i) for i in range(10)]
+
+
+@torch.no_grad()
+def test_the_weights_load_by_file_alone_and_are_what_was_measured(data: str, finished: Path) -> None:
+    """Classes, size and normalisation are in the file."""
+    model = timm.create_model(
+        'cct_2_3x2', pretrained=True, pretrained_cfg_overlay=dict(file=str(finished / 'weights.safetensors'))).eval()
+    assert model.num_classes == 4 and model.img_size == (16, 16)
+    cfg = model.pretrained_cfg
+    arrays = np.load(data.removeprefix('npz:'))
+    x = torch.from_numpy(arrays['test_images']).permute(0, 3, 1, 2) / 255
+    x = (x - torch.tensor(cfg['mean'])[:, None, None]) / torch.tensor(cfg['std'])[:, None, None]
+    top1 = 100 * (model(x).argmax(1) == torch.from_numpy(arrays['test_labels'])).double().mean().item()
+    result = json.loads((finished / 'result.json').read_text())
+    assert result['figures']['test']['top1'] == pytest.approx(top1)
+    assert f'{top1:.2f}' in (finished / 'card.md').read_text()
+
+
+def test_same_seed_same_bits_other_seed_other_bits(data: str, finished: Path, tmp_path: Path) -> None:
+    assert run(data, tmp_path / 'again') == 0
+    assert (finished / 'weights.safetensors').read_bytes() == (tmp_path / 'again' / 'weights.safetensors').read_bytes()
+    assert run(data, tmp_path / 'other', '--seed', '1') == 0
+    assert not torch.equal(weights(finished)['head.weight'], weights(tmp_path / 'other')['head.weight'])
+
+
+# -- kills and resumes -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_killed_twenty_times_it_ends_with_the_same_bits(data: str, finished: Path, tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / 'training_cases.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin and server.stdout
+    output, luck, kills, seen = tmp_path / 'killed', random.Random(0), 0, set()
+
+    def start() -> int:
+        server.stdin.write(f'{data} {output} --resume --checkpoint-minutes 0\n')
+        server.stdin.flush()
+        return int(server.stdout.readline())
+
+    while kills < 20 and not (output / 'result.json').exists():
+        child = start()
+        before, begun = _newest(output), time.monotonic()
+        while _newest(output) == before and alive(child) and time.monotonic() - begun < 60:
+            time.sleep(0.001)  # it has saved once more: each round gets on
+        time.sleep(luck.random() * 0.05)
+        if alive(child):
+            os.kill(child, signal.SIGKILL)
+            kills += 1
+        while alive(child):
+            time.sleep(0.005)
+        seen.add(_newest(output))
+    if not (output / 'result.json').exists():
+        child = start()
+        while alive(child):
+            time.sleep(0.05)
+    server.stdin.close()
+    server.wait(10)
+    assert kills >= 10 and len(seen) >= 5  # it was stopped at many places
+    assert_same_bits(finished, output)
+    strip = [{k: v for k, v in row.items() if 'second' not in k} for row in _rows(output)]
+    assert strip == [{k: v for k, v in row.items() if 'second' not in k} for row in _rows(finished)]
+
+
+def _newest(output: Path) -> str:
+    found = checkpoint.checkpoints(output)
+    return found[-1].name if found else ''
+
+
+def _rows(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / 'log.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('number, step', [(signal.SIGTERM, 8), (signal.SIGINT, 12)])
+def test_a_signal_writes_a_checkpoint(
+        data: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: int) -> None:
+    """In the middle of an epoch and at its end; resumed, the bits are those of a whole run."""
+    output = tmp_path / 'stopped'
+    with monkeypatch.context() as patched:
+        stop_at(patched, step, number)
+        assert run(data, output) == 128 + number
+    assert _newest(output) == f'checkpoint-{step:08d}.pt'
+    assert run(data, output, '--resume') == 0
+    assert_same_bits(finished, output)
+
+
+@pytest.fixture
+def stopped(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with two checkpoints, stopped at step 8."""
+    with monkeypatch.context() as patched:
+        stop_at(patched, 8, signal.SIGTERM)
+        assert run(data, tmp_path / 'run', '--checkpoint-minutes', '0') == 128 + signal.SIGTERM
+    assert len(checkpoint.checkpoints(tmp_path / 'run')) == 2
+    return tmp_path / 'run'
+
+
+@pytest.mark.parametrize('damage', ['flip', 'cut', 'empty'])
+def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
+        data: str, finished: Path, stopped: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    newest = checkpoint.checkpoints(stopped)[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes({'flip': bytes(content), 'cut': bytes(content[:len(content) // 2]), 'empty': b''}[damage])
+    assert run(data, stopped, '--resume') == 0
+    assert f'{newest} is damaged' in capsys.readouterr().out
+    assert_same_bits(finished, stopped)
+
+
+def test_all_checkpoints_damaged(data: str, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in checkpoint.checkpoints(stopped):
+        path.write_bytes(b'nothing')
+    assert run(data, stopped, '--resume') == 2
+    assert 'No checkpoint' in capsys.readouterr().err
+
+
+def test_resumed_without_a_checkpoint_it_begins_anew(
+        data: str, finished: Path, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in checkpoint.checkpoints(stopped):
+        path.unlink()
+    assert run(data, stopped, '--resume') == 0
+    assert 'No checkpoint yet' in capsys.readouterr().out and [row['epoch'] for row in _rows(stopped)] == [1, 2, 3]
+    assert_same_bits(finished, stopped)
+
+
+def test_another_recipe_is_refused_and_the_difference_shown(
+        data: str, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in stopped.iterdir()}
+    assert run(data, stopped) == 2 and '--resume' in capsys.readouterr().err
+    assert run(data, stopped, '--resume', '--lr', '1e-4') == 2
+    assert 'lr 0.002 -> 0.0001' in capsys.readouterr().err
+    assert run(data, stopped, '--resume', '--fraction', '0.5') == 2
+    assert 'fraction' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_a_folder_with_other_things_is_left_alone(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'thesis.tex').write_text('...')
+    assert run(data, tmp_path) == 2
+    assert 'holds other files' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_a_full_disk(data: str, stopped: Path, finished: Path, monkeypatch: pytest.MonkeyPatch,
+                     capsys: pytest.CaptureFixture[str]) -> None:
+    """The last checkpoints stay whole, and the run goes on once there is room."""
+    kept = {path: path.read_bytes() for path in checkpoint.checkpoints(stopped)}
+    with monkeypatch.context() as patched:
+        def full(descriptor: int) -> None:
+            raise OSError(28, 'No space left on device')
+        patched.setattr(checkpoint.os, 'fsync', full)
+        assert run(data, stopped, '--resume', '--checkpoint-minutes', '0') == 2
+    assert 'No space left' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in checkpoint.checkpoints(stopped)} == kept
+    assert not list(stopped.glob('.*partial*'))
+    assert run(data, stopped, '--resume') == 0
+    assert_same_bits(finished, stopped)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+        data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says the step and the rate, and no checkpoint holds what came after."""
+    whole = loop.Loop.train_step
+
+    def poisoned(self: loop.Loop, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if self.step == 9:
+            next(iter(self.task.network.parameters())).data[:] = math.nan
+        whole(self, images, labels)
+
+    monkeypatch.setattr(loop.Loop, 'train_step', poisoned)
+    assert run(data, tmp_path / 'run', '--checkpoint-minutes', '0') == 2
+    error = capsys.readouterr().err
+    assert 'step 10' in error and 'learning rate' in error and 'checkpoint-00000009.pt' in error
+    states = [checkpoint._read(path) for path in checkpoint.checkpoints(tmp_path / 'run')]
+    assert all(torch.isfinite(value).all() for state in states for value in state['network'].values())
+
+
+# -- what is refused
+@pytest.mark.parametrize('words, argv', [
+    ("no augmentation policy 'foo'", ['--auto-augment', 'foo']), ("no interpolation 'foo'", [
+        '--crop-interpolation', 'foo']), ("no erase_mode 'foo'", ['--erase', '.2', '--erase-mode', 'foo']),
+    ('crop_scale is (0.8,), expected 2 numbers', ['--crop-padding', '0', '--crop-scale', '(0.8,)']),
+    ('expected two numbers', ['--crop-padding', '0', '--crop-scale', '(0.8, 0.2)']),
+    ('expected one of the two', ['--crop-padding', '4', '--crop-scale', '(0.8, 1.)']),
+    ('crop_padding is -2', ['--crop-padding', '-2']), ('betas is (0.9,)', ['--betas', '(0.9,)']),
+    ("betas is ('a', 'b')", ['--betas', "('a', 'b')"]), ('betas is (0.9, 1.0)', ['--betas', '(0.9, 1.)']),
+    ('at most 0.5', ['--color-jitter', '(0, 0, 0, 0.9)']), ('color_jitter is (9, 9)', ['--color-jitter', '(9, 9)']),
+    ('smoothing is 2.0, expected 0 to 1', ['--smoothing', '2']), ('flip is 2.0', ['--flip', '2']),
+    ('lr is -1.0', ['--lr', '-1']), ('lr is nan', ['--lr', 'nan']), ('lr is inf', ['--lr', 'inf']),
+    ('mixup is -1.0', ['--mixup', '-1']), ('std is (0.5, 0, 0.5), expected 3 numbers, each above 0', [
+        '--mean', '(0.5, 0.5, 0.5)', '--std', '(0.5, 0, 0.5)']), ('mean is (1, 1)', ['--mean', '(1, 1)']),
+    ('give both or neither', ['--mean', '(0.5, 0.5, 0.5)']), ("argument 'foo'", ['--model-args', "{'foo': 1}"]),
+    ('drop_path_rate is 2', ['--model-args', "{'drop_path_rate': 2}"]),
+    ('it comes from the images', ['--model-args', "{'num_classes': 5}"]),
+    ('cannot be made with the model_args', ['--model-args', "{'depth': 0}"]), ('as torch takes it', [
+        '--seed', '99999999999999999999']), ('cooldown_epochs is -1', ['--cooldown-epochs', '-1', '--epochs', '1']),
+    ('clip is -1.0', ['--clip', '-1']), ('ema is 2.0', ['--ema', '2']), ('layer_decay is 2.0', ['--layer-decay', '2']),
+    ('weight_decay is -1.0', ['--weight-decay', '-1']), ('warmup_epochs is -1.0', ['--warmup-epochs', '-1']),
+    ('epochs is 0', ['--epochs', '0']), ('crop_pct is 0.0', ['--crop-pct', '0']), ('eval_every is -1', [
+        '--eval-every', '-1']), ('workers is -1', ['--loader', 'stream', '--workers', '-1']),
+    ('checkpoint_minutes is -1.0', ['--checkpoint-minutes', '-1']), ('mix_prob is 3.0', ['--mix-prob', '3']),
+    ("mix_mode is 'foo'", ['--mix-mode', 'foo']), ("no optimizer 'adamv'", ['--opt', 'adamv']),
+])
+def test_bad_values_are_one_line_and_leave_nothing(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, argv: list[str]) -> None:
+    assert run(data, tmp_path / 'run', *argv) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_every_recipe_passes_the_checks(recipe: Recipe) -> None:
+    checks.check_recipe(replace(recipe, from_weights=''))
+
+
+# -- other ways to train
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_streamed_images_resume_to_the_same_bits(
+        data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    streamed = ['--loader', 'stream', '--workers', str(workers), '--crop-padding', '0', '--crop-scale', '(0.5, 1.)',
+                '--crop-interpolation', 'random', '--auto-augment', 'rand-m9-mstd0.5-inc1', '--erase', '0.5']
+    assert run(data, tmp_path / 'whole', *streamed) == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, 8, signal.SIGTERM)
+        assert run(data, tmp_path / 'stopped', *streamed) == 128 + signal.SIGTERM
+    assert run(data, tmp_path / 'stopped', '--resume', *streamed, '--loader', 'memory') == 2  # other augmentations
+    assert run(data, tmp_path / 'stopped', '--resume', *streamed) == 0
+    assert_same_bits(tmp_path / 'whole', tmp_path / 'stopped')
+
+
+@pytest.mark.parametrize('policy', ['cifar10', 'svhn', 'imagenet', 'rand-m9-mstd0.5-inc1', ''])
+def test_the_streamed_augmentation_builds(policy: str) -> None:
+    from PIL import Image
+
+    recipe = replace(RECIPE, auto_augment=policy, crop_padding=4, erase=1., color_jitter=(0.4, 0.4, 0.2, 0.1))
+    cfg = dict(input_size=(3, 24, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 40, 3), np.uint8))
+    x = stream.training_transform(recipe, cfg)(image)
+    assert x.shape == (3, 24, 32) and torch.isfinite(x).all() and x.std() > 0.1
+
+
+def test_streamed_posterising() -> None:
+    """As Pillow's, and no error at the strongest magnitude, which keeps no bit."""
+    from PIL import Image, ImageOps
+
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
+    for bits in range(1, 9):
+        assert np.array_equal(stream.posterize(image, bits), ImageOps.posterize(image, bits))
+    strongest = stream._rand_augment('rand-m10-n9-inc1', 8, (0.5,) * 3)
+    assert all(op.aug_fn is stream.posterize for op in strongest.ops if 'Posterize' in op.name)
+    assert not np.asarray(stream.posterize(image, 0)).any()
+
+
+def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path) -> None:
+    other = write_npz(tmp_path / 'other.npz', classes=3, size=24)
+    settings = ['--from-weights', str(finished), '--img-size', '24', '--epochs', '1', '--warmup-epochs', '0']
+    assert run(other, tmp_path / 'tuned', *settings, '--lr', '1e-9', '--ema', '0') == 0
+    tuned, begun = weights(tmp_path / 'tuned'), weights(finished)
+    assert tuned['head.weight'].shape[0] == 3 and tuned['pos_embed'].shape[1] == 36
+    torch.testing.assert_close(  # it began with the given weights
+        tuned['blocks.0.linear1.weight'], begun['blocks.0.linear1.weight'], rtol=0, atol=1e-6)
+
+
+def test_the_best_by_validation_is_kept(data: str, tmp_path: Path) -> None:
+    assert run(data, tmp_path / 'run', '--keep', 'best', '--val-fraction', '0.25', '--eval-every', '1') == 0
+    rows = _rows(tmp_path / 'run')
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert result['figures']['val']['top1'] == pytest.approx(max(row['val_top1'] for row in rows))
+    assert not any('test_top1' in row for row in rows)  # test images are not even looked at
+
+
+def test_tensorboard_events_where_asked(data: str, tmp_path: Path) -> None:
+    pytest.importorskip('tensorboard')
+    assert run(data, tmp_path / 'run', '--tensorboard', '--epochs', '2') == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
+    assert [event.step for event in events.Scalars('train_loss')] == [6, 12]
+
+
+@pytest.mark.slow
+def test_the_first_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--output', str(tmp_path / 'run')]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    accuracy = json.loads((tmp_path / 'run' / 'result.json').read_text())['figures']['test']['top1']
+    assert accuracy >= 97 and f'{accuracy:.2f} %' in last
+
+
+# -- the pieces ------------------------------------------------------------------------------------------------------
+RECIPE = Recipe(name='cct_2_3x2.x', about='', epochs=20, lr=1e-3, warmup_epochs=4, warmup_lr=1e-5, min_lr=1e-5,
+                cooldown_epochs=3)
+
+
+def test_the_schedule_is_timms() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=RECIPE.lr)
+    theirs = CosineLRScheduler(optimizer, t_initial=20, lr_min=1e-5, warmup_t=4, warmup_lr_init=1e-5)
+    for epoch in range(23):
+        theirs.step(epoch)
+        assert learning_rate(RECIPE, epoch) == pytest.approx(optimizer.param_groups[0]['lr'], rel=1e-9), epoch
+
+
+def test_the_linear_schedule() -> None:
+    linear = replace(RECIPE, schedule='linear', warmup_lr=0., min_lr=0.)
+    assert [learning_rate(linear, e) for e in (0, 2, 4, 12, 20, 22)] == pytest.approx([0, 5e-4, 1e-3, 5e-4, 0, 0])
+
+
+def test_what_is_decayed() -> None:
+    model = timm.create_model('vit_lite_2_4')
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def decayed(recipe: Recipe) -> set[str]:
+        return {names[id(p)] for group in make_optimizer(recipe, model).param_groups
+                for p in group['params'] if group['weight_decay']}
+
+    usual = decayed(RECIPE)
+    assert 'head.weight' in usual and not usual & {'pos_embed', 'cls_token', 'norm.weight', 'head.bias'}
+    assert decayed(replace(RECIPE, decay_all=True)) == set(names.values())
+
+
+def test_layer_decay() -> None:
+    model = timm.create_model('cct_2_3x2')
+    scales = {id(p): group['lr_scale'] for group in make_optimizer(replace(RECIPE, layer_decay=0.5), model).param_groups
+              for p in group['params']}
+    assert scales[id(model.head.weight)] == 1 and scales[id(model.tokenizer.convs[0].weight)] < 0.2
+
+
+def test_clipping() -> None:
+    a, b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
+
+    def clipped(mode: str) -> list[float]:
+        a.grad, b.grad = torch.tensor([3., 0., 4.]), torch.tensor([0.3, 0.4])
+        clip_gradients([a, b], 1., mode)
+        return [a.grad.norm().item(), b.grad.norm().item()]
+
+    assert clipped('tensor') == pytest.approx([1., 0.5], abs=1e-5)
+    assert math.hypot(*clipped('norm')) == pytest.approx(1., abs=1e-5)
+
+
+def test_averaging() -> None:
+    average, model = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = 0.9 * average.weight + 0.1 * model.weight
+    average_(average, model, 0.9)
+    torch.testing.assert_close(average.weight, expected)
+
+
+def test_accumulation_changes_nothing_but_memory(data: str, tmp_path: Path) -> None:
+    assert run(data, tmp_path / 'one', *PLAIN) == 0
+    assert run(data, tmp_path / 'four', *PLAIN, '--accumulate', '4') == 0
+    one, four = weights(tmp_path / 'one'), weights(tmp_path / 'four')
+    for key in one:
+        torch.testing.assert_close(one[key], four[key], rtol=1e-4, atol=1e-5)
+
+
+def test_number_formats() -> None:
+    cpu = torch.device('cpu')
+    assert number_format('fp32', cpu) is None and number_format('bf16', cpu) is torch.bfloat16
+    with pytest.raises(tinyvit_zoo.ZooError, match='thousand times slower'):
+        number_format('fp16', cpu)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('more, message', [
+    (['--learning-rate', '1'], "no option '--learning-rate'"), (['--warmup-epoch', '1'], '--warmup-epochs'),
+    (['--epochs', 'many'], 'expected a whole number'), (['--crop-scale', '0.5'], 'expected a value like'),
+    (['--schedule', 'steps'], "expected 'cosine' or 'later_cosine' or 'linear'"),
+    (['--precision', 'fp16'], 'thousand times slower'),
+    (['--keep', 'best'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
+    (['--epochs', '0'], 'from 1 up'), (['--opt', 'adamx'], 'optimizer'),
+    (['--data', 'npz:nothing.npz'], 'nothing.npz'), (['--device', 'tpu'], 'tpu'),
+    (['--data', 'cifar11:x'], 'cifar1'), (['--from-weights', 'cct_7_3x1.c10'], 'to begin cct_2_3x2 with'),
+])
+def test_bad_input_is_one_line_and_leaves_nothing(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
+    assert run(data, tmp_path / 'run', *more) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+    assert not (tmp_path / 'run').exists()
+
+
+def test_digits_are_not_mirrored() -> None:
+    from tinyvit_zoo.cli import train as command
+    parser = argparse.ArgumentParser()
+    command.add_train(parser)
+    for data, more, flip in (('digits', [], 0), ('svhn:x', [], 0), ('folder:x', [], 0.5),
+                             ('digits', ['--flip', '1'], 1)):
+        args = parser.parse_args(['--model', 'cct_2_3x2', '--data', data, *more])
+        assert command.not_mirrored(command.overridden(FINETUNE, args), args).flip == flip
+
+
+def test_epochs_scale_the_schedule() -> None:
+    from tinyvit_zoo.cli import train as command
+    parser = argparse.ArgumentParser()
+    command.add_train(parser)
+    recipe = command.overridden(RECIPES['cct_7_3x1.c10'], parser.parse_args(['cct_7_3x1.c10', '--epochs', '30']))
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs, recipe.mix_off_epoch) == (30, 1., 1, 18)
+
+
+@pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
+    """At its size, with its arguments; it is shown with all its settings."""
+    from tinyvit_zoo.cli.train import recipes_text
+    from tinyvit_zoo.data.datasets import DATASETS
+    model = timm.create_model(
+        recipe.model, img_size=recipe.img_size, num_classes=DATASETS[recipe.dataset].num_classes, device='meta',
+        **recipe.model_args)
+    assert model.num_classes == DATASETS[recipe.dataset].num_classes
+    start = timm.get_pretrained_cfg(recipe.from_weights) if recipe.from_weights not in PRETRAININGS else None
+    assert start is None or not recipe.from_weights or start.tag == recipe.from_weights.partition('.')[2]
+    assert f'lr                   {recipe.lr}' in recipes_text(recipe.name)
+    with pytest.raises(AttributeError):
+        recipe.lr = 1.
+
+
+# -- many processes --------------------------------------------------------------------------------------------------
+def _torchrun(data: str, output: Path, *more: str, env: dict | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '0', '--rdzv-backend',
+         'c10d', '--rdzv-endpoint', 'localhost:0', str(HERE.parent / 'tools' / 'train_weights.py'), '--model',
+         'cct_2_3x2', '--from-weights', '', '--data', data, '--output', str(output), '--device', 'cpu', '--precision',
+         'fp32', '--layer-decay', '1', *SETTINGS, *PLAIN, '--ema', '0', *more],
+        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(data: str, tmp_path: Path) -> None:
+    done = _torchrun(data, tmp_path / 'two', '--accumulate', '5')  # of 8 images: four parts
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run(data, tmp_path / 'one', *PLAIN, '--ema', '0') == 0
+    one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+    both = [json.loads((tmp_path / name / 'result.json').read_text())['figures']['test'] for name in ('one', 'two')]
+    assert both[0]['images'] == both[1]['images'] == 24
+    assert both[0]['loss'] == pytest.approx(both[1]['loss'], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_dying_process_ends_the_job_with_its_error(data: str, tmp_path: Path) -> None:
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import os\n'
+        'if os.environ.get("RANK") == "1":\n'
+        '    import threading, time\n'
+        '    def die():\n'
+        f'        while not os.path.exists({str(tmp_path / "two" / "train.log")!r}): time.sleep(0.01)\n'
+        '        os._exit(7)\n'
+        '    threading.Thread(target=die, daemon=True).start()\n')
+    begun = time.monotonic()
+    done = _torchrun(data, tmp_path / 'two', '--epochs', '500', env={'PYTHONPATH': str(tmp_path)})
+    assert done.returncode != 0 and time.monotonic() - begun < 120
+    assert 'exitcode' in done.stderr and '7' in done.stderr

@@ -1,0 +1,1 @@
+"""Augmentation: of whole batches on the device, and of single Pillow images when streaming."""

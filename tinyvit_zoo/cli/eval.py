@@ -1,0 +1,244 @@
+"""`tinyvit-zoo eval`: options, what is measured, and the tables."""
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ZooError
+from ..runtime.picture import check_picture
+from . import robustness
+
+if TYPE_CHECKING:
+    from ..measure.evaluation import Bench
+
+_COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
+
+
+# -- what can be measured beside the accuracy --------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Measure:
+    """A figure that an option asks for. `run` gives it (what --json shows), `cell` says it in a few characters."""
+    title: str
+    run: Callable[[Bench, argparse.Namespace], dict[str, Any]]
+    cell: Callable[[Mapping[str, Any]], str]
+    details: Callable[[Mapping[str, Any]], str] | None = None     # a table of its own
+
+
+def _knn(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
+    from ..measure.evaluation import knn_figures
+    return knn_figures(bench)
+
+
+def _probe(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
+    from ..measure.evaluation import probe_figures
+    return probe_figures(bench)
+
+
+def _percent(figure: Mapping[str, Any]) -> str:
+    return f'{figure["top1"]:.2f}'
+
+
+# By the option (without dashes) that asks for it; run where `args` holds something true under its name.
+MEASURES = {
+    'knn': Measure('k-NN', _knn, _percent),
+    'probe': Measure('probe', _probe, _percent),
+    'corruptions': Measure('mCE', robustness.corruption_figures, robustness.mce_cell, robustness.corruption_text),
+    'attack': Measure('attack', robustness.attack_figures, robustness.attack_cell, robustness.attack_text),
+}
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        'models', metavar='MODEL', nargs='*', help='NAME[.TAG] of the zoo or timm, NAME.untrained (random weights), '
+        'NAME[.TAG]=FILE, or the directory of a training run')
+    parser.add_argument('--all', action='store_true', help='instead: every weight of the catalogue whose data set is '
+                        'given, beside the figure it has there; exit code 1 where one differs')
+    parser.add_argument(
+        '--data', metavar='[KEY=]SOURCE', action='append', required=True, help='digits, cifar10:DIR, npz:FILE, '
+        'folder:DIR, ...; KEY (c10, c100, ...) says which data set a file holds. With --all, any number of them')
+    parser.add_argument('--split', default='test', choices=['test', 'val', 'train'], help='to judge on (default: test)')
+    parser.add_argument('--download', action='store_true', help='fetch the data set where it is not there')
+    measures = parser.add_argument_group('measures beside the accuracy')
+    measures.add_argument('--knn', action='store_true', help='nearest neighbours (20, weighted) on frozen features')
+    measures.add_argument('--probe', action='store_true', help='a linear classifier on frozen features, its strength '
+                          'of regularisation chosen on a fifth of the training images')
+    measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '
+                          '--knn and --probe learn from (default: 1)')
+    robustness.add_robustness(parser)
+    shown = parser.add_argument_group('what is shown')
+    shown.add_argument('--per-class', action='store_true', help='the accuracy of every class')
+    shown.add_argument('--confusion', type=Path, metavar='FILE', help='the confusion matrix, as .png, .pdf or .svg')
+    shown.add_argument('--json', action='store_true', help='the same and more, for programs')
+    machine = parser.add_argument_group('how it is computed')
+    machine.add_argument('--precision', default='fp32', choices=['fp32', 'bf16', 'fp16', 'auto'],
+                         help='default: fp32, which the figures of the catalogue were measured in')
+    machine.add_argument('--batch-size', type=int, default=256, metavar='N', help='default: 256')
+    machine.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
+    machine.add_argument('--img-size', type=int, metavar='N', help='another than that of the weights')
+
+
+def run_eval(args: argparse.Namespace) -> str:
+    """What is to be printed. With --all, a catalogue that is wrong is exit code 1."""
+    _check(args)
+    import torch
+
+    from ..runtime.world import join_world
+    from ..training.optimizer import number_format
+
+    torch.backends.cudnn.allow_tf32 = False     # fp32 is to be fp32
+    with join_world(args.device) as world:
+        dtype = number_format(args.precision, world.device)
+        bench = partial(_bench, args=args, world=world, dtype=dtype)
+        if args.all:
+            from ..measure.catalogue_check import check_catalogue
+            return check_catalogue(args, bench)
+        source = _open_source(args.data[0], args)
+        try:
+            records = [_record(bench(spec, source), args) for spec in args.models]
+        except torch.OutOfMemoryError as e:
+            raise ZooError(f'The memory of {world.device} is too small: take a smaller --batch-size.') from e
+        if args.confusion and world.first:
+            _draw(records[0], args)
+        if args.plot and world.first:
+            robustness.draw_robustness(records[0], args.plot)
+        return _text(records, args) if world.first else ''
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What is wrong with the options, before anything is read."""
+    asked = [name for name in MEASURES if getattr(args, name)]
+    if bool(args.models) == args.all:
+        raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows the weights there '
+                       'are.')
+    if args.all and (asked or args.per_class or args.confusion or args.img_size or args.split != 'test'):
+        raise ZooError('--all compares the test accuracy with the catalogue, and nothing else: leave the other '
+                       'measures, --per-class, --confusion, --img-size and --split out.')
+    if len(args.data) > 1 and not args.all:
+        raise ZooError('--data is given twice: one data set at a time (any number with --all).')
+    for name in ('batch_size', 'img_size'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ZooError(f'--{name.replace("_", "-")} is {value}, expected a number from 1 up.')
+    if args.fraction != 1 and not (args.knn or args.probe):
+        raise ZooError('--fraction is of the training images, for --knn and --probe: give one of them.')
+    if args.split == 'train' and (args.knn or args.probe):
+        raise ZooError('--knn and --probe learn from the training images: judge them on --split test or val.')
+    robustness.check_robustness(args)
+    if args.confusion:
+        _check_picture(args)
+
+
+def _check_picture(args: argparse.Namespace) -> None:
+    if len(args.models) > 1:
+        raise ZooError('--confusion draws one model: give one MODEL.')
+    check_picture('--confusion', args.confusion)
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+def _open_source(spec: str, args: argparse.Namespace) -> Any:
+    from ..measure.evaluation import open_bench_source
+    return open_bench_source(spec, args.split, download=args.download, fraction=args.fraction)
+
+
+def _bench(spec: str, source: Any, *, args: argparse.Namespace, world: Any, dtype: Any) -> Bench:
+    from ..measure.evaluation import Bench
+    from ..weights.resolve import load
+
+    return Bench(load(spec, world.device, args.img_size), source, args.split, world, dtype, args.batch_size)
+
+
+def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    """All that was measured of one model, as --json shows it."""
+    from ..measure.evaluation import accuracy_if_any
+
+    asked = [name for name in MEASURES if getattr(args, name)]
+    loaded = bench.loaded
+    return {
+        'model': loaded.title, 'data': bench.source.name, 'split': bench.split, 'epochs': loaded.epochs,
+        'parameters': sum(p.numel() for p in loaded.model.parameters()), 'input_size': list(loaded.cfg['input_size']),
+        'precision': str(bench.dtype or 'torch.float32').removeprefix('torch.'), 'device': str(bench.world.device),
+        **accuracy_if_any(bench, required=not asked),
+        **{name: MEASURES[name].run(bench, args) for name in asked}}
+
+
+def _draw(record: Mapping[str, Any], args: argparse.Namespace) -> None:
+    from ..measure.confusion import plot_confusion
+
+    if 'confusion' not in record:
+        raise ZooError(f'{record["model"]} has no accuracy on {record["data"]}: leave --confusion out.')
+    title = f'{record["model"]} on {record["data"]}, {_COUNTED[record["split"]]} images: {record["top1"]:.2f} %'
+    plot_confusion(record['confusion'], [row['class'] for row in record['classes']], title, args.confusion)
+
+
+# -- showing -----------------------------------------------------------------------------------------------------------
+def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
+    if args.json:
+        return json.dumps(records, indent=2)
+    shown = _one(records[0]) if len(records) == 1 else _many(records)
+    parts = [shown, *(_classes(record, len(records) > 1) for record in records if args.per_class)]
+    parts += [f'{record["model"]}\n{measure.details(record[name])}' for record in records
+              for name, measure in MEASURES.items() if name in record and measure.details]
+    parts += [f'{args.plot}: error over severity and radius'] if args.plot else []
+    return '\n\n'.join([*parts, *([f'{args.confusion}: the confusion matrix'] if args.confusion else [])])
+
+
+def _one(record: Mapping[str, Any]) -> str:
+    lines = [('input', f'{" x ".join(map(str, record["input_size"]))}, {record["precision"]} on {record["device"]}'),
+             ('data', f'{record["data"]}, {_COUNTED[record["split"]]} images')]
+    if 'top1' in record:
+        low, high = record['interval']
+        lines += [('images', f'{record["images"]:,}'),
+                  ('top-1', f'{record["top1"]:.2f} %, 95 % interval {low:.2f} to {high:.2f}')]
+        lines += [('top-5', f'{record["top5"]:.2f} %')] if 'top5' in record else []
+        lines += [('loss', f'{record["loss"]:.4f}')]
+    lines += [(measure.title, f'{measure.cell(record[name])} %') for name, measure in MEASURES.items()
+              if name in record]
+    return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
+                      *(f'  {title:8}{text}' for title, text in lines)])
+
+
+def _many(records: Sequence[Mapping[str, Any]]) -> str:
+    """A line a model. Without a classifier for these classes there is no accuracy: '-'."""
+    asked = [(name, measure) for name, measure in MEASURES.items() if name in records[0]]
+    head = ['model', 'M params', 'epochs', 'top-1', '95 % interval', 'top-5', 'loss', *(m.title for _, m in asked)]
+    rows = [[
+        record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-'), *_accuracy_cells(record),
+        *(measure.cell(record[name]) for name, measure in asked)] for record in records]
+    kept = [i for i in range(len(head)) if any(row[i] != '-' for row in rows)]
+    return table([[row[i] for i in kept] for row in (head, *rows)])
+
+
+def _accuracy_cells(record: Mapping[str, Any]) -> list[str]:
+    if 'top1' not in record:
+        return ['-'] * 4
+    low, high = record['interval']
+    return [f'{record["top1"]:.2f}', f'{low:.2f} to {high:.2f}',
+            f'{record["top5"]:.2f}' if 'top5' in record else '-', f'{record["loss"]:.4f}']
+
+
+def _classes(record: Mapping[str, Any], titled: bool) -> str:
+    if 'classes' not in record:
+        return f'{record["model"]}: no accuracy, and none by class.'
+    rows = [('class', 'images', 'top-1', '95 % interval', 'most taken for')]
+    for row in record['classes']:
+        taken = f'{row["most_taken_for"]} ({row["times"]})' if row['times'] else '-'
+        if not row['images']:
+            rows.append((row['class'], '0', '-', '-', '-'))
+            continue
+        rows.append((row['class'], str(row['images']), f'{row["top1"]:.2f}', '{:.2f} to {:.2f}'.format(
+            *row['interval']), taken))
+    return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 4))
+
+
+def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Aligned columns, those in `left` to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return '\n'.join('  '.join(
+        cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(
+            zip(row, widths, strict=True))).rstrip() for row in rows)

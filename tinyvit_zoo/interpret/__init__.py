@@ -1,0 +1,1 @@
+"""Look inside models: attention, similarity of layers, positions, and pictures of them."""

@@ -1,0 +1,1 @@
+"""Measure models: accuracy, features, robustness, cost and speed."""

@@ -1,0 +1,77 @@
+"""What an encoder is worth before anything is trained on it: k-NN accuracy, a linear probe, spread of its features.
+
+Features are those that the classifier would see, `forward_head(..., pre_logits=True)`, in eval mode and frozen. Labels
+are used to judge them only.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..runtime.world import World
+from ..training.optimizer import autocast
+
+_CHUNK = 1 << 24        # similarities held at once
+
+
+@torch.no_grad()
+def extract(
+        model: Any, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor], world: World,
+        dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Features [N, D] (float32) and labels [N] of all batches, on every process. The model keeps its mode."""
+    training = model.training
+    model.eval()
+    found: list[tuple[Tensor, Tensor]] = []
+    for images, labels in batches:
+        with autocast(world.device, dtype):
+            features = model.forward_head(model.forward_features(prepare(images)), pre_logits=True)
+        found.append((features.flatten(1).float(), labels))
+    model.train(training)
+    if world.size > 1:
+        found = [(x.to(world.device), y.to(world.device)) for part in world.gather(
+            [(x.cpu(), y.cpu()) for x, y in found]) for x, y in part]
+    return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+
+
+@torch.no_grad()
+def knn(
+        train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, k: int = 20,
+        temperature: float = 0.07, *, num_classes: int,
+) -> float:
+    """Top-1 in percent of the weighted nearest neighbours of DINO (arXiv:2104.14294).
+
+    The k training images of the largest cosine similarity s vote for their class, each with weight exp(s/temperature).
+    All of them vote where there are fewer than k.
+    """
+    bank, queries = F.normalize(train_features, dim=1), F.normalize(features, dim=1)
+    k, correct = min(k, len(bank)), torch.zeros((), dtype=torch.int64, device=features.device)
+    step = max(1, _CHUNK // len(bank))
+    for x, y in zip(queries.split(step), labels.split(step), strict=True):
+        similarity, index = (x @ bank.T).topk(k)                                            # [B, k]
+        weights = ((similarity - 1) / temperature).exp()        # the largest similarity is 1: nothing overflows
+        votes = weights.new_zeros(len(x), num_classes).scatter_add_(1, train_labels[index], weights)
+        correct += votes.argmax(1).eq(y).sum()
+    return 100 * correct.item() / len(labels)
+
+
+@torch.no_grad()
+def spread(features: Tensor) -> float:
+    """The deviation of L2-normalised features, over the images, in units of 1/sqrt(D).
+
+    1 where directions are spread evenly over the sphere, 0 where all images have one feature: a collapse.
+    """
+    return F.normalize(features, dim=1).std(0, correction=0).mean().item() * features.shape[1] ** 0.5
+
+
+def knn_accuracy(
+        model: Any, train_batches: Iterable[tuple[Tensor, Tensor]], test_batches: Iterable[tuple[Tensor, Tensor]],
+        prepare: Callable[[Tensor], Tensor], world: World, dtype: torch.dtype | None = None, *, num_classes: int,
+) -> float:
+    """Top-1 in percent of k-NN on a model's features, with the usual 20 neighbours and temperature 0.07."""
+    bank = extract(model, train_batches, prepare, world, dtype)
+    return knn(*bank, *extract(model, test_batches, prepare, world, dtype), num_classes=num_classes)

@@ -1,0 +1,79 @@
+"""What a model sees in images, of any kind that Pillow reads."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+from tqdm import tqdm
+
+from ..data.images import EXTENSIONS, one_line
+from ..errors import ZooError
+
+
+def check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as e:  # each kind of device has its own errors
+        raise ZooError(f'Device {name!r} cannot be used here: {one_line(e).split(". ")[0]}. Take cpu.') from e
+
+
+def image_files(given: Sequence[Path]) -> list[Path]:
+    """The files among `given` as they come, for a folder the images in it and below, sorted and without hidden ones."""
+    files: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise ZooError(f'There is no image or folder {path}.')
+        inside = [path] if path.is_file() else sorted(
+            p for p in path.rglob('*') if p.suffix.lower() in EXTENSIONS and p.is_file()
+            and not any(part.startswith('.') for part in p.relative_to(path).parts))
+        if not inside:
+            raise ZooError(f'There are no images in {path}: expected files with the endings {" ".join(EXTENSIONS)}.')
+        files += inside
+    return files
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image, undecoded; what goes wrong with it here or inside the `with` is a ZooError that names it."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UnidentifiedImageError as e:
+        raise ZooError(f'{path} is not an image, or of no kind that Pillow reads: leave it out.') from e
+    except Exception as e:  # every decoder has its own errors for a damaged file
+        raise ZooError(f'{path} cannot be read as an image ({one_line(e)}): repair it or leave it out.') from e
+
+
+def _read_image(path: Path) -> Image.Image:
+    """RGB, and upright where the camera noted how it was held."""
+    with opened(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith('I'):  # 16 bits: Pillow would cut off what is above 255
+            upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 256).astype(np.uint8))
+        return upright.convert('RGBA').convert('RGB')  # by way of RGBA, or palettes with transparency draw a warning
+
+
+def classify(
+        model: nn.Module, labels: Sequence[str], paths: Sequence[Path], topk: int, batch_size: int,
+) -> list[list[dict[str, Any]]]:
+    """For each image its classes, the most probable first."""
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    device = next(model.parameters()).device
+    batches = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
+    hidden = True if len(batches) == 1 else None  # None: unless stderr is a terminal
+    results = []
+    with torch.inference_mode(), tqdm(batches, unit='batch', leave=False, disable=hidden) as progress:
+        for batch in progress:
+            images = torch.stack([transform(_read_image(path)) for path in batch])
+            top = model(images.to(device)).float().softmax(-1).topk(min(topk, len(labels)))
+            results += [
+                [{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)]
+                for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    return results

@@ -1,0 +1,113 @@
+"""How long models take, side by side: contenders in turn, so that a noisy machine is noisy for all."""
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..training.run_dir import cpu_name
+from ..version import __version__
+from .counting import Ledger
+
+Step = Callable[[], object]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What figures were taken on."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
+    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
+            'tinyvit_zoo': __version__, 'date': time.strftime('%Y-%m-%d')}
+
+
+def make_step(model: nn.Module, images: Tensor, train: bool, bf16: bool,
+              prepare: Callable[[Tensor], Tensor] = lambda images: images) -> Step:
+    """One pass over a batch, `prepare`d anew each time; in training the loss and the backward pass with it."""
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def inference() -> object:
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model(prepare(images))
+
+    def training() -> object:
+        x = prepare(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return loss
+
+    return training if train else inference
+
+
+def seconds(step: Step, device: torch.device) -> float:
+    """Time of one call: on a GPU between two of its events, the queue empty before."""
+    if device.type != 'cuda':
+        begun = time.perf_counter()
+        step()
+        return time.perf_counter() - begun
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def rounds(steps: dict[str, Step], device: torch.device, budget: float) -> dict[str, list[float]]:
+    """Times of each contender, in turn, for about `budget` seconds and at least 3 rounds after a warm-up."""
+    for step in steps.values():
+        step()
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
+        for name, step in steps.items():
+            times[name].append(seconds(step, device))
+    return times
+
+
+def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
+    """A row a contender; ratios of speed are to the first of them, round by round."""
+    baseline = next(iter(times.values()))
+    rows = []
+    for name, values in times.items():
+        ratios = sorted(b / v for b, v in zip(baseline, values, strict=True))
+        rows.append({
+            'contender': name, 'images_per_second': batch / statistics.median(values),
+            'median_ms': 1e3 * statistics.median(values), 'p95_ms': 1e3 * percentile(values, 95),
+            'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
+    return rows
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """The least of the values that `percent` of them do not exceed."""
+    return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
+
+
+def held_memory(step: Step, model: nn.Module, images: Tensor) -> int:
+    """Bytes at the worst moment of a step: weights, images and what the step holds.
+
+    On a GPU what its allocator gave out, on other devices what torch's operators made (not what they use inside).
+    """
+    tensors = [*model.parameters(), *model.buffers(), images]
+    step()
+    if images.device.type == 'cuda':
+        torch.cuda.synchronize(images.device)
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        step()
+        rise = torch.cuda.max_memory_allocated(images.device) - before
+        return rise + sum(t.numel() * t.element_size() for t in tensors)
+    with Ledger() as ledger:
+        for tensor in tensors:
+            ledger.hold(tensor)
+        step()
+    return ledger.peak

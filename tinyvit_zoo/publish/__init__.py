@@ -1,0 +1,1 @@
+"""Hand weights on: exported programs, cards, repositories on the Hugging Face Hub."""

@@ -1,0 +1,46 @@
+"""The pictures that commands draw: what is checked before anything is computed, how one is made, how it is written."""
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ZooError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ('.png', '.pdf', '.svg')
+
+
+def check_picture(option: str, path: Path) -> None:
+    """ZooError where the picture that `option` asks for could not be written."""
+    if path.suffix not in KINDS:
+        raise ZooError(f'{option} is {path}, expected a name that ends in {" or ".join(KINDS)}.')
+    if not path.absolute().parent.is_dir():
+        raise ZooError(f'{option} is {path}, but there is no folder {path.parent}: make it, or choose another.')
+    require_matplotlib()
+
+
+def require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as e:
+        raise ZooError("Pictures need matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of `size` inches, with no state of matplotlib's touched, and its axes [rows, columns]."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout='constrained')
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    from ..training.checkpoint import write_whole
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=130)
+    write_whole(path, buffer.getvalue())
