@@ -25,10 +25,10 @@ from tinyvit_zoo.kernels.memory import keep_freed_memory
 from tinyvit_zoo.measure.speed import summarise
 from tinyvit_zoo.methods import METHODS
 from tinyvit_zoo.methods.supervised import supervised_task
-from tinyvit_zoo.recipes import OWN, Recipe
+from tinyvit_zoo.recipes import PRETRAINING_PRESETS, Recipe
+from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.runtime.world import World
 from tinyvit_zoo.training.loop import Loop
-from tinyvit_zoo.training.optimizer import number_format
 from tinyvit_zoo.training.pretrain import Pretrain, make_encoder, make_views
 
 STEPS = 3
@@ -37,8 +37,8 @@ SUPERVISED = 'supervised'
 
 def add_pretraining(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', nargs='+', metavar='MODEL', help='models of the zoo')
-    parser.add_argument('--methods', nargs='+', choices=list(OWN), metavar='METHOD',
-                        help=f'of {", ".join(OWN)} (default: those that take the model)')
+    parser.add_argument('--methods', nargs='+', choices=list(PRETRAINING_PRESETS), metavar='METHOD',
+                        help=f'of {", ".join(PRETRAINING_PRESETS)} (default: those that take the model)')
     parser.add_argument('--precision', choices=['fp32', 'bf16'], default='bf16')
     parser.add_argument('--batch-size', type=int, default=128)
 
@@ -78,7 +78,7 @@ def _side_by_side(
 def _possible(model: str) -> list[str]:
     """The methods that take the model."""
     found = []
-    for name in OWN:
+    for name in PRETRAINING_PRESETS:
         with suppress(ZooError):
             _loop(name, model, 2, World(0, 1, torch.device('cpu')), None)
             found.append(name)
@@ -126,7 +126,7 @@ def main(name: str, model: str, precision: str, batch_size: str, device: str) ->
     world = World(0, 1, torch.device(device))
     keep_freed_memory(world.device)
     before = _peak(world.device)
-    loop, size = _loop(name, model, int(batch_size), world, number_format(precision, world.device))
+    loop, size = _loop(name, model, int(batch_size), world, autocast_dtype(precision, world.device))
     images = torch.randint(0, 256, (int(batch_size), 3, size, size), dtype=torch.uint8).to(world.device)
     labels = torch.arange(int(batch_size), device=world.device) % 10
     loop.train_step(images, labels)

@@ -27,9 +27,9 @@ from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.kernels.memory import keep_freed_memory
 from tinyvit_zoo.methods.supervised import supervised_batches, supervised_task
 from tinyvit_zoo.recipes import Recipe, find_recipe
+from tinyvit_zoo.runtime.precision import autocast, autocast_dtype
 from tinyvit_zoo.runtime.world import World, join_world
 from tinyvit_zoo.training.loop import Loop
-from tinyvit_zoo.training.optimizer import autocast, number_format
 from tinyvit_zoo.training.train import data_cfg, make_model
 
 STEPS = 10
@@ -124,7 +124,7 @@ def main(kind: str, name: str, precision: str, device: str) -> None:
     """A contender: for each line that comes, ten steps, and the seconds they took."""
     with join_world(device) as world:
         recipe, source = find_recipe(name), open_source('digits')
-        cfg, dtype = data_cfg(recipe, source), number_format(precision, world.device)
+        cfg, dtype = data_cfg(recipe, source), autocast_dtype(precision, world.device)
         step = {'ours': _ours, 'plain': _plain}[kind](recipe, cfg, source, world, dtype)
         for _ in range(3):
             step()

@@ -61,8 +61,8 @@ from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.measure.speed import machine, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.recipes import find_recipe
+from tinyvit_zoo.runtime.files import write_whole
 from tinyvit_zoo.runtime.world import join_world
-from tinyvit_zoo.training.checkpoint import write_whole
 
 Say = Callable[[dict[str, Any]], None]
 

@@ -34,10 +34,11 @@ from tinyvit_zoo.augment.batched import normalize
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.data.images import ArrayImages
 from tinyvit_zoo.data.sources import Source, open_source
-from tinyvit_zoo.recipes import PRETRAININGS, SOURCES, Training, find_pretraining, find_recipe
+from tinyvit_zoo.recipes import PRETRAININGS, SOURCES, BaseRecipe, find_pretraining, find_recipe
+from tinyvit_zoo.runtime.files import write_whole
+from tinyvit_zoo.runtime.machine import machine
 from tinyvit_zoo.runtime.world import World, join_world
-from tinyvit_zoo.training.checkpoint import write_whole
-from tinyvit_zoo.training.run_dir import differences, machine
+from tinyvit_zoo.training.run_dir import differences
 from tinyvit_zoo.training.train import measure
 from tinyvit_zoo.weights import OURS, catalogue, check_recipes, read_cfg, read_weights, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER, parse
@@ -59,7 +60,7 @@ COPIES = {  # sha256 of the test images of copies that are not quite the set: wh
 class FinishedRun:
     """What a run directory holds, checked: the recipe is the one of its name, and was gone through to the end."""
     folder: Path
-    recipe: Training
+    recipe: BaseRecipe
     facts: dict[str, Any]
     result: dict[str, Any]
     log: str
@@ -103,7 +104,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ZooError(f'{path} is no JSON ({e}): take the run directory as the training left it.') from e
 
 
-def check_recipe(folder: Path, recipe: Training, facts: Mapping[str, Any]) -> None:
+def check_recipe(folder: Path, recipe: BaseRecipe, facts: Mapping[str, Any]) -> None:
     """ZooError unless the run followed the recipe of its name to the letter, on all of the images."""
     told = ('about', 'published')   # say something of the training, and change nothing in it
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -18,7 +18,7 @@ import tinyvit_zoo
 from tinyvit_zoo.measure.counting import count
 from tinyvit_zoo.models.mae_vit import CHOSEN
 from tinyvit_zoo.publish.cards import card, cost, in_order
-from tinyvit_zoo.training.checkpoint import write_whole
+from tinyvit_zoo.runtime.files import write_whole
 from tinyvit_zoo.weights import Weight, catalogue, check_recipes, weight_of
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,10 +16,10 @@ from tinyvit_zoo.augment.pillow import TwoViews
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.methods import MoCoV3
-from tinyvit_zoo.recipes import OWN, PRETRAININGS, RECIPES, find_pretraining
+from tinyvit_zoo.recipes import PRETRAINING_PRESETS, PRETRAININGS, RECIPES, find_pretraining
 from tinyvit_zoo.training import checkpoint
-from tinyvit_zoo.training.optimizer import learning_rate, weight_decay
 from tinyvit_zoo.training.pretrain import check_pretraining, make_method, make_views
+from tinyvit_zoo.training.schedule import learning_rate, weight_decay
 
 TINY = {'self_distill': ['--model', 'ssl_vit', '--model-args', "{'depth': 2, 'embed_dim': 24, 'num_heads': 2}",
                          '--method-args', "{'local_views': 2, 'hidden_dim': 16, 'num_prototypes': 24}"],
@@ -71,7 +71,7 @@ def test_streamed_images(method: str, data: str, tmp_path: Path) -> None:
 
 
 def test_streamed_views_are_distributed_as_the_batched_ones() -> None:
-    recipe = replace(OWN['moco_v3'], crop_scale=(0.5, 1.))
+    recipe = replace(PRETRAINING_PRESETS['moco_v3'], crop_scale=(0.5, 1.))
     cfg = {'input_size': (3, 24, 24), 'mean': MEAN, 'std': STD}
     image, n = batch(1, 32, 32), 600
     streamed = TwoViews(recipe, cfg)
@@ -176,4 +176,4 @@ def test_moco_as_the_paper_has_it() -> None:
     assert learning_rate(recipe, 40) == pytest.approx(1.5e-4 * 1024 / 256) and learning_rate(recipe, 400) == 0.
     assert (recipe.epochs, recipe.warmup_epochs, recipe.batch_size, recipe.img_size) == (400, 40, 1024, 224)
     assert (recipe.betas, recipe.weight_decay, recipe.crop_scale) == ((0.9, 0.999), 0.1, (0.08, 1.))
-    assert set(TINY) <= set(OWN)
+    assert set(TINY) <= set(PRETRAINING_PRESETS)

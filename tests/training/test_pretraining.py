@@ -16,9 +16,10 @@ from training_cases import assert_same_bits, weights, write_npz
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Pretraining, mae_lite, mae_small, presets_pretrain as own
+from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Pretraining, mae_lite, mae_small, presets as own
 from tinyvit_zoo.training import checkpoint, loop, pretrain
-from tinyvit_zoo.training.optimizer import learning_rate, make_optimizer, set_learning_rate, weight_decay
+from tinyvit_zoo.training.optimizer import make_optimizer, set_learning_rate
+from tinyvit_zoo.training.schedule import learning_rate, weight_decay
 
 HERE = Path(__file__).parents[1]
 MODEL = ['--model', 'vit_lite_2_4', '--img-size', '16', '--model-args',
@@ -283,7 +284,7 @@ def test_fine_tunings_begin_with_pretrainings_that_there_are() -> None:
 
 
 @pytest.mark.parametrize('recipe', [*PRETRAININGS.values(), *(
-    replace(recipe, name=f'vit_lite_2_4.{method}') for method, recipe in own.OWN.items())],
+    replace(recipe, name=f'vit_lite_2_4.{method}') for method, recipe in own.PRETRAINING_PRESETS.items())],
     ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinyvit_zoo.cli.train import recipes_text

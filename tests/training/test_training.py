@@ -23,9 +23,11 @@ import tinyvit_zoo
 from tinyvit_zoo.augment import pillow as stream
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods.momentum import average_
-from tinyvit_zoo.recipes import FINETUNE, PRETRAININGS, RECIPES, Recipe
+from tinyvit_zoo.recipes import FINETUNING_PRESET, PRETRAININGS, RECIPES, Recipe
+from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.training import checkpoint, checks, loop
-from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer, number_format
+from tinyvit_zoo.training.optimizer import clip_gradients, make_optimizer
+from tinyvit_zoo.training.schedule import learning_rate
 
 HERE = Path(__file__).parents[1]
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
@@ -230,7 +232,7 @@ def test_a_full_disk(data: str, stopped: Path, finished: Path, monkeypatch: pyte
     with monkeypatch.context() as patched:
         def full(descriptor: int) -> None:
             raise OSError(28, 'No space left on device')
-        patched.setattr(checkpoint.os, 'fsync', full)
+        patched.setattr(os, 'fsync', full)
         assert run(data, stopped, '--resume', '--checkpoint-minutes', '0') == 2
     assert 'No space left' in capsys.readouterr().err
     assert {path: path.read_bytes() for path in checkpoint.checkpoints(stopped)} == kept
@@ -436,9 +438,9 @@ def test_accumulation_changes_nothing_but_memory(data: str, tmp_path: Path) -> N
 
 def test_number_formats() -> None:
     cpu = torch.device('cpu')
-    assert number_format('fp32', cpu) is None and number_format('bf16', cpu) is torch.bfloat16
+    assert autocast_dtype('fp32', cpu) is None and autocast_dtype('bf16', cpu) is torch.bfloat16
     with pytest.raises(tinyvit_zoo.ZooError, match='thousand times slower'):
-        number_format('fp16', cpu)
+        autocast_dtype('fp16', cpu)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -467,7 +469,7 @@ def test_digits_are_not_mirrored() -> None:
     for data, more, flip in (('digits', [], 0), ('svhn:x', [], 0), ('folder:x', [], 0.5),
                              ('digits', ['--flip', '1'], 1)):
         args = parser.parse_args(['--model', 'cct_2_3x2', '--data', data, *more])
-        assert command.not_mirrored(command.overridden(FINETUNE, args), args).flip == flip
+        assert command.not_mirrored(command.overridden(FINETUNING_PRESET, args), args).flip == flip
 
 
 def test_epochs_scale_the_schedule() -> None:

@@ -14,7 +14,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from ..recipes import Pretraining, Recipe, Training
+from ..recipes import BaseRecipe, Pretraining, Recipe
 from .views import BLUR_SIGMA, GREY, JITTER, JITTER_PROB, WHOLE
 
 _POLICIES = {policy.value: policy for policy in transforms.AutoAugmentPolicy}  # 'cifar10', 'svhn', 'imagenet'
@@ -65,7 +65,7 @@ def _blur(image: Image.Image) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(random.uniform(*BLUR_SIGMA)))
 
 
-def _crop_and_flip(recipe: Training, size: tuple[int, ...]) -> list[Any]:
+def _crop_and_flip(recipe: BaseRecipe, size: tuple[int, ...]) -> list[Any]:
     flip = transforms.RandomHorizontalFlip(recipe.flip)
     if recipe.crop_scale:
         crop = RandomResizedCropAndInterpolation(

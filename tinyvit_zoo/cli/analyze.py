@@ -300,7 +300,7 @@ def _path(args: argparse.Namespace, titles: Sequence[str], ending: str) -> Path:
 def _write(args: argparse.Namespace, titles: Sequence[str], arrays: Mapping[str, Any]) -> None:
     import numpy as np
 
-    from ..training.checkpoint import write_whole
+    from ..runtime.files import write_whole
 
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)

@@ -16,9 +16,10 @@ from ..measure.counting import count, image_size
 from ..measure.speed import machine, make_step, rounds, summarise
 from ..recipes import RECIPES
 from ..runtime.picture import check_picture, new_figure, write_picture
+from ..runtime.text import table
 from ..runtime.world import join_world
 from ..weights import Weight, weight_of
-from .named import add_formats, add_img_size, as_csv, duration, find_names, make_model, table, whole_number
+from .named import add_formats, add_img_size, as_csv, duration, find_names, make_model, whole_number
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:

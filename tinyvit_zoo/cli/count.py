@@ -10,7 +10,8 @@ from torch import nn
 
 from ..errors import ZooError
 from ..measure.counting import count, fvcore_macs, peak_memory
-from .named import add_formats, add_img_size, as_csv, find_names, make_model, table, whole_number
+from ..runtime.text import table
+from .named import add_formats, add_img_size, as_csv, find_names, make_model, whole_number
 
 # Why a paper's figure is not the count. A test checks each against every figure.
 NO_PRODUCTS = ("The paper leaves out attention's two products, q k^T and what the values are weighted with (and then "

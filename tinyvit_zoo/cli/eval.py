@@ -88,12 +88,12 @@ def run_eval(args: argparse.Namespace) -> str:
     _check(args)
     import torch
 
+    from ..runtime.precision import autocast_dtype
     from ..runtime.world import join_world
-    from ..training.optimizer import number_format
 
     torch.backends.cudnn.allow_tf32 = False     # fp32 is to be fp32
     with join_world(args.device) as world:
-        dtype = number_format(args.precision, world.device)
+        dtype = autocast_dtype(args.precision, world.device)
         bench = partial(_bench, args=args, world=world, dtype=dtype)
         if args.all:
             from ..measure.catalogue_check import check_catalogue

@@ -102,11 +102,3 @@ def duration(text: str) -> float:
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds, 0 or more')
     return value
-
-
-def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns, all but the first `left` to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return '\n'.join('  '.join(
-        cell.ljust(width) if i < left else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)

@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 from ..errors import ZooError
-from ..recipes import OWN, Pretraining, find_pretraining
+from ..recipes import PRETRAINING_PRESETS, Pretraining, find_pretraining
 from .train import add_options, add_settings, image_source, in_world, not_mirrored, options_of, overridden, refuse
 
 
 def add_pretrain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('recipe', metavar='METHOD', help=f'{", ".join(OWN)}, with --model; or a recipe of `tinyvit-zoo '
-                                                         f'recipes`')
+    parser.add_argument('recipe', metavar='METHOD', help=f'{", ".join(PRETRAINING_PRESETS)}, with --model; or a recipe '
+                                                         f'of `tinyvit-zoo recipes`')
     parser.add_argument('--model', metavar='NAME', help='the encoder to make, for images of your own')
     add_options(parser)
     add_settings(parser, Pretraining)
@@ -22,7 +22,7 @@ def run_pretrain(args: argparse.Namespace, unknown: list[str]) -> str:
     """Says everything while it runs, the k-NN accuracy last. `unknown`: what the parser did not know."""
     refuse(unknown, Pretraining, 'pretrain')
     recipe = overridden(_recipe(args), args)
-    if args.recipe in OWN:
+    if args.recipe in PRETRAINING_PRESETS:
         recipe = not_mirrored(recipe, args)
     from ..training.pretrain import pretrain
 
@@ -32,10 +32,11 @@ def run_pretrain(args: argparse.Namespace, unknown: list[str]) -> str:
 
 
 def _recipe(args: argparse.Namespace) -> Pretraining:
-    if args.recipe not in OWN:
+    if args.recipe not in PRETRAINING_PRESETS:
         if args.model:
             find_pretraining(args.recipe)  # says where there is none
-            raise ZooError(f'{args.recipe} says which model: leave --model out, or give a method, {", ".join(OWN)}.')
+            raise ZooError(f'{args.recipe} says which model: leave --model out, or give a method, '
+                           f'{", ".join(PRETRAINING_PRESETS)}.')
         return find_pretraining(args.recipe)
     if not args.model:
         raise ZooError(f'--model is missing: which encoder shall {args.recipe} pre-train?')
@@ -51,5 +52,5 @@ def own_pretraining(method: str, model: str) -> Pretraining:
     check_name(model)
     model = model.partition('.')[0]
     cfg: Any = get_pretrained_cfg(model)
-    return dataclasses.replace(OWN[method], name=f'{model}.{method}', img_size=cfg.input_size[-1],
+    return dataclasses.replace(PRETRAINING_PRESETS[method], name=f'{model}.{method}', img_size=cfg.input_size[-1],
                                crop_pct=cfg.crop_pct)

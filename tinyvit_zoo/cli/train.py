@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from ..errors import ZooError, nearest
 from ..recipes import (
-    FINETUNE,
+    FINETUNING_PRESET,
     PRETRAININGS,
     RECIPES,
     SOURCES,
+    BaseRecipe,
     Pretraining,
     Recipe,
-    Training,
     find_pretraining,
     find_recipe,
 )
@@ -30,7 +30,7 @@ from ..recipes import (
 _FIXED = ('name', 'about', 'published', 'method')       # fields of a recipe that are no settings
 _DIGITS = ('digits', 'mnist', 'svhn')                        # sources whose images must not be mirrored
 _EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4}
-TrainingT = TypeVar('TrainingT', bound=Training)
+TrainingT = TypeVar('TrainingT', bound=BaseRecipe)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -69,14 +69,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too')
 
 
-def add_settings(parser: argparse.ArgumentParser, kind: type[Training]) -> None:
+def add_settings(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None:
     settings = parser.add_argument_group(
         'settings of the recipe', 'every field can be overridden; the defaults are the recipe\'s')
     for name in _settings(kind):
         settings.add_argument(_flag(name), metavar=_kind(kind, name).upper(), dest=f'set_{name}')
 
 
-def _settings(kind: type[Training]) -> list[str]:
+def _settings(kind: type[BaseRecipe]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if field.name not in _FIXED]
 
 
@@ -175,11 +175,11 @@ def _finetuning(name: str, begin: str | None = None) -> Recipe:
     cfg = get_pretrained_cfg(name)
     start = begin or (f'{model}.{cfg.tag}' if cfg.has_weights else '')
     return dataclasses.replace(
-        FINETUNE, name=f'{model}.finetuned', from_weights=start, img_size=cfg.input_size[-1], crop_pct=cfg.crop_pct,
-        layer_decay=FINETUNE.layer_decay if start else 1.)
+        FINETUNING_PRESET, name=f'{model}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
+        crop_pct=cfg.crop_pct, layer_decay=FINETUNING_PRESET.layer_decay if start else 1.)
 
 
-def image_source(args: argparse.Namespace, recipe: Training) -> str:
+def image_source(args: argparse.Namespace, recipe: BaseRecipe) -> str:
     if args.data:
         return args.data
     if recipe.dataset == 'digits':
@@ -215,13 +215,13 @@ def _flag(name: str) -> str:
     return f'--{name.replace("_", "-")}'
 
 
-def _kind(recipe: type[Training], name: str) -> str:
+def _kind(recipe: type[BaseRecipe], name: str) -> str:
     """'int', 'float', 'str', 'bool', or 'value' (a Python literal)."""
     hint = typing.get_type_hints(recipe)[name]
     return hint.__name__ if hint in (int, float, str, bool) else 'value'
 
 
-def _value(recipe: type[Training], name: str, text: str) -> Any:
+def _value(recipe: type[BaseRecipe], name: str, text: str) -> Any:
     """The text of an option in the type of its field."""
     kind = _kind(recipe, name)
     try:
@@ -238,18 +238,18 @@ def _value(recipe: type[Training], name: str, text: str) -> Any:
         return {'int': int, 'float': float}[kind](text)
     except (ValueError, SyntaxError, KeyError, TypeError) as e:
         expected = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}.get(
-            kind, f'a value like {_EXAMPLES.get(name) or getattr(FINETUNE, name)!r}')
+            kind, f'a value like {_EXAMPLES.get(name) or getattr(FINETUNING_PRESET, name)!r}')
         raise ZooError(f'{_flag(name)} is {text!r}, expected {expected}.') from e
 
 
-def _types(recipe: type[Training], name: str) -> tuple[type, ...]:
+def _types(recipe: type[BaseRecipe], name: str) -> tuple[type, ...]:
     """What a field may hold: (tuple, NoneType) for `tuple[float, float] | None`."""
     hint = typing.get_type_hints(recipe)[name]
     hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return tuple(typing.get_origin(h) or h for h in hints)
 
 
-def refuse(unknown: list[str], kind: type[Training], command: str) -> None:
+def refuse(unknown: list[str], kind: type[BaseRecipe], command: str) -> None:
     """ZooError for options that there are not."""
     if unknown:
         name = unknown[0].partition('=')[0]

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ZooError, nearest
+from ..runtime.text import one_line
 from .cache import check_cached, decode_cached
-from .images import ArrayImages, EncodedImages, as_channels, cpu_count, decode, fit, one_line, pixels_of
+from .images import ArrayImages, EncodedImages, as_channels, cpu_count, decode, fit, pixels_of
 from .seeds import generator, seeded
 from .splits import Split
 

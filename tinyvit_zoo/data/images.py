@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ZooError
+from ..runtime.text import one_line
 
 EXTENSIONS = (
     '.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp',
@@ -235,10 +236,3 @@ def _shown(results: Iterable[list[str]], total: int, title: str) -> Iterator[lis
 def cpu_count() -> int:
     """Those this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def one_line(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return 'no image, or of no kind that Pillow reads'  # the name stands before it
-    text = getattr(error, 'strerror', None) or str(error)
-    return ' '.join(text.split())[:120] or type(error).__name__

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..augment.pillow import evaluation_transform
-from ..data.images import FileImages, as_channels, one_line
+from ..data.images import FileImages, as_channels
 from ..data.seeds import generator
 from ..data.sources import open_source
 from ..data.splits import Split
 from ..errors import ZooError
 from ..measure.prediction import image_files
+from ..runtime.text import one_line
 from ..weights.resolve import Loaded
 
 _DRAW = 6       # what the seed is used for

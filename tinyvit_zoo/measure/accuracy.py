@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..runtime.precision import autocast
 from ..runtime.world import World
-from ..training.optimizer import autocast
 
 
 @torch.no_grad()

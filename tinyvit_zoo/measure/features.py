@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.precision import autocast
 from ..runtime.world import World
-from ..training.optimizer import autocast
 
 _CHUNK = 1 << 24        # similarities held at once
 

@@ -13,8 +13,9 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from tqdm import tqdm
 
-from ..data.images import EXTENSIONS, one_line
+from ..data.images import EXTENSIONS
 from ..errors import ZooError
+from ..runtime.text import one_line
 
 
 def check_device(name: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..training.run_dir import cpu_name
+from ..runtime.machine import cpu_name
 from ..version import __version__
 from .counting import Ledger
 

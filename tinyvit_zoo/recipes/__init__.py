@@ -1,12 +1,19 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_small, spt_lsa, ssl_small
-from .base import SOURCES, Pretraining, Recipe, Training
-from .presets import FINETUNE
-from .presets_pretrain import OWN
+from .base import SOURCES, BaseRecipe, Pretraining, Recipe
+from .presets import FINETUNING_PRESET, PRETRAINING_PRESETS
 
 __all__ = [
-    'FINETUNE', 'OWN', 'PRETRAININGS', 'RECIPES', 'SOURCES', 'Pretraining', 'Recipe', 'Training', 'find_pretraining',
+    'FINETUNING_PRESET',
+    'PRETRAININGS',
+    'PRETRAINING_PRESETS',
+    'RECIPES',
+    'SOURCES',
+    'BaseRecipe',
+    'Pretraining',
+    'Recipe',
+    'find_pretraining',
     'find_recipe',
 ]
 
@@ -33,6 +40,6 @@ def find_pretraining(name: str) -> Pretraining:
     if name in RECIPES:
         raise ZooError(f'{name} is a supervised training: `tinyvit-zoo train {name}`.')
     if name not in PRETRAININGS:
-        raise ZooError(f'There is no pre-training {name!r}.{nearest(name, [*PRETRAININGS, *OWN])} `tinyvit-zoo '
-                       f'recipes` shows all; METHOD with --model NAME does without one.')
+        raise ZooError(f'There is no pre-training {name!r}.{nearest(name, [*PRETRAININGS, *PRETRAINING_PRESETS])} '
+                       f'`tinyvit-zoo recipes` shows all; METHOD with --model NAME does without one.')
     return PRETRAININGS[name]

@@ -16,7 +16,7 @@ SOURCES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class BaseRecipe:
     """What every recipe has. Its name is that of the weights it makes: `architecture.tag`.
 
     `about` says where it comes from, what was chosen where that is silent, and what came out. A schedule is a function
@@ -80,7 +80,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Training):
+class Recipe(BaseRecipe):
     """A supervised training: a classifier from scratch, or from weights."""
     from_weights: str = ''              # NAME.TAG, a file, a run directory, or the pre-training that makes them
 
@@ -108,7 +108,7 @@ class Recipe(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining(Training):
+class Pretraining(BaseRecipe):
     """A training without labels: an encoder for a supervised recipe to begin with (its `from_weights`)."""
     method: str                         # a name of tinyvit_zoo.methods.METHODS
     method_args: Mapping[str, Any] = field(default_factory=dict)    # arguments of its constructor

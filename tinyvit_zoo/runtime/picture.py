@@ -39,7 +39,7 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any
 
 
 def write_picture(figure: Figure, path: Path) -> None:
-    from ..training.checkpoint import write_whole
+    from ..runtime.files import write_whole
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=130)

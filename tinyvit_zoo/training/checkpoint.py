@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,10 @@ from typing import Any
 import torch
 
 from ..errors import ZooError
+from ..runtime.files import write_whole
 
 _DIGEST_BYTES = 32
 _KEPT = 2
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever happens meanwhile."""
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        with open(partial, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as e:
-        partial.unlink(missing_ok=True)
-        raise ZooError(f'{path} could not be written ({e.strerror}): make room, or choose another place. A training '
-                       f'then goes on with --resume.') from e
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:

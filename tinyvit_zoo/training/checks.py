@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ZooError, nearest
 from ..methods.supervised import make_augment, make_mix
 from ..models import check_name
-from ..recipes import Recipe, Training
+from ..recipes import BaseRecipe, Recipe
 from .optimizer import make_optimizer
 
 _ALLOWED: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -54,12 +54,12 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             raise ZooError(f'{name} is {value!r}, expected {each}{expected}.')
 
 
-def check_choice(recipe: Training, field: str, *allowed: str) -> None:
+def check_choice(recipe: BaseRecipe, field: str, *allowed: str) -> None:
     if getattr(recipe, field) not in allowed:
         raise ZooError(f'{field} is {getattr(recipe, field)!r}, expected {" or ".join(map(repr, allowed))}.')
 
 
-def check_training(recipe: Training) -> None:
+def check_training(recipe: BaseRecipe) -> None:
     """ZooError for what cannot be trained; the model's own arguments are left to `check_model`."""
     check_name(recipe.model)
     check_numbers(vars(recipe))
@@ -78,7 +78,7 @@ def check_training(recipe: Training) -> None:
     make_optimizer(replace(recipe, layer_decay=1.) if isinstance(recipe, Recipe) else recipe, nn.Linear(1, 1))
 
 
-def check_model(recipe: Training) -> None:
+def check_model(recipe: BaseRecipe) -> None:
     """ZooError where the model cannot be made with the recipe's arguments; nothing is drawn or kept for it."""
     check_numbers({name: value for name, value in recipe.model_args.items() if name.endswith('_rate')})
     if 'num_classes' in recipe.model_args:

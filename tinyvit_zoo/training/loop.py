@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ZooError
-from ..recipes import Training
+from ..recipes import BaseRecipe
+from ..runtime.precision import autocast
 from ..runtime.world import World
+from ..training.schedule import learning_rate, weight_decay
 from . import checkpoint
-from .optimizer import autocast, clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
+from .optimizer import clip_gradients, make_optimizer, set_learning_rate
 from .run_dir import Run
 
 _CHECK_EVERY = 20  # steps between two looks at what needs the host or the other processes
@@ -71,8 +73,8 @@ class Loop:
     """
 
     def __init__(
-            self, task: Task, batches: Any, recipe: Training, run: Run, world: World, dtype: torch.dtype | None = None,
-            compile: bool = False, checkpoint_minutes: float = 1.,
+            self, task: Task, batches: Any, recipe: BaseRecipe, run: Run, world: World,
+            dtype: torch.dtype | None = None, compile: bool = False, checkpoint_minutes: float = 1.,
     ) -> None:
         if not len(batches):
             raise ZooError(f'The training data hold less than one batch of {recipe.batch_size} images: take a smaller '

@@ -1,8 +1,6 @@
 """The optimizer, the learning rate as a function of the step, clipping, and number formats."""
 from __future__ import annotations
 
-import contextlib
-import math
 from typing import Any
 
 import torch
@@ -10,12 +8,10 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from ..errors import ZooError
-from ..recipes import Recipe, Training
-
-_FORMATS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+from ..recipes import BaseRecipe, Recipe
 
 
-def make_optimizer(recipe: Training, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimizer:
     """timm's, with its groups: layer decay, and no weight decay for what `model.no_weight_decay()` names."""
     options: dict[str, Any] = {}
     if 'adam' in recipe.opt:
@@ -36,35 +32,6 @@ def make_optimizer(recipe: Training, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def learning_rate(recipe: Training, epoch: float) -> float:
-    """At a moment of the training, in epochs: a linear warm-up, the schedule down to `min_lr`, then the cool-down."""
-    warmup = recipe.warmup_epochs
-    if epoch < warmup:
-        return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * epoch / warmup
-    if epoch >= recipe.epochs:
-        return recipe.min_lr
-    if recipe.schedule == 'cosine':  # as timm's: the warm-up cuts the beginning off, it does not shift the rest
-        left = _half_cosine(epoch / recipe.epochs)
-    elif recipe.schedule == 'later_cosine':
-        left = _half_cosine((epoch - warmup) / (recipe.epochs - warmup))
-    else:
-        left = (recipe.epochs - epoch) / (recipe.epochs - warmup)
-    return recipe.min_lr + (recipe.lr - recipe.min_lr) * left
-
-
-def weight_decay(recipe: Training, epoch: float) -> float:
-    """At a moment of the training, in epochs."""
-    if recipe.weight_decay_end is None:
-        return recipe.weight_decay
-    left = _half_cosine(min(1., epoch / recipe.epochs))
-    return recipe.weight_decay_end + (recipe.weight_decay - recipe.weight_decay_end) * left
-
-
-def _half_cosine(progress: float) -> float:
-    """From 1 to 0."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
     """Of every group by its scale; the weight decay of those that have one."""
     for group in optimizer.param_groups:
@@ -81,24 +48,3 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float, mode: str) -> N
     elif grads:
         norms = torch._foreach_norm(grads)
         torch._foreach_mul_(grads, [(limit / (norm + 1e-6)).clamp(max=1.) for norm in norms])
-
-
-def number_format(name: str, device: torch.device) -> torch.dtype | None:
-    """The type for autocast, None for plain float32. 'auto' is bf16 where the device has units for it."""
-    if name == 'auto':
-        return torch.bfloat16 if _has_bf16(device) else None
-    if name not in _FORMATS:
-        raise ZooError(f'precision is {name!r}, expected auto, {", ".join(_FORMATS)}.')
-    if name == 'fp16' and device.type == 'cpu':
-        raise ZooError('precision fp16 is a thousand times slower on a CPU: take bf16, fp32 or auto.')
-    return _FORMATS[name]
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == 'cuda':
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()

@@ -25,14 +25,15 @@ from ..methods import METHODS, MaskedModel, Method, MoCoV3, SelfDistillation
 from ..models import require_plain
 from ..models.mae_lite import encoder_tensors
 from ..recipes import Pretraining
+from ..runtime.files import write_whole
+from ..runtime.machine import machine
+from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
 from ..weights import read_weights, unwrap
-from .checkpoint import write_whole
 from .checks import check_model, check_numbers, check_training
 from .loop import Loop
-from .optimizer import number_format
 from .pictures import draw_reconstruction
-from .run_dir import Run, machine
+from .run_dir import Run
 from .train import Options, about, data_cfg, open_images, open_run, settings_table, write_weights
 
 _BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # images that are looked at meanwhile, at most
@@ -43,7 +44,7 @@ Views = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
 
 def pretrain(recipe: Pretraining, options: Options, world: World) -> dict[str, Any]:
     """Make the encoder of a recipe. Returns what result.json has."""
-    dtype = number_format(options.precision, world.device)
+    dtype = autocast_dtype(options.precision, world.device)
     keep_freed_memory(world.device)
     check_pretraining(recipe)
     check_numbers(vars(options))

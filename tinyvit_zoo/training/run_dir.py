@@ -3,19 +3,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import ZooError
-from ..recipes import Training
-from ..version import __version__
-from . import checkpoint
+from ..recipes import BaseRecipe
+from ..runtime.files import write_whole
+from ..runtime.machine import machine
 
 PRETRAINING = 'pretraining'     # the part of a run directory that the pre-training before it has
 
@@ -29,14 +26,14 @@ class Run:
         self.make_writer = _tensorboard() if tensorboard and not quiet else None
         self.writer: Any = None
 
-    def open(self, recipe: Training, facts: Mapping[str, Any], resume: bool) -> None:
+    def open(self, recipe: BaseRecipe, facts: Mapping[str, Any], resume: bool) -> None:
         """Begin the directory, or go on with it; refused where it holds another run or one that would be lost."""
         wanted = json.loads(json.dumps({'recipe': dataclasses.asdict(recipe), **facts}))
         path = self.folder / 'recipe.json'
         self.check(resume)
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
+            write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
         found = read_recipe(path)
         changes = differences({key: found.get(key) for key in wanted}, wanted)
@@ -86,7 +83,7 @@ class Run:
     def cut_log(self, step: int) -> None:
         """Forget the epochs that a resumed run does again."""
         kept = ''.join(json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step)
-        checkpoint.write_whole(self.folder / 'log.jsonl', kept.encode())
+        write_whole(self.folder / 'log.jsonl', kept.encode())
 
     def pyplot(self) -> Any:
         """matplotlib's, for files; None, and said once, where it is missing."""
@@ -172,24 +169,6 @@ def differences(old: Any, new: Any, name: str = '') -> list[str]:
         return [line for key in dict.fromkeys([*old, *new])
                 for line in differences(old.get(key), new.get(key), key)]
     return [] if old == new else [f'{name} {old} -> {new}']
-
-
-def machine() -> dict[str, str]:
-    """Versions and hardware, for whoever wonders why figures differ."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
-    import timm
-    return {
-        'tinyvit_zoo': __version__, 'torch': torch.__version__, 'timm': timm.__version__,
-        'python': platform.python_version(), 'system': platform.platform(), 'threads': str(torch.get_num_threads()),
-        'device': gpu or cpu_name()}
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-        return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _tensorboard() -> Any:

@@ -22,14 +22,15 @@ from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..measure.accuracy import evaluate
 from ..methods.supervised import supervised_batches, supervised_task
-from ..recipes import PRETRAININGS, RECIPES, Recipe, Training
+from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Recipe
+from ..runtime.files import write_whole
+from ..runtime.machine import machine
+from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
 from ..weights import read_cfg, save_weights
-from .checkpoint import write_whole
 from .checks import check_numbers, check_recipe
 from .loop import Loop
-from .optimizer import number_format
-from .run_dir import Run, differences, machine
+from .run_dir import Run, differences
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def train(recipe: Recipe, options: Options, world: World, start: Path | None = N
 
     `start`: where the weights that the recipe begins with lie, if not where it says.
     """
-    dtype = number_format(options.precision, world.device)
+    dtype = autocast_dtype(options.precision, world.device)
     keep_freed_memory(world.device)
     begun = dataclasses.replace(recipe, from_weights=str(start)) if start else recipe
     check_recipe(begun)
@@ -94,7 +95,7 @@ def train(recipe: Recipe, options: Options, world: World, start: Path | None = N
     return _judge(recipe, options, source, cfg, world, dtype, run, loading)
 
 
-def open_images(recipe: Training, options: Options, world: World) -> Source:
+def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
     with world.first_alone():
         source = open_source(options.data, download=options.download, val_fraction=options.val_fraction,
                              fraction=options.fraction, seed=recipe.seed)
@@ -103,7 +104,7 @@ def open_images(recipe: Training, options: Options, world: World) -> Source:
     return source
 
 
-def open_run(run: Run, recipe: Training, options: Options, source: Source, world: World) -> None:
+def open_run(run: Run, recipe: BaseRecipe, options: Options, source: Source, world: World) -> None:
     """The first process opens the run directory; where it may not, that one says why and all end."""
     problem = ''
     if world.first:
@@ -115,7 +116,7 @@ def open_run(run: Run, recipe: Training, options: Options, source: Source, world
         raise ZooError(problem) if world.first else SystemExit(2)
 
 
-def data_cfg(recipe: Training, source: Source) -> dict[str, Any]:
+def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
     """The preprocessing and classes of the weights to be, in the fields of a timm cfg.
 
     Normalisation is the one the recipe names, or that of its data set where the images may be that (no other known set,
@@ -209,7 +210,7 @@ def _headline(recipe: Recipe, source: Source, model: nn.Module, world: World, dt
             f'{" The same seed gives the same figures to rounding only." if world.device.type != "cpu" else ""}')
 
 
-def write_weights(folder: Path, recipe: Training, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_weights(folder: Path, recipe: BaseRecipe, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """weights.safetensors, with all that timm needs to know of them in its metadata."""
     told = {key: value for key, value in cfg.items() if key != 'architecture'}
     save_weights(tensors, folder / 'weights.safetensors', {'pretrained_cfg': json.dumps(told), 'recipe': recipe.name})
@@ -270,7 +271,7 @@ Input {size}, mean {cfg['mean']}, std {cfg['std']}, {cfg['num_classes']} classes
 {settings_table(recipe)}'''
 
 
-def about(recipe: Training, source: Source) -> str:
+def about(recipe: BaseRecipe, source: Source) -> str:
     """What the recipe of that name says of itself; or how this one, or its images, differ from it."""
     written = {**RECIPES, **PRETRAININGS}.get(recipe.name, recipe)
     changes = differences(dataclasses.asdict(written), dataclasses.asdict(recipe))
@@ -281,7 +282,7 @@ def about(recipe: Training, source: Source) -> str:
     return f'{recipe.about} The paper has {recipe.published:.2f} %.' if recipe.published else recipe.about
 
 
-def settings_table(recipe: Training) -> str:
+def settings_table(recipe: BaseRecipe) -> str:
     settings = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)
                 if field.name not in ('name', 'about', 'published')}
     return '| setting | value |\n|---|---|\n' + ''.join(f'| {key} | {value} |\n' for key, value in settings.items())

@@ -50,7 +50,7 @@ class Measured(_Figures, total=False):
     throughput: Throughput
 
 
-class Training(TypedDict):
+class Provenance(TypedDict):
     """How a weight of ours came to be. `log` is in this folder: a line of JSON an epoch."""
     command: str
     log: str
@@ -74,7 +74,7 @@ class Weight:
     recipe: str
     published: Published | None = None
     measured: Measured | None = None
-    trained: Training | None = None
+    trained: Provenance | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     file: str = ''

@@ -13,9 +13,9 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
 
-from ..data.images import one_line
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
+from ..runtime.text import one_line
 from .files import read_cfg, read_metadata
 
 FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
