@@ -61,10 +61,10 @@ def run_analyze(args: argparse.Namespace) -> str:
     require_matplotlib()  # before anything is computed
     _check(args)
     from ..runtime.world import join_world
-    from ..weights.resolve import load
+    from ..weights.resolve import resolve
 
     with join_world(args.device) as world:
-        subjects = [load(spec, world.device) for spec in args.models]
+        subjects = [resolve(spec).load(world.device) for spec in args.models]
         return _KINDS[args.kind][0](args, subjects, world.device)
 
 

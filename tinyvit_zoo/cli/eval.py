@@ -148,9 +148,9 @@ def _open_source(spec: str, args: argparse.Namespace) -> Any:
 
 def _bench(spec: str, source: Any, *, args: argparse.Namespace, world: Any, dtype: Any) -> Bench:
     from ..measure.evaluation import Bench
-    from ..weights.resolve import load
+    from ..weights.resolve import resolve
 
-    return Bench(load(spec, world.device, args.img_size), source, args.split, world, dtype, args.batch_size)
+    return Bench(resolve(spec).load(world.device, args.img_size), source, args.split, world, dtype, args.batch_size)
 
 
 def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:

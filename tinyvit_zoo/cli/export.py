@@ -45,12 +45,11 @@ def run_export(args: argparse.Namespace) -> str:
             raise ZooError('--all tries every model in every way: leave the other arguments out.')
         return _try_all(args.all)
     _check(args)
-    import torch
 
     from ..publish.export import export, load_exported
-    from ..weights.resolve import load
+    from ..weights.resolve import resolve
 
-    loaded = load(args.model, torch.device('cpu'), args.img_size)
+    loaded = resolve(args.model).load(img_size=args.img_size)
     evaluation = _evaluation(loaded, args.data) if args.data else None
     with tempfile.TemporaryDirectory(dir=args.output.absolute().parent, prefix='.export-') as folder:
         partial = Path(folder, args.output.name)

@@ -1,4 +1,4 @@
-"""From what a user calls a model to the model: a name of the zoo or of timm's, a file, the directory of a run."""
+"""From a name, a file or a run directory to a model, its preprocessing and its class names."""
 from __future__ import annotations
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg, is_model
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, is_model
 
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
@@ -24,10 +24,7 @@ _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
 
 @dataclass(frozen=True)
 class Loaded:
-    """`cfg`: how its images are prepared (timm's fields). `epochs`: of the run that made it, where it is one.
-
-    `label_names`: of the classes, where the weights say them.
-    """
+    """A model in eval mode. `cfg` is its preprocessing (timm's fields), `epochs` the length of the run that made it."""
     title: str
     model: Any
     cfg: Mapping[str, Any]
@@ -36,70 +33,153 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class _Found:
-    name: str                       # NAME or NAME.TAG
+class Resolved:
+    """A model and its weights, not loaded yet. `recipe` is that of a run directory, else empty."""
+    spec: str                       # as it was given
+    name: str                       # NAME.TAG, NAME.untrained, hf-hub:...; NAME with a file or without weights
     file: Path | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return self.name.partition('.')[0]
+
+    @property
+    def untrained(self) -> bool:
+        return self.name.endswith('.untrained')
+
+    @property
+    def has_weights(self) -> bool:
+        registered = None if self.untrained else self._registered
+        return bool(self.file or ':' in self.name or (registered and registered.has_weights))
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        return without_rates(self.recipe.get('model_args', {}))
+
+    @property
+    def epochs(self) -> int | None:
+        return self.recipe.get('epochs', 0) + self.recipe.get('cooldown_epochs', 0) or None
+
+    @property
+    def cfg(self) -> dict[str, Any]:
+        """Preprocessing and classes in timm's fields, as the weights state them: a foreign file states none."""
+        if self.file:
+            return read_cfg(self.file)
+        return self._registered.to_dict() if self._registered else {}
+
+    @property
+    def _registered(self) -> PretrainedCfg | None:
+        """timm's own of this name; the Hub's is not known before it is fetched."""
+        if ':' in self.name:
+            return None
+        cfgs = get_arch_pretrained_cfgs(self.architecture)
+        return cfgs.get(self.name) or next(iter(cfgs.values()), None)
+
+    def create(self, img_size: Any = None, **args: Any) -> Any:
+        """Build the model with its weights. `args` override those of the run; random weights are of seed 0."""
+        if not (self.untrained or self.has_weights):
+            cfgs = get_arch_pretrained_cfgs(self.architecture).values()
+            tags = ','.join(cfg.tag for cfg in cfgs if cfg.has_weights)
+            raise ZooError(f'There are no weights of {self.name}{f", but {tags}" if tags else ""}: give '
+                           f'{self.architecture}=FILE, or {self.architecture}.untrained for random ones.')
+        args = {**self.model_args, **args}
+        if self.untrained:
+            torch.manual_seed(0)
+        if self.file:
+            args['pretrained_cfg_overlay'] = {'file': str(self.file)}
+        logging.getLogger('huggingface_hub').setLevel(logging.ERROR)    # it reports every retry
+        try:
+            return create_model(self.architecture if self.untrained else self.name, img_size,
+                                pretrained=not self.untrained, **args)
+        except ZooError:
+            raise
+        except Exception as e:  # timm, the Hub and the network have their own
+            raise ZooError(f'{self.name} cannot be loaded{f" from {self.file}" if self.file else ""} '
+                           f'({type(e).__name__}: {one_line(e)}): give weights of this architecture, NAME=FILE'
+                           f'{", or another --img-size" if img_size else ""}.') from e
+
+    def load(self, device: torch.device | str = 'cpu', img_size: int | None = None) -> Loaded:
+        """Load the weights, at another image size than theirs where `img_size` is given."""
+        model = self.create(img_size)
+        if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
+            raise ZooError(f'{self.name} has no forward_features and forward_head: take a classifier of timm\'s.')
+        cfg = resolve_model_data_config(model)
+        if img_size:
+            cfg['input_size'] = (cfg['input_size'][0], img_size, img_size)
+            _check_size(model, cfg['input_size'])
+        stated = model.pretrained_cfg if ':' in self.name else {} if self.untrained else self.cfg
+        return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or ())
 
 
-def load(spec: str, device: torch.device, img_size: int | None = None) -> Loaded:
-    """The model of `spec` (one of `FORMS`) in eval mode. `img_size`: another than that of its weights."""
-    found = _find(spec)
-    if found.file is not None and not found.file.is_file():
-        raise ZooError(f'There is no weights file {found.file}: expected {FORMS}.')
-    _check_name(found.name)
-    model = _create(found, img_size)
-    if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
-        raise ZooError(f'{found.name} has no forward_features and forward_head: take a classifier of timm\'s.')
-    cfg = resolve_model_data_config(model)
-    if img_size:
-        cfg['input_size'] = (cfg['input_size'][0], img_size, img_size)
-        _try(model, cfg['input_size'])
-    return Loaded(spec, model.to(device).eval(), cfg, found.epochs, _label_names(found, model))
+def resolve(spec: str | Path, architecture: str = '') -> Resolved:
+    """Say which model and weights `spec` means (see `FORMS`); nothing is loaded.
 
-
-def _label_names(found: _Found, model: Any) -> Sequence[str]:
-    if found.name.endswith('.untrained'):
-        return ()
-    told = read_cfg(found.file) if found.file else getattr(model, 'pretrained_cfg', None)
-    return (told or {}).get('label_names') or ()
-
-
-def _find(spec: str) -> _Found:
-    name, equals, file = spec.partition('=')
-    if equals and '/' not in name:
-        return _Found(name, Path(file).expanduser())
-    path = Path(spec).expanduser()
+    With `architecture`, as with NAME=FILE, a file or run gives the weights and nothing else: the model is this one.
+    """
+    spec = str(spec)
+    name, equals, place = spec.partition('=')
+    if not equals or '/' in name:
+        name, place = architecture, spec
+    path = Path(place).expanduser()
     if path.is_dir():
-        return _run(path)
-    if path.is_file():
-        maker = read_metadata(path).get('recipe', '').partition('.')[0]
-        if not maker:
-            raise ZooError(f'{path} does not say whose weights it holds: write NAME={path}.')
-        return _Found(maker, path)
-    if path.suffix in _FILES or ('/' in spec and ':' not in spec):
+        resolved = Resolved(spec, name, _run_weights(path)) if name else _run(spec, path)
+    elif path.is_file():
+        resolved = Resolved(spec, name or _maker(path), path)
+    elif place != spec:
+        raise ZooError(f'There is no weights file {path}: expected {FORMS}.')
+    elif path.suffix in _FILES or ('/' in spec and ':' not in spec):
         raise ZooError(f'There is no file or run directory {spec}: expected {FORMS}.')
-    return _Found(spec)
+    else:
+        resolved = Resolved(spec, spec)
+    if ':' in resolved.name:        # hf-hub:ORG/NAME and local-dir:FOLDER are looked up by timm
+        return resolved
+    _check_name(resolved.name)
+    if resolved.file or '.' in resolved.name or not resolved.has_weights:
+        return resolved
+    return Resolved(spec, next(iter(get_arch_pretrained_cfgs(resolved.name))))     # with the tag of the default
 
 
-def _run(folder: Path) -> _Found:
-    """Architecture, weights and length of a run; rates are of training only."""
-    path, weights = folder / 'recipe.json', folder / 'weights.safetensors'
+def without_rates(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that shape a model: drop rates act in training alone."""
+    return {key: value for key, value in model_args.items() if not key.endswith('_rate')}
+
+
+def create_model(name: str, img_size: Any = None, **args: Any) -> Any:
+    """`timm.create_model`; `img_size` is given where the constructor takes it (a convolutional network does not)."""
+    try:
+        return timm.create_model(name, **args, **({} if img_size is None else {'img_size': img_size}))
+    except TypeError as e:
+        if 'img_size' not in str(e):
+            raise
+        return timm.create_model(name, **args)
+
+
+def _run_weights(folder: Path) -> Path:
+    path = folder / 'weights.safetensors'
+    if not path.is_file():
+        raise ZooError(f'{folder} is a run that has not ended (no {path.name}): go on with it by '
+                       f'`tinyvit-zoo train ... --resume`.')
+    return path
+
+
+def _run(spec: str, folder: Path) -> Resolved:
+    path = folder / 'recipe.json'
     if not path.is_file():
         raise ZooError(f'{folder} is no run directory (it has no recipe.json): expected {FORMS}.')
-    if not weights.is_file():
-        raise ZooError(f'{folder} is a run that has not ended (no {weights.name}): go on with it by '
-                       f'`tinyvit-zoo train ... --resume`.')
-    recipe = json.loads(path.read_text(encoding='utf-8'))['recipe']
-    args = {key: value for key, value in recipe.get('model_args', {}).items() if not key.endswith('_rate')}
-    epochs = recipe.get('epochs', 0) + recipe.get('cooldown_epochs', 0)
-    return _Found(recipe['name'].partition('.')[0], weights, args, epochs or None)
+    file, recipe = _run_weights(folder), json.loads(path.read_text(encoding='utf-8'))['recipe']
+    return Resolved(spec, recipe['name'].partition('.')[0], file, recipe)
+
+
+def _maker(path: Path) -> str:
+    """The architecture that a file of our training names in its metadata."""
+    name = read_metadata(path).get('recipe', '').partition('.')[0]
+    if not name:
+        raise ZooError(f'{path} does not say whose weights it holds: write NAME={path}.')
+    return name
 
 
 def _check_name(name: str) -> None:
-    if ':' in name:                 # hf-hub:ORG/NAME and local-dir:FOLDER are looked up by timm
-        return
     architecture, _, tag = name.partition('.')
     if not is_model(architecture):
         known = list_models()
@@ -110,37 +190,9 @@ def _check_name(name: str) -> None:
         check_tag(architecture, tag)
 
 
-def _create(found: _Found, img_size: int | None) -> Any:
-    """Built with the image size where the constructor takes one; a network of convolutions takes any."""
-    args = dict(found.args)
-    architecture, _, tag = found.name.partition('.')
-    if tag == 'untrained':
-        torch.manual_seed(0)
-        name, args['pretrained'] = architecture, False
-    else:
-        name, args['pretrained'] = found.name, True
-        _check_weights(found)
-    if found.file:
-        args['pretrained_cfg_overlay'] = {'file': str(found.file)}
-    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every retry
-    try:
-        try:
-            return timm.create_model(name, **args, **({'img_size': img_size} if img_size else {}))
-        except TypeError as e:
-            if 'img_size' not in str(e):
-                raise
-            return timm.create_model(name, **args)
-    except ZooError:
-        raise
-    except Exception as e:  # timm, the Hub and the network have their own
-        raise ZooError(f'{found.name} cannot be loaded{f" from {found.file}" if found.file else ""} '
-                       f'({type(e).__name__}: {one_line(e)}): give weights of this architecture, NAME=FILE'
-                       f'{", or another --img-size" if img_size else ""}.') from e
-
-
 @torch.no_grad()
-def _try(model: Any, input_size: tuple[int, int, int]) -> None:
-    """One image, for a size that was asked for: before any is read, what cannot be is said."""
+def _check_size(model: Any, input_size: tuple[int, int, int]) -> None:
+    """Run one image, so that a size that does not work is refused before any image is read."""
     try:
         model.eval()(torch.zeros(1, *input_size))
     except ZooError:
@@ -148,12 +200,3 @@ def _try(model: Any, input_size: tuple[int, int, int]) -> None:
     except Exception as e:  # every architecture has its own
         raise ZooError(f'{type(model).__name__} cannot take images of {" x ".join(map(str, input_size[1:]))} '
                        f'({one_line(e)}): give another --img-size.') from e
-
-
-def _check_weights(found: _Found) -> None:
-    if found.file or ':' in found.name or get_pretrained_cfg(found.name).has_weights:
-        return
-    architecture = found.name.partition('.')[0]
-    tags = [cfg.tag for cfg in get_arch_pretrained_cfgs(architecture).values() if cfg.has_weights]
-    raise ZooError(f'There are no weights of {found.name}{f", but {chr(44).join(tags)}" if tags else ""}: give '
-                   f'{architecture}=FILE, or {architecture}.untrained for random ones.')
