@@ -71,7 +71,7 @@ MODES = pytest.mark.parametrize('options', [
 @MODES
 def test_an_epoch_has_every_image_at_most_once(options: dict[str, Any]) -> None:
     batches = make(numbered(300), 64, **options)
-    assert len(batches) == 4 and batches.num_images == 256 and not batches.augmented
+    assert len(batches) == 4 and batches.num_images == 256 and not batches.streamed
     images, labels = epoch_of(batches)[0]
     assert images.shape == (64, 3, 4, 4) and images.dtype == torch.uint8 and labels.dtype == torch.int64
     first, second = labels_of(batches, 0), labels_of(batches, 1)
@@ -190,7 +190,7 @@ def noisy(image: Image.Image) -> Tensor:
 def test_augmentation_depends_on_seed_epoch_and_image_alone(workers: int) -> None:
     def run(start: int = 0, **options: Any) -> list[Tensor]:
         batches = make(numbered(40), mode='stream', stream_transform=noisy, **options)
-        assert batches.augmented
+        assert batches.streamed
         return [images for images, _ in epoch_of(batches, 3, start)]
 
     whole = run()
@@ -515,7 +515,7 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_chosen_by_size(size: int, free: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, '_free_memory', lambda: free)
     batches = make_batches(numbered(20), size, 5, CPU, train=True, stream_transform=noisy, workers=0)
-    assert batches.augmented is not expected
+    assert batches.streamed is not expected
 
 
 def test_a_part_of_a_folder_counts_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

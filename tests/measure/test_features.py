@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tinyvit_zoo  # noqa: F401
 from tinyvit_zoo.measure import features as under_test
-from tinyvit_zoo.measure.features import extract, knn, knn_accuracy, spread
+from tinyvit_zoo.measure.features import extract, knn, spread
 from tinyvit_zoo.measure.probe import STRENGTHS, _path, probe
 from tinyvit_zoo.runtime.world import World
 
@@ -70,7 +70,7 @@ def test_features_are_what_the_classifier_sees(name: str) -> None:
     model = timm.create_model(name, num_classes=4, **({'img_size': 32} if 'vit' in name else {})).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     batches = [(torch.randn(n, 3, 32, 32), torch.arange(n)) for n in (3, 2)]
-    x, y = extract(model, batches, lambda images: images * 2, ALONE)
+    x, y = extract(model, [(2 * images, labels) for images, labels in batches], ALONE)
     assert y.tolist() == [0, 1, 2, 0, 1] and x.shape == (5, model.num_features) and not x.requires_grad
     assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with torch.no_grad():
@@ -82,21 +82,19 @@ def test_features_are_what_the_classifier_sees(name: str) -> None:
 def test_number_format_is_that_of_the_autocast_and_features_are_float32() -> None:
     model = timm.create_model('cct_2_3x2', img_size=16)
     batches = [(torch.randn(4, 3, 16, 16), torch.arange(4))]
-    plain, _ = extract(model, batches, lambda images: images, ALONE)
-    short, _ = extract(model, batches, lambda images: images, ALONE, torch.bfloat16)
+    plain, _ = extract(model, batches, ALONE)
+    short, _ = extract(model, batches, ALONE, torch.bfloat16)
     assert short.dtype == torch.float32 and not torch.equal(plain, short)
     torch.testing.assert_close(plain, short, atol=0.1, rtol=0.1)
 
 
-def test_knn_accuracy_of_a_model_whose_features_tell_the_class() -> None:
-    """Bright and dark images: any encoder tells them apart, and wrong labels are found wrong."""
+def test_features_of_any_encoder_tell_bright_from_dark() -> None:
     model = timm.create_model('cct_2_3x2', img_size=16)
     labels = torch.arange(40) % 2
     images = torch.randn(40, 3, 16, 16) * 0.1 + (2. * labels - 1)[:, None, None, None]
-    train, test = [(images[:20], labels[:20])], [(images[20:], labels[20:])]
-    same = knn_accuracy(model, train, test, lambda x: x, ALONE, num_classes=2)
-    other = knn_accuracy(model, train, [(images[20:], 1 - labels[20:])], lambda x: x, ALONE, num_classes=2)
-    assert (same, other) == (100., 0.)
+    bank = extract(model, [(images[:20], labels[:20])], ALONE)
+    features, classes = extract(model, [(images[20:], labels[20:])], ALONE)
+    assert [knn(*bank, features, y, num_classes=2) for y in (classes, 1 - classes)] == [100., 0.]
 
 
 # -- linear probe ----------------------------------------------------------------------------------------------------
@@ -148,6 +146,6 @@ def test_features_of_all_processes_come_together() -> None:
 
     model = timm.create_model('cct_2_3x2', img_size=16)
     batches = [(torch.randn(2, 3, 16, 16), torch.arange(2))]
-    one, _ = extract(model, batches, lambda images: images, ALONE)
-    x, y = extract(model, batches, lambda images: images, Two(0, 2, torch.device('cpu')))
+    one, _ = extract(model, batches, ALONE)
+    x, y = extract(model, batches, Two(0, 2, torch.device('cpu')))
     assert torch.equal(x, torch.cat([one, one + 100])) and y.tolist() == [0, 1, 10, 11]

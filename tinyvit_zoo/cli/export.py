@@ -113,7 +113,7 @@ def _evaluation(loaded: Any, data: str) -> Callable[[Function, bool], dict[str, 
     def evaluate(exported: Function, strict: bool) -> dict[str, Any]:
         right, same, count, worst = [0, 0], 0, 0, torch.zeros(())
         for images, labels in bench.batches('test'):
-            logits = [function(bench.prepare(images)) for function in (loaded.model, exported)]
+            logits = [function(images) for function in (loaded.model, exported)]
             guesses = [found.argmax(1) for found in logits]
             right = [sum_ + int((guess == labels).sum()) for sum_, guess in zip(right, guesses, strict=True)]
             same += int((guesses[0] == guesses[1]).sum())

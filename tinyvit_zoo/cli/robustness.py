@@ -64,7 +64,10 @@ def corruption_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]
     from ..measure.robustness import OURS, corrupted, corruption_errors, mean_corruption_error, open_published
 
     _check_classes(bench)
-    judged = partial(evaluate, bench.loaded.model, prepare=bench.prepare, world=bench.world, dtype=bench.dtype)
+    def top1(batches: Any) -> float:
+        normalized = ((bench.normalize(images), labels) for images, labels in batches)
+        return evaluate(bench.loaded.model, normalized, bench.world, bench.dtype)['top1']
+
     names, source, images = CORRUPTIONS, OURS, bytes_of(bench)
     batches: Any = partial(corrupted, images)
     if args.corruptions is not True:
@@ -74,9 +77,9 @@ def corruption_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]
         def batches(name: str, severity: int) -> Any:
             return bytes_of(bench, published.split(name, severity))
 
-    clean = 100 - judged(images)['top1']
+    clean = 100 - top1(images)
     show = _Shown(bench, 5 * len(names), lambda done: names[(done - 1) // 5].replace('_', ' '), every=5)
-    errors = corruption_errors(names, batches, lambda found: judged(found)['top1'], show)
+    errors = corruption_errors(names, batches, top1, show)
     show.clear()
     return {'mce': mean_corruption_error(errors), 'clean': clean, 'errors': errors, 'source': source}
 
@@ -85,14 +88,12 @@ def attack_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """'name', 'steps', 'radii' (1/255), and 'top1s' for each."""
     import torch
 
-    from ..augment.batched import normalize
     from ..measure.attacks import count_robust
 
     _check_classes(bench)
-    attacks, batches, cfg = _attacks(args), bytes_of(bench), bench.loaded.cfg
+    attacks, batches = _attacks(args), bytes_of(bench)
     show = _Shown(bench, len(attacks) * len(batches), lambda done: args.attack, every=max(1, len(batches) // 4))
-    prepare = partial(normalize, mean=cfg['mean'], std=cfg['std'])     # the bench takes floats to be normalised already
-    counts = count_robust(bench.loaded.model, batches, prepare, attacks, show=show)
+    counts = count_robust(bench.loaded.model, batches, bench.normalize, attacks, show=show)
     show.clear()
     *right, count = bench.world.sum(torch.tensor(counts, device=bench.world.device)).tolist()
     return {'name': args.attack, 'steps': attacks[0].steps if args.attack == 'pgd' else 1,

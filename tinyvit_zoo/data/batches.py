@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,27 +26,34 @@ from .splits import Split
 _logger = logging.getLogger(__name__)
 MEMORY_SHARE = 0.25     # of the free memory, which the images may take
 MEMORY_MAX_SIZE = 96    # pixels; larger images are cropped from the file at their own resolution
-_ORDER, _AUGMENT = 4, 5     # what a seed is used for
+_ORDER, _AUGMENT = 4, 5     # derive the seeds of the order and of the augmentation
 _TIMEOUT = 600          # seconds for one batch; then the workers are taken for dead
 _MODES = ('auto', 'memory', 'stream')
 
 
-class Batches(Protocol):
-    """Pairs of images and labels (int64 [B]) on the device.
+class Batches:
+    """Iterate over pairs of images [B, C, H, W] and labels (int64 [B]) on the device.
 
-    `augmented` False: images are uint8 [B, C, H, W], to be augmented and normalised there. True: they are what the
-    caller's transform made of them. `num_images`: those that all processes see in an epoch. `len`: the batches of a
-    whole epoch.
+    Images are what `stream_transform` or `batch_transform` returns; uint8 where neither applies. `streamed`:
+    `stream_transform` applies. `num_images`: those that all processes see in an epoch. `len`: the batches of an epoch.
     """
-    augmented: bool
-    num_images: int
+    streamed = False
 
-    def __len__(self) -> int: ...
+    def __init__(self, order: _Order, device: torch.device) -> None:
+        self.device, self.num_images = device, order.num_images
+        self._keys = _Keys(order)
+
+    def __len__(self) -> int:
+        return self._keys.order.num_batches
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """What is iterated over from now on: this epoch, without its first `start_batch` batches."""
+        """Iterate over this epoch from now on, without its first `start_batch` batches."""
+        if not 0 <= start_batch <= len(self):
+            raise ZooError(f'start_batch is {start_batch}, expected 0 to {len(self)}, the batches of an epoch.')
+        self._keys.epoch, self._keys.start_batch = epoch, start_batch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError
 
 
 def make_batches(
@@ -61,26 +68,28 @@ def make_batches(
         rank: int = 0,
         world_size: int = 1,
         mode: str = 'auto',
+        batch_transform: Callable[[Tensor], Tensor] | None = None,
         stream_transform: Callable[[Any], Tensor] | None = None,
         workers: int | None = None,
 ) -> Batches:
-    """The batches of a split; all its images are read once before the first, or known to have been.
+    """Make the batches of a split. Reads all its images once beforehand, unless they are known to be sound.
 
     Args:
         split: the images.
         img_size: pixels, a side or (height, width).
         batch_size: over all processes together.
         device: where the batches are wanted.
-        train: shuffled, the last incomplete batch left out (a set smaller than a batch is one batch). Else in order,
+        train: shuffle, and drop the last incomplete batch (a set smaller than a batch is one batch). Else in order,
             every image once; the last batch may be smaller, and a process may have one batch less than another.
         channels: 3 or 1.
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
         mode: 'memory': decoded once, on the device; 'stream': read and transformed by worker processes, every epoch;
-            'auto': memory for images of at most 96 pixels that fit in a quarter of what is free.
-        stream_transform: from a Pillow image (RGB, or grey for one channel) to a tensor; applied when streaming only,
-            under a seed of its own for each image and epoch. Without it, streamed images are as in memory.
+            'auto': memory for images of at most 96 pixels that fit in a quarter of the free memory.
+        batch_transform: from a uint8 batch on the device, to what is yielded.
+        stream_transform: from a Pillow image (RGB, or grey for one channel) to a tensor; when streaming, it is applied
+            in place of `batch_transform`, under a seed of its own for each image and epoch.
         workers: processes that stream; 0: none, None: as many as there are processors, eight at most.
     """
     size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
@@ -92,16 +101,18 @@ def make_batches(
     order = _Order(len(split), batch_size, train, seed, rank, world_size)
     if mode == 'auto':
         mode = 'memory' if fits_in_memory(split, size, channels, device) else 'stream'
+    transform = batch_transform or (lambda images: images)
     if mode == 'memory':
-        return _MemoryBatches(in_memory(split, size, channels, progress=rank == 0), split.labels, order, device)
+        images = in_memory(split, size, channels, progress=rank == 0)
+        return _MemoryBatches(images, split.labels, order, device, transform)
     if isinstance(split.images, EncodedImages):
         check_cached(split.images, progress=rank == 0)
     workers = min(8, cpu_count()) if workers is None else workers
-    return _StreamBatches(_Samples(split, size, channels, seed, stream_transform), order, device, workers)
+    return _StreamBatches(_Samples(split, size, channels, seed, stream_transform), order, device, workers, transform)
 
 
 def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: torch.device) -> bool:
-    """Measured on all the images of the source, which are decoded together."""
+    """Measure all the images of the source, which are decoded together."""
     free = _free_memory()
     if device.type == 'cuda':
         free = min(free, torch.cuda.mem_get_info(device)[0])
@@ -110,7 +121,7 @@ def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: t
 
 
 def _free_memory() -> int:
-    """Bytes of main memory to be had; where the system does not say, half of all there is, or 4 GiB."""
+    """Bytes of free main memory; where the system does not say, half of all memory, or 4 GiB."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/meminfo').read_text().splitlines()
         available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
@@ -123,7 +134,7 @@ def _free_memory() -> int:
 
 
 def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
-    """uint8 [N, C, H, W] in main memory. Files come from the cache, or go there."""
+    """Decode to uint8 [N, C, H, W] in main memory. Files come from the cache, or go there."""
     if not isinstance(split.images, EncodedImages):
         return decode(split.images, size, channels, split.index, progress)
     images = decode_cached(split.images, size, channels, progress)
@@ -131,7 +142,7 @@ def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool
 
 
 class _Order:
-    """Which images come when, and which of them are this process's."""
+    """The order of the images, and the share of this process."""
 
     def __init__(self, count: int, batch_size: int, train: bool, seed: int, rank: int, world_size: int) -> None:
         if not 0 <= rank < world_size:
@@ -160,7 +171,7 @@ class _Order:
 
 
 class _Keys(Sampler):
-    """The batches that are to come, as lists of (epoch, index): workers that live on learn the epoch from it."""
+    """The coming batches as lists of (epoch, index): persistent workers learn the epoch from it."""
 
     def __init__(self, order: _Order) -> None:
         self.order = order
@@ -174,28 +185,11 @@ class _Keys(Sampler):
             yield [(self.epoch, i) for i in batch.tolist()]
 
 
-class _Epochs:
-    """What both kinds of batches share: where in the training they stand."""
-
-    def __init__(self, order: _Order, device: torch.device) -> None:
-        self.device, self.num_images = device, order.num_images
-        self._keys = _Keys(order)
-
-    def __len__(self) -> int:
-        return self._keys.order.num_batches
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        if not 0 <= start_batch <= len(self):
-            raise ZooError(f'start_batch is {start_batch}, expected 0 to {len(self)}, the batches of an epoch.')
-        self._keys.epoch, self._keys.start_batch = epoch, start_batch
-
-
-class _MemoryBatches(_Epochs):
-    augmented = False
-
-    def __init__(self, images: Tensor, labels: Tensor, order: _Order, device: torch.device) -> None:
+class _MemoryBatches(Batches):
+    def __init__(self, images: Tensor, labels: Tensor, order: _Order, device: torch.device,
+                 transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__(order, device)
-        self._images, self._labels = images.to(device), labels.to(device)
+        self._images, self._labels, self._transform = images.to(device), labels.to(device), transform
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = self._keys.batches()
@@ -203,11 +197,11 @@ class _MemoryBatches(_Epochs):
             return
         sizes = [len(batch) for batch in batches]
         for chosen in torch.cat(batches).to(self.device).split(sizes):  # one copy to the device an epoch
-            yield self._images.index_select(0, chosen), self._labels.index_select(0, chosen)
+            yield self._transform(self._images.index_select(0, chosen)), self._labels.index_select(0, chosen)
 
 
 class _Samples(Dataset):
-    """The images of a split, asked for by (epoch, index)."""
+    """The images of a split by (epoch, index)."""
 
     def __init__(
             self, split: Split, size: tuple[int, int], channels: int, seed: int,
@@ -227,16 +221,17 @@ class _Samples(Dataset):
             return self.transform(image), self.split.labels[i]
 
 
-class _StreamBatches(_Epochs):
-    """torch's DataLoader around the caller's transform, one of timm's as a rule.
+class _StreamBatches(Batches):
+    """Wrap torch's DataLoader.
 
     timm's `create_loader` builds the same, but takes no order and seeds augmentation by worker, so that a run could
     not be resumed to the same bits.
     """
 
-    def __init__(self, samples: _Samples, order: _Order, device: torch.device, workers: int) -> None:
+    def __init__(self, samples: _Samples, order: _Order, device: torch.device, workers: int,
+                 transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__(order, device)
-        self.augmented = samples.transform is not None
+        self.streamed, self._transform = samples.transform is not None, transform
         self._loader = DataLoader(
             samples, batch_sampler=self._keys, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=device.type == 'cuda', timeout=_TIMEOUT if workers else 0,
@@ -254,10 +249,11 @@ class _StreamBatches(_Epochs):
                 if line := _one_line_for(e):
                     raise ZooError(line) from e
                 raise
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            images = images.to(self.device, non_blocking=True)
+            yield images if self.streamed else self._transform(images), labels.to(self.device, non_blocking=True)
 
     def _stop(self, batches: Any) -> None:
-        """End the workers that are left at once: torch would raise for each that dies later, wherever we then are."""
+        """End the remaining workers at once: torch would raise for each that dies later, wherever we then are."""
         if self._loader.num_workers:
             self._loader._iterator = None
             with contextlib.suppress(RuntimeError):  # the same error once more
@@ -265,7 +261,7 @@ class _StreamBatches(_Epochs):
 
 
 def _one_line_for(error: Exception) -> str | None:
-    """For what is no mistake in the code: an image that went, a worker that died."""
+    """The message for an image that vanished or a worker that died; None for a mistake in the code."""
     text = ' '.join(str(error).split())
     if isinstance(error, ZooError):
         return text.split('ZooError: ')[-1]  # from a worker it comes inside a traceback

@@ -1,20 +1,33 @@
 """Accuracy and loss of a model over a split, each image counted once however many processes there are."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..augment.batched import normalize
+from ..augment.pillow import evaluation_transform
+from ..data.batches import Batches, make_batches
+from ..data.splits import Split
 from ..runtime.precision import autocast
 from ..runtime.world import World
 
 
+def evaluation_batches(split: Split, batch_size: int, cfg: Mapping[str, Any], world: World, **options: Any) -> Batches:
+    """Make batches of a split, each image once, normalized as the weights of `cfg` want it."""
+    transforms = {'batch_transform': lambda images: normalize(images, cfg['mean'], cfg['std']),
+                  'stream_transform': evaluation_transform(cfg)}
+    return make_batches(split, cfg['input_size'][1:], batch_size, world.device, train=False, rank=world.rank,
+                        world_size=world.size, **{**transforms, **options})
+
+
 @torch.no_grad()
 def evaluate(
-        model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor], world: World,
-        dtype: torch.dtype | None = None, confusion: Tensor | None = None,
+        model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
+        confusion: Tensor | None = None,
 ) -> dict[str, float]:
     """{'top1', 'top5' (percent; top5 only from 6 classes on), 'loss', 'images'}. The model keeps its mode.
 
@@ -26,7 +39,7 @@ def evaluate(
     classes = 0
     for images, labels in batches:
         with autocast(world.device, dtype):
-            logits = model(prepare(images))
+            logits = model(images)
         logits = logits.float()
         classes = logits.shape[1]
         guesses = logits.topk(min(5, classes)).indices

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..augment.batched import normalize
 from ..augment.pillow import evaluation_transform
-from ..data.batches import Batches, make_batches
+from ..data.batches import Batches
 from ..data.datasets import DATASETS
 from ..data.sources import Source, open_source
 from ..data.splits import Split
@@ -19,7 +19,7 @@ from ..errors import ZooError, nearest
 from ..runtime.world import World
 from ..weights.catalogue import wilson
 from ..weights.resolve import Loaded
-from .accuracy import evaluate
+from .accuracy import evaluate, evaluation_batches
 from .features import extract, knn, spread
 from .probe import probe
 
@@ -49,15 +49,12 @@ class Bench:
         if channels not in (1, 3):
             raise ZooError(f'{self.loaded.title} takes images of {channels} channels: expected 1 (grey) or 3 (RGB).')
         whole = cfg['crop_pct'] == 1 and cfg['interpolation'] == 'bicubic'
-        return make_batches(
-            images, cfg['input_size'][1:], self.batch_size * self.world.size, self.world.device, train=False,
-            channels=channels, rank=self.world.rank, world_size=self.world.size, mode='auto' if whole else 'stream',
-            stream_transform=evaluation_transform(cfg, normalized))
+        raw: Any = {} if normalized else {
+            'batch_transform': None, 'stream_transform': evaluation_transform(cfg, normalize=False)}
+        return evaluation_batches(images, self.batch_size * self.world.size, cfg, self.world, channels=channels,
+                                  mode='auto' if whole else 'stream', **raw)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Bytes are normalised; what was streamed is already."""
-        if images.dtype != torch.uint8:
-            return images
+    def normalize(self, images: Tensor) -> Tensor:
         return normalize(images, self.loaded.cfg['mean'], self.loaded.cfg['std'])
 
     @cached_property
@@ -67,7 +64,7 @@ class Bench:
             raise ZooError('--knn and --probe learn from the training images: judge them on --split test or val.')
         return tuple(  # type: ignore[return-value]
             part for split in ('train', self.split)
-            for part in extract(self.loaded.model, self.batches(split), self.prepare, self.world, self.dtype))
+            for part in extract(self.loaded.model, self.batches(split), self.world, self.dtype))
 
 
 def open_bench_source(spec: str, split: str, **options: Any) -> Source:
@@ -116,8 +113,7 @@ def why_no_accuracy(bench: Bench) -> str:
 def accuracy(bench: Bench) -> dict[str, Any]:
     """top-1, top-5, loss, images as `evaluate`; 'interval' of the top-1, 'classes' one by one, 'confusion'."""
     confusion = torch.zeros(bench.classes, bench.classes, dtype=torch.int64, device=bench.world.device)
-    figures = evaluate(
-        bench.loaded.model, bench.batches(bench.split), bench.prepare, bench.world, bench.dtype, confusion)
+    figures = evaluate(bench.loaded.model, bench.batches(bench.split), bench.world, bench.dtype, confusion)
     correct = int(confusion.diagonal().sum())
     return {**figures, 'interval': wilson(correct, int(figures['images'])),
             'classes': by_class(confusion, class_names(bench)), 'confusion': confusion.tolist()}

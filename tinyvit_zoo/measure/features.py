@@ -5,7 +5,7 @@ are used to judge them only.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ _CHUNK = 1 << 24        # similarities held at once
 
 @torch.no_grad()
 def extract(
-        model: Any, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor], world: World,
-        dtype: torch.dtype | None = None,
+        model: Any, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features [N, D] (float32) and labels [N] of all batches, on every process. The model keeps its mode."""
     training = model.training
@@ -29,7 +28,7 @@ def extract(
     found: list[tuple[Tensor, Tensor]] = []
     for images, labels in batches:
         with autocast(world.device, dtype):
-            features = model.forward_head(model.forward_features(prepare(images)), pre_logits=True)
+            features = model.forward_head(model.forward_features(images), pre_logits=True)
         found.append((features.flatten(1).float(), labels))
     model.train(training)
     if world.size > 1:
@@ -66,12 +65,3 @@ def spread(features: Tensor) -> float:
     1 where directions are spread evenly over the sphere, 0 where all images have one feature: a collapse.
     """
     return F.normalize(features, dim=1).std(0, correction=0).mean().item() * features.shape[1] ** 0.5
-
-
-def knn_accuracy(
-        model: Any, train_batches: Iterable[tuple[Tensor, Tensor]], test_batches: Iterable[tuple[Tensor, Tensor]],
-        prepare: Callable[[Tensor], Tensor], world: World, dtype: torch.dtype | None = None, *, num_classes: int,
-) -> float:
-    """Top-1 in percent of k-NN on a model's features, with the usual 20 neighbours and temperature 0.07."""
-    bank = extract(model, train_batches, prepare, world, dtype)
-    return knn(*bank, *extract(model, test_batches, prepare, world, dtype), num_classes=num_classes)

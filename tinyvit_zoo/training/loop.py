@@ -196,7 +196,7 @@ class Loop:
                 'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
                 'network': self.task.network.state_dict(), 'task': self.task.state_dict(),
-                'streamed': self.batches.augmented,
+                'streamed': self.batches.streamed,
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'random': random})
             self.task.saved(self.run.folder, self.step)
         self.world.barrier()
@@ -212,7 +212,7 @@ class Loop:
         if len(state['random']) != self.world.size:
             raise ZooError(f'The run was made by {len(state["random"])} processes, this is {self.world.size}: resume '
                            f'it with as many, or begin anew in another --output.')
-        if state.get('streamed', self.batches.augmented) != self.batches.augmented:
+        if state.get('streamed', self.batches.streamed) != self.batches.streamed:
             raise ZooError(f'The run was made by --loader {"stream" if state["streamed"] else "memory"}, which draws '
                            f'other augmentations than this one: resume it so, or begin anew in another --output.')
         self.epoch, self.batch, self.step = state['epoch'], state['batch'], state['step']

@@ -12,14 +12,15 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from ..augment.batched import Augment, normalize
-from ..augment.pillow import TwoViews, evaluation_transform, pretraining_transform
+from ..augment.batched import Augment
+from ..augment.pillow import TwoViews, pretraining_transform
 from ..augment.views import contrastive_views, low_resolution_views
 from ..data.batches import make_batches
 from ..data.sources import Source
 from ..data.splits import draw
 from ..errors import ZooError, nearest
 from ..kernels.memory import keep_freed_memory
+from ..measure.accuracy import evaluation_batches
 from ..measure.features import extract, knn, spread
 from ..methods import METHODS, MaskedModel, Method, MoCoV3, SelfDistillation
 from ..models import require_plain
@@ -66,7 +67,7 @@ def pretrain(recipe: Pretraining, options: Options, world: World) -> dict[str, A
             **options.loading)
     monitor = Monitor(source, recipe.batch_size, cfg, world, dtype, **options.loading)
     every = options.eval_every or max(1, recipe.total_epochs // 20)
-    task = Pretrain(recipe, method, make_views(recipe, cfg, method, batches.augmented), monitor, every, run, world)
+    task = Pretrain(recipe, method, make_views(recipe, cfg, method, batches.streamed), monitor, every, run, world)
     loop = Loop(task, batches, recipe, run, world, dtype, options.compile, options.checkpoint_minutes)
     if options.resume:
         run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: from the beginning.')
@@ -187,24 +188,20 @@ class Monitor:
             bank, queries = bank.select(~held), bank.select(held)
         self.cfg, self.world, self.dtype, self.num_classes = cfg, world, dtype, len(source.class_names)
         self.bank, self.queries = (
-            make_batches(split if len(split) <= most else split.select(draw(split.labels, most, 0)),
-                         cfg['input_size'][1:], 2 * batch_size, world.device, train=False, rank=world.rank,
-                         world_size=world.size, stream_transform=evaluation_transform(cfg), **loading)
+            evaluation_batches(split if len(split) <= most else split.select(draw(split.labels, most, 0)),
+                               2 * batch_size, cfg, world, **loading)
             for split, most in ((bank, _BANK), (queries, _QUERIES)))
 
-    def prepare(self, images: Tensor) -> Tensor:
-        return images if self.bank.augmented else normalize(images, self.cfg['mean'], self.cfg['std'])
-
     def measure(self, encoder: Any) -> dict[str, float]:
-        bank, labels = extract(encoder, self.bank, self.prepare, self.world, self.dtype)
-        features, theirs = extract(encoder, self.queries, self.prepare, self.world, self.dtype)
+        bank, labels = extract(encoder, self.bank, self.world, self.dtype)
+        features, theirs = extract(encoder, self.queries, self.world, self.dtype)
         return {'knn_top1': knn(bank, labels, features, theirs, num_classes=self.num_classes),
                 'spread': spread(features)}
 
     def some(self) -> Tensor:
         """A few images, as an encoder gets them."""
         images, _ = next(iter(self.queries))
-        return self.prepare(images[:_PICTURES])
+        return images[:_PICTURES]
 
 
 class Pretrain:

@@ -13,14 +13,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..augment.batched import normalize
-from ..augment.pillow import evaluation_transform
-from ..data.batches import make_batches
 from ..data.datasets import DATASETS
 from ..data.sources import Source, normalisation, open_source
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
-from ..measure.accuracy import evaluate
+from ..measure.accuracy import evaluate, evaluation_batches
 from ..methods.supervised import supervised_batches, supervised_task
 from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Recipe
 from ..runtime.files import write_whole
@@ -81,7 +78,7 @@ def train(recipe: Recipe, options: Options, world: World, start: Path | None = N
     measures = {name: measure(split, recipe.batch_size, cfg, world, dtype, **loading)
                 for name, split in watched.items() if split is not None}
     every = options.eval_every or max(1, recipe.total_epochs // 20)
-    task = supervised_task(recipe, model, cfg, batches.augmented, measures, every)
+    task = supervised_task(recipe, model, cfg, batches.streamed, measures, every)
     if options.compile and task.augment and world.device.type != 'cpu':
         task.augment.compile()
     loop = Loop(task, batches, recipe, run, world, dtype, options.compile, options.checkpoint_minutes)
@@ -179,15 +176,9 @@ def make_model(recipe: Recipe, cfg: Mapping[str, Any]) -> nn.Module:
 def measure(
         split: Any, batch_size: int, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, **loading: Any,
 ) -> Any:
-    """A function of a model: its figures on a split."""
-    batches = make_batches(
-        split, cfg['input_size'][1:], 2 * batch_size, world.device, train=False, rank=world.rank, world_size=world.size,
-        stream_transform=evaluation_transform(cfg), **loading)
-
-    def prepare(images: Tensor) -> Tensor:
-        return images if batches.augmented else normalize(images, cfg['mean'], cfg['std'])
-
-    return lambda model: evaluate(model, batches, prepare, world, dtype)
+    """Return a function that evaluates a model on `split`."""
+    batches = evaluation_batches(split, 2 * batch_size, cfg, world, **loading)
+    return lambda model: evaluate(model, batches, world, dtype)
 
 
 def _facts(options: Options, source: Source, world: World) -> dict[str, Any]:
