@@ -16,7 +16,6 @@ import ast
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.models import check_name
+from tinyvit_zoo.runtime.files import written_whole
 from tinyvit_zoo.weights import catalogue, read_weights, save_weights, unwrap
 
 # On Google Drive, from where only a browser or gdown can fetch a file: model, tag of ours, id
@@ -136,14 +136,10 @@ def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str
         report = trace(tensors, partial(_filter(name), model=model))
     size = [int(model.in_chans), *_image_size(model)]  # type: ignore[arg-type]
     cfg = json.dumps({'num_classes': classes, 'input_size': size})
-    partial_file = target.with_name(f'.{os.getpid()}-{target.name}')
-    try:
+    with written_whole(target) as partial_file:
         save_weights(model.state_dict(), partial_file, {'architecture': name, 'pretrained_cfg': cfg})
         with _quiet():
             _check_same(model, _load(str(partial_file), name, classes, args), size)
-        partial_file.replace(target)
-    finally:
-        partial_file.unlink(missing_ok=True)
     return (f'{source} -> {target}\n{report}\n{name}, {classes or "no"} classes, {size[1]} x {size[2]} pixels; '
             f'read back: the same tensors, the same output')
 

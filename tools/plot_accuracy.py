@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyvit_zoo.publish.cards import cost, figure, in_order
-from tinyvit_zoo.runtime.picture import new_figure, require_matplotlib
+from tinyvit_zoo.runtime.picture import new_figure, require_matplotlib, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def draw(found: list[Point], path: Path) -> None:
         handles.append(Line2D([], [], marker='o', linestyle='', color='grey', markerfacecolor=fill, label=label))
     figure.legend(handles=handles, loc='outside upper center', ncols=len(handles), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={'Description': json.dumps(found)})
+    write_picture(figure, path, dpi=110, metadata={'Description': json.dumps(found)})
 
 
 def _panel(axis: Axes, title: str, group: list[Point]) -> None:

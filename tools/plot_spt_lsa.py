@@ -13,15 +13,14 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tinyvit_zoo.layers import attend_locally, cut_patches, shift_diagonally
+from tinyvit_zoo.runtime.picture import new_figure, write_picture
 
 SIZE, PATCH = 64, 8  # as sl_vit_64 has it
 GRID = SIZE // PATCH
@@ -53,7 +52,7 @@ def plot_shifts(image: Tensor, path: Path) -> None:
     """Above, the five copies; below, what lies in one patch of each, and where in the image all that was."""
     copies = shift_diagonally(image, PATCH // 2).view(5, 3, SIZE, SIZE)
     row, col = TOKEN[0] * PATCH, TOKEN[1] * PATCH
-    figure, axes = plt.subplots(2, 6, figsize=(12, 4.3), layout='constrained')
+    figure, axes = new_figure(2, 6, (12, 4.3))
     for i, (copy, name) in enumerate(zip(copies, SHIFTS, strict=True)):
         show(axes[0, i], copy, name)
         for line in range(PATCH, SIZE, PATCH):
@@ -70,8 +69,7 @@ def plot_shifts(image: Tensor, path: Path) -> None:
     for panel, top, left in ((axes[0, 5], row, col), (axes[1, 5], PATCH, PATCH)):
         frame(panel, top, left, PATCH, color=RED, linewidth=2)
         frame(panel, top - PATCH / 2, left - PATCH / 2, 2 * PATCH, color=RED, linewidth=2, linestyle='--')
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    write_picture(figure, path, dpi=110)
 
 
 def attention(image: Tensor, factor: float, masked: bool) -> Tensor:
@@ -94,7 +92,7 @@ def plot_attention(image: Tensor, path: Path) -> None:
              ('masked, temperature x 2', 2., True)]
     token = TOKEN[0] * GRID + TOKEN[1]
     rows = {name: attention(image, factor, masked)[token] for name, factor, masked in cases}
-    figure, axes = plt.subplots(2, 4, figsize=(12, 5.6), layout='constrained', height_ratios=(3, 2))
+    figure, axes = new_figure(2, 4, (12, 5.6), height_ratios=(3, 2))
     for i, (name, row) in enumerate(rows.items()):
         show(axes[0, i], image[0].mean(0, keepdim=True).expand(3, -1, -1) * 0.7 + 0.3, name)
         heat = row.view(GRID, GRID)
@@ -113,15 +111,13 @@ def plot_attention(image: Tensor, path: Path) -> None:
         axes[1, i].spines[['top', 'right']].set_visible(False)
     axes[1, 0].set_ylabel('attention')
     figure.colorbar(drawn, ax=axes, label='attention', shrink=0.5, extend='max', anchor=(0, 1))
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    write_picture(figure, path, dpi=100)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('docs/images'), help='folder for the PNG files')
     args = parser.parse_args(argv)
-    matplotlib.use('Agg')
     args.out.mkdir(parents=True, exist_ok=True)
     image = photograph()
     for name, plot in (('spt', plot_shifts), ('lsa', plot_attention)):

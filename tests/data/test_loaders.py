@@ -538,14 +538,3 @@ def test_arrays_are_not_copied_while_they_wait() -> None:
     split = numbered(100)
     part = split.select(torch.arange(50)).select(torch.arange(10, 20))
     assert part.images is split.images and part.index is not None and part.index.tolist() == list(range(10, 20))
-
-
-def test_progress_is_lines_where_there_is_no_terminal(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr('tinyvit_zoo.data.images._LINE_SECONDS', 0)
-    images = ArrayImages(torch.zeros(130, 4, 4, dtype=torch.uint8), 'x')
-    decode(images, (5, 5), 3)
-    assert capsys.readouterr().err.splitlines() == [
-        f'decoding images: {done} of 130' for done in (64, 128, 130)]
-    decode(images, (5, 5), 3, progress=False)
-    assert not capsys.readouterr().err

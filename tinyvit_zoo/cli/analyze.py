@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 import argparse
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ZooError, nearest
+from ..runtime.files import written_whole
 from ..runtime.picture import require_matplotlib, write_picture
+from ..runtime.text import table
 
 if TYPE_CHECKING:
     import torch
@@ -258,9 +259,8 @@ def _support(patterns: Sequence[str]) -> str:
         rows.append([name, *('yes' if not why else f'({notes.setdefault(why, len(notes) + 1)})'
                              for why in found.values())])
     rows.insert(0, ['model', *found])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return '\n'.join([*lines, '', *(f'({number}) {why}' for why, number in notes.items())])
+    footnotes = (f'({number}) {why}' for why, number in notes.items())
+    return '\n'.join([table(rows, left=range(len(rows[0]))), '', *footnotes])
 
 
 # -- images in, files out ----------------------------------------------------------------------------------------------
@@ -273,14 +273,12 @@ def _images(args: argparse.Namespace) -> Split:
 def _shown(subject: Loaded, split: Split, batch_size: int, device: torch.device) -> Iterator[Tensor]:
     """The batches, with a line of progress on a terminal."""
     from ..interpret.images import batches
-    from ..training.run_dir import Progress
+    from ..runtime.progress import Progress
 
-    progress = Progress(quiet=False)
-    progress.start(0, len(split))
-    for count, images in enumerate(batches(subject, split, batch_size, device)):
-        progress.show(count * batch_size, subject.title)
-        yield images
-    progress.clear()
+    with Progress(len(split), subject.title, lines=False) as progress:
+        for images in batches(subject, split, batch_size, device):
+            yield images
+            progress.show(progress.done + len(images))
 
 
 def _query(text: str | None) -> tuple[int, int] | None:
@@ -300,12 +298,9 @@ def _path(args: argparse.Namespace, titles: Sequence[str], ending: str) -> Path:
 def _write(args: argparse.Namespace, titles: Sequence[str], arrays: Mapping[str, Any]) -> None:
     import numpy as np
 
-    from ..runtime.files import write_whole
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
     args.output.mkdir(parents=True, exist_ok=True)
-    write_whole(_path(args, titles, 'npz'), buffer.getvalue())
+    with written_whole(_path(args, titles, 'npz')) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def _write_picture(args: argparse.Namespace, titles: Sequence[str], figure: Figure) -> str:

@@ -109,7 +109,7 @@ def _text(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, 
             low, high = row['ratio_range']
             lines[-1] += [f'{row["images_per_second"]:.1f}', f'{row["ratio"]:.2f}', f'{low:.2f}-{high:.2f}']
     on = f' on {DATASETS[dataset].title}' if dataset else ''
-    text = [table(lines, left=2), '', f'Top-1 accuracy in %{on}: what we measured, what the paper says.']
+    text = [table(lines, left=(0, 1)), '', f'Top-1 accuracy in %{on}: what we measured, what the paper says.']
     if about:
         text.append(f'Inference in turn, {_conditions(about)}; ratio of speed to {rows[0]["name"]}, the range over '
                     f'{rows[0]["rounds"]} rounds.')

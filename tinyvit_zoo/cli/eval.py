@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ZooError
 from ..runtime.picture import check_picture
+from ..runtime.text import table
 from . import robustness
 
 if TYPE_CHECKING:
@@ -234,11 +235,3 @@ def _classes(record: Mapping[str, Any], titled: bool) -> str:
         rows.append((row['class'], str(row['images']), f'{row["top1"]:.2f}', '{:.2f} to {:.2f}'.format(
             *row['interval']), taken))
     return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 4))
-
-
-def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Aligned columns, those in `left` to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return '\n'.join('  '.join(
-        cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in enumerate(
-            zip(row, widths, strict=True))).rstrip() for row in rows)

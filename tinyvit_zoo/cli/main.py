@@ -10,12 +10,12 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ZooError, nearest
+from ..runtime.text import table
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -51,12 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f'tinyvit-zoo: {_one_line(message)}', file=sys.stderr)
+    print(f'tinyvit-zoo: {" ".join(message.split())}', file=sys.stderr)
     return 2
-
-
-def _one_line(message: object) -> str:
-    return ' '.join(str(message).split())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -255,7 +251,7 @@ def _list(args: argparse.Namespace) -> str:
         return json.dumps([{k: v for k, v in record.items() if k != 'label_names'} for record in records], indent=2)
     head = ('name', 'parameters', 'input', 'data set', 'published', 'measured', 'from')
     models, weights = len({r['architecture'] for r in records}), sum(r['weights'] is not None for r in records)
-    return (f'{_table([head, *map(_list_row, records)], right=(1, 4, 5))}\n\n'
+    return (f'{table([head, *map(_list_row, records)], left=(0, 2, 3, 6))}\n\n'
             f'Models: {models}, weights: {weights}; the first weights of a model are its default.\n'
             f'Top-1 accuracy in %: what the paper says, and what we measured (-: {_NOT_MEASURED}).')
 
@@ -411,7 +407,7 @@ def _predict(args: argparse.Namespace) -> str:
         return json.dumps({'model': name, 'weights': args.weights and str(args.weights), 'images': images}, indent=2)
     rows = [(str(path) if i == 0 else '', f'{100 * guess["probability"]:.2f} %', guess['label'])
             for path, found in results for i, guess in enumerate(found)]
-    return _table([('image', 'probability', 'class'), *rows], right=(1,))
+    return table([('image', 'probability', 'class'), *rows], left=(0, 2))
 
 
 def _autoload(args: argparse.Namespace) -> str:
@@ -422,11 +418,3 @@ def _autoload(args: argparse.Namespace) -> str:
     if args.action == 'off':
         return 'autoload is off' if autoload.switch_off() else 'autoload was off already'
     return str(autoload.status())
-
-
-def _table(rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    """Aligned columns, those in `right` to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return '\n'.join('  '.join(
-        cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)
-    ).rstrip() for row in rows)

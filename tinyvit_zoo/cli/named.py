@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
+from ..runtime.text import one_line
 
 
 def find_names(patterns: Sequence[str]) -> list[str]:
@@ -56,7 +57,7 @@ def make_model(
     except ZooError:
         raise
     except (TypeError, RuntimeError, ValueError, AssertionError) as e:  # timm's own ways to refuse
-        raise ZooError(f'{name} cannot be built so: {" ".join(str(e).split()) or type(e).__name__}') from e
+        raise ZooError(f'{name} cannot be built so: {one_line(e)}') from e
 
 
 def add_img_size(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..errors import ZooError
 from ..runtime.picture import check_picture, new_figure, write_picture
+from ..runtime.text import table
 
 
 class _Run(NamedTuple):
@@ -70,14 +71,13 @@ def _spread(runs: Sequence[_Run]) -> tuple[float, float, float]:
 
 
 def _table(points: dict[str, dict[float, list[_Run]]]) -> str:
-    width = max(map(len, points))
-    lines = [f'{"recipe":{width}}  fraction  images  runs  top-1, %  lowest to highest']
+    rows = [('recipe', 'fraction', 'images', 'runs', 'top-1, %', 'lowest to highest')]
     for series, by_fraction in points.items():
         for fraction, runs in by_fraction.items():
             mean, low, high = _spread(runs)
-            lines.append(f'{series:{width}}  {fraction:>8.0%}  {runs[0].images:>6}  {len(runs):>4}  {mean:>8.2f}  '
-                         + (f'{low:.2f} to {high:.2f}' if len(runs) > 1 else '-'))
-    return '\n'.join(lines)
+            rows.append((series, f'{fraction:.0%}', str(runs[0].images), str(len(runs)), f'{mean:.2f}',
+                         f'{low:.2f} to {high:.2f}' if len(runs) > 1 else '-'))
+    return table(rows, left=(0, 5))
 
 
 def _draw(points: dict[str, dict[float, list[_Run]]], data: str, path: Path) -> None:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -62,8 +61,10 @@ def corruption_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]
     from ..measure.accuracy import evaluate
     from ..measure.corruptions import CORRUPTIONS
     from ..measure.robustness import OURS, corrupted, corruption_errors, mean_corruption_error, open_published
+    from ..runtime.progress import Progress
 
     _check_classes(bench)
+
     def top1(batches: Any) -> float:
         normalized = ((bench.normalize(images), labels) for images, labels in batches)
         return evaluate(bench.loaded.model, normalized, bench.world, bench.dtype)['top1']
@@ -78,9 +79,9 @@ def corruption_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]
             return bytes_of(bench, published.split(name, severity))
 
     clean = 100 - top1(images)
-    show = _Shown(bench, 5 * len(names), lambda done: names[(done - 1) // 5].replace('_', ' '), every=5)
-    errors = corruption_errors(names, batches, top1, show)
-    show.clear()
+    with Progress(5 * len(names), 'corruptions', 'set', quiet=not bench.world.first) as progress:
+        errors = corruption_errors(names, batches, top1, lambda done: progress.show(
+            done, names[(done - 1) // 5].replace('_', ' ')))
     return {'mce': mean_corruption_error(errors), 'clean': clean, 'errors': errors, 'source': source}
 
 
@@ -89,12 +90,12 @@ def attack_figures(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ..measure.attacks import count_robust
+    from ..runtime.progress import Progress
 
     _check_classes(bench)
     attacks, batches = _attacks(args), bytes_of(bench)
-    show = _Shown(bench, len(attacks) * len(batches), lambda done: args.attack, every=max(1, len(batches) // 4))
-    counts = count_robust(bench.loaded.model, batches, bench.normalize, attacks, show=show)
-    show.clear()
+    with Progress(len(attacks) * len(batches), args.attack, 'batch', quiet=not bench.world.first) as progress:
+        counts = count_robust(bench.loaded.model, batches, bench.normalize, attacks, show=progress.show)
     *right, count = bench.world.sum(torch.tensor(counts, device=bench.world.device)).tolist()
     return {'name': args.attack, 'steps': attacks[0].steps if args.attack == 'pgd' else 1,
             'radii': [attack.radius for attack in attacks], 'top1s': [100 * found / count for found in right]}
@@ -110,25 +111,6 @@ def _check_classes(bench: Bench) -> None:
 
     if reason := why_no_accuracy(bench):
         raise ZooError(f'{reason}: give the data it was trained on.')
-
-
-class _Shown:
-    """Time left on a terminal; else a line on stderr now and then."""
-
-    def __init__(self, bench: Bench, total: int, name: Any, every: int) -> None:
-        from ..training.run_dir import Progress
-
-        self.progress, self.first = Progress(quiet=not bench.world.first), bench.world.first
-        self.total, self.name, self.every = total, name, every
-        self.progress.start(0, total)
-
-    def __call__(self, done: int) -> None:
-        self.progress.show(done, self.name(done))
-        if self.first and not self.progress.terminal and done % self.every == 0:
-            print(f'{done} of {self.total}: {self.name(done)}{self.progress.left(done)}', file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        self.progress.clear()
 
 
 def mce_cell(figure: Mapping[str, Any]) -> str:

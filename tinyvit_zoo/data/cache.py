@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ZooError
+from ..runtime.files import written_whole
+from ..runtime.text import one_line
 from .images import EncodedImages, check_all, decode
 
 _logger = logging.getLogger(__name__)
@@ -58,25 +61,18 @@ def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
             return torch.from_numpy(array)
         reason = f'it holds {array.dtype} {array.shape}'
     except Exception as e:  # zipfile, zlib and NumPy each have their own errors for a damaged file
-        reason = ' '.join(str(e).split()) or type(e).__name__
+        reason = one_line(e)
     _logger.warning('The cached images %s are damaged (%s): they are made again.', path, reason)
     return None
 
 
 def _write(path: Path, images: Tensor | None) -> None:
     """Beside the target and then renamed: whole or not at all. A cache that cannot be written is done without."""
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'wb') as file:
+        with written_whole(path, shared=True) as partial, open(partial, 'wb') as file:
             if images is not None:
                 np.savez(file, images=images.numpy())
-        os.replace(partial, path)
-    except OSError as e:
+    except (OSError, ZooError) as e:
         _logger.warning('Decoded images cannot be kept in %s (%s): set TINYVIT_ZOO_CACHE to another folder, or they '
-                        'are decoded at every start.', path.parent, e.strerror)
-    finally:
-        try:
-            partial.unlink(missing_ok=True)
-        except OSError:
-            pass  # nor could it be written
+                        'are decoded at every start.', path.parent, one_line(e.__cause__ or e))

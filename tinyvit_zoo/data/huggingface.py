@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import ZooError
+from ..runtime.text import one_line
 from .folders import Parts
 from .images import EncodedImages
 from .splits import Split
@@ -47,7 +48,7 @@ def open_hub(name: str) -> Parts:
     try:
         found = datasets.load_dataset(name)
     except Exception as e:  # the network, the Hub and each format have their own
-        raise ZooError(f'The data set {name} cannot be loaded ({" ".join(str(e).split())[:200]}): give a name on the '
+        raise ZooError(f'The data set {name} cannot be loaded ({one_line(e, 200)}): give a name on the '
                        f'Hub or a local folder that datasets.load_dataset takes alone.') from e
     keys = [next((key for key in names if key in found), None) for names in _SPLITS]
     if keys[0] is None:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -19,16 +17,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import ZooError
+from ..runtime.progress import Progress
 from ..runtime.text import one_line
 
 EXTENSIONS = (
     '.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp',
 )
 _CHUNK = 64             # images a thread takes at a time
-_LINE_SECONDS = 10.     # between two lines of progress where there is no terminal
 
 
 class Images(ABC):
@@ -209,8 +206,10 @@ def _for_each(
     with ThreadPoolExecutor(cpu_count()) as pool:
         try:
             results = pool.map(run, range(0, len(indices), _CHUNK))
-            for failed in _shown(results, len(indices), title) if progress else results:
-                bad += failed
+            with Progress(len(indices), title, quiet=not progress) as shown:
+                for failed in results:
+                    bad += failed
+                    shown.show(min(shown.done + _CHUNK, len(indices)))
         except BaseException:  # Ctrl-C: what is queued need not be done
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -218,19 +217,6 @@ def _for_each(
         more = f', and {len(bad) - 10} more' if len(bad) > 10 else ''
         raise ZooError(f'{len(bad)} of {len(indices)} images cannot be read; mend or remove them: '
                        f'{", ".join(bad[:10])}{more}.')
-
-
-def _shown(results: Iterable[list[str]], total: int, title: str) -> Iterator[list[str]]:
-    """Progress in images: a bar on a terminal, elsewhere a line now and then."""
-    terminal, done, last = sys.stderr.isatty(), 0, time.monotonic()
-    with tqdm(total=total, desc=title, unit='image', leave=False, disable=not terminal) as bar:
-        for result in results:
-            yield result
-            bar.update(min(_CHUNK, total - done))
-            done = min(done + _CHUNK, total)
-            if not terminal and time.monotonic() - last > _LINE_SECONDS:
-                last = time.monotonic()
-                print(f'{title}: {done:,} of {total:,}', file=sys.stderr, flush=True)
 
 
 def cpu_count() -> int:

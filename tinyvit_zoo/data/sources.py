@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import ZooError, nearest
+from ..runtime.text import one_line
 from .cache import check_cached
 from .datasets import DATASETS, DatasetInfo
 from .folders import Parts, open_cinic10, open_folder, open_tiny_imagenet
@@ -160,7 +161,7 @@ def _open_npz(rest: str) -> Source:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name.partition('_')[0] in ('train', 'val', 'test')}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
-        raise ZooError(f'{path} is not an .npz file of plain arrays, or damaged ({" ".join(str(e).split())[:120]}): '
+        raise ZooError(f'{path} is not an .npz file of plain arrays, or damaged ({one_line(e)}): '
                        f'save it again with numpy.savez.') from e
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
     if train is None:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..cli.eval import table
 from ..data.datasets import DATASETS
 from ..errors import ZooError
+from ..runtime.text import table
 from ..weights import Weight, catalogue
 from .evaluation import accuracy, open_bench_source
 

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from ..errors import ZooError
+from ..runtime.text import one_line
 
 __all__ = ['Count', 'Ledger', 'Part', 'count', 'fvcore_macs', 'image_size', 'peak_memory']
 
@@ -147,7 +148,7 @@ def _run(model: nn.Module, size: tuple[int, int, int], batch: int, tensors: Mapp
     except ZooError:
         raise
     except (RuntimeError, ValueError, AssertionError) as e:
-        what = ' '.join(str(e).split()) or type(e).__name__
+        what = one_line(e)
         raise ZooError(f'{type(model).__name__} cannot take {batch} x {" x ".join(map(str, size))}: {what}') from e
 
 

@@ -16,6 +16,7 @@ from ..data.seeds import derived
 from ..data.splits import Split
 from ..errors import ZooError
 from ..runtime.picture import new_figure, write_picture
+from ..runtime.text import one_line
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt
 
 OURS = "corruptions of this package's own, not the official set"
@@ -74,7 +75,7 @@ def _array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        raise ZooError(f'{path} is no array of numbers, or damaged ({" ".join(str(e).split())[:120]}): fetch it '
+        raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it '
                        f'again.') from e
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ZooError, nearest
+from ..runtime.files import written_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -133,13 +134,8 @@ def _check_free(targets: Iterable[Path]) -> None:
 def _keep(folder: Path, target: Path) -> str:
     """Copied beside and renamed: whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f'.{target.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with written_whole(target) as partial:
         shutil.copytree(folder, partial)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return f'written {target}'
 
 

@@ -1,11 +1,11 @@
-"""The pictures that commands draw: what is checked before anything is computed, how one is made, how it is written."""
+"""Draw pictures with matplotlib, without touching the state of pyplot."""
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ZooError
+from .files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +14,7 @@ KINDS = ('.png', '.pdf', '.svg')
 
 
 def check_picture(option: str, path: Path) -> None:
-    """ZooError where the picture that `option` asks for could not be written."""
+    """Raise ZooError if the picture that `option` asks for could not be written."""
     if path.suffix not in KINDS:
         raise ZooError(f'{option} is {path}, expected a name that ends in {" or ".join(KINDS)}.')
     if not path.absolute().parent.is_dir():
@@ -30,7 +30,7 @@ def require_matplotlib() -> None:
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[Figure, Any]:
-    """A figure of `size` inches, with no state of matplotlib's touched, and its axes [rows, columns]."""
+    """Make a figure of `size` inches; return it and its axes [rows, columns]."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -38,9 +38,7 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def write_picture(figure: Figure, path: Path) -> None:
-    from ..runtime.files import write_whole
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=130)
-    write_whole(path, buffer.getvalue())
+def write_picture(figure: Figure, path: Path, dpi: int = 130, **kwargs: Any) -> None:
+    """Write `path` whole, in the format of its ending; `kwargs` go to `savefig`."""
+    with written_whole(path) as partial:
+        figure.savefig(partial, dpi=dpi, **kwargs)

@@ -1,21 +1,22 @@
 """Text for people: one-line errors and tables."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from PIL import UnidentifiedImageError
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, most: int = 160) -> str:
+    """Return the first `most` characters of an error's text on one line; with its type where that is a bare word."""
     if isinstance(error, UnidentifiedImageError):
-        return 'no image, or of no kind that Pillow reads'  # the name stands before it
-    text = getattr(error, 'strerror', None) or str(error)
-    return ' '.join(text.split())[:120] or type(error).__name__
+        return 'no image, or of no kind that Pillow reads'  # its text repeats the file's name
+    text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:most]
+    return text if ' ' in text else ': '.join(filter(None, (type(error).__name__, text)))
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns, all but the first `left` to the right."""
+def table(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> str:
+    """Align columns: those in `left` to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join('  '.join(
-        cell.ljust(width) if i < left else cell.rjust(width)
+        cell.ljust(width) if i in left else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)

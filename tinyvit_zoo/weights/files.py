@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import pickle
 import tempfile
 import zipfile
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ZooError
+from ..runtime.files import write_whole
+from ..runtime.text import one_line
 from .catalogue import FOLDER, catalogue
 
 _WRAPPERS = (  # in the order in which they are looked for
@@ -43,7 +44,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as e:
         raise ZooError(_refusal(path)) from e
     except Exception as e:  # every reader has its own errors for a damaged file
-        raise ZooError(f'{path} is damaged or not a weights file ({_one_line(e)}): fetch it again.') from e
+        raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): fetch it again.') from e
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -109,11 +110,6 @@ def _refusal(path: Path) -> str:
             f'{f" ({found})" if found else ""}. Save it again as a dictionary of tensors, as safetensors for choice.')
 
 
-def _one_line(error: BaseException) -> str:
-    text = ' '.join(str(error).split())[:160]
-    return text if ' ' in text else type(error).__name__  # a bare key says nothing
-
-
 def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name: found inside `state_dict`, `model`, an EMA beside them, or bare.
 
@@ -140,13 +136,8 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     """
     path = Path(path)
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        told = {'format': 'pt', **(metadata or {}), _DIGEST: _tensors_digest(content)}  # transformers asks for it
-        partial.write_bytes(_in_order(safetensors.torch.save(content, told)))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    told = {'format': 'pt', **(metadata or {}), _DIGEST: _tensors_digest(content)}  # transformers asks for it
+    write_whole(path, _in_order(safetensors.torch.save(content, told)))
 
 
 def _in_order(content: bytes) -> bytes:

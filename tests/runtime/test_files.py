@@ -1,0 +1,58 @@
+"""Files are there whole or not at all, whatever goes wrong."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.runtime.files import write_whole, written_whole
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_the_file_appears_at_the_end(tmp_path: Path, shared: bool) -> None:
+    path = tmp_path / 'a.png'
+    path.write_bytes(b'old')
+    with written_whole(path, shared) as partial:
+        assert partial.parent == tmp_path and partial.suffix == '.png' and partial.name.startswith('.')
+        assert (str(os.getpid()) in partial.name) == shared
+        partial.write_bytes(b'new')
+        assert path.read_bytes() == b'old'
+    assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
+    with written_whole(tmp_path / 'repository') as partial:
+        partial.mkdir()
+        (partial / 'a').touch()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*')] == ['repository', 'repository/a']
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize('folder', [False, True])
+def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException], folder: bool) -> None:
+    with pytest.raises(error), written_whole(tmp_path / 'a') as partial:
+        if folder:
+            partial.mkdir()
+            (partial / 'b').touch()
+        else:
+            partial.touch()
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    (tmp_path / 'a').write_bytes(b'old')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(ZooError, match=r'a cannot be written \(No space left on device\): make room'):
+        write_whole(tmp_path / 'a', b'new')
+    assert (tmp_path / 'a').read_bytes() == b'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match='No such file or directory'):
+        write_whole(tmp_path / 'nowhere' / 'a', b'')

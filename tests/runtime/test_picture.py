@@ -1,0 +1,36 @@
+"""Pictures: checked before they are drawn, written whole, the same bytes each time."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
+
+
+def test_a_picture_is_written_in_the_format_of_its_name(tmp_path: Path) -> None:
+    pytest.importorskip('matplotlib')
+    figure, axes = new_figure(1, 2, (2, 1))
+    assert axes.shape == (1, 2)
+    for name, start in (('a.png', b'\x89PNG'), ('a.svg', b'<?xml'), ('a.pdf', b'%PDF')):
+        write_picture(figure, tmp_path / name, dpi=50)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert 'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
+
+
+@pytest.mark.parametrize(('path', 'message'), [
+    ('a.jpg', '--plot is .*a.jpg, expected a name that ends in .png or .pdf or .svg'),
+    ('nowhere/a.png', 'no folder .*nowhere'),
+])
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(ZooError, match=message):
+        check_picture('--plot', tmp_path / path)
+
+
+def test_a_missing_matplotlib_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(ZooError, match='pip install'):
+        check_picture('--plot', tmp_path / 'a.png')
