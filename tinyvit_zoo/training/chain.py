@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from timm.models import get_arch_pretrained_cfgs
-
 from ..errors import ZooError
+from ..models import list_models
 from ..recipes import PRETRAININGS, Pretraining, Recipe
 from ..runtime.world import World
+from ..weights.resolve import without_rates
 from .checks import check_recipe
 from .pretrain import check_pretraining, pretrain
 from .run_dir import PRETRAINING, Run
@@ -24,8 +24,7 @@ def pretraining_of(recipe: Recipe) -> Pretraining | None:
     first = PRETRAININGS.get(recipe.from_weights)
     if first is None or Path(recipe.from_weights).exists():
         return None
-    cfg = get_arch_pretrained_cfgs(first.model).get(first.name)
-    if cfg is not None and cfg.has_weights:
+    if first.name in list_models(pretrained=True):
         return None
     if first.dataset != recipe.dataset:
         raise ZooError(f'{recipe.name} begins from {first.name}, which is pre-trained on other images: make that first '
@@ -35,8 +34,7 @@ def pretraining_of(recipe: Recipe) -> Pretraining | None:
 
 def adapted(first: Pretraining, recipe: Recipe) -> Pretraining:
     """The pre-training of the same network, from the same seed."""
-    structure = {key: value for key, value in recipe.model_args.items() if not key.endswith('_rate')}
-    return replace(first, seed=recipe.seed, model_args={**first.model_args, **structure})
+    return replace(first, seed=recipe.seed, model_args={**first.model_args, **without_rates(recipe.model_args)})
 
 
 def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options, world: World) -> dict[str, Any]:

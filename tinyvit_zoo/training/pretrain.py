@@ -31,6 +31,7 @@ from ..runtime.machine import machine
 from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
 from ..weights import read_weights, unwrap
+from ..weights.resolve import resolve
 from .checks import check_model, check_numbers, check_training
 from .loop import Loop
 from .pictures import draw_reconstruction
@@ -128,7 +129,7 @@ def make_encoder(recipe: Pretraining) -> Any:
 
 def make_teacher(recipe: Pretraining) -> Any:
     """The model whose attention is distilled; all its weights must be there."""
-    name, path = recipe.teacher, Path(recipe.teacher_weights)
+    name = recipe.teacher
     if not timm.is_model(name):
         raise ZooError(f'There is no model {name!r} to be a teacher.{nearest(name, timm.list_models())}')
     args = {'num_classes': 0, 'img_size': recipe.img_size, 'global_pool': 'token'}
@@ -142,8 +143,10 @@ def make_teacher(recipe: Pretraining) -> Any:
             return timm.create_model(name, pretrained=True, **args)
         except (RuntimeError, OSError) as e:
             raise ZooError(f'There are no weights for the teacher {name} ({e}): give --teacher-weights FILE.') from e
+    path = resolve(f'{name}={recipe.teacher_weights}').file
+    assert path is not None     # NAME=FILE has one
     teacher = timm.create_model(name, **args)
-    tensors, _ = encoder_tensors(unwrap(read_weights(path / 'weights.safetensors' if path.is_dir() else path)))
+    tensors, _ = encoder_tensors(unwrap(read_weights(path)))
     tensors.setdefault('pos_embed', teacher.pos_embed)  # fixed in pre-training
     try:
         teacher.load_state_dict(tensors)

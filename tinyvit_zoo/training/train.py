@@ -24,7 +24,8 @@ from ..runtime.files import write_whole
 from ..runtime.machine import machine
 from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
-from ..weights import read_cfg, save_weights
+from ..weights import save_weights
+from ..weights.resolve import resolve, without_rates
 from .checks import check_numbers, check_recipe
 from .loop import Loop
 from .run_dir import Run, differences
@@ -124,14 +125,15 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
     known = DATASETS.get(recipe.dataset)
     if known and (known.num_classes != classes or source.info not in (None, known)):
         known = None
-    start = _start_cfg(recipe) if isinstance(recipe, Recipe) else {}
+    begin = recipe.from_weights if isinstance(recipe, Recipe) else ''
+    start = resolve(begin, recipe.model).cfg if begin else {}
     mean: tuple[float, ...]
     std: tuple[float, ...]
     if recipe.mean and recipe.std:
         mean, std = recipe.mean, recipe.std
     elif known:
         mean, std = known.mean, known.std
-    elif start:
+    elif 'mean' in start:
         mean, std = start['mean'], start['std']
     elif source.info:
         mean, std = source.info.mean, source.info.std
@@ -145,32 +147,13 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
         'label_names': list(names)}
 
 
-def _start_cfg(recipe: Recipe) -> dict[str, Any]:
-    """What is known of the preprocessing of the weights to begin with; {} where nothing is."""
-    path = _start_file(recipe)
-    if path:
-        return read_cfg(path)
-    return timm.get_pretrained_cfg(recipe.from_weights).to_dict() if recipe.from_weights else {}
-
-
-def _start_file(recipe: Recipe) -> Path | None:
-    """The file to begin with, where it is one, or the one of a run directory."""
-    path = Path(recipe.from_weights)
-    if not recipe.from_weights or not path.exists():
-        return None
-    return path / 'weights.safetensors' if path.is_dir() else path
-
-
 def make_model(recipe: Recipe, cfg: Mapping[str, Any]) -> nn.Module:
     """The model with its starting weights: the recipe's, or random ones drawn from its seed."""
     torch.manual_seed(recipe.seed)
     args = {'num_classes': cfg['num_classes'], 'img_size': recipe.img_size, **recipe.model_args}
     if not recipe.from_weights:
         return timm.create_model(recipe.model, **args)
-    path = _start_file(recipe)
-    if path:
-        return timm.create_model(recipe.model, pretrained=True, pretrained_cfg_overlay={'file': str(path)}, **args)
-    return timm.create_model(recipe.from_weights, pretrained=True, **args)
+    return resolve(recipe.from_weights, recipe.model).create(**args)
 
 
 def measure(
@@ -212,10 +195,7 @@ def _judge(
         dtype: torch.dtype | None, run: Run, loading: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Load the weights file as a user would and measure it; result.json, the card, and the last line."""
-    structure = {key: value for key, value in recipe.model_args.items() if not key.endswith('_rate')}
-    model = timm.create_model(
-        recipe.model, pretrained=True, pretrained_cfg_overlay={'file': str(run.folder / 'weights.safetensors')},
-        **structure).to(world.device)
+    model = resolve(run.folder).load(world.device).model
     figures = {}
     for name, split in (('val', source.val), ('test', source.test)):
         if split is not None:
@@ -224,20 +204,18 @@ def _judge(
               'machine': machine()}
     if world.first:
         write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
-        write_whole(run.folder / 'card.md', card(recipe, source, cfg, result, structure).encode())
+        write_whole(run.folder / 'card.md', card(recipe, source, cfg, result).encode())
         run.say(f'Weights, curves and card are in {run.folder}.')
         for name, found in figures.items():
             run.say(f'{name} accuracy: {found["top1"]:.2f} % of {found["images"]} images')
     return result
 
 
-def card(
-        recipe: Recipe, source: Source, cfg: Mapping[str, Any], result: Mapping[str, Any],
-        structure: Mapping[str, Any]) -> str:
-    """What these weights are, in Markdown. `structure`: what the model was built with beside its name."""
+def card(recipe: Recipe, source: Source, cfg: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What these weights are, in Markdown."""
     rows = ''.join(f'| {name} | {f["images"]} | {f["top1"]:.2f} | {f["loss"]:.4f} |\n'
                    for name, f in result['figures'].items())
-    args = ''.join(f', {key}={value!r}' for key, value in structure.items())
+    args = ''.join(f', {key}={value!r}' for key, value in without_rates(recipe.model_args).items())
     size = ' x '.join(map(str, cfg['input_size']))
     return f'''# {recipe.name}
 {about(recipe, source)}

@@ -119,7 +119,7 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
     """
     spec = str(spec)
     name, equals, place = spec.partition('=')
-    if not equals or '/' in name:
+    if not equals or '/' in name or Path(spec).exists():
         name, place = architecture, spec
     path = Path(place).expanduser()
     if path.is_dir():
