@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.cli.named import add_img_size, find_names, make_model, whole_number
+from tinyvit_zoo.cli._options import add_img_size, positive
 from tinyvit_zoo.measure.counting import count, image_size
 from tinyvit_zoo.measure.speed import Step, held_memory, make_step, rounds, summarise
+from tinyvit_zoo.measure.subjects import find_names, make_model
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
 
@@ -43,15 +44,15 @@ def add_models(parser: argparse.ArgumentParser) -> None:
                         help='also time the matrix products and convolutions of the plain model alone: what nobody can '
                              'leave out (not with --baseline)')
     add_img_size(parser)
-    parser.add_argument('--batch-size', type=whole_number, default=128)
+    parser.add_argument('--batch-size', type=positive, default=128)
 
 
 def add_scaling(parser: argparse.ArgumentParser) -> None:
     _add_names(parser)
     parser.add_argument('--mode', choices=['inference', 'train'], default='inference')
     parser.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
-    parser.add_argument('--batch-sizes', type=whole_number, nargs='+', default=[1, 4, 16, 64])
-    parser.add_argument('--img-sizes', type=whole_number, nargs='+', metavar='S',
+    parser.add_argument('--batch-sizes', type=positive, nargs='+', default=[1, 4, 16, 64])
+    parser.add_argument('--img-sizes', type=positive, nargs='+', metavar='S',
                         help='default: the size that the first model is made for')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='images a second over both sizes: .png, .pdf or .svg')
 

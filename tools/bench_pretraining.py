@@ -19,7 +19,6 @@ import timm
 import torch
 from bench_training import contender
 
-from tinyvit_zoo.cli.pretrain import own_pretraining
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.kernels.memory import keep_freed_memory
 from tinyvit_zoo.measure.speed import summarise
@@ -29,6 +28,7 @@ from tinyvit_zoo.recipes import PRETRAINING_PRESETS, Recipe
 from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.runtime.world import World
 from tinyvit_zoo.training.loop import Loop
+from tinyvit_zoo.training.presets import pretraining_recipe
 from tinyvit_zoo.training.pretrain import Pretrain, make_encoder, make_views
 
 STEPS = 3
@@ -94,7 +94,7 @@ class _Length:
 
 def _loop(name: str, model: str, batch_size: int, world: World, dtype: torch.dtype | None) -> tuple[Loop, int]:
     """The training, and the size of its images."""
-    recipe = own_pretraining('mae_small' if name == SUPERVISED else name, model)
+    recipe = pretraining_recipe('mae_small' if name == SUPERVISED else name, model)
     cfg = {'input_size': (3, recipe.img_size, recipe.img_size), 'mean': (0.5,) * 3, 'std': (0.25,) * 3,
            'num_classes': 10}
     if name == SUPERVISED:

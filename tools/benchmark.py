@@ -56,7 +56,7 @@ import tinyvit_zoo
 from tinyvit_zoo.augment.batched import Augment, normalize
 from tinyvit_zoo.augment.pillow import posterize
 from tinyvit_zoo.augment.policies import make_policy
-from tinyvit_zoo.cli.named import duration
+from tinyvit_zoo.cli._options import duration
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.measure.speed import machine, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name

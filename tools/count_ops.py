@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""`tinyvit-zoo count`: parameters, multiply-adds, activations and memory of models."""
+"""`tinyvit-zoo count`, from a clone."""
 import sys
 
-from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.__main__ import launch
 
 if __name__ == '__main__':
-    sys.exit(main(['count', *sys.argv[1:]]))
+    sys.exit(launch(['count', *sys.argv[1:]]))

@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
-"""`tinyvit-zoo train`, for `torchrun --nproc-per-node N tools/train_weights.py RECIPE ...`."""
+"""`tinyvit-zoo train`, from a clone."""
 import sys
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
-from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.__main__ import launch
 
 if __name__ == '__main__':
-    sys.exit(record(main)(['train', *sys.argv[1:]]))
+    sys.exit(launch(['train', *sys.argv[1:]]))

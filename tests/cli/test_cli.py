@@ -158,11 +158,11 @@ def test_published_figures_are_never_shown_as_measured(run: Run, monkeypatch: py
     assert lines['published'] == '91.25 % top-1 (a paper)'
     assert lines['measured'] == 'not measured yet'
 
-    ours = {'top1': 90.5, 'on': 'the test set', 'date': '2026-01-31', 'command': 'tools/evaluate.py'}
+    ours = {'top1': 90.5, 'on': 'the test set', 'date': '2026-01-31', 'command': 'tinyvit-zoo eval'}
     patch_figures(monkeypatch, weight, published=None, measured=ours)
     lines = lines_of(run('info', weight.name))
     assert lines['published'] == 'no figure'
-    assert lines['measured'] == '90.50 % top-1 on the test set, 2026-01-31: tools/evaluate.py'
+    assert lines['measured'] == '90.50 % top-1 on the test set, 2026-01-31: tinyvit-zoo eval'
     assert json.loads(run('info', weight.name, '--json'))['weights']['measured'] == ours
 
 
@@ -295,7 +295,7 @@ def test_a_photo_taken_sideways_is_turned_upright(run: Run, weights: Path, tmp_p
 
 def test_classes_without_names_go_by_number(
         run: Run, weights: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('tinyvit_zoo.cli.main._label_names', lambda cfg: [])
+    monkeypatch.setattr('tinyvit_zoo.measure.prediction.label_names', lambda cfg: [])
     found = predictions(run, MODEL, photos / 'b.png', '--weights', weights)[str(photos / 'b.png')]
     assert [f['label'] for f in found] == [str(f['index']) for f in found]
 

@@ -27,9 +27,9 @@ from torch import nn
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.cli.train import recipes_text
 from tinyvit_zoo.publish.cards import card
 from tinyvit_zoo.publish.hub import _write_config, build_repository, push
+from tinyvit_zoo.recipes.settings import describe
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
 from tinyvit_zoo.weights.catalogue import pretrained_cfgs
 
@@ -153,7 +153,7 @@ def test_front_matter_holds_what_was_measured(built: Path) -> None:
 def test_readme_has_the_card_the_recipe_and_the_curves(built: Path) -> None:
     text = (built / 'README.md').read_text()
     assert card(catalogue()[NAME]) in text
-    assert recipes_text(NAME) in text and '](curves.png)' in text
+    assert describe(NAME) in text and '](curves.png)' in text
 
 
 def test_snippets_of_the_readme_run(
@@ -229,7 +229,7 @@ def test_the_tool_goes_by_the_environment(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / 'home' / 'token').write_text(TOKEN)
     env = {name: value for name, value in os.environ.items() if name not in ('HF_TOKEN', 'HF_HUB_OFFLINE')}
     env |= {'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'home'), 'HF_HUB_DISABLE_XET': '1'}
-    command = [sys.executable, 'tools/publish_weights.py', 'cct_2_3x2.digits', '--namespace', 'org']
+    command = [sys.executable, '-m', 'tinyvit_zoo', 'publish', 'cct_2_3x2.digits', '--namespace', 'org']
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.stdout == f'published {hub.url}/org/cct_2_3x2.digits\n', done.stderr
     assert same(timm.create_model('hf-hub:org/cct_2_3x2.digits', pretrained=True),

@@ -1,5 +1,4 @@
 """The training loop: reproducible to the bit, through kills and resumes; faults are named; many processes agree."""
-import argparse
 import json
 import math
 import os
@@ -24,9 +23,11 @@ from tinyvit_zoo.augment import pillow as stream
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods.momentum import average_
 from tinyvit_zoo.recipes import FINETUNING_PRESET, PRETRAININGS, RECIPES, Recipe
+from tinyvit_zoo.recipes.settings import override
 from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.training import checkpoint, checks, loop
 from tinyvit_zoo.training.optimizer import clip_gradients, make_optimizer
+from tinyvit_zoo.training.presets import without_mirroring
 from tinyvit_zoo.training.schedule import learning_rate
 
 HERE = Path(__file__).parents[1]
@@ -463,35 +464,27 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_digits_are_not_mirrored() -> None:
-    from tinyvit_zoo.cli import train as command
-    parser = argparse.ArgumentParser()
-    command.add_train(parser)
-    for data, more, flip in (('digits', [], 0), ('svhn:x', [], 0), ('folder:x', [], 0.5),
-                             ('digits', ['--flip', '1'], 1)):
-        args = parser.parse_args(['--model', 'cct_2_3x2', '--data', data, *more])
-        assert command.not_mirrored(command.overridden(FINETUNING_PRESET, args), args).flip == flip
+    for data, flip in (('digits', 0), ('svhn:x', 0), ('folder:x', 0.5)):
+        assert without_mirroring(FINETUNING_PRESET, data).flip == flip
 
 
 def test_epochs_scale_the_schedule() -> None:
-    from tinyvit_zoo.cli import train as command
-    parser = argparse.ArgumentParser()
-    command.add_train(parser)
-    recipe = command.overridden(RECIPES['cct_7_3x1.c10'], parser.parse_args(['cct_7_3x1.c10', '--epochs', '30']))
+    recipe = override(RECIPES['cct_7_3x1.c10'], {'epochs': 30})
     assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs, recipe.mix_off_epoch) == (30, 1., 1, 18)
 
 
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
     """At its size, with its arguments; it is shown with all its settings."""
-    from tinyvit_zoo.cli.train import recipes_text
     from tinyvit_zoo.data.datasets import DATASETS
+    from tinyvit_zoo.recipes.settings import describe
     model = timm.create_model(
         recipe.model, img_size=recipe.img_size, num_classes=DATASETS[recipe.dataset].num_classes, device='meta',
         **recipe.model_args)
     assert model.num_classes == DATASETS[recipe.dataset].num_classes
     start = timm.get_pretrained_cfg(recipe.from_weights) if recipe.from_weights not in PRETRAININGS else None
     assert start is None or not recipe.from_weights or start.tag == recipe.from_weights.partition('.')[2]
-    assert f'lr                   {recipe.lr}' in recipes_text(recipe.name)
+    assert f'lr                   {recipe.lr}' in describe(recipe.name)
     with pytest.raises(AttributeError):
         recipe.lr = 1.
 
@@ -500,7 +493,7 @@ def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
 def _torchrun(data: str, output: Path, *more: str, env: dict | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '0', '--rdzv-backend',
-         'c10d', '--rdzv-endpoint', 'localhost:0', str(HERE.parent / 'tools' / 'train_weights.py'), '--model',
+         'c10d', '--rdzv-endpoint', 'localhost:0', '-m', 'tinyvit_zoo', 'train', '--model',
          'cct_2_3x2', '--from-weights', '', '--data', data, '--output', str(output), '--device', 'cpu', '--precision',
          'fp32', '--layer-decay', '1', *SETTINGS, *PLAIN, '--ema', '0', *more],
         capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})

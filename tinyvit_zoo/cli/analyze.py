@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from ..interpret.attention import Maps
     from ..weights.resolve import Loaded
 
+NAME = 'analyze'
+SUMMARY = 'draw attention, similarity of layers and maps over images, and save the numbers'
+EXAMPLES = '''
+tinyvit-zoo analyze attention runs/a mae_vit_c10=b.safetensors --data cifar10:PATH
+tinyvit-zoo analyze maps cct_7_3x1 --files photos/
+tinyvit-zoo analyze support sl_
+'''
 _SHOWN = 6              # images in the picture of pooling weights
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
-def add_analyze(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(title='analyses', metavar='KIND', dest='kind', required=True)
     for name, (_, summary, models, images) in _KINDS.items():
         kind = kinds.add_parser(name, help=summary, description=f'{summary[0].upper()}{summary[1:]}.')
@@ -55,7 +62,7 @@ def _add_images(kind: argparse.ArgumentParser, images: int) -> None:
     kind.add_argument('--seed', type=int, default=0, help='of the draw')
 
 
-def run_analyze(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     """Writes the pictures and the numbers; returns what they say in short."""
     if args.kind == 'support':
         return _support(args.models)

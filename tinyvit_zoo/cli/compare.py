@@ -14,22 +14,30 @@ from ..data.datasets import DATASETS
 from ..errors import ZooError
 from ..measure.counting import count, image_size
 from ..measure.speed import machine, make_step, rounds, summarise
+from ..measure.subjects import find_names, make_model
 from ..recipes import RECIPES
 from ..runtime.picture import check_picture, new_figure, write_picture
-from ..runtime.text import table
+from ..runtime.text import as_csv, table
 from ..runtime.world import join_world
 from ..weights import Weight, weight_of
-from .named import add_formats, add_img_size, as_csv, duration, find_names, make_model, whole_number
+from ._options import add_formats, add_img_size, duration, positive
+
+NAME = 'compare'
+SUMMARY = 'compare models by parameters, multiply-adds, accuracy and speed'
+EXAMPLES = '''
+tinyvit-zoo compare cct_7_3x1 cvt_7_4 vit_lite_7_4 --plot compare.png
+tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda
+'''
 
 
-def add_compare(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', metavar='NAME[.TAG]', nargs='+',
                         help='models of the zoo or of timm, with wildcards those of the zoo; the first is the baseline')
     parser.add_argument('--dataset', choices=DATASETS, metavar='SET',
                         help=f'what accuracies are on: {", ".join(DATASETS)} (default: that of the first weights)')
     add_img_size(parser)
     parser.add_argument('--speed', action=argparse.BooleanOptionalAction, default=True, help='time inference')
-    parser.add_argument('--batch-size', type=whole_number, default=32, metavar='N', help='of inference (default: 32)')
+    parser.add_argument('--batch-size', type=positive, default=32, metavar='N', help='of inference (default: 32)')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'])
     parser.add_argument('--seconds', type=duration, default=10., metavar='S', help='of timing in all (default: 10)')
@@ -37,7 +45,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     add_formats(parser, 'the same in plain numbers, and the machine')
 
 
-def run_compare(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     names = find_names(args.names)
     if args.plot:
         check_picture('--plot', args.plot)

@@ -10,8 +10,16 @@ from torch import nn
 
 from ..errors import ZooError
 from ..measure.counting import count, fvcore_macs, peak_memory
-from ..runtime.text import table
-from .named import add_formats, add_img_size, as_csv, find_names, make_model, whole_number
+from ..measure.subjects import find_names, make_model
+from ..runtime.text import as_csv, table
+from ._options import add_formats, add_img_size, positive
+
+NAME = 'count'
+SUMMARY = 'count parameters, multiply-adds, activations and memory of models'
+EXAMPLES = '''
+tinyvit-zoo count cct_7_3x1 --parts
+tinyvit-zoo count 'sl_*' resnet18 --img-size 64 --json
+'''
 
 # Why a paper's figure is not the count. A test checks each against every figure.
 NO_PRODUCTS = ("The paper leaves out attention's two products, q k^T and what the values are weighted with (and then "
@@ -43,18 +51,18 @@ PAPERS: dict[tuple[int, int], dict[str, tuple[float, str]]] = {
 }
 
 
-def add_count(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', metavar='NAME', nargs='*',
                         help='models of the zoo or of timm, with wildcards those of the zoo (default: all of it)')
     parser.add_argument('--num-classes', type=int, metavar='N', help='default: those a model is made for; 0: no head')
     add_img_size(parser)
-    parser.add_argument('--batch-size', type=whole_number, default=1, metavar='N', help='default: 1')
+    parser.add_argument('--batch-size', type=positive, default=1, metavar='N', help='default: 1')
     parser.add_argument('--fvcore', action='store_true', help="also what fvcore counts, as many papers' authors did")
     parser.add_argument('--parts', action='store_true', help='also the parts of each model')
     add_formats(parser, 'a list of objects, in plain numbers')
 
 
-def run_count(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     rows = [cost(name, args.num_classes, args.img_size, args.batch_size, args.fvcore)
             for name in find_names(args.names)]
     if args.csv:

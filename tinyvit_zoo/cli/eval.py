@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ZooError
 from ..runtime.picture import check_picture
 from ..runtime.text import table
-from . import robustness
+from . import _robustness as robustness
 
 if TYPE_CHECKING:
     from ..measure.evaluation import Bench
 
+NAME = 'eval'
+SUMMARY = 'measure the accuracy of weights on images, and of their features'
+EXAMPLES = '''
+tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png
+tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe
+tinyvit-zoo eval --all --data c10=npz:FILE --data digits
+'''
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
 
 
@@ -54,7 +61,7 @@ MEASURES = {
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
-def add_eval(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'models', metavar='MODEL', nargs='*', help='NAME[.TAG] of the zoo or timm, NAME.untrained (random weights), '
         'NAME[.TAG]=FILE, or the directory of a training run')
@@ -84,7 +91,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     machine.add_argument('--img-size', type=int, metavar='N', help='another than that of the weights')
 
 
-def run_eval(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     """What is to be printed. With --all, a catalogue that is wrong is exit code 1."""
     _check(args)
     import torch

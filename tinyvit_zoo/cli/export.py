@@ -22,10 +22,17 @@ if TYPE_CHECKING:
 
     from ..publish.export import Function
 
+NAME = 'export'
+SUMMARY = 'export a model to ONNX or torch.export, and check the file'
+EXAMPLES = '''
+tinyvit-zoo export cct_7_3x1 cct.onnx
+tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE
+tinyvit-zoo export --all 'cct*'
+'''
 _SUFFIXES = ('.onnx', '.pt2')
 
 
-def add_export(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'model', metavar='MODEL', nargs='?', help='NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or '
         'the directory of a training run')
@@ -39,7 +46,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
                         "all of the zoo's), with random weights, and say what exports; keeps no file")
 
 
-def run_export(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     if args.all is not None:
         if any((args.model, args.output, args.data, args.img_size, args.int8, args.any_size)):
             raise ZooError('--all tries every model in every way: leave the other arguments out.')

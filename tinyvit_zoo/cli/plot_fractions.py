@@ -11,6 +11,10 @@ from ..errors import ZooError
 from ..runtime.picture import check_picture, new_figure, write_picture
 from ..runtime.text import table
 
+NAME = 'plot-fractions'
+SUMMARY = 'plot accuracy over the share of the training images, from runs'
+EXAMPLES = 'tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'
+
 
 class _Run(NamedTuple):
     series: str         # the recipe, and what it starts from
@@ -20,14 +24,14 @@ class _Run(NamedTuple):
     top1: float
 
 
-def add_fractions(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('runs', metavar='RUN', nargs='+', type=Path, help='run directories of `tinyvit-zoo train '
                         '--fraction F`; runs of one recipe and one fraction (other seeds) are averaged')
     parser.add_argument('--output', type=Path, default=Path('fractions.png'), metavar='FILE', help='the picture, as '
                         '.png, .pdf or .svg (default: fractions.png)')
 
 
-def run_fractions(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str:
     check_picture('--output', args.output)
     runs = [_read(folder) for folder in args.runs]
     if others := {run.data for run in runs} - {runs[0].data}:

@@ -1,56 +1,48 @@
-"""`tinyvit-zoo pretrain`."""
+"""`tinyvit-zoo pretrain`: an encoder without labels."""
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import Any
 
 from ..errors import ZooError
 from ..recipes import PRETRAINING_PRESETS, Pretraining, find_pretraining
-from .train import add_options, add_settings, image_source, in_world, not_mirrored, options_of, overridden, refuse
+from ..recipes.settings import override
+from ._training import add_options, add_settings, image_source, in_world, overrides, run_options
+
+NAME = 'pretrain'
+SUMMARY = 'pre-train an encoder without labels, for `train --from` to start from'
+EXAMPLES = '''
+tinyvit-zoo pretrain mae_small --model ssl_vit --data folder:photos --output runs/a
+tinyvit-zoo train --from runs/a --data folder:photos --output runs/b
+tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH
+'''
 
 
-def add_pretrain(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('recipe', metavar='METHOD', help=f'{", ".join(PRETRAINING_PRESETS)}, with --model; or a recipe '
                                                          f'of `tinyvit-zoo recipes`')
-    parser.add_argument('--model', metavar='NAME', help='the encoder to make, for images of your own')
+    parser.add_argument('--model', metavar='NAME', help='encoder to pre-train on images of your own')
     add_options(parser)
     add_settings(parser, Pretraining)
 
 
-def run_pretrain(args: argparse.Namespace, unknown: list[str]) -> str:
-    """Says everything while it runs, the k-NN accuracy last. `unknown`: what the parser did not know."""
-    refuse(unknown, Pretraining, 'pretrain')
-    recipe = overridden(_recipe(args), args)
-    if args.recipe in PRETRAINING_PRESETS:
-        recipe = not_mirrored(recipe, args)
+def run(args: argparse.Namespace) -> str:
+    """Print while training, the k-NN accuracy last."""
     from ..training.pretrain import pretrain
 
-    options = options_of(args, recipe.name, image_source(args, recipe))
-    in_world(args.device, lambda world: pretrain(recipe, options, world))
-    return ''
+    recipe = override(_recipe(args), overrides(args, Pretraining))
+    options = run_options(args, recipe.name, image_source(args.data, recipe))
+    return in_world(args.device, lambda world: pretrain(recipe, options, world))
 
 
 def _recipe(args: argparse.Namespace) -> Pretraining:
     if args.recipe not in PRETRAINING_PRESETS:
+        recipe = find_pretraining(args.recipe)
         if args.model:
-            find_pretraining(args.recipe)  # says where there is none
-            raise ZooError(f'{args.recipe} says which model: leave --model out, or give a method, '
+            raise ZooError(f'{args.recipe} sets the model: leave --model out, or give a method, '
                            f'{", ".join(PRETRAINING_PRESETS)}.')
-        return find_pretraining(args.recipe)
+        return recipe
     if not args.model:
-        raise ZooError(f'--model is missing: which encoder shall {args.recipe} pre-train?')
-    return own_pretraining(args.recipe, args.model)
+        raise ZooError(f'--model is missing: give the encoder for {args.recipe} to pre-train.')
+    from ..training.presets import pretraining_recipe, without_mirroring
 
-
-def own_pretraining(method: str, model: str) -> Pretraining:
-    """Our recipe of a method, for a model at the size that it is made for."""
-    from timm.models import get_pretrained_cfg
-
-    from ..models import check_name
-
-    check_name(model)
-    model = model.partition('.')[0]
-    cfg: Any = get_pretrained_cfg(model)
-    return dataclasses.replace(PRETRAINING_PRESETS[method], name=f'{model}.{method}', img_size=cfg.input_size[-1],
-                               crop_pct=cfg.crop_pct)
+    return without_mirroring(pretraining_recipe(args.recipe, args.model), args.data or '')

@@ -7,15 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.models import get_pretrained_cfg
 from torch import nn
 from tqdm import tqdm
 
 from ..data.images import EXTENSIONS
 from ..errors import ZooError
 from ..runtime.text import one_line
+
+
+def label_names(cfg: Any) -> list[str]:
+    """Return a name for each class, from the cfg or timm's ImageNet lists; none where neither has them."""
+    names = cfg.get('label_names')
+    if not names and (subset := infer_imagenet_subset(dict(cfg))):
+        names = ImageNetInfo(subset).label_descriptions()
+    return list(names or ())
+
+
+def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Module, list[str]]:
+    """Load `NAME.TAG`, or `weights` into its architecture; return the model and a name or number for each class."""
+    cfg: Any = get_pretrained_cfg(name)
+    if not cfg.num_classes and not weights:
+        raise ZooError(f'{name} has no classes to predict: it is an encoder, to train a classifier from.')
+    overlay = {'file': str(weights)} if weights else None
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).to(device).eval()
+    count = int(model.num_classes)
+    if not count:
+        raise ZooError(f'{weights} does not state its classes, nor does {name}: expected a file of our training, or a '
+                       f'NAME.TAG with classes.')
+    labels = label_names(model.pretrained_cfg)
+    return model, labels if len(labels) == count else [str(i) for i in range(count)]
 
 
 def check_device(name: str) -> None:
@@ -40,8 +65,14 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     return files
 
 
+def check_image(path: Path) -> None:
+    """Read the header; raise ZooError if the file is no image."""
+    with _opened(path):
+        pass
+
+
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[Image.Image]:
     """The image, undecoded; what goes wrong with it here or inside the `with` is a ZooError that names it."""
     try:
         with Image.open(path) as image:
@@ -54,7 +85,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 def _read_image(path: Path) -> Image.Image:
     """RGB, and upright where the camera noted how it was held."""
-    with opened(path) as image:
+    with _opened(path) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith('I'):  # 16 bits: Pillow would cut off what is above 255
             upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 256).astype(np.uint8))

@@ -1,5 +1,6 @@
 """The families. Importing this package registers every model with timm."""
 from timm import list_models as _timm_list_models
+from timm.models import get_pretrained_cfg as _get_pretrained_cfg
 
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
@@ -19,7 +20,7 @@ from .ssl_small import SslCaiT, SslSwin, SslViT
 __all__ = [
     'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording', 'RelativeViT',
     'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode', 'image_size',
-    'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export',
+    'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export', 'with_tag',
 ]
 
 _FAMILIES = (compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)
@@ -37,3 +38,12 @@ def check_name(name: str) -> None:
     if architecture not in list_models():
         raise ZooError(f'There is no model {architecture!r}.{nearest(architecture, list_models())} '
                        f'`tinyvit-zoo list` shows all.')
+
+
+def with_tag(name: str) -> str:
+    """Return `NAME.TAG`, with the default tag if none is given; ZooError that names the nearest for an unknown one."""
+    check_name(name)
+    architecture, _, tag = name.partition('.')
+    if tag:
+        check_tag(architecture, tag)
+    return f'{architecture}.{tag or _get_pretrained_cfg(architecture).tag}'

@@ -6,11 +6,10 @@ README.md, the card; log.jsonl and curves.png of the training.
 """
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..weights import Weight
 
-__all__ = ['add_publish', 'build_repository', 'push', 'run_publish']
+__all__ = ['build_repository', 'publish', 'push', 'shipped']
 
 _DATASETS = {  # what the Hub calls a data set, where it has it
     'c10': 'uoft-cs/cifar10', 'c100': 'uoft-cs/cifar100', 'svhn': 'ufldl-stanford/svhn',
@@ -64,50 +63,40 @@ _FEATURES = '''print(output.shape)  # features: there is no classifier
 '''
 
 
-def add_publish(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('name', metavar='NAME.TAG', nargs='?', help='weights that ship with the package')
-    parser.add_argument('--all', action='store_true', help='all weights that ship with the package')
-    parser.add_argument('--namespace', required=True, metavar='ORG', help='organization or user on the Hub')
-    parser.add_argument('--dry-run', action='store_true', help='write ORG/NAME.TAG below --output, and push nothing')
-    parser.add_argument('--output', type=Path, metavar='DIR', help='of --dry-run (default: hub)')
+def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> Iterator[str]:
+    """Push a repository for each of the weights, or write it below `output`; yield a line for each.
 
-
-def run_publish(args: argparse.Namespace) -> str:
-    """Builds all before it pushes the first. Says what was done to each repository as soon as it is."""
-    weights = _chosen(args.name, args.all)
-    repo_ids = {weight.name: _repo_id(args.namespace, weight.name) for weight in weights}
-    if args.output and not args.dry_run:
-        raise ZooError('--output is where --dry-run writes: give both, or neither.')
-    output = args.output or Path('hub')
-    if args.dry_run:
+    All are built before the first is pushed.
+    """
+    repo_ids = {weight.name: _repo_id(namespace, weight.name) for weight in weights}
+    if output:
         _check_free(output / repo_id for repo_id in repo_ids.values())
     with tempfile.TemporaryDirectory() as temp:
         folders = {repo_ids[weight.name]: Path(temp, weight.name) for weight in weights}
         for weight in weights:
             build_repository(weight, repo_ids[weight.name], folders[repo_ids[weight.name]])
-        if args.dry_run:
-            return '\n'.join(_keep(folder, output / repo_id) for repo_id, folder in folders.items())
+        if output:
+            yield from (_keep(folder, output / repo_id) for repo_id, folder in folders.items())
+            return
         from huggingface_hub import HfApi
         api = HfApi(token=True, library_name='tinyvit_zoo')  # True: the token that the client finds, or its complaint
         for repo_id, folder in folders.items():
-            print(f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}', flush=True)
-    return ''
+            yield f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}'
 
 
-def _chosen(name: str | None, everything: bool) -> list[Weight]:
-    """The weights asked for; ZooError for those that are not ours, or not here."""
+def shipped(name: str | None = None) -> list[Weight]:
+    """Return our weights that ship with the package, or the one of this name; ZooError for any other."""
     from ..weights import catalogue
 
-    if bool(name) == everything:
-        raise ZooError('Give NAME.TAG or --all, one of the two.')
     ours = {weight.name: weight for weight in catalogue().values() if weight.ours and weight.file}
-    if everything or name in ours:
-        return list(ours.values()) if everything else [ours[str(name)]]
-    weight = catalogue().get(str(name))
-    if weight:
+    if not name:
+        return list(ours.values())
+    if name in ours:
+        return [ours[name]]
+    if weight := catalogue().get(name):
         raise ZooError(f'{name} is not ours to publish ({weight.origin}, {weight.source}): only weights that were '
                        f'trained here and ship with the package are.')
-    raise ZooError(f'There are no weights {name!r} to publish.{nearest(str(name), ours)} '
+    raise ZooError(f'There are no weights {name!r} to publish.{nearest(name, ours)} '
                    f'There are: {", ".join(ours) or "none yet"}.')
 
 
@@ -163,12 +152,11 @@ def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
 
 def _write_config(model: nn.Module, path: Path) -> None:
     """timm's own, as transformers wants it: labels on top, fp32 although the file is half, the class count once."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
     from timm.models._hub import save_config_for_hf
 
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    subset = infer_imagenet_subset(cfg)  # timm knows the names of ImageNet's classes, its cfgs do not have them
-    names = cfg.get('label_names') or (subset and ImageNetInfo(subset).label_descriptions())
+    from ..measure.prediction import label_names
+
+    names = label_names(model.pretrained_cfg) or None
     save_config_for_hf(model, str(path), model_config={'label_names': names, 'dtype': 'float32'})
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)  # transformers would give it to create_model twice
@@ -195,7 +183,7 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
 
 def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
     """The card of the Hub: front matter, the card that MODEL_CARDS.md has too, usage, the recipe, the curves."""
-    from ..cli.train import recipes_text
+    from ..recipes.settings import describe
     from .cards import card
 
     usage = _USAGE + (_FEATURES if weight.encoder else _CLASSES)
@@ -204,7 +192,7 @@ def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
         f'# {weight.name}\n',
         card(weight),
         usage.replace('{repo_id}', repo_id),
-        f'## Recipe\n\n```text\n{recipes_text(weight.recipe)}\n```\n',
+        f'## Recipe\n\n```text\n{describe(weight.recipe)}\n```\n',
         '## Training\n\n![Loss and accuracy over the epochs](curves.png)\n'])
 
 

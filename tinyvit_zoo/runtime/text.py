@@ -1,7 +1,10 @@
 """Text for people: one-line errors and tables."""
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import csv
+import io
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from PIL import UnidentifiedImageError
 
@@ -20,3 +23,14 @@ def table(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> str:
     return '\n'.join('  '.join(
         cell.ljust(width) if i in left else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as CSV: lists with blanks between their values, nested mappings left out."""
+    flat = [{key: ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value
+             for key, value in row.items() if not isinstance(value, dict)} for row in rows]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(flat[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(flat)
+    return buffer.getvalue().rstrip()

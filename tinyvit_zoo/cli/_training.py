@@ -1,0 +1,86 @@
+"""Options and set-up of `train` and `pretrain`."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ZooError
+from ..recipes import SOURCES, BaseRecipe
+from ..recipes.settings import option, parse, settings, type_name
+from ._options import add_device
+
+if TYPE_CHECKING:
+    from ..runtime.world import World
+    from ..training.train import Options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what belongs to the machine at hand."""
+    parser.add_argument('--data', metavar='SOURCE', help='cifar10:DIR, npz:FILE, folder:DIR, digits, ... (default: '
+                                                         'digits if the recipe is for them)')
+    parser.add_argument('--output', type=Path, metavar='DIR', help='run directory (default: runs/RECIPE)')
+    parser.add_argument('--resume', action='store_true', help='continue the run in --output')
+    parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
+    parser.add_argument('--val-fraction', type=float, default=0., metavar='F',
+                        help='share of the training images held out for validation (default: 0)')
+    parser.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images to use')
+    add_device(parser)
+    parser.add_argument('--precision', default='auto', choices=['auto', 'fp32', 'bf16', 'fp16'])
+    parser.add_argument('--compile', action='store_true', help='torch.compile the model, and on a GPU the augmentation')
+    parser.add_argument('--loader', default='auto', choices=['auto', 'memory', 'stream'],
+                        help='keep images in memory on the device, or read them as needed')
+    parser.add_argument('--workers', type=int, metavar='N', help='processes that read images when streaming')
+    parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M', help='between two checkpoints')
+    parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS', help='default: twenty times in all')
+    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too')
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None:
+    """Add an option for every field of the recipe, so that none is forgotten."""
+    group = parser.add_argument_group('settings', 'override fields of the recipe')
+    for name in settings(kind):
+        group.add_argument(option(name), metavar=type_name(kind, name).upper(), dest=f'set_{name}')
+
+
+def overrides(args: argparse.Namespace, kind: type[BaseRecipe]) -> dict[str, Any]:
+    """Return the fields that were given as options."""
+    texts = {name: getattr(args, f'set_{name}') for name in settings(kind)}
+    return {name: parse(kind, name, text) for name, text in texts.items() if text is not None}
+
+
+def run_options(args: argparse.Namespace, name: str, data: str) -> Options:
+    from ..training.train import Options
+
+    return Options(
+        output=args.output or Path('runs', name), data=data, command=shlex.join(['tinyvit-zoo', *args.argv]),
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)
+           if field.name not in ('output', 'data', 'command')})
+
+
+def image_source(data: str | None, recipe: BaseRecipe) -> str:
+    if data:
+        return data
+    if recipe.dataset == 'digits':
+        return 'digits'
+    raise ZooError(f'--data is missing: give e.g. {SOURCES.get(recipe.dataset, "folder")}:DIR.')
+
+
+def in_world(device: str, run: Callable[[World], object]) -> str:
+    """Run in this process's place among all; a signal exits with 128 plus its number."""
+    from ..runtime.world import join_world
+    from ..training.loop import Stopped
+
+    with join_world(device) as world:
+        try:
+            run(world)
+        except Stopped as stop:
+            print(f'tinyvit-zoo: stopped by {signal.Signals(stop.number).name}; the checkpoint is written, --resume '
+                  f'continues.', file=sys.stderr)
+            raise SystemExit(128 + stop.number) from None
+    return ''

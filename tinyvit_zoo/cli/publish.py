@@ -1,0 +1,35 @@
+"""`tinyvit-zoo publish`: weights of ours to the Hugging Face Hub."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import ZooError
+
+NAME = 'publish'
+SUMMARY = 'push weights of ours to the Hugging Face Hub'
+EXAMPLES = '''
+tinyvit-zoo publish cct_2_3x2.digits --namespace ORG --dry-run
+tinyvit-zoo publish --all --namespace ORG
+'''
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('name', metavar='NAME.TAG', nargs='?', help='weights that ship with the package')
+    parser.add_argument('--all', action='store_true', help='publish all weights that ship with the package')
+    parser.add_argument('--namespace', required=True, metavar='ORG', help='organization or user on the Hub')
+    parser.add_argument('--dry-run', action='store_true', help='write ORG/NAME.TAG below --output, push nothing')
+    parser.add_argument('--output', type=Path, metavar='DIR', help='for --dry-run (default: hub)')
+
+
+def run(args: argparse.Namespace) -> str:
+    from ..publish.hub import publish, shipped
+
+    if bool(args.name) == args.all:
+        raise ZooError('Give NAME.TAG or --all, one of the two.')
+    if args.output and not args.dry_run:
+        raise ZooError('--output is for --dry-run: give both, or neither.')
+    output = (args.output or Path('hub')) if args.dry_run else None
+    for line in publish(shipped(args.name), args.namespace, output):
+        print(line, flush=True)
+    return ''

@@ -1,0 +1,98 @@
+"""The settings of a recipe: their names, their values from text, and a recipe with some of them changed."""
+from __future__ import annotations
+
+import ast
+import dataclasses
+import textwrap
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ..errors import ZooError, nearest
+from . import FINETUNING_PRESET, PRETRAININGS, BaseRecipe, Pretraining, Recipe, find_pretraining, find_recipe
+
+_FIXED = ('name', 'about', 'published', 'method')       # fields that no option overrides
+_EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4}
+_BOOLS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+AnyRecipe = TypeVar('AnyRecipe', bound=BaseRecipe)
+
+
+def settings(kind: type[BaseRecipe]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.name not in _FIXED]
+
+
+def option(name: str) -> str:
+    """Return the option of a field: 'batch_size' -> '--batch-size'."""
+    return f'--{name.replace("_", "-")}'
+
+
+def type_name(kind: type[BaseRecipe], name: str) -> str:
+    """Return the type of a field: 'int', 'float', 'str', 'bool', or 'value' for a Python literal."""
+    hint = typing.get_type_hints(kind)[name]
+    return hint.__name__ if hint in (int, float, str, bool) else 'value'
+
+
+def parse(kind: type[BaseRecipe], name: str, text: str) -> Any:
+    """Convert the text of an option to the type of its field."""
+    wanted = type_name(kind, name)
+    try:
+        if wanted == 'str':
+            return text
+        if wanted == 'bool':
+            return _BOOLS[text.lower()]
+        if wanted != 'value':
+            return {'int': int, 'float': float}[wanted](text)
+        value, allowed = ast.literal_eval(text), _allowed_types(kind, name)
+        value = float(value) if float in allowed and isinstance(value, int) else value
+        if not isinstance(value, allowed):
+            raise ValueError
+        return value
+    except (ValueError, SyntaxError, KeyError, TypeError) as e:
+        expected = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}.get(
+            wanted, f'a value like {_EXAMPLES.get(name) or getattr(FINETUNING_PRESET, name)!r}')
+        raise ZooError(f'{option(name)} is {text!r}, expected {expected}.') from e
+
+
+def _allowed_types(kind: type[BaseRecipe], name: str) -> tuple[type, ...]:
+    """Return (tuple, NoneType) for `tuple[float, float] | None`."""
+    hint = typing.get_type_hints(kind)[name]
+    hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(h) or h for h in hints)
+
+
+def parse_assignments(texts: typing.Iterable[str]) -> dict[str, Any]:
+    """Convert 'epochs=5' and the like to fields of a pre-training."""
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition('=')
+        name = name.replace('-', '_')
+        known = [name for name in settings(Pretraining) if name not in ('seed', 'method')]
+        if not equals or name not in known:
+            raise ZooError(f'--pretraining {text} is no SETTING=VALUE of a pre-training.{nearest(name, known)} '
+                           f'Expected e.g. epochs=100.')
+        changes[name] = parse(Pretraining, name, value)
+    return changes
+
+
+def override(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
+    """Replace fields; with other epochs the whole schedule keeps its proportions."""
+    changes = dict(changes)
+    if 'epochs' in changes:
+        ratio = changes['epochs'] / recipe.epochs
+        scaled: dict[str, Any] = {'warmup_epochs': recipe.warmup_epochs * ratio,
+                                  'cooldown_epochs': round(recipe.cooldown_epochs * ratio)}
+        if isinstance(recipe, Recipe):
+            scaled['mix_off_epoch'] = recipe.mix_off_epoch and max(1, round(recipe.mix_off_epoch * ratio))
+        changes = {**scaled, **changes}
+    return dataclasses.replace(recipe, **changes)
+
+
+def describe(name: str) -> str:
+    """Show a recipe in full: its origin, its command and every setting."""
+    recipe = find_pretraining(name) if name in PRETRAININGS else find_recipe(name)
+    made = f'method: {recipe.method}' if isinstance(recipe, Pretraining) else (
+        f'published: {recipe.published or "no figure"}')
+    return '\n'.join([
+        recipe.name, textwrap.fill(recipe.about, 100), made, f'command: {recipe.command}', '',
+        *(f'{key:20} {getattr(recipe, key)}' for key in settings(type(recipe)))])

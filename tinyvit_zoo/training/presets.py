@@ -1,0 +1,62 @@
+"""Make recipes for one's own model and images from the presets."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm.models import get_pretrained_cfg
+
+from ..errors import ZooError
+from ..models import check_name, check_tag
+from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, Pretraining, Recipe
+from ..recipes.settings import AnyRecipe
+from ..weights.resolve import without_rates
+from .run_dir import read_recipe
+
+_DIGITS = ('digits', 'mnist', 'svhn')       # sources whose images must not be mirrored
+
+
+def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
+    """Fine-tune the model `name` from its weights or from `start`, at their size; from scratch if there are none.
+
+    Without `name`, `start` is the run directory of a pre-training, which names the model.
+    """
+    run = _pretraining_run(start) if start else {}
+    if not name and not run:
+        raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from with the run of a '
+                       'pre-training.')
+    name = name or run['name'].partition('.')[0]
+    check_name(name)
+    model, _, tag = name.partition('.')
+    if tag:
+        check_tag(model, tag)
+    cfg: Any = get_pretrained_cfg(name)
+    start = start or (f'{model}.{cfg.tag}' if cfg.has_weights else '')
+    recipe = replace(
+        FINETUNING_PRESET, name=f'{model}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
+        crop_pct=cfg.crop_pct, layer_decay=FINETUNING_PRESET.layer_decay if start else 1.)
+    if not run:
+        return recipe
+    return replace(recipe, img_size=run['img_size'], model_args=without_rates(run['model_args']))
+
+
+def _pretraining_run(folder: str) -> dict[str, Any]:
+    """Return the recipe of a pre-training's run directory, {} for anything else."""
+    path = Path(folder, 'recipe.json')
+    recipe = read_recipe(path)['recipe'] if path.is_file() else {}
+    return recipe if 'method' in recipe else {}
+
+
+def pretraining_recipe(method: str, model: str) -> Pretraining:
+    """Pre-train `model` by `method`, at the size that it is made for."""
+    check_name(model)
+    model = model.partition('.')[0]
+    cfg: Any = get_pretrained_cfg(model)
+    return replace(PRETRAINING_PRESETS[method], name=f'{model}.{method}', img_size=cfg.input_size[-1],
+                   crop_pct=cfg.crop_pct)
+
+
+def without_mirroring(recipe: AnyRecipe, data: str) -> AnyRecipe:
+    """Switch flips off where the images are digits."""
+    return replace(recipe, flip=0.) if data.partition(':')[0] in _DIGITS else recipe
