@@ -124,7 +124,6 @@ def _peak(device: torch.device) -> int:
 def main(name: str, model: str, precision: str, batch_size: str, device: str) -> None:
     """A contender: for each line that comes, some steps; says the seconds they took and its memory so far."""
     world = World(0, 1, torch.device(device))
-    keep_freed_memory(world.device)
     before = _peak(world.device)
     loop, size = _loop(name, model, int(batch_size), world, autocast_dtype(precision, world.device))
     images = torch.randint(0, 256, (int(batch_size), 3, size, size), dtype=torch.uint8).to(world.device)
@@ -142,4 +141,5 @@ def main(name: str, model: str, precision: str, batch_size: str, device: str) ->
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    with keep_freed_memory(torch.device(sys.argv[-1])):
+        main(*sys.argv[1:])

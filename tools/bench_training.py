@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,6 @@ def _batches(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World) -> 
 
 
 def _ours(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World, dtype: torch.dtype | None) -> Any:
-    keep_freed_memory(world.device)
     network = make_model(recipe, cfg).to(world.device).train()
     task = supervised_task(recipe, network, cfg, False, {}, 1)
     batches = make_batches(source.train, cfg['input_size'][1:], recipe.batch_size, world.device, train=True)
@@ -122,7 +121,7 @@ def _plain(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World, dtype
 
 def main(kind: str, name: str, precision: str, device: str) -> None:
     """A contender: for each line that comes, ten steps, and the seconds they took."""
-    with join_world(device) as world:
+    with join_world(device) as world, keep_freed_memory(world.device) if kind == 'ours' else nullcontext():
         recipe, source = find_recipe(name), open_source('digits')
         cfg, dtype = data_cfg(recipe, source), autocast_dtype(precision, world.device)
         step = {'ours': _ours, 'plain': _plain}[kind](recipe, cfg, source, world, dtype)

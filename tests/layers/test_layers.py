@@ -4,7 +4,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from tinyvit_zoo.layers import attend, attention, convpool, is_sine_table, resize_table, sine_table
+from tinyvit_zoo.kernels import conv_pool, pieces
+from tinyvit_zoo.kernels.dropout_attention import dropout_attention
+from tinyvit_zoo.layers import attend, is_sine_table, resize_table, sine_table
 
 
 def definition(qkv: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
@@ -17,9 +19,9 @@ def definition(qkv: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tens
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
 @pytest.mark.parametrize('shape', [(5, 20, 3, 3, 8), (1, 1, 3, 1, 4), (3, 65, 3, 2, 16)])
 def test_dropout_attention_and_its_gradient(shape: tuple, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, '_SCORE_BYTES', 2 * 20 * 20 * 8)  # several pieces, the last one smaller
+    monkeypatch.setattr(pieces, '_SCORE_BYTES', 2 * 20 * 20 * 8)  # several pieces, the last one smaller
     qkv = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    out, mask = attention.dropout_attention(qkv, rate)
+    out, mask = dropout_attention(qkv, rate)
     exact = round(rate * 65536) / 65536
     expected = definition(qkv, mask, exact)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
@@ -31,17 +33,17 @@ def test_dropout_attention_and_its_gradient(shape: tuple, rate: float, monkeypat
 def test_mask_keeps_the_right_share_and_follows_the_seed() -> None:
     qkv = torch.randn(8, 64, 3, 2, 16)
     torch.manual_seed(5)
-    out, mask = attention.dropout_attention(qkv, 0.1)
+    out, mask = dropout_attention(qkv, 0.1)
     assert mask.float().mean().item() == pytest.approx(0.9, abs=0.005)
     assert mask.float().mean((1, 2)).std() < 0.2  # no row or column is singled out
     torch.manual_seed(5)
-    again = attention.dropout_attention(qkv, 0.1)
+    again = dropout_attention(qkv, 0.1)
     assert torch.equal(out, again[0]) and torch.equal(mask, again[1])
-    assert not torch.equal(mask, attention.dropout_attention(qkv, 0.1)[1])
+    assert not torch.equal(mask, dropout_attention(qkv, 0.1)[1])
 
 
 def test_dropping_everything_gives_zeros() -> None:
-    assert attention.dropout_attention(torch.randn(2, 4, 3, 1, 4), 1.0)[0].abs().sum() == 0
+    assert dropout_attention(torch.randn(2, 4, 3, 1, 4), 1.0)[0].abs().sum() == 0
 
 
 def test_operator_is_registered_right() -> None:
@@ -53,7 +55,7 @@ def test_operator_is_registered_right() -> None:
 
 
 def test_no_dropout_takes_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention.torch.ops.tinyvit_zoo, 'dropout_attention', None)
+    monkeypatch.setattr(torch.ops.tinyvit_zoo, 'dropout_attention', None)
     qkv = torch.randn(2, 5, 3, 2, 4)
     everything = torch.ones(2, 2, 5, 5)
     torch.testing.assert_close(attend(qkv, 0.), definition(qkv, everything, 0.).flatten(2))
@@ -62,7 +64,7 @@ def test_no_dropout_takes_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 def test_bf16_dropout_attention_is_close() -> None:
     qkv = torch.randn(2, 64, 3, 2, 16)
     torch.manual_seed(1)
-    half, mask = attention.dropout_attention(qkv.bfloat16(), 0.2)
+    half, mask = dropout_attention(qkv.bfloat16(), 0.2)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), definition(qkv, mask, 0.2), rtol=0, atol=0.05)
 
@@ -84,12 +86,12 @@ def test_conv_pool_is_the_three_operations(
         batch: int, size: tuple, width: int, kernel: int, stride: int, padding: int,
         monkeypatch: pytest.MonkeyPatch) -> None:
     """In several pieces, the last one smaller."""
-    monkeypatch.setattr(convpool, '_CHUNK_BYTES', 1 << 18)
+    monkeypatch.setattr(conv_pool, '_CHUNK_BYTES', 1 << 18)
     x, weight = torch.randn(batch, 3, *size), torch.randn(width, 3, kernel, kernel)
     expected = F.max_pool2d(F.relu(F.conv2d(x, weight, None, stride, padding)), 3, 2, 1)
-    found = convpool.conv_pool(x.contiguous(memory_format=torch.channels_last), weight, stride, padding)
+    found = conv_pool.conv_pool(x.contiguous(memory_format=torch.channels_last), weight, stride, padding)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    torch.library.opcheck(convpool.conv_pool, (x[:2], weight, stride, padding))
+    torch.library.opcheck(conv_pool.conv_pool, (x[:2], weight, stride, padding))
 
 
 @pytest.mark.slow

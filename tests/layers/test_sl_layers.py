@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
+from tinyvit_zoo.kernels import kept, pieces
 from tinyvit_zoo.layers import (
     LocalityAttention,
     LocalityBlock,
     PatchTokenization,
     ShiftedPatchTokenization,
     adapt_patch_channels,
-    attention,
     cut_patches,
     diagonal_mask,
     locality,
@@ -88,7 +88,7 @@ def test_pooling_takes_a_map_in_the_order_of_tokens() -> None:
 @pytest.fixture(params=['fused', 'plain', 'operator'])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """By which attention goes: torch's fused one, the plain formula, or our operator, whatever the size."""
-    monkeypatch.setattr(locality, '_operator_is_faster', lambda qkv: request.param == 'operator')
+    monkeypatch.setattr(locality, 'locality_attention_is_faster', lambda qkv: request.param == 'operator')
     return request.param
 
 
@@ -152,8 +152,8 @@ def test_no_nan_forward_or_backward(dtype: torch.dtype, tokens: int, path: str) 
 @pytest.mark.parametrize('lsa', [True, False])
 def test_the_operator_is_the_formula(lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and every gradient, the temperatures' too, in several pieces."""
-    monkeypatch.setattr(locality, '_operator_is_faster', lambda qkv: True)
-    monkeypatch.setattr(attention, '_SCORE_BYTES', 2 * 9 * 9 * 8)
+    monkeypatch.setattr(locality, 'locality_attention_is_faster', lambda qkv: True)
+    monkeypatch.setattr(pieces, '_SCORE_BYTES', 2 * 9 * 9 * 8)
     layer = LocalityAttention(12, 3, 4, lsa, dtype=torch.float64)
     if lsa:
         nn.init.normal_(layer.temperature)
@@ -198,7 +198,7 @@ def test_a_temperature_a_head_starts_at_the_usual_scale_and_learns() -> None:
 
 
 def test_the_mask_is_made_once_and_serves_training_after_inference_mode() -> None:
-    locality._kept_diagonal_mask.cache_clear()
+    kept._made.cache_clear()
     layer, x = LocalityAttention(12, 3, 4, attn_drop=0.1), torch.randn(2, 6, 12)
     with torch.inference_mode():
         layer.eval()(x)

@@ -222,10 +222,11 @@ def test_who_gets_the_whole_batch() -> None:
     assert slicing.slice_length(model, x, tenth) == 9
     model.extra = nn.BatchNorm1d(3)
     assert slicing.slice_length(model, x, tenth) == 0 and slicing.slice_length(model.eval(), x, tenth) == 9
-    keep_freed_memory(torch.device('cpu'))
-    assert slicing.slice_length(model, x, tenth) == 0
-    with torch.no_grad():
-        assert slicing.slice_length(model, x, tenth) == 9
+    with keep_freed_memory(torch.device('cpu')):
+        assert slicing.slice_length(model, x, tenth) == 0
+        with torch.no_grad():
+            assert slicing.slice_length(model, x, tenth) == 9
+    assert slicing.slice_length(model, x, tenth) == 9
 
 
 def test_pruning_drops_the_pooling_too() -> None:

@@ -12,12 +12,13 @@ from parity_sl_swin import swin_forward, swin_shapes
 from torch import Tensor, nn
 
 import tinyvit_zoo
+from tinyvit_zoo.kernels import window_attention
+from tinyvit_zoo.kernels.slicing import slice_length
 from tinyvit_zoo.layers import (
     ShiftedMerging,
     ShiftedPatchTokenization,
     WindowAttention,
     attend_in_windows,
-    slice_length,
     window_mask,
     windows,
 )
@@ -159,7 +160,7 @@ def test_a_map_s_edges_do_not_meet() -> None:
 @pytest.mark.usefixtures('by_operator')
 def test_the_operator_has_the_plain_formula_s_gradients(
         height: int, width: int, shift: int, lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, '_CHUNK_BYTES', 1)  # one image at a time
+    monkeypatch.setattr(window_attention, '_CHUNK_BYTES', 1)  # one image at a time
     grads = []
     for fused in (True, False):
         torch.manual_seed(2)

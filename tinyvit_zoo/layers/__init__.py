@@ -1,4 +1,3 @@
-from ..kernels.slicing import slice_length
 from .attention import SelfAttention, attend
 from .block import LocalityBlock, init_xavier
 from .convpool import conv_pool_relu
@@ -13,5 +12,5 @@ __all__ = [
     'LocalityAttention', 'LocalityBlock', 'PatchTokenization', 'SelfAttention', 'SequencePool', 'ShiftedMerging',
     'ShiftedPatchTokenization', 'WindowAttention', 'adapt_patch_channels', 'attend', 'attend_in_windows',
     'attend_locally', 'conv_pool_relu', 'cut_patches', 'diagonal_mask', 'init_xavier', 'is_sine_table', 'resize_table',
-    'shift_diagonally', 'sincos2d_table', 'sine_table', 'slice_length', 'table_on_grid', 'window_mask',
+    'shift_diagonally', 'sincos2d_table', 'sine_table', 'table_on_grid', 'window_mask',
 ]

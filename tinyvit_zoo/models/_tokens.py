@@ -10,7 +10,8 @@ from timm.models import VisionTransformer, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import SequencePool, resize_table, slice_length, table_on_grid
+from ..kernels.slicing import slice_length
+from ..layers import SequencePool, resize_table, table_on_grid
 from ._build import feature_take_indices, update_model_input_size
 
 _logger = logging.getLogger(__name__)

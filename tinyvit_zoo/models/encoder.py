@@ -163,7 +163,7 @@ def attention_logits(
     the logits (relative biases, masks) is in it.
     """
     if isinstance(attn, (SelfAttention, LocalityAttention)):
-        return attn.logits(attn.project(x))
+        return attn.logits(x)
     qkv = attn.qkv(x).unflatten(2, (3, attn.num_heads, attn.head_dim))  # timm's, which has no methods for it
     q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     logits = (attn.q_norm(q) * attn.scale) @ attn.k_norm(k).transpose(-2, -1)

@@ -47,7 +47,6 @@ Views = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
 def pretrain(recipe: Pretraining, options: Options, world: World) -> dict[str, Any]:
     """Make the encoder of a recipe. Returns what result.json has."""
     dtype = autocast_dtype(options.precision, world.device)
-    keep_freed_memory(world.device)
     check_pretraining(recipe)
     check_numbers(vars(options))
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
@@ -75,7 +74,8 @@ def pretrain(recipe: Pretraining, options: Options, world: World) -> dict[str, A
     run.say(_headline(recipe, source, method, world, dtype, loop))
     if not loop.step:
         task.look()
-    loop.train()
+    with keep_freed_memory(world.device):
+        loop.train()
     return _finish(recipe, options, source, cfg, task, run, world)
 
 

@@ -61,7 +61,6 @@ def train(recipe: Recipe, options: Options, world: World, start: Path | None = N
     `start`: where the weights that the recipe begins with lie, if not where it says.
     """
     dtype = autocast_dtype(options.precision, world.device)
-    keep_freed_memory(world.device)
     begun = dataclasses.replace(recipe, from_weights=str(start)) if start else recipe
     check_recipe(begun)
     check_numbers(vars(options))
@@ -86,7 +85,8 @@ def train(recipe: Recipe, options: Options, world: World, start: Path | None = N
     if options.resume:
         run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: from the beginning.')
     run.say(_headline(recipe, source, model, world, dtype, loop))
-    loop.train()
+    with keep_freed_memory(world.device):
+        loop.train()
     if world.first:
         write_weights(run.folder, recipe, cfg, task.kept())
     world.barrier()

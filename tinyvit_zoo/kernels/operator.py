@@ -1,0 +1,57 @@
+"""Registration of the CPU operators: shapes for the compiler, gradients, flop formulas."""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+def operator(name: str, fake: Callable[..., Any], flops: Callable[..., int], **kwargs: Any) -> Callable[..., Any]:
+    """Decorate a function as the CPU operator `tinyvit_zoo::name`.
+
+    Args:
+        fake: from the arguments to empty outputs.
+        flops: from the arguments, shapes for tensors, to the operations of the definition, however they are computed.
+    """
+    def define(function: Callable[..., Any]) -> Any:
+        op = torch.library.custom_op(
+            f'tinyvit_zoo::{name}', function, mutates_args=(), device_types='cpu', **kwargs)
+        op.register_fake(fake)
+        register_flop_formula(getattr(torch.ops.tinyvit_zoo, name))(lambda *shapes, **_: flops(*shapes))
+        return op
+    return define
+
+
+def backward_of(
+        op: Any, name: str, flops: Callable[..., int], gradients: int = 1,
+        saved: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] = lambda inputs, output: inputs,
+) -> Callable[..., Any]:
+    """Decorate a function as the operator `tinyvit_zoo::name_backward`, the backward pass of `op`.
+
+    It takes the gradient of the first output (the others have none) and `saved(inputs, output)`, tensors first, and
+    returns the gradients of as many of the first inputs as `gradients` says. `flops` takes what is saved.
+    """
+    def fake(grad: Tensor, *arguments: Any) -> Any:
+        empty = tuple(torch.empty_like(x) for x in arguments[:gradients])
+        return empty if gradients > 1 else empty[0]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        arguments = saved(inputs, output)
+        ctx.save_for_backward(*[x for x in arguments if isinstance(x, Tensor)])
+        ctx.values = [x for x in arguments if not isinstance(x, Tensor)]
+        ctx.inputs = len(inputs)
+        if isinstance(output, tuple):
+            ctx.mark_non_differentiable(*output[1:])
+
+    def define(function: Callable[..., Any]) -> Any:
+        backward_op = operator(f'{name}_backward', fake, lambda grad, *shapes: flops(*shapes))(function)
+
+        def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+            grads = backward_op(grad.contiguous(), *ctx.saved_tensors, *ctx.values)
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            return grads + (None,) * (ctx.inputs - gradients)
+
+        op.register_autograd(backward, setup_context=save)
+        return backward_op
+    return define
