@@ -1,11 +1,11 @@
 """`tinyvit-zoo eval`: its figures are right, a mistake is one line, and a catalogue that is wrong is found out."""
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from training_cases import run as run_training, write_npz
 
 import tinyvit_zoo
+from tinyvit_zoo.cli import eval as eval_command
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.sources import open_source
-from tinyvit_zoo.measure import catalogue_check, confusion, evaluation
+from tinyvit_zoo.measure import accuracy as accuracy_module, catalogue_check, confusion
+from tinyvit_zoo.measure.accuracy import accuracy
+from tinyvit_zoo.measure.bench import Bench
 from tinyvit_zoo.measure.confusion import plot_confusion
-from tinyvit_zoo.measure.evaluation import Bench, accuracy, wilson
 from tinyvit_zoo.runtime.picture import write_picture
 from tinyvit_zoo.runtime.world import World
 from tinyvit_zoo.weights import Weight, save_weights
+from tinyvit_zoo.weights.catalogue import wilson
 from tinyvit_zoo.weights.resolve import Loaded
 
 ALONE = World(0, 1, torch.device('cpu'))
@@ -204,7 +207,7 @@ def test_by_class_names_are_the_weights_where_the_data_has_numbers(
         data: str, trained: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run(trained, '--data', data, '--per-class')
     assert out.splitlines()[-4:][0].split()[:2] == ['0', '6']
-    monkeypatch.setattr(evaluation, 'class_names', lambda bench: ['red', 'green', 'blue', 'grey'])
+    monkeypatch.setattr(Bench, 'class_names', ['red', 'green', 'blue', 'grey'])
     assert 'green' in run(trained, '--data', data, '--per-class')
 
 
@@ -260,9 +263,9 @@ def check_all(
             raise tinyvit_zoo.errors.ZooError('No network.')
         return made
 
-    args = SimpleNamespace(data=[f'c10=npz:{tmp_path / "made.npz"}'], download=False, json=as_json)
+    args = argparse.Namespace(data=[f'c10=npz:{tmp_path / "made.npz"}'], download=False, json=as_json)
     bench(tmp_path, logits, labels)
-    return catalogue_check.check_catalogue(args, make)
+    return eval_command._check_catalogue(args, make)
 
 
 def test_all_weights_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -355,7 +358,7 @@ def test_too_little_memory_is_one_line(data: str, trained: Path, refused: Run, m
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
 
-    monkeypatch.setattr(evaluation, 'accuracy', fail)
+    monkeypatch.setattr(accuracy_module, 'accuracy', fail)
     assert 'The memory of cpu is too small: take a smaller --batch-size' in refused(trained, '--data', data)
 
 

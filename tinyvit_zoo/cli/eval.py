@@ -1,4 +1,4 @@
-"""`tinyvit-zoo eval`: options, what is measured, and the tables."""
+"""`tinyvit-zoo eval`: accuracy, features and robustness of models on a dataset."""
 from __future__ import annotations
 
 import argparse
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ZooError
 from ..runtime.picture import check_picture
 from ..runtime.text import table
-from . import _robustness as robustness
 
 if TYPE_CHECKING:
-    from ..measure.evaluation import Bench
+    from ..measure.bench import Bench
 
 NAME = 'eval'
 SUMMARY = 'measure the accuracy of weights on images, and of their features'
@@ -25,38 +24,59 @@ tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe
 tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 '''
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
+_RADIUS, _STEPS = 8., 20        # of attacks
 
 
-# -- what can be measured beside the accuracy --------------------------------------------------------------------------
+# -- measures beside the accuracy --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Measure:
-    """A figure that an option asks for. `run` gives it (what --json shows), `cell` says it in a few characters."""
+    """Figures that an option asks for: `run` computes them (for --json), `cell` and `details` format them."""
     title: str
     run: Callable[[Bench, argparse.Namespace], dict[str, Any]]
-    cell: Callable[[Mapping[str, Any]], str]
-    details: Callable[[Mapping[str, Any]], str] | None = None     # a table of its own
+    cell: Callable[[Mapping[str, Any]], float]      # in percent
+    details: Callable[[Mapping[str, Any]], str] | None = None
 
 
 def _knn(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
-    from ..measure.evaluation import knn_figures
-    return knn_figures(bench)
+    from ..measure.features import knn, spread
+    return {'top1': knn(*bench.features, num_classes=bench.num_classes), 'spread': spread(bench.features[2])}
 
 
 def _probe(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
-    from ..measure.evaluation import probe_figures
-    return probe_figures(bench)
+    from ..measure.probe import probe
+    return probe(*bench.features, num_classes=bench.num_classes)
 
 
-def _percent(figure: Mapping[str, Any]) -> str:
-    return f'{figure["top1"]:.2f}'
+def _corruptions(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    from ..measure.robustness import corruption_figures
+    return corruption_figures(bench, None if args.corruptions is True else Path(args.corruptions).expanduser())
 
 
-# By the option (without dashes) that asks for it; run where `args` holds something true under its name.
+def _corruption_table(figures: Mapping[str, Any]) -> str:
+    from ..measure.robustness import errors_table
+    return errors_table(figures['errors'], figures['clean'], figures['source'])
+
+
+def _attack(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    from ..measure.robustness import attack_figures
+    return attack_figures(bench, _attacks(args))
+
+
+def _attack_table(figures: Mapping[str, Any]) -> str:
+    from ..measure.robustness import attack_table
+    return attack_table(figures)
+
+
+def _at_largest_radius(figures: Mapping[str, Any]) -> float:
+    return max(zip(figures['radii'], figures['top1s'], strict=True))[1]
+
+
+# Keys are options, without dashes; a measure runs where its option is set.
 MEASURES = {
-    'knn': Measure('k-NN', _knn, _percent),
-    'probe': Measure('probe', _probe, _percent),
-    'corruptions': Measure('mCE', robustness.corruption_figures, robustness.mce_cell, robustness.corruption_text),
-    'attack': Measure('attack', robustness.attack_figures, robustness.attack_cell, robustness.attack_text),
+    'knn': Measure('k-NN', _knn, lambda figures: figures['top1']),
+    'probe': Measure('probe', _probe, lambda figures: figures['top1']),
+    'corruptions': Measure('mCE', _corruptions, lambda figures: figures['mce'], _corruption_table),
+    'attack': Measure('attack', _attack, _at_largest_radius, _attack_table),
 }
 
 
@@ -78,7 +98,7 @@ def add(parser: argparse.ArgumentParser) -> None:
                           'of regularisation chosen on a fifth of the training images')
     measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '
                           '--knn and --probe learn from (default: 1)')
-    robustness.add_robustness(parser)
+    _add_robustness(parser)
     shown = parser.add_argument_group('what is shown')
     shown.add_argument('--per-class', action='store_true', help='the accuracy of every class')
     shown.add_argument('--confusion', type=Path, metavar='FILE', help='the confusion matrix, as .png, .pdf or .svg')
@@ -91,11 +111,25 @@ def add(parser: argparse.ArgumentParser) -> None:
     machine.add_argument('--img-size', type=int, metavar='N', help='another than that of the weights')
 
 
+def _add_robustness(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('robustness')
+    group.add_argument(
+        '--corruptions', metavar='DIR', nargs='?', const=True, help='error on the fifteen corruptions of CIFAR-10-C or '
+        'CIFAR-100-C, unpacked in DIR; without DIR on similar ones of our own, made of the images of --data')
+    group.add_argument('--attack', choices=['fgsm', 'pgd'], help='accuracy on images changed so that the model errs')
+    group.add_argument(
+        '--radius', type=float, nargs='+', metavar='R', help=f'of the attack in grey levels (1/255), one or several '
+        f'(default: {_RADIUS:g})')
+    group.add_argument('--steps', type=int, metavar='N', help=f'of pgd (default: {_STEPS})')
+    group.add_argument('--plot', type=Path, metavar='FILE', help='their picture, as .png, .pdf or .svg')
+
+
 def run(args: argparse.Namespace) -> str:
-    """What is to be printed. With --all, a catalogue that is wrong is exit code 1."""
+    """Return the text to print. With --all, exit with code 1 where the catalogue is wrong."""
     _check(args)
     import torch
 
+    from ..measure.bench import open_bench_source
     from ..runtime.precision import autocast_dtype
     from ..runtime.world import join_world
 
@@ -104,22 +138,21 @@ def run(args: argparse.Namespace) -> str:
         dtype = autocast_dtype(args.precision, world.device)
         bench = partial(_bench, args=args, world=world, dtype=dtype)
         if args.all:
-            from ..measure.catalogue_check import check_catalogue
-            return check_catalogue(args, bench)
-        source = _open_source(args.data[0], args)
+            return _check_catalogue(args, bench)
+        source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)
         try:
             records = [_record(bench(spec, source), args) for spec in args.models]
         except torch.OutOfMemoryError as e:
             raise ZooError(f'The memory of {world.device} is too small: take a smaller --batch-size.') from e
         if args.confusion and world.first:
-            _draw(records[0], args)
+            _plot_confusion(records[0], args)
         if args.plot and world.first:
-            robustness.draw_robustness(records[0], args.plot)
+            _plot_robustness(records[0], args.plot)
         return _text(records, args) if world.first else ''
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What is wrong with the options, before anything is read."""
+    """Raise ZooError for impossible options, before anything is read."""
     asked = [name for name in MEASURES if getattr(args, name)]
     if bool(args.models) == args.all:
         raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows the weights there '
@@ -137,51 +170,81 @@ def _check(args: argparse.Namespace) -> None:
         raise ZooError('--fraction is of the training images, for --knn and --probe: give one of them.')
     if args.split == 'train' and (args.knn or args.probe):
         raise ZooError('--knn and --probe learn from the training images: judge them on --split test or val.')
-    robustness.check_robustness(args)
-    if args.confusion:
-        _check_picture(args)
+    _check_robustness(args)
+    for option in ('plot', 'confusion'):
+        if path := getattr(args, option):
+            if len(args.models) > 1:
+                raise ZooError(f'--{option} draws one model: give one MODEL.')
+            check_picture(f'--{option}', path)
 
 
-def _check_picture(args: argparse.Namespace) -> None:
-    if len(args.models) > 1:
-        raise ZooError('--confusion draws one model: give one MODEL.')
-    check_picture('--confusion', args.confusion)
+def _check_robustness(args: argparse.Namespace) -> None:
+    if (args.radius or args.steps is not None) and not args.attack:
+        raise ZooError('--radius and --steps are of an attack: give --attack pgd.')
+    if args.attack == 'fgsm' and args.steps is not None:
+        raise ZooError('--steps is of pgd, fgsm has one: leave it out, or give --attack pgd.')
+    if args.attack:
+        _attacks(args)
+    if args.plot and not (args.corruptions or args.attack):
+        raise ZooError('--plot draws --corruptions and --attack: give one of them.')
+
+
+def _attacks(args: argparse.Namespace) -> list[Any]:
+    from ..measure.attacks import Attack
+
+    return [Attack(args.attack, radius, _STEPS if args.steps is None else args.steps)
+            for radius in args.radius or [_RADIUS]]
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
-def _open_source(spec: str, args: argparse.Namespace) -> Any:
-    from ..measure.evaluation import open_bench_source
-    return open_bench_source(spec, args.split, download=args.download, fraction=args.fraction)
-
-
 def _bench(spec: str, source: Any, *, args: argparse.Namespace, world: Any, dtype: Any) -> Bench:
-    from ..measure.evaluation import Bench
+    from ..measure.bench import Bench
     from ..weights.resolve import resolve
 
     return Bench(resolve(spec).load(world.device, args.img_size), source, args.split, world, dtype, args.batch_size)
 
 
 def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """All that was measured of one model, as --json shows it."""
-    from ..measure.evaluation import accuracy_if_any
+    """Return all figures of a model, as --json shows them."""
+    from ..measure.accuracy import accuracy
 
     asked = [name for name in MEASURES if getattr(args, name)]
     loaded = bench.loaded
+    if not asked:
+        bench.check_classes('give --knn or --probe to judge its features, or the data it was trained on')
     return {
         'model': loaded.title, 'data': bench.source.name, 'split': bench.split, 'epochs': loaded.epochs,
         'parameters': sum(p.numel() for p in loaded.model.parameters()), 'input_size': list(loaded.cfg['input_size']),
         'precision': str(bench.dtype or 'torch.float32').removeprefix('torch.'), 'device': str(bench.world.device),
-        **accuracy_if_any(bench, required=not asked),
+        **({} if bench.class_mismatch else accuracy(bench)),
         **{name: MEASURES[name].run(bench, args) for name in asked}}
 
 
-def _draw(record: Mapping[str, Any], args: argparse.Namespace) -> None:
+def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Bench]) -> str:
+    from ..measure.catalogue_check import check_catalogue, check_table, differs
+
+    rows = check_catalogue(args.data, make_bench, download=args.download)
+    text = json.dumps(rows, indent=2) if args.json else check_table(rows)
+    if differs(rows):
+        print(text, flush=True)
+        raise SystemExit(1)
+    return text
+
+
+def _plot_confusion(record: Mapping[str, Any], args: argparse.Namespace) -> None:
     from ..measure.confusion import plot_confusion
 
     if 'confusion' not in record:
         raise ZooError(f'{record["model"]} has no accuracy on {record["data"]}: leave --confusion out.')
     title = f'{record["model"]} on {record["data"]}, {_COUNTED[record["split"]]} images: {record["top1"]:.2f} %'
     plot_confusion(record['confusion'], [row['class'] for row in record['classes']], title, args.confusion)
+
+
+def _plot_robustness(record: Mapping[str, Any], path: Path) -> None:
+    from ..measure.robustness import plot_robustness
+
+    source = f'; {record["corruptions"]["source"]}' if 'corruptions' in record else ''
+    plot_robustness(record, f'{record["model"]} on {record["data"]}{source}', path)
 
 
 # -- showing -----------------------------------------------------------------------------------------------------------
@@ -205,19 +268,19 @@ def _one(record: Mapping[str, Any]) -> str:
                   ('top-1', f'{record["top1"]:.2f} %, 95 % interval {low:.2f} to {high:.2f}')]
         lines += [('top-5', f'{record["top5"]:.2f} %')] if 'top5' in record else []
         lines += [('loss', f'{record["loss"]:.4f}')]
-    lines += [(measure.title, f'{measure.cell(record[name])} %') for name, measure in MEASURES.items()
+    lines += [(measure.title, f'{measure.cell(record[name]):.2f} %') for name, measure in MEASURES.items()
               if name in record]
     return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
                       *(f'  {title:8}{text}' for title, text in lines)])
 
 
 def _many(records: Sequence[Mapping[str, Any]]) -> str:
-    """A line a model. Without a classifier for these classes there is no accuracy: '-'."""
+    """Return a table with a line for each model; '-' where it has no accuracy on these classes."""
     asked = [(name, measure) for name, measure in MEASURES.items() if name in records[0]]
     head = ['model', 'M params', 'epochs', 'top-1', '95 % interval', 'top-5', 'loss', *(m.title for _, m in asked)]
     rows = [[
         record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-'), *_accuracy_cells(record),
-        *(measure.cell(record[name]) for name, measure in asked)] for record in records]
+        *(f'{measure.cell(record[name]):.2f}' for name, measure in asked)] for record in records]
     kept = [i for i in range(len(head)) if any(row[i] != '-' for row in rows)]
     return table([[row[i] for i in kept] for row in (head, *rows)])
 

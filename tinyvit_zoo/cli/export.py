@@ -108,13 +108,12 @@ def _evaluation(loaded: Any, data: str) -> Callable[[Function, bool], dict[str, 
     """A function of the exported one: the accuracy of both on test images, and how far they are apart."""
     import torch
 
-    from ..measure.evaluation import Bench, open_bench_source, why_no_accuracy
+    from ..measure.bench import Bench, open_bench_source
     from ..publish.export import TOLERANCE
     from ..runtime.world import World
 
     bench = Bench(loaded, open_bench_source(data, 'test'), 'test', World(0, 1, torch.device('cpu')), None, 64)
-    if reason := why_no_accuracy(bench):
-        raise ZooError(f'{reason}: give the data it was trained on, or leave --data out.')
+    bench.check_classes('give the data it was trained on, or leave --data out')
 
     @torch.inference_mode()
     def evaluate(exported: Function, strict: bool) -> dict[str, Any]:

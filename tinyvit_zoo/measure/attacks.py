@@ -1,8 +1,7 @@
-"""Accuracy under attack: images changed within a radius so that the model errs (FGSM, PGD in the maximum norm).
+"""FGSM and PGD attacks in the maximum norm, on pixels from 0 to 1 before normalisation.
 
-Attacks see the gradient of the cross-entropy with respect to pixels from 0 to 1, before normalisation. An image counts
-as robust only where the model is right on the image itself and on every point the attack went through: as the step is
-a fixed share of the radius, more steps can only find more.
+An image counts as robust only if the model classifies it and every point of the attack correctly: as the step is a
+fixed share of the radius, more steps can only find more adversarial examples.
 """
 from __future__ import annotations
 
@@ -22,9 +21,9 @@ _STEP = 0.25    # of the radius
 
 @dataclass(frozen=True)
 class Attack:
-    """`radius` in grey levels (1/255). FGSM (arXiv 1412.6572): one step of the whole radius from the image.
+    """FGSM (arXiv 1412.6572), one step of the radius; or PGD (arXiv 1706.06083), `steps` of a quarter of it.
 
-    PGD (arXiv 1706.06083): a random start in the cube, then `steps` steps of a quarter of the radius.
+    PGD starts at random in the cube. `radius` is in grey levels (1/255).
     """
     name: str
     radius: float
@@ -39,18 +38,17 @@ class Attack:
             raise ZooError(f'steps is {self.steps}, expected 1 or more.')
 
 
-def withstands(
+def _withstands(
         model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], attack: Attack,
         generator: torch.Generator,
-) -> Tensor:
-    """[B]: on which of the images (uint8 [B, C, H, W]) the model is right whatever the attack tried.
+) -> int:
+    """Return how many of the images (uint8 [B, C, H, W]) the attack leaves correctly classified.
 
-    The model stays in the mode it is in; `prepare` normalises images from 0 to 255. An image that has fallen is not
-    attacked any further.
+    Images that are misclassified once are not attacked further.
     """
     clean, radius = images.to(torch.float32) / 255, attack.radius / 255
     left = torch.arange(len(images), device=images.device)
-    left = left[_forward(model, clean, prepare).argmax(1) == labels]
+    left = left[_correct(model, clean, labels, prepare)]
     points, steps, length = clean, 1, radius
     if attack.name == 'pgd':
         noise = 2 * torch.rand(clean.shape, generator=generator, device=clean.device) - 1
@@ -59,23 +57,21 @@ def withstands(
     for _ in range(steps):
         if not len(left):
             break
-        right, gradient = _gradient(model, points, labels[left], prepare)
-        points, left = (points + length * gradient.sign())[right], left[right]
+        correct, gradient = _gradient(model, points, labels[left], prepare)
+        points, left = (points + length * gradient.sign())[correct], left[correct]
         points = points.clamp(clean[left] - radius, clean[left] + radius).clamp_(0, 1)
-    if len(left):
-        left = left[_forward(model, points, prepare).argmax(1) == labels[left]]
-    return torch.zeros(len(images), dtype=torch.bool, device=images.device).index_fill_(0, left, True)
+    return int(_correct(model, points, labels[left], prepare).sum()) if len(left) else 0
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, points: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    return model(prepare(255 * points))
+def _correct(model: nn.Module, points: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    return model(prepare(255 * points)).argmax(1) == labels
 
 
 def _gradient(
         model: nn.Module, points: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Where the model is right, and the gradient of the loss for each pixel."""
+    """Return which points are classified correctly, and the gradient of the loss with respect to pixels."""
     with torch.enable_grad():
         points = points.detach().requires_grad_()
         logits = model(prepare(255 * points)).float()
@@ -85,21 +81,19 @@ def _gradient(
 
 def count_robust(
         model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor],
-        attacks: Sequence[Attack], seed: int = 0, show: Callable[[int], None] = lambda done: None,
+        attacks: Sequence[Attack], seed: int = 0,
 ) -> list[int]:
-    """How many images withstand each attack, and last how many there are. Batches are uint8.
+    """Return how many images withstand each attack, and last the number of images.
 
-    The model is judged in eval mode and float32. `show` is told how many attacks on a batch are done.
+    Batches are uint8, `prepare` normalises images from 0 to 255. The model runs in eval mode and float32.
     """
     training = model.training
     model.eval()
-    counts, done = [0] * (len(attacks) + 1), 0
+    counts = [0] * (len(attacks) + 1)
     for number, (images, labels) in enumerate(batches):
         counts[-1] += len(labels)
         for i, attack in enumerate(attacks):
             generator = torch.Generator(images.device).manual_seed(derived(seed, number))  # the same start for all
-            counts[i] += int(withstands(model, images, labels, prepare, attack, generator).sum())
-            done += 1
-            show(done)
+            counts[i] += _withstands(model, images, labels, prepare, attack, generator)
     model.train(training)
     return counts

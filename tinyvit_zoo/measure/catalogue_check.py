@@ -1,39 +1,41 @@
-"""`tinyvit-zoo eval --all`: does every weight still have the figure that the catalogue says was measured?"""
+"""Compare the figures of the catalogue with what its weights reach now."""
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..data.datasets import DATASETS
+from ..data.sources import Source
 from ..errors import ZooError
 from ..runtime.text import table
 from ..weights import Weight, catalogue
-from .evaluation import accuracy, open_bench_source
+from .accuracy import accuracy
+from .bench import Bench, open_bench_source
 
-_SHOWN = {'top1': '.2f', 'top5': '.2f', 'loss': '.4f'}      # as the cards show them
+_FORMATS = {'top1': '.2f', 'top5': '.2f', 'loss': '.4f'}      # of the cards
 _OUTCOMES = ('agrees', 'DIFFERS', 'no figure', 'not to be had')
 
+MakeBench = Callable[[str, Source], Bench]
 
-def check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Any]) -> str:
-    """The table, or JSON; exits with 1 after printing it where a figure differs."""
-    sources = open_sources(args.data, download=args.download)
-    weights = [w for w in catalogue().values() if w.dataset in sources and not w.encoder]
+
+def check_catalogue(specs: Sequence[str], make_bench: MakeBench, **options: Any) -> list[dict[str, Any]]:
+    """Evaluate every classifier of the catalogue whose dataset is among `specs`; return a row for each."""
+    sources = _open_sources(specs, **options)
+    classifiers = [w for w in catalogue().values() if not w.encoder]
+    weights = [w for w in classifiers if w.dataset in sources]
     if not weights:
         raise ZooError(f'The catalogue has no weight with classes for {", ".join(sources)}: it has some for '
-                       f'{", ".join(sorted({w.dataset for w in catalogue().values() if not w.encoder}))}.')
-    rows = [check_weight(weight, sources[weight.dataset], make_bench) for weight in weights]
-    text = json.dumps(rows, indent=2) if args.json else _text(rows)
-    if any(row['outcome'] == 'DIFFERS' for row in rows):
-        print(text, flush=True)
-        raise SystemExit(1)
-    return text
+                       f'{", ".join(sorted({w.dataset for w in classifiers}))}.')
+    return [_check_weight(weight, sources[weight.dataset], make_bench) for weight in weights]
 
 
-def open_sources(specs: Sequence[str], **options: Any) -> dict[str, Any]:
-    """By the key of the data set."""
-    sources: dict[str, Any] = {}
+def differs(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row['outcome'] == 'DIFFERS' for row in rows)
+
+
+def _open_sources(specs: Sequence[str], **options: Any) -> dict[str, Source]:
+    """Open each source, by the key of its dataset."""
+    sources: dict[str, Source] = {}
     for spec in specs:
         source = open_bench_source(spec, 'test', **options)
         key = next((key for key, info in DATASETS.items() if info is source.info), '')
@@ -46,34 +48,33 @@ def open_sources(specs: Sequence[str], **options: Any) -> dict[str, Any]:
     return sources
 
 
-def check_weight(weight: Weight, source: Any, make_bench: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """What is measured now beside the catalogue's figures, compared to the last digit that is shown of them."""
-    told: Mapping[str, Any] = weight.measured or {}
-    told = {key: told[key] for key in _SHOWN if key in told}
-    row = {'weights': weight.name, 'data': source.name, 'catalogue': told, 'now': {}, 'differs': [], 'reason': ''}
+def _check_weight(weight: Weight, source: Source, make_bench: MakeBench) -> dict[str, Any]:
+    """Compare figures as displayed, to the last digit."""
+    expected: dict[str, Any] = {key: value for key, value in (weight.measured or {}).items() if key in _FORMATS}
+    row = {'weights': weight.name, 'data': source.name, 'catalogue': expected, 'now': {}, 'differs': [], 'reason': ''}
     try:
-        found = accuracy(make_bench(weight.name, source))
-    except ZooError as e:       # no network, for one: the others are looked at all the same
-        if weight.file:         # what ships with the package is there, and whole
+        figures = accuracy(make_bench(weight.name, source))
+    except ZooError as e:       # no network, for example: check the others all the same
+        if weight.file:         # ships with the package
             raise
         return {**row, 'outcome': 'not to be had', 'reason': str(e)}
-    differs = [key for key, value in told.items() if _shown(key, value) != _shown(key, found.get(key))]
-    outcome = 'DIFFERS' if differs else 'agrees' if told else 'no figure'
-    return {**row, 'now': {key: found[key] for key in (*_SHOWN, 'images', 'interval') if key in found},
-            'differs': differs, 'outcome': outcome}
+    wrong = [key for key, value in expected.items() if _cell(key, value) != _cell(key, figures.get(key))]
+    return {**row, 'now': {key: figures[key] for key in (*_FORMATS, 'images', 'interval') if key in figures},
+            'differs': wrong, 'outcome': 'DIFFERS' if wrong else 'agrees' if expected else 'no figure'}
 
 
-def _shown(key: str, value: float | None) -> str:
-    return '-' if value is None else f'{value:{_SHOWN[key]}}'
+def _cell(key: str, value: float | None) -> str:
+    return '-' if value is None else f'{value:{_FORMATS[key]}}'
 
 
-def _text(rows: Sequence[Mapping[str, Any]]) -> str:
+def check_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a table, the number of each outcome, and up to three reasons for missing weights."""
     lines = [('weights', 'data', 'catalogue', 'now', '')]
     for row in rows:
-        told, now = (_shown('top1', row[side].get('top1')) for side in ('catalogue', 'now'))
-        detail = ', '.join(f'{key} {_shown(key, row["catalogue"][key])} is now {_shown(key, row["now"].get(key))}'
+        before, now = (_cell('top1', row[side].get('top1')) for side in ('catalogue', 'now'))
+        detail = ', '.join(f'{key} {_cell(key, row["catalogue"][key])} is now {_cell(key, row["now"].get(key))}'
                            for key in row['differs'] if key != 'top1')
-        lines.append((row['weights'], row['data'], told, now, row['outcome'] + (detail and f': {detail}')))
+        lines.append((row['weights'], row['data'], before, now, row['outcome'] + (detail and f': {detail}')))
     counts = [(name, sum(row['outcome'] == name for row in rows)) for name in _OUTCOMES]
     reasons = [f'{row["weights"]}: {row["reason"]}' for row in rows if row['reason']]
     if len(reasons) > 3:

@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture, readable from 2 classes to 200; beyond, it is one of colours alone."""
+"""Plot a confusion matrix. Class names are drawn for up to about 200 classes, numbers for up to 20."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,30 +9,30 @@ import numpy as np
 
 from ..runtime.picture import new_figure, write_picture
 
-_NUMBERS = 20       # classes up to which every cell has its number
-_SMALLEST = 3.      # points, of a name that can be read
+_NUMBERS = 20       # classes up to which cells have numbers
+_SMALLEST = 3.      # points, of a legible name
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str, path: Path) -> None:
-    """Rows are what the images are, columns what they were taken for, each row in percent of its images.
+    """Plot true classes (rows) against predicted ones, each row in percent of its images.
 
-    Colours stand for the root of the share, or the mistakes would be too faint to be seen beside the diagonal.
+    Colours follow the square root of the share, else mistakes would be too faint beside the diagonal.
     """
     from matplotlib.colors import PowerNorm
 
     counts = np.array(confusion, dtype=float)
     shares = 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
     size = min(max(4.5, 0.62 * len(names)), max(16, 0.12 * len(names)), 24)     # inches
-    font = min(10., 60 * size / len(names) * 0.75)      # points, so that the lines of names do not touch
-    shown = range(len(names)) if font >= _SMALLEST else ()
+    font = min(10., 60 * size / len(names) * 0.75)      # points, so that names do not overlap
+    ticks = range(len(names)) if font >= _SMALLEST else ()
     figure, ((axes,),) = new_figure(1, 1, (size + 2.2, size + 1.2))
     image = axes.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
-    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=font)
-    axes.set_yticks(shown, [names[i] for i in shown], fontsize=font)
+    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=font)
+    axes.set_yticks(ticks, [names[i] for i in ticks], fontsize=font)
     axes.tick_params(length=0)
     axes.set(xlabel='predicted class', ylabel='true class', title=title)
-    axes.set_xticks([i + 0.5 for i in shown[:-1]], minor=True)
-    axes.set_yticks([i + 0.5 for i in shown[:-1]], minor=True)
+    axes.set_xticks([i + 0.5 for i in ticks[:-1]], minor=True)
+    axes.set_yticks([i + 0.5 for i in ticks[:-1]], minor=True)
     axes.grid(which='minor', color='0.88', linewidth=0.4)
     axes.tick_params(which='minor', length=0)
     if len(names) <= _NUMBERS:

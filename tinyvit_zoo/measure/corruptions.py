@@ -1,11 +1,10 @@
-"""Fifteen corruptions at five severities for batches of any size, on any device.
+"""Fifteen corruptions at five severities, batched, for any image size and device.
 
 The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261): noise, blur, weather, digital. Operations and
 strengths are ours, so figures are not comparable with the official sets: `robustness.open_published` reads those.
 
-Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side from there on, so that a
-corruption hides the same share of a picture at every size. What is random is drawn for each image; with the same
-generator state the severities of a corruption draw the same, so that they differ in strength alone.
+Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side from there on. Random numbers
+are drawn for each image; with the same generator state all severities of a corruption draw the same ones.
 """
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ SEVERITIES = 5
 
 
 def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator) -> Tensor:
-    """uint8 [B, C, H, W] -> uint8; `severity` 1 to 5; the generator is on the images' device."""
+    """Corrupt uint8 images [B, C, H, W] with `severity` 1 to 5; the generator is on their device."""
     if name not in _CORRUPTIONS:
         raise ZooError(f'There is no corruption {name!r}.{nearest(name, CORRUPTIONS)} '
                        f'There are: {", ".join(CORRUPTIONS)}.')
@@ -36,12 +35,11 @@ def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator
 
 
 def _unit(x: Tensor) -> float:
-    """Pixels of this image that are one pixel of a 32-pixel image; a smaller image would lose nothing to less."""
+    """Return how many pixels make one pixel of a 32-pixel image, 1 or more."""
     return max(1., min(x.shape[2:]) / 32)
 
 
 def _uniform(x: Tensor, generator: torch.Generator, *size: int) -> Tensor:
-    """[B, *size] in 0..1."""
     return torch.rand(len(x), *size, generator=generator, device=x.device)
 
 
@@ -52,12 +50,12 @@ def _gaussian_noise(x: Tensor, deviation: float, generator: torch.Generator) -> 
 
 
 def _shot_noise(x: Tensor, photons: float, generator: torch.Generator) -> Tensor:
-    """Each value counts the photons that came, `photons` of them for white in the mean."""
+    """Replace each value by a Poisson count, with mean `photons` for white."""
     return torch.poisson(x * photons, generator=generator) / photons
 
 
 def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A share of the values becomes 0 or 1."""
+    """Set a share of the values to 0 or 1."""
     u = _uniform(x, generator, *x.shape[1:])
     return torch.where(u < share / 2, 0., torch.where(u < share, 1., x))
 
@@ -65,9 +63,9 @@ def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tenso
 # ---- blur
 
 def _filter(x: Tensor, kernels: Tensor) -> Tensor:
-    """Convolution with odd kernels [1 or B, kh, kw], scaled to a sum of 1; the border's pixels go on for ever.
+    """Convolve with odd kernels [1 or B, kh, kw] normalised to a sum of 1, border pixels replicated.
 
-    By Fourier transform: a blur of a large image has a kernel of thousands of pixels.
+    Uses the Fourier transform: blurring a large image takes a kernel of thousands of pixels.
     """
     h, w = kernels.shape[1:]
     padded = F.pad(x, (w // 2, w // 2, h // 2, h // 2), mode='replicate')
@@ -88,7 +86,7 @@ def _smooth(x: Tensor, deviation: float) -> Tensor:
 
 
 def _defocus_blur(x: Tensor, radius: float, generator: torch.Generator) -> Tensor:
-    """A disc; its border pixels count by how much of them lies inside."""
+    """Blur with a disc whose border is antialiased."""
     radius *= _unit(x)
     offsets = _offsets(radius, x.device)
     distance = torch.hypot(offsets[:, None], offsets)
@@ -96,7 +94,7 @@ def _defocus_blur(x: Tensor, radius: float, generator: torch.Generator) -> Tenso
 
 
 def _along(x: Tensor, length: float, angle: Tensor) -> Tensor:
-    """The mean along a line of each image's own direction, [B] radians."""
+    """Average along a line in each image's own direction, [B] radians."""
     offsets = _offsets(length / 2, x.device)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     along, across = cos * offsets + sin * offsets[:, None], cos * offsets[:, None] - sin * offsets
@@ -108,13 +106,13 @@ def _motion_blur(x: Tensor, length: float, generator: torch.Generator) -> Tensor
 
 
 def _zoom_blur(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """The mean over a camera's way from magnification 1 to `most`."""
+    """Average over magnifications from 1 to `most`."""
     steps = [1 + (most - 1) * i / 7 for i in range(8)]
     return sum((_sample(x, _grid(x) / zoom) for zoom in steps), torch.zeros_like(x)) / len(steps)
 
 
 def _grid(x: Tensor) -> Tensor:
-    """[1, H, W, 2]: the pixels' centres, from -1 to 1."""
+    """Return the pixels' centres [1, H, W, 2], from -1 to 1."""
     rows, columns = ((torch.arange(n, device=x.device) + 0.5) * (2 / n) - 1 for n in x.shape[2:])
     y, xs = torch.meshgrid(rows, columns, indexing='ij')
     return torch.stack([xs, y], -1)[None]
@@ -125,7 +123,7 @@ def _sample(x: Tensor, grid: Tensor, mode: str = 'bilinear') -> Tensor:
 
 
 def _glass_blur(x: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    """Every pixel comes from a random place nearby, in an image a little out of focus."""
+    """Take every pixel of a slightly blurred image from a random place nearby, and blur again."""
     reach *= _unit(x)
     h, w = x.shape[2:]
     moved = (2 * _uniform(x, generator, h, w, 2) - 1) * x.new_tensor([2 * reach / w, 2 * reach / h])
@@ -135,7 +133,7 @@ def _glass_blur(x: Tensor, reach: float, generator: torch.Generator) -> Tensor:
 # ---- weather
 
 def _clouds(x: Tensor, generator: torch.Generator, cells: int, octaves: int) -> Tensor:
-    """Smooth noise [B, 1, H, W] from 0 to 1: random grids, each finer and weaker than the one before."""
+    """Return smooth noise [B, 1, H, W] from 0 to 1, the sum of ever finer and weaker random grids."""
     total = torch.zeros(len(x), 1, *x.shape[2:], device=x.device)
     for octave in range(octaves):
         grid = _uniform(x, generator, 1, cells << octave, cells << octave)
@@ -145,13 +143,13 @@ def _clouds(x: Tensor, generator: torch.Generator, cells: int, octaves: int) -> 
 
 
 def _fog(x: Tensor, thickness: float, generator: torch.Generator) -> Tensor:
-    """What comes through, and the fog's own light in place of the rest."""
+    """Blend with light grey by a smooth random share."""
     covered = thickness * (0.6 + 0.4 * _clouds(x, generator, 2, 4))
     return torch.lerp(x, torch.full_like(x, 0.85), covered.expand_as(x))
 
 
 def _frost(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Frost-like: ridges of bluish ice over part of the image, drawn; the official sets lay photographs over it."""
+    """Cover part of the image with generated ridges of bluish ice; the official sets blend in photographs."""
     cover = ((_clouds(x, generator, 2, 2) + share - 1) * 6).clamp(0, 1)
     ridges = (1 - (2 * _clouds(x, generator, 8, 2) - 1).abs()).square()
     ice = x.new_tensor([0.80, 0.88, 0.95] if x.shape[1] == 3 else [0.88])[None, :, None, None]
@@ -159,7 +157,7 @@ def _frost(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def _snow(x: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """Snow-like: streaks of falling flakes over a picture that is paler for it."""
+    """Add streaks of falling flakes to a paler image."""
     h, w = (math.ceil(size / _unit(x)) for size in x.shape[2:])
     flakes = (_uniform(x, generator, 1, h, w) < density).to(x.dtype)
     flakes = F.interpolate(flakes, x.shape[2:], mode='bilinear', align_corners=False)
@@ -169,7 +167,7 @@ def _snow(x: Tensor, density: float, generator: torch.Generator) -> Tensor:
 
 
 def _brightness(x: Tensor, added: float, generator: torch.Generator) -> Tensor:
-    """Added to the value of each pixel (its largest channel); hue and saturation stay."""
+    """Add to the value of each pixel (its largest channel), keeping hue and saturation."""
     value = x.amax(1, keepdim=True)
     brighter = (value + added).clamp_max(1)
     return torch.where(value > 0, x * brighter / value.clamp_min(1e-6), brighter)
@@ -182,7 +180,7 @@ def _contrast(x: Tensor, factor: float, generator: torch.Generator) -> Tensor:
 
 
 def _elastic_transform(x: Tensor, shift: float, generator: torch.Generator) -> Tensor:
-    """Smooth random displacements, `shift` the deviation of each coordinate."""
+    """Displace pixels smoothly at random; `shift` is the standard deviation of each coordinate."""
     h, w = x.shape[2:]
     field = _smooth(2 * _uniform(x, generator, 2, h, w) - 1, 2 * _unit(x))
     field = field * (shift * _unit(x) / field.std((2, 3), keepdim=True).clamp_min(1e-6))
@@ -190,7 +188,7 @@ def _elastic_transform(x: Tensor, shift: float, generator: torch.Generator) -> T
 
 
 def _pixelate(x: Tensor, kept: float, generator: torch.Generator) -> Tensor:
-    """Blocks of one colour; `kept`: how many of 32 along the shorter side."""
+    """Average over blocks, `kept` of them for every 32 pixels of the shorter side."""
     small = [min(size, max(1, round(size * kept / (32 * _unit(x))))) for size in x.shape[2:]]
     return F.interpolate(F.interpolate(x, small, mode='area'), x.shape[2:], mode='nearest-exact')
 

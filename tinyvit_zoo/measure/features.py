@@ -1,7 +1,6 @@
-"""What an encoder is worth before anything is trained on it: k-NN accuracy, a linear probe, spread of its features.
+"""Features of a frozen encoder, their k-NN accuracy and their spread.
 
-Features are those that the classifier would see, `forward_head(..., pre_logits=True)`, in eval mode and frozen. Labels
-are used to judge them only.
+Features are the classifier's input, `forward_head(..., pre_logits=True)`, in eval mode.
 """
 from __future__ import annotations
 
@@ -22,19 +21,19 @@ _CHUNK = 1 << 24        # similarities held at once
 def extract(
         model: Any, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, D] (float32) and labels [N] of all batches, on every process. The model keeps its mode."""
+    """Return features [N, D] (float32) and labels [N] of all batches, on every process. The model keeps its mode."""
     training = model.training
     model.eval()
-    found: list[tuple[Tensor, Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for images, labels in batches:
         with autocast(world.device, dtype):
             features = model.forward_head(model.forward_features(images), pre_logits=True)
-        found.append((features.flatten(1).float(), labels))
+        pairs.append((features.flatten(1).float(), labels))
     model.train(training)
     if world.size > 1:
-        found = [(x.to(world.device), y.to(world.device)) for part in world.gather(
-            [(x.cpu(), y.cpu()) for x, y in found]) for x, y in part]
-    return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+        pairs = [(x.to(world.device), y.to(world.device)) for part in world.gather(
+            [(x.cpu(), y.cpu()) for x, y in pairs]) for x, y in part]
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
 @torch.no_grad()
@@ -42,10 +41,9 @@ def knn(
         train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, k: int = 20,
         temperature: float = 0.07, *, num_classes: int,
 ) -> float:
-    """Top-1 in percent of the weighted nearest neighbours of DINO (arXiv:2104.14294).
+    """Return the top-1 accuracy in percent of the weighted k-NN classifier of DINO (arXiv:2104.14294).
 
-    The k training images of the largest cosine similarity s vote for their class, each with weight exp(s/temperature).
-    All of them vote where there are fewer than k.
+    The k training images of largest cosine similarity s (all, where there are fewer) vote with exp(s / temperature).
     """
     bank, queries = F.normalize(train_features, dim=1), F.normalize(features, dim=1)
     k, correct = min(k, len(bank)), torch.zeros((), dtype=torch.int64, device=features.device)
@@ -60,8 +58,8 @@ def knn(
 
 @torch.no_grad()
 def spread(features: Tensor) -> float:
-    """The deviation of L2-normalised features, over the images, in units of 1/sqrt(D).
+    """Return the standard deviation of L2-normalised features over the images, in units of 1/sqrt(D).
 
-    1 where directions are spread evenly over the sphere, 0 where all images have one feature: a collapse.
+    It is 1 for features spread evenly over the sphere, and 0 for a collapse, where all images have one feature.
     """
     return F.normalize(features, dim=1).std(0, correction=0).mean().item() * features.shape[1] ** 0.5

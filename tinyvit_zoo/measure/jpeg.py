@@ -1,8 +1,8 @@
-"""What JPEG does to images, as batched tensor operations on any device: no entropy coding, which loses nothing.
+"""JPEG compression as batched tensor operations on any device, without the lossless entropy coding.
 
-Baseline JPEG as libjpeg has it by default: YCbCr, chroma at half the size both ways, 8x8 cosine transforms, the
-standard tables at a quality, and on the way back a triangle filter that brings the chroma to full size. Most pixels are
-the same as Pillow's; libjpeg computes in whole numbers, so now and then a coefficient is rounded to the other side.
+Follows libjpeg's defaults: YCbCr, chroma subsampled 2x2, 8x8 cosine transforms, the standard quantization tables, and
+triangle-filtered chroma upsampling. Most pixels equal Pillow's; libjpeg computes in integers, so a few coefficients
+round differently.
 """
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _CHROMA = (
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """uint8 [B, C, H, W], grey or colour, saved with `quality` (1 to 100) and opened again."""
+    """Compress and decode uint8 images [B, 1 or 3, H, W] with `quality` from 1 to 100."""
     if images.shape[1] == 1:
-        return _bytes(_plane(images.float(), _table(_LUMA, quality, images.device)))
+        return _plane(images.float(), _table(_LUMA, quality, images.device)).to(torch.uint8)
     if images.shape[1] != 3:
         raise ZooError(f'JPEG holds 1 or 3 channels, not {images.shape[1]}: give grey or colour images.')
     h, w = images.shape[2:]
     luma, chroma = _to_ycc(images.float())
     luma = _plane(luma, _table(_LUMA, quality, images.device))
     chroma = _plane(_halve(chroma), _table(_CHROMA, quality, images.device))
-    return _bytes(_to_rgb(luma, _double(chroma[..., :(w + 1) // 2])[:, :, :h, :w]))
+    return _to_rgb(luma, _double(chroma[..., :(w + 1) // 2])[:, :, :h, :w]).to(torch.uint8)
 
 
 def _table(values: tuple[int, ...], quality: int, device: torch.device) -> Tensor:
-    """[8, 8]: the steps that coefficients are rounded to."""
+    """Return the quantization steps [8, 8]."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     steps = [min(255, max(1, (v * percent + 50) // 100)) for v in values]
     return torch.tensor(steps, dtype=torch.float32, device=device).view(8, 8)
 
 
 def _cosines(device: torch.device) -> Tensor:
-    """[8, 8], orthonormal; rows are frequencies."""
+    """Return the orthonormal DCT matrix [8, 8]; rows are frequencies."""
     n = torch.arange(8, dtype=torch.float64)
     matrix = (math.pi / 8 * (n + 0.5) * n[:, None]).cos() / 2
     matrix[0] /= math.sqrt(2)
@@ -53,7 +53,7 @@ def _cosines(device: torch.device) -> Tensor:
 
 
 def _plane(plane: Tensor, table: Tensor) -> Tensor:
-    """Whole numbers [B, C, H, W] to frequencies, rounded to the steps of the table, and back to whole numbers."""
+    """Quantize the cosine transform of integers [B, C, H, W], and transform back to integers."""
     b, c, h, w = plane.shape
     padded = F.pad(plane - 128, (0, -w % 8, 0, -h % 8), mode='replicate')
     cosines = _cosines(plane.device)
@@ -65,7 +65,7 @@ def _plane(plane: Tensor, table: Tensor) -> Tensor:
 
 
 def _to_ycc(rgb: Tensor) -> tuple[Tensor, Tensor]:
-    """Luma [B, 1, H, W] and chroma [B, 2, H, W], whole numbers."""
+    """Return luma [B, 1, H, W] and chroma [B, 2, H, W], as integers."""
     red, green, blue = rgb.split(1, 1)
     luma = (0.299 * red + 0.587 * green + 0.114 * blue + 0.5).floor_()
     cb = 128.49 - 0.168735892 * red - 0.331264108 * green + 0.5 * blue              # halves go down
@@ -81,22 +81,18 @@ def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
 
 
 def _halve(chroma: Tensor) -> Tensor:
-    """Means of 2x2. As in libjpeg, the right border goes on before (in whole blocks), the lower one after."""
+    """Average 2x2 pixels. As in libjpeg, the right border is padded before (to whole blocks), the lower one after."""
     h, w = chroma.shape[2:]
     padded = F.pad(chroma, (0, -w % 16, 0, h % 2), mode='replicate')
     total = padded.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).sum((3, 5))
-    bias = 1 + torch.arange(total.shape[3], device=chroma.device) % 2               # or rounding would brighten
+    bias = 1 + torch.arange(total.shape[3], device=chroma.device) % 2               # else rounding would brighten
     return (total + bias).div_(4).floor_()
 
 
 def _double(chroma: Tensor) -> Tensor:
-    """Twice the size: three parts of the nearest row and column, one of the next."""
+    """Double the size, weighting the nearest row and column 3:1 against the next."""
     rows = F.pad(chroma, (0, 0, 1, 1), mode='replicate')
     rows = torch.stack([3 * chroma + rows[:, :, :-2], 3 * chroma + rows[:, :, 2:]], 3).flatten(2, 3)
     both = F.pad(rows, (1, 1, 0, 0), mode='replicate')
     both = torch.stack([3 * rows + both[..., :-2] + 8, 3 * rows + both[..., 2:] + 7], 4).flatten(3, 4)
     return both.div_(16).floor_()
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return x.to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The linear probe: logistic regression on features of a frozen encoder."""
+"""Linear probe: logistic regression on the features of a frozen encoder."""
 from __future__ import annotations
 
 import torch
@@ -8,42 +8,42 @@ from torch import Tensor
 from ..data.splits import draw
 
 STRENGTHS = (1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)      # of the L2 penalty, the strongest first
-_HELD_OUT = 0.2     # share of the training features that the strength is chosen on
+_HELD_OUT = 0.2     # share of the training features that the penalty is chosen on
 _STEPS = 100
-_DRAW = 7           # what a seed is used for
+_DRAW = 7           # keeps this draw apart from others with the same seed
 
 
 def probe(
         train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, *, num_classes: int,
         seed: int = 0,
 ) -> dict[str, float]:
-    """{'top1' in percent, 'l2'}: features [N, D] standardised, the mean cross-entropy and l2 / 2 |W|^2 minimised.
+    """Return {'top1' in percent, 'l2'} of a classifier that minimises mean cross-entropy + l2 / 2 |W|^2.
 
-    The strength is chosen on a fifth of the training features, every class in its proportion, and all of them are then
-    fitted with it. The features that are judged choose nothing.
+    Features [N, D] are standardised. l2 is chosen on a stratified fifth of the training features; the classifier is
+    then fitted to all of them.
     """
     held = draw(train_labels.cpu(), round(_HELD_OUT * len(train_labels)), seed, _DRAW).to(train_labels.device)
     strength = STRENGTHS[len(STRENGTHS) // 2]
-    if held.any():      # a set with one image of each class has none to choose by
+    if held.any():      # false for one image a class
         fitted = _path(train_features[~held], train_labels[~held], num_classes, STRENGTHS)
         scores = [_top1(weights, train_features[held], train_labels[held]) for weights in fitted]
-        strength = STRENGTHS[scores.index(max(scores))]     # of equal ones the strongest
+        strength = STRENGTHS[scores.index(max(scores))]     # the strongest of equals
     path = STRENGTHS[:STRENGTHS.index(strength) + 1]
     weights = _path(train_features, train_labels, num_classes, path)[-1]
     return {'top1': _top1(weights, features, labels), 'l2': strength}
 
 
 def _path(features: Tensor, labels: Tensor, num_classes: int, strengths: tuple[float, ...]) -> list[Tensor]:
-    """Weights [D + 1, C] for raw features at each strength, from the strongest on: each begins where the last ended."""
+    """Return weights [D + 1, C] for raw features at each strength, each fit started from the one before."""
     deviation, mean = torch.std_mean(features.double(), 0, correction=0)
-    deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)   # a constant says nothing
+    deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)   # drops constants
     x = ((features - mean) / deviation).float()
-    found, weights = [], x.new_zeros(x.shape[1] + 1, num_classes)
+    path, weights = [], x.new_zeros(x.shape[1] + 1, num_classes)
     for strength in strengths:
         weights = _fit(x, labels, weights, strength)
         scaled = weights[:-1].double() / deviation[:, None]
-        found.append(torch.cat([scaled, weights[-1:] - mean[None] @ scaled]))
-    return found
+        path.append(torch.cat([scaled, weights[-1:] - mean[None] @ scaled]))
+    return path
 
 
 def _fit(x: Tensor, labels: Tensor, start: Tensor, strength: float) -> Tensor:

@@ -1,8 +1,11 @@
-"""Errors on corrupted images: the published CIFAR-10-C and CIFAR-100-C, or corruptions of our own made on the fly."""
+"""Robustness of a model: its error on corrupted images, and its accuracy under attack.
+
+Corruptions are the published CIFAR-10-C and CIFAR-100-C, or this package's own, made on the fly.
+"""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +19,59 @@ from ..data.seeds import derived
 from ..data.splits import Split
 from ..errors import ZooError
 from ..runtime.picture import new_figure, write_picture
+from ..runtime.progress import track
 from ..runtime.text import one_line
+from .accuracy import evaluate
+from .attacks import Attack, count_robust
+from .bench import Bench
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt
 
-OURS = "corruptions of this package's own, not the official set"
-_EXTRA = 'extra'        # what the official sets have beyond the fifteen
-_BATCHES = Iterable[tuple[Tensor, Tensor]]
+_OURS = "corruptions of this package's own, not the official set"
+_EXTRA = 'extra'        # family of the corruptions that the official sets have beyond the fifteen
+_SEVERITIES = range(1, SEVERITIES + 1)
 
 
-def corrupted(batches: _BATCHES, name: str, severity: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 batches with one of our corruptions. The same images, batch size, seed and device give the same."""
+# -- figures -----------------------------------------------------------------------------------------------------------
+def corruption_figures(bench: Bench, folder: Path | None = None) -> dict[str, Any]:
+    """Return 'mce' and 'clean' (errors in %), 'errors' by corruption and severity, and their 'source'.
+
+    `folder`: a published set; None: corrupt the images of the bench.
+    """
+    bench.check_classes()
+    names, source, images = CORRUPTIONS, _OURS, bench.batches(normalized=False)
+    published = open_published(folder, bench.num_classes) if folder else None
+    if published:
+        names, source = published.files, str(published.folder)
+
+    def error(batches: Any) -> float:
+        normalized = ((bench.normalize(images), labels) for images, labels in batches)
+        return 100 - evaluate(bench.loaded.model, normalized, bench.world, bench.dtype)['top1']
+
+    clean = error(images)
+    errors: dict[str, list[float]] = {name: [] for name in names}
+    pairs = [(name, severity) for name in names for severity in _SEVERITIES]
+    for name, severity in track(pairs, 'corruptions', 'set', quiet=not bench.world.first):
+        errors[name].append(error(
+            bench.batches(published.split(name, severity), normalized=False) if published
+            else corrupted(images, name, severity)))
+    return {'mce': mean_corruption_error(errors), 'clean': clean, 'errors': errors, 'source': source}
+
+
+def attack_figures(bench: Bench, attacks: Sequence[Attack]) -> dict[str, Any]:
+    """Return 'name' and 'steps' of attacks that differ in radius, their 'radii' (1/255), and 'top1s' for each."""
+    bench.check_classes()
+    batches = track(bench.batches(normalized=False), attacks[0].name, 'batch', quiet=not bench.world.first)
+    counts = count_robust(bench.loaded.model, batches, bench.normalize, attacks)
+    *robust, count = bench.world.sum(torch.tensor(counts, device=bench.world.device)).tolist()
+    return {'name': attacks[0].name, 'steps': attacks[0].steps if attacks[0].name == 'pgd' else 1,
+            'radii': [attack.radius for attack in attacks], 'top1s': [100 * n / count for n in robust]}
+
+
+# -- corrupted images --------------------------------------------------------------------------------------------------
+def corrupted(
+        batches: Iterable[tuple[Tensor, Tensor]], name: str, severity: int, seed: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Corrupt uint8 batches; the same images, batch size, seed and device give the same."""
     for number, (images, labels) in enumerate(batches):
         seeds = derived(seed, zlib.crc32(name.encode()), number)
         yield corrupt(images, name, severity, torch.Generator(images.device).manual_seed(seeds)), labels
@@ -33,7 +79,7 @@ def corrupted(batches: _BATCHES, name: str, severity: int, seed: int = 0) -> Ite
 
 @dataclass(frozen=True)
 class Published:
-    """A folder in the layout of CIFAR-10-C: `labels.npy`, and a file a corruption, severity after severity."""
+    """A folder laid out as CIFAR-10-C: `labels.npy`, and a file for each corruption, severity after severity."""
     folder: Path
     labels: Tensor
     files: tuple[str, ...]
@@ -46,28 +92,28 @@ class Published:
 
 
 def open_published(folder: Path, num_classes: int) -> Published:
-    """The fifteen corruptions and whatever others lie there, checked; pixels are read when they are needed."""
+    """Open and check a published set: the fifteen corruptions and any others. Pixels are read when needed."""
     if not (folder / 'labels.npy').is_file():
         raise ZooError(f'There is no {folder / "labels.npy"}: give the folder of CIFAR-10-C or CIFAR-100-C, unpacked, '
-                       f'or --corruptions alone for {OURS}.')
-    found = sorted(path.stem for path in folder.glob('*.npy') if path.stem != 'labels')
-    missing = [name for name in CORRUPTIONS if name not in found]
+                       f'or --corruptions alone for {_OURS}.')
+    files = sorted(path.stem for path in folder.glob('*.npy') if path.stem != 'labels')
+    missing = [name for name in CORRUPTIONS if name not in files]
     if missing:
         raise ZooError(f'{folder} lacks {", ".join(f"{name}.npy" for name in missing)}: the mean is over all fifteen; '
                        f'unpack the whole set.')
     labels = np.asarray(_array(folder / 'labels.npy'))
     if labels.ndim != 1 or labels.dtype.kind not in 'iu' or not len(labels) or len(labels) % SEVERITIES:
         raise ZooError(f'{folder / "labels.npy"} is {labels.dtype} {list(labels.shape)}: expected a whole number for '
-                       f'each image, five severities of as many.')
+                       f'each image, the same ones for all five severities.')
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ZooError(f'{folder / "labels.npy"} has classes {labels.min()} to {labels.max()}, the model has '
                        f'{num_classes}: give the set of its classes.')
-    for name in found:
+    for name in files:
         pixels = _array(folder / f'{name}.npy')
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) != len(labels):
             raise ZooError(f'{folder / name}.npy is {pixels.dtype} {list(pixels.shape)}, expected uint8 '
                            f'[{len(labels)}, H, W, 3]: fetch it again.')
-    names = (*CORRUPTIONS, *(name for name in found if name not in CORRUPTIONS))
+    names = (*CORRUPTIONS, *(name for name in files if name not in CORRUPTIONS))
     return Published(folder, torch.from_numpy(labels.astype(np.int64)), names)
 
 
@@ -75,33 +121,21 @@ def _array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it '
-                       f'again.') from e
+        raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it again.') from e
 
 
-def corruption_errors(
-        names: Sequence[str], batches: Callable[[str, int], Any], top1: Callable[[Any], float],
-        show: Callable[[int], None] = lambda done: None,
-) -> dict[str, list[float]]:
-    """Error in percent for each corruption and severity: `top1` of what `batches(name, severity)` gives."""
-    errors: dict[str, list[float]] = {name: [] for name in names}
-    for done, (name, severity) in enumerate((n, s) for n in names for s in range(1, SEVERITIES + 1)):
-        errors[name].append(100 - top1(batches(name, severity)))
-        show(done + 1)
-    return errors
-
-
+# -- tables and the picture --------------------------------------------------------------------------------------------
 def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
-    """The mean over the fifteen corruptions and five severities in percent, not divided by another model's errors.
+    """Return the mean over the fifteen corruptions and five severities in percent, not divided by another model's.
 
-    Corruptions beyond the fifteen (the official sets have four for validation) are left out.
+    The four validation corruptions of the official sets are left out.
     """
     return sum(sum(errors[name]) for name in CORRUPTIONS) / (len(CORRUPTIONS) * SEVERITIES)
 
 
 def errors_table(errors: Mapping[str, Sequence[float]], clean: float, source: str) -> str:
-    """A line a corruption; the means at the end."""
-    head = ''.join(f'{severity:>7}' for severity in range(1, SEVERITIES + 1))
+    """Return a table with a line for each corruption, the means last."""
+    head = ''.join(f'{severity:>7}' for severity in _SEVERITIES)
     lines = [f'Error in % by severity ({source})', f'{"":29}{head}   mean']
     for name, row in errors.items():
         lines.append(f'{name:20}{FAMILY.get(name, _EXTRA):9}' + _cells([*row, sum(row) / len(row)]))
@@ -115,7 +149,7 @@ def _cells(values: Iterable[float]) -> str:
 
 
 def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
-    """Error over severity, a panel a family, and over the radius of the attack: whichever was measured."""
+    """Plot error over severity, a panel for each family, and over the radius of the attack."""
     errors: Any = record.get('corruptions')
     attack = record.get('attack')
     families = list(dict.fromkeys(FAMILY.get(name, _EXTRA) for name in errors['errors'])) if errors else []
@@ -130,7 +164,7 @@ def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
     if attack:
         panel = axes[0, -1]
         panel.plot(attack['radii'], [100 - top1 for top1 in attack['top1s']], marker='o', color='black')
-        panel.set(title=attack_name(attack), xlabel='radius, 1/255')
+        panel.set(title=_attack_name(attack), xlabel='radius, 1/255')
     for panel in axes[0]:
         panel.set_ylim(0, 102)
         panel.grid(alpha=0.3)
@@ -139,10 +173,12 @@ def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
     write_picture(figure, path)
 
 
-def attack_name(attack: Mapping[str, Any]) -> str:
+def _attack_name(attack: Mapping[str, Any]) -> str:
     return f'PGD, {attack["steps"]} steps' if attack['name'] == 'pgd' else 'FGSM'
 
 
 def attack_table(attack: Mapping[str, Any]) -> str:
+    """Return a table of the accuracy at each radius."""
     rows = [f'{radius:13g}{top1:8.2f}' for radius, top1 in zip(attack['radii'], attack['top1s'], strict=True)]
-    return '\n'.join([f'Top-1 in % under attack ({attack_name(attack)}, maximum norm)', 'radius, 1/255   top-1', *rows])
+    title = f'Top-1 in % under attack ({_attack_name(attack)}, maximum norm)'
+    return '\n'.join([title, 'radius, 1/255   top-1', *rows])

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -48,3 +50,11 @@ class Progress:
         seconds = (time.monotonic() - self.begun) / (self.done - self.first) * (self.total - self.done)
         unit, name = next((u, n) for u, n in ((3600, 'h'), (60, 'min'), (0, 's')) if seconds >= 2 * u)
         return f', {seconds / max(unit, 1):.0f} {name} left'
+
+
+def track(items: Any, title: str, unit: str, quiet: bool = False) -> Iterator[Any]:
+    """Yield items whose number is known, and show how many are done."""
+    with Progress(len(items), title, unit, quiet=quiet) as progress:
+        for done, item in enumerate(items, 1):
+            yield item
+            progress.show(done)

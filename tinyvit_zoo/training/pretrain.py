@@ -20,7 +20,7 @@ from ..data.sources import Source
 from ..data.splits import draw
 from ..errors import ZooError, nearest
 from ..kernels.memory import keep_freed_memory
-from ..measure.accuracy import evaluation_batches
+from ..measure.bench import evaluation_batches
 from ..measure.features import extract, knn, spread
 from ..methods import METHODS, MaskedModel, Method, MoCoV3, SelfDistillation
 from ..models import require_plain

@@ -17,7 +17,8 @@ from ..data.datasets import DATASETS
 from ..data.sources import Source, normalisation, open_source
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
-from ..measure.accuracy import evaluate, evaluation_batches
+from ..measure.accuracy import evaluate
+from ..measure.bench import evaluation_batches
 from ..methods.supervised import supervised_batches, supervised_task
 from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Recipe
 from ..runtime.files import write_whole
