@@ -42,6 +42,7 @@ from tinyvit_zoo.training.run_dir import differences
 from tinyvit_zoo.training.train import measure
 from tinyvit_zoo.weights import OURS, catalogue, check_recipes, read_cfg, read_weights, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER, parse
+from tinyvit_zoo.weights.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVES, FIXTURES = ROOT / 'docs' / 'images' / 'curves', ROOT / 'tests' / 'fixtures' / 'weights'
@@ -147,7 +148,7 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict[str, Any] | None:
     """Figures of the file at `path`; None of an encoder, which has no classes. ZooError if they are not the run's."""
-    model = load(run.recipe.model, path).to(world.device)
+    model = resolve(path, run.recipe.model).load(world.device).model
     if not run.cfg['num_classes']:
         return None
     figures = measure(source.test, run.recipe.batch_size, run.cfg, world, None, mode='auto')(model)
@@ -162,11 +163,6 @@ def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict
     return {
         **rounded, 'images': figures['images'], 'on': f'test images of {title}', 'date': _today(),
         'command': f'tinyvit-zoo eval {run.recipe.name} --data {spec}', 'machine': _machine(machine())}
-
-
-def load(model: str, path: Path) -> torch.nn.Module:
-    """A model as a user loads it, strictly: what does not fit is refused by name."""
-    return timm.create_model(model, pretrained=True, pretrained_cfg_overlay={'file': str(path)}).eval()
 
 
 def throughput(model: torch.nn.Module, cfg: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -226,11 +222,11 @@ def entry(run: FinishedRun, sha256: str, figures: Mapping[str, Any] | None, note
 
 
 def with_entry(text: str, new: Mapping[str, Any]) -> str:
-    """The catalogue's text with this entry, in the place of one of its name or at the end; checked."""
-    entries = json.loads(text)
-    places = [i for i, old in enumerate(entries) if old['name'] == new['name']]
-    entries[places[0] if places else len(entries):(places[0] + 1) if places else len(entries)] = [new]
-    changed = '[\n' + ',\n'.join(f'  {json.dumps(e, ensure_ascii=False)}' for e in entries) + '\n]\n'
+    """Put an entry in the place of the one of its name, whose `default` it keeps, or at the end; checked."""
+    entries = {entry['name']: entry for entry in json.loads(text)}
+    default = {key: value for key, value in entries.get(new['name'], {}).items() if key == 'default'}
+    entries[new['name']] = {'name': new['name'], **default, **new}
+    changed = '[\n' + ',\n'.join(f'  {json.dumps(e, ensure_ascii=False)}' for e in entries.values()) + '\n]\n'
     check_recipes(parse(changed).values())
     return changed
 
@@ -261,8 +257,8 @@ def ship(args: argparse.Namespace, world: World) -> str:
         figures = measured(run, path, source, world)
         if figures and args.benchmark:
             command = f'python tools/ship_weights.py RUN --data {SOURCES[recipe.dataset]} --benchmark'
-            figures['throughput'] = throughput(load(recipe.model, path).to(world.device), run.cfg, command)
-        fixture = safetensors.torch.save(examples(load(recipe.model, path), run.cfg))
+            figures['throughput'] = throughput(resolve(path, recipe.model).load(world.device).model, run.cfg, command)
+        fixture = safetensors.torch.save(examples(resolve(path, recipe.model).load().model, run.cfg))
     text = with_entry((FOLDER / 'catalogue.json').read_text(encoding='utf-8'),
                       entry(run, sha256, figures, args.note or caveat(source)))
     for place in (CURVES, FIXTURES):
@@ -275,8 +271,8 @@ def ship(args: argparse.Namespace, world: World) -> str:
     if subprocess.run([sys.executable, str(ROOT / 'tools' / 'update_docs.py')], cwd=ROOT).returncode:
         raise ZooError(f'{name} ships, but the documents are as they were: mend that and run tools/update_docs.py.')
     said = f'{figures["top1"]:.2f} % of {figures["images"]} images' if figures else 'an encoder, without a figure'
-    return (f'{name} ships: {len(content) / 1e6:.2f} MB, {said}. Look at `git status`, run '
-            f'tests/test_weights.py, commit.')
+    return (f'{name} ships: {len(content) / 1e6:.2f} MB, {said}. What pretrained=True gives is as it was: `default` in '
+            f'catalogue.json says it. Look at `git status`, run tests/weights, commit.')
 
 
 def caveat(source: Source) -> str:

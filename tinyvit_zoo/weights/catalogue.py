@@ -1,70 +1,73 @@
-"""catalogue.json: every weight there is, where it lies, what was published of it and what was measured."""
+"""catalogue.json: every set of weights, where its file is, and its published and measured figures."""
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NewType, TypedDict
 
 from ..data.datasets import DATASETS, DatasetInfo
 from ..errors import ZooError, nearest
 
 FOLDER = Path(__file__).parent
-OURS = 'tinyvit_zoo'        # the origin of what we trained
+OURS = 'tinyvit_zoo'        # the origin of weights that we trained
+
+Text = NewType('Text', str)             # not empty
+Percent = NewType('Percent', float)
+Date = NewType('Date', str)
 
 
 class Published(TypedDict):
-    """What a paper says: of this file, or, where the file is ours, of the recipe that made it."""
-    top1: float
-    source: str
+    """The figure of a paper: for this file or, where the file is ours, for its recipe."""
+    top1: Percent
+    source: Text
 
 
 class Throughput(TypedDict):
-    """Images a second of inference."""
+    """Images per second of inference."""
     images_per_second: float
     batch_size: int
-    machine: str
-    date: str
-    command: str
+    machine: Text
+    date: Date
+    command: Text
 
 
 class _Figures(TypedDict):
-    top1: float
+    top1: Percent
     loss: float
     images: int
-    on: str         # the split
-    date: str
-    command: str    # that measures it again
-    machine: str
+    on: Text        # the split
+    date: Date
+    command: Text   # measures it again
+    machine: Text
 
 
 class Measured(_Figures, total=False):
-    """What we found with the file that is loaded, in fp32."""
-    top5: float
+    """Our figures of the file as it is loaded, in fp32."""
+    top5: Percent
     throughput: Throughput
 
 
 class Provenance(TypedDict):
-    """How a weight of ours came to be. `log` is in this folder: a line of JSON an epoch."""
-    command: str
-    log: str
-    date: str
+    """How weights of ours were trained. `log` is a file in this folder, a line of JSON per epoch."""
+    command: Text
+    log: Text
+    date: Date
     minutes: float
-    machine: str
+    machine: Text
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One entry. Exactly one of `file` (in this folder), `hf_hub_id` and `url` is set; a `file` has its sha256.
+    """An entry. Exactly one of `file` (in this folder, with its sha256), `hf_hub_id` and `url` is set.
 
-    `mean`, `std`: where the recipe has others than the data set's. `encoder`: the file holds no classifier.
-    `license`: where it is not the family's. `recipe`, of ours: its name, which is the weight's.
+    `default`: these are what `pretrained=True` loads. `mean`, `std`, `license`: where they are not those of the
+    dataset and the family. `encoder`: without a classifier. `recipe`: of our weights, a recipe of the same name.
     """
     name: str
     dataset: str
@@ -72,6 +75,7 @@ class Weight:
     crop_pct: float
     origin: str
     recipe: str
+    default: bool = False
     published: Published | None = None
     measured: Measured | None = None
     trained: Provenance | None = None
@@ -108,74 +112,59 @@ class Weight:
 
 @cache
 def catalogue() -> dict[str, Weight]:
-    """All weights by name, in the order of the file."""
+    """Return all weights by name, in the order of the file."""
     return parse((FOLDER / 'catalogue.json').read_text(encoding='utf-8'))
 
 
 def weight_of(cfg: Any) -> Weight | None:
-    """The entry behind a timm cfg, found by where it lies: `vit_lite` has those of `vit_lite_7_4`."""
+    """Return the entry of a timm cfg, by tag and source: `vit_lite` has the weights of `vit_lite_7_4`."""
     places = (Path(cfg.file).name if cfg.file else None, cfg.hf_hub_id, cfg.url)
     return next((w for w in catalogue().values() if w.tag == cfg.tag and w.source in places), None)
+
+
+def promised_sha256(source: str | None) -> str:
+    """Return the catalogue's digest of the file at this path, address or Hub id; '' if it has none."""
+    digests = {str(FOLDER / w.file) if w.file else w.source: w.sha256 for w in catalogue().values()}
+    return digests.get(source or '', '')
 
 
 def pretrained_cfgs(
         architectures: Mapping[str, tuple[str, int]], aliases: Mapping[str, str], **shared: Any,
 ) -> dict[str, dict[str, Any]]:
-    """timm pretrained cfgs: one a weight, the default first, and `NAME.untrained` where no weight is of a classifier.
+    """Return timm's pretrained cfgs by `NAME.TAG`, and `NAME.untrained` where no weights have a classifier.
 
     Args:
-        architectures: data set and image size an architecture is meant for, which an untrained one is built for.
+        architectures: dataset and image size that an architecture is meant for.
         aliases: architectures that take the weights of another.
         shared: fields of timm's cfg that all have in common.
     """
     cfgs: dict[str, dict[str, Any]] = {}
     for name, (dataset, size) in architectures.items():
         own = [w for w in catalogue().values() if w.architecture == aliases.get(name, name)]
-        weights = default_first(own, dataset, size)
-        for w in weights:
-            cfg = {**shared, **_location(w), **_data_cfg(w.dataset, w.input_size, w.crop_pct, w.mean, w.std)}
-            cfg.update({'num_classes': 0, 'label_names': None} if w.encoder else {})
-            cfgs[f'{name}.{w.tag}'] = {**cfg, 'license': w.license or shared['license']}
-        if all(w.encoder for w in weights):
+        for w in default_first(own, dataset, size):
+            cfg = {
+                **shared, **_data_cfg(w.dataset, w.input_size, w.crop_pct, w.mean, w.std),
+                'file': str(FOLDER / w.file) if w.file else None, 'hf_hub_id': w.hf_hub_id or None,
+                'url': w.url or None, 'license': w.license or shared['license']}
+            cfgs[f'{name}.{w.tag}'] = {**cfg, 'num_classes': 0, 'label_names': None} if w.encoder else cfg
+        if all(w.encoder for w in own):
             cfgs[f'{name}.untrained'] = {**shared, **_data_cfg(dataset, (3, size, size), 1.0)}
     return cfgs
 
 
 def default_first(weights: Iterable[Weight], dataset: str, size: int) -> list[Weight]:
-    """An architecture's weights in the order in which they are offered: the first is what no tag gives.
-
-    First come those of the data set and image size that the architecture is meant for. Among them a weight that we
-    measured, the most accurate first, comes before those of which only a paper speaks, unless a paper's figure is
-    beyond the 95 % interval of our measurement: then ours is no match for it. Else the order is the catalogue's.
-    """
-    weights = list(weights)
-    own = [w for w in weights if (w.dataset, w.input_size[-1]) == (dataset, size)]
-    claimed = max((w.published['top1'] for w in own if w.published and not w.measured), default=0.)
-
-    def rank(weight: Weight) -> tuple[bool, int, float]:
-        if not weight.measured or weight not in own:
-            return weight not in own, 1 if not weight.measured else 0, 0.
-        top1, images = weight.measured['top1'], weight.measured['images']
-        matches = wilson(round(top1 * images / 100), images)[1] >= claimed
-        return False, 0 if matches else 2, -top1
-
-    return sorted(weights, key=rank)
+    """Order an architecture's weights: the default, those of its own dataset and size, measured ones, the others."""
+    return sorted(weights, key=lambda w: (
+        not w.default, (w.dataset, w.input_size[-1]) != (dataset, size), not w.measured))
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, in percent."""
+    """Return Wilson's 95 % interval of a share, in percent."""
     z = 1.959963984540054
     share, square = correct / count, z * z / count
     middle = (share + square / 2) / (1 + square)
     half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
     return 100 * max(0., middle - half), 100 * min(1., middle + half)
-
-
-def _location(weight: Weight) -> dict[str, Any]:
-    return {
-        'file': str(FOLDER / weight.file) if weight.file else None,
-        'hf_hub_id': weight.hf_hub_id or None, 'url': weight.url or None,
-    }
 
 
 def _data_cfg(
@@ -185,114 +174,100 @@ def _data_cfg(
     data = DATASETS[dataset]
     return {
         'input_size': input_size, 'crop_pct': crop_pct, 'mean': mean or data.mean, 'std': std or data.std,
-        'num_classes': data.num_classes, 'label_names': data.label_names or None,
-    }
+        'num_classes': data.num_classes, 'label_names': data.label_names or None}
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 def parse(text: str) -> dict[str, Weight]:
-    """The weights that a catalogue's text describes; ZooError that names the entry and the field where it is wrong."""
+    """Read the text of a catalogue; ZooError names the entry and the field that is wrong."""
     try:
         entries = json.loads(text)
     except ValueError as e:
-        raise ZooError(f'catalogue.json is no JSON ({e}): mend it.') from e
+        raise ZooError(f'catalogue.json is not JSON ({e}): correct it.') from e
     if not isinstance(entries, list):
-        raise ZooError('catalogue.json is no list: expected a list of entries, one a weight.')
+        raise ZooError('catalogue.json is not a list: expected a list of entries.')
     weights: dict[str, Weight] = {}
     for number, entry in enumerate(entries, 1):
         name = entry.get('name') if isinstance(entry, dict) else None
         where = f'catalogue.json, {name if name and isinstance(name, str) else f"entry {number}"}'
-        _check_record(entry, _hints(Weight), _REQUIRED, where)
+        _check(entry, Weight, where)
         tuples = {key: tuple(entry[key]) for key in ('input_size', 'mean', 'std') if entry.get(key)}
         weight = Weight(**{**entry, **tuples})
         if weight.name in weights:
-            raise ZooError(f'{where} is there twice: give each weight a tag of its own.')
-        _check_promise(weight, where)
+            raise ZooError(f'{where} is there twice: give each entry a tag of its own.')
+        _check_weight(weight, where)
         weights[weight.name] = weight
     return weights
 
 
-_REQUIRED = frozenset(f.name for f in fields(Weight) if f.default is MISSING)
-_hints = cache(typing.get_type_hints)
-
-
 def check_recipes(weights: Iterable[Weight]) -> None:
-    """ZooError for a weight of ours whose recipe is not there. Not part of `parse`: recipes are slow to import."""
+    """Raise ZooError if weights of ours have no recipe. Not part of `parse`: recipes are slow to import."""
     from ..recipes import PRETRAININGS, RECIPES
 
     known = {**RECIPES, **PRETRAININGS}
     for weight in weights:
         if weight.ours and weight.recipe not in known:
             raise ZooError(f'catalogue.json, {weight.name}: there is no recipe {weight.recipe!r}.'
-                           f'{nearest(weight.recipe, known)} A weight of ours has the name of its recipe.')
+                           f'{nearest(weight.recipe, known)} Weights of ours have the name of their recipe.')
 
 
-def _check_record(value: Any, hints: Mapping[str, Any], required: frozenset[str], where: str) -> None:
-    if not isinstance(value, dict):
-        raise ZooError(f'{where} is {value!r}, expected an object with {", ".join(sorted(required))}.')
-    for key in value.keys() - hints.keys():
-        raise ZooError(f'{where}: there is no field {key!r}.{nearest(key, hints)} Leave it out.')
-    for key in sorted(required - value.keys()):
-        raise ZooError(f'{where}: {key} is missing; say it.')
-    for key, item in value.items():
-        _check_value(item, hints[key], f'{where}: {key}')
-
-
-def _check_value(value: Any, hint: Any, where: str) -> None:
-    choices = [h for h in typing.get_args(hint) if h is not type(None)]
-    if type(None) in typing.get_args(hint):
+def _check(value: Any, hint: Any, where: str) -> None:
+    """Raise ZooError unless a JSON value has this type."""
+    args = typing.get_args(hint)
+    if hint is Weight or typing.is_typeddict(hint):
+        hints = _hints(hint)
+        required = getattr(hint, '__required_keys__', _REQUIRED)
+        if not isinstance(value, dict):
+            raise ZooError(f'{where} is {value!r}, expected an object with {", ".join(sorted(required))}.')
+        for key in value.keys() - hints.keys():
+            raise ZooError(f'{where}: there is no field {key!r}.{nearest(key, hints)} Leave it out.')
+        for key in sorted(required - value.keys()):
+            raise ZooError(f'{where}: {key} is missing: add it.')
+        for key, item in value.items():
+            _check(item, hints[key], f'{where}: {key}')
+    elif type(None) in args:
         if value is not None:
-            _check_value(value, choices[0], where)
-    elif typing.is_typeddict(hint):
-        _check_record(value, _hints(hint), hint.__required_keys__, where)
-    elif typing.get_origin(hint) is tuple:
-        if not isinstance(value, list) or len(value) != len(choices):
-            raise ZooError(f'{where} is {value!r}, expected a list of {len(choices)} numbers.')
+            _check(value, args[0], where)
+    elif args:
+        if not isinstance(value, list) or len(value) != len(args):
+            raise ZooError(f'{where} is {value!r}, expected a list of {len(args)} numbers.')
         for item in value:
-            _check_value(item, choices[0], where)
+            _check(item, args[0], where)
     else:
-        allowed = (int, float) if hint is float else hint
-        right = isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
-        if not right or (hint is float and not math.isfinite(value)):
-            raise ZooError(f'{where} is {value!r}, expected {_KINDS[hint]}.')
+        expected, fits = _KINDS[hint]
+        if not fits(value):
+            raise ZooError(f'{where} is {value!r}, expected {expected}.')
 
 
-_KINDS = {str: 'a text', int: 'a whole number', float: 'a number', bool: 'true or false'}
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
-def _check_promise(weight: Weight, where: str) -> None:
-    """What types do not say: where the file is, that figures can be, and that ours tell how they were made."""
+_DATE = r'\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])'
+_hints = cache(typing.get_type_hints)
+_REQUIRED = frozenset(f.name for f in fields(Weight) if f.default is MISSING)
+_KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ('a text', lambda value: isinstance(value, str)),
+    Text: ('a text that is not empty', lambda value: isinstance(value, str) and value != ''),
+    bool: ('true or false', lambda value: isinstance(value, bool)),
+    int: ('a whole number', lambda value: type(value) is int),
+    float: ('a number', _is_number),
+    Percent: ('a percentage', lambda value: _is_number(value) and 0 <= value <= 100),
+    Date: ('YEAR-MONTH-DAY', lambda value: isinstance(value, str) and bool(re.fullmatch(_DATE, value))),
+}
+
+
+def _check_weight(weight: Weight, where: str) -> None:
+    """Raise ZooError for what types do not say: the name, the source of the file, the training of our weights."""
     if not re.fullmatch(r'\w+\.\w+', weight.name):
         raise ZooError(f'{where}: name is {weight.name!r}, expected ARCHITECTURE.TAG.')
     if weight.dataset not in DATASETS:
-        raise ZooError(f'{where}: there is no data set {weight.dataset!r}.{nearest(weight.dataset, DATASETS)}')
+        raise ZooError(f'{where}: there is no dataset {weight.dataset!r}.{nearest(weight.dataset, DATASETS)}')
     if bool(weight.file) + bool(weight.hf_hub_id) + bool(weight.url) != 1:
         raise ZooError(f'{where}: expected exactly one of file, hf_hub_id and url.')
     if (weight.file or weight.sha256) and not re.fullmatch('[0-9a-f]{64}', weight.sha256):
         raise ZooError(f'{where}: sha256 is {weight.sha256!r}, expected the 64 hexadecimal digits of the file.')
     if weight.file and (Path(weight.file).name != weight.file or not weight.file.endswith('.safetensors')):
         raise ZooError(f'{where}: file is {weight.file!r}, expected the name of a .safetensors file in weights/.')
-    for record in ('published', 'measured', 'trained'):
-        _check_figures(getattr(weight, record) or {}, f'{where}: {record}')
     if weight.ours and (weight.recipe != weight.name or weight.trained is None):
         raise ZooError(f'{where} is of our training: expected recipe {weight.name!r}, and trained with its log.')
-
-
-def _check_figures(record: Mapping[str, Any], where: str) -> None:
-    """In `published`, `measured` or `trained`: percentages are some, dates are dates, texts say something."""
-    for key, value in record.items():
-        if isinstance(value, dict):
-            _check_figures(value, f'{where}: {key}')
-        elif value == '':
-            raise ZooError(f'{where}: {key} is empty; a figure is shown only with its {key}.')
-        elif key in ('top1', 'top5') and not 0 <= value <= 100:
-            raise ZooError(f'{where}: {key} is {value}, expected a percentage.')
-        elif key == 'date' and not _is_date(value):
-            raise ZooError(f'{where}: date is {value!r}, expected YEAR-MONTH-DAY.')
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return datetime.date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
