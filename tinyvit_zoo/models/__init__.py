@@ -1,6 +1,6 @@
 """The families. Importing this package registers every model with timm."""
 from timm import list_models as _timm_list_models
-from timm.models import get_pretrained_cfg as _get_pretrained_cfg
+from timm.models import get_pretrained_cfg as _get_pretrained_cfg, model_entrypoint as _model_entrypoint
 
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
@@ -18,18 +18,22 @@ from .sl_vit import LocalViT
 from .ssl_small import SslCaiT, SslSwin, SslViT
 
 __all__ = [
-    'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording', 'RelativeViT',
-    'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode', 'image_size',
-    'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export', 'with_tag',
+    'FAMILIES', 'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording',
+    'RelativeViT', 'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode',
+    'image_size', 'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export',
+    'with_tag',
 ]
 
-_FAMILIES = (compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)
+# Modules whose models are the zoo's. A family of another package joins by its name: see docs/extending.md.
+FAMILIES = [family.__name__ for family in (
+    compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)]
 
 
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
-    """Names of the zoo's models that match a wildcard pattern; with `pretrained`, `name.tag` of all with weights."""
-    modules = [family.__name__.rpartition('.')[2] for family in _FAMILIES]
-    return _timm_list_models(pattern, module=modules, pretrained=pretrained)
+    """List the zoo's models that match a wildcard pattern; with `pretrained`, `name.tag` of all with weights."""
+    modules = [family.rpartition('.')[2] for family in FAMILIES]  # timm knows a module by the last part of its name
+    names = _timm_list_models(pattern, module=modules, pretrained=pretrained)
+    return [name for name in names if _model_entrypoint(name).__module__ in FAMILIES]
 
 
 def check_name(name: str) -> None:
