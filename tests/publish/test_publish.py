@@ -19,7 +19,6 @@ import torch
 import yaml
 from fake_hub import TOKEN, FakeHub, serving
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import close_session
 from PIL import Image
 from timm.data import ImageNetInfo
 from timm.models import PretrainedCfg, _registry
@@ -32,6 +31,11 @@ from tinyvit_zoo.publish.hub import _write_config, build_repository, push
 from tinyvit_zoo.recipes.settings import describe
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
 from tinyvit_zoo.weights.catalogue import pretrained_cfgs
+
+try:
+    from huggingface_hub.utils import close_session
+except ImportError:  # before 1.0
+    from huggingface_hub.utils import reset_sessions as close_session
 
 ROOT = Path(__file__).parents[2]
 NAME, REPO = 'cvt_2_4.c10', 'org/cvt_2_4.c10'

@@ -32,6 +32,7 @@ from . import (
     recipes,
     train,
 )
+from .plugins import load_plugins
 
 __all__ = ['main']
 
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0, 2 for a mistake of the caller, 130 for Ctrl-C or 141 for a closed pipe, as shells do."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        load_plugins()
         args, unknown = _parser().parse_known_args(argv)
         if unknown and not isinstance(args.command, BrokenCommand):
             return _complain(_unknown(unknown[0], args))

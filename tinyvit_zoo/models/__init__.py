@@ -20,8 +20,7 @@ from .ssl_small import SslCaiT, SslSwin, SslViT
 __all__ = [
     'FAMILIES', 'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording',
     'RelativeViT', 'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode',
-    'image_size', 'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export',
-    'with_tag',
+    'image_size', 'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export', 'with_tag',
 ]
 
 # Modules whose models are the zoo's. A family of another package joins by its name: see docs/extending.md.
