@@ -18,9 +18,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyvit_zoo.cli import compare, count as command
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.measure import speed as timing
+from tinyvit_zoo.measure import comparison, costs, speed as timing
 from tinyvit_zoo.measure.counting import count, peak_memory
 from tinyvit_zoo.weights import catalogue
 
@@ -97,23 +96,23 @@ class NormValues(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('size, classes, name', [
-    (size, classes, name) for (size, classes), figures in command.PAPERS.items() for name in figures])
+    (size, classes, name) for (size, classes), figures in costs.PAPERS.items() for name in figures])
 def test_why_a_paper_has_another_figure(size: int, classes: int, name: str) -> None:
     """The footnotes are true."""
-    printed, why = command.PAPERS[size, classes][name]
+    printed, why = costs.PAPERS[size, classes][name]
     model: Any = timm.create_model(name, num_classes=classes, img_size=size, device='meta').eval()
     macs = count(model).macs / 1e6
     with NormValues() as norms, torch.no_grad():
         model(torch.empty(1, 3, size, size, device='meta'))
     length, width = model.pos_embed.shape[1:] if getattr(model, 'pos_embed', None) is not None else (0, 0)
     products = len(getattr(model, 'blocks', [])) * 2 * length ** 2 * width / 1e6
-    if why == command.NO_PRODUCTS:
+    if why == costs.NO_PRODUCTS:
         assert macs - products == pytest.approx(printed, abs=(5 if printed > 1000 else 0.5) + 0.001 * printed)
-    elif why == command.NORMS:
+    elif why == costs.NORMS:
         assert macs + norms.total / 1e6 == pytest.approx(printed, abs=0.06)
-    elif why == command.SLIPS:
+    elif why == costs.SLIPS:
         assert abs(macs + norms.total / 1e6 - printed) > 1
-    elif why == command.PADDING:  # 12 tokens of it, in 4 blocks, to q, k, v and back
+    elif why == costs.PADDING:  # 12 tokens of it, in 4 blocks, to q, k, v and back
         assert macs + 12 * 4 * 4 * 384 ** 2 / 1e6 == pytest.approx(printed, abs=0.1)
     else:
         projections = len(model.blocks) * length * 4 * width ** 2 / 1e6
@@ -298,7 +297,8 @@ def test_compare(run: Run, tmp_path: Path) -> None:
 def test_what_was_measured_is_shown_as_such(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = next(w for w in catalogue().values() if w.published)
     measured = dataclasses.replace(weight, measured={'top1': 12.34})
-    monkeypatch.setattr(compare, 'weight_of', lambda cfg: measured if cfg.architecture == weight.architecture else None)
+    monkeypatch.setattr(
+        comparison, 'weight_of', lambda cfg: measured if cfg.architecture == weight.architecture else None)
     lines = run('compare', weight.architecture, 'resnet18', '--no-speed').splitlines()
     assert lines[1].split()[-2:] == ['12.34', f'{weight.published["top1"]:.2f}']
     assert lines[2].split()[0] == 'resnet18' and lines[2].split()[-2:] == ['-', '-'] and 'images/s' not in lines[0]
