@@ -31,10 +31,10 @@ from torch import Tensor
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.augment.batched import normalize
-from tinyvit_zoo.data.datasets import DATASETS
+from tinyvit_zoo.data.datasets import DATASETS, spec_of
 from tinyvit_zoo.data.images import ArrayImages
 from tinyvit_zoo.data.sources import Source, open_source
-from tinyvit_zoo.recipes import PRETRAININGS, SOURCES, BaseRecipe, find_pretraining, find_recipe
+from tinyvit_zoo.recipes import PRETRAININGS, BaseRecipe, find_pretraining, find_recipe
 from tinyvit_zoo.runtime.files import write_whole
 from tinyvit_zoo.runtime.machine import machine
 from tinyvit_zoo.runtime.world import World, join_world
@@ -156,13 +156,11 @@ def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict
     if abs(figures['top1'] - claimed) > TOLERANCE:
         raise ZooError(f'The file to ship has {figures["top1"]:.2f} % on the test images, the run {claimed:.2f} %: '
                        f'--data is other images, or half precision is not enough. Nothing was shipped.')
-    data = SOURCES[run.recipe.dataset]
-    spec = data if data == 'digits' else f'{data}:PATH'
-    title = DATASETS[run.recipe.dataset].title
+    dataset = DATASETS[run.recipe.dataset]
     rounded = {key: round(figures[key], 4) for key in ('top1', 'top5', 'loss') if key in figures}
     return {
-        **rounded, 'images': figures['images'], 'on': f'test images of {title}', 'date': _today(),
-        'command': f'tinyvit-zoo eval {run.recipe.name} --data {spec}', 'machine': _machine(machine())}
+        **rounded, 'images': figures['images'], 'on': f'test images of {dataset.title}', 'date': _today(),
+        'command': f'tinyvit-zoo eval {run.recipe.name} --data {dataset.spec}', 'machine': _machine(machine())}
 
 
 def throughput(model: torch.nn.Module, cfg: Mapping[str, Any], command: str) -> dict[str, Any]:
@@ -214,8 +212,8 @@ def entry(run: FinishedRun, sha256: str, figures: Mapping[str, Any] | None, note
         'origin': OURS, 'recipe': recipe.name,
         'published': {'top1': recipe.published, 'source': paper} if recipe.published else None, 'measured': figures,
         'trained': {
-            'command': recipe.command, 'log': f'{recipe.name}.jsonl', 'minutes': round(run.minutes, 1),
-            'date': run.date,
+            'command': recipe.command(spec_of(recipe.dataset)), 'log': f'{recipe.name}.jsonl',
+            'minutes': round(run.minutes, 1), 'date': run.date,
             'machine': _machine(run.facts['machine'])},
         'encoder': not cfg['num_classes'] or None, 'note': note or None}
     return {key: value for key, value in fields.items() if value is not None}
@@ -256,7 +254,7 @@ def ship(args: argparse.Namespace, world: World) -> str:
         check_room(name, len(content), sha256, args.replace)
         figures = measured(run, path, source, world)
         if figures and args.benchmark:
-            command = f'python tools/ship_weights.py RUN --data {SOURCES[recipe.dataset]} --benchmark'
+            command = f'python tools/ship_weights.py RUN --data {DATASETS[recipe.dataset].source} --benchmark'
             figures['throughput'] = throughput(resolve(path, recipe.model).load(world.device).model, run.cfg, command)
         fixture = safetensors.torch.save(examples(resolve(path, recipe.model).load().model, run.cfg))
     text = with_entry((FOLDER / 'catalogue.json').read_text(encoding='utf-8'),

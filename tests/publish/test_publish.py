@@ -26,6 +26,7 @@ from torch import nn
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.data.datasets import spec_of
 from tinyvit_zoo.publish.cards import card
 from tinyvit_zoo.publish.hub import _write_config, build_repository, push
 from tinyvit_zoo.recipes.settings import describe
@@ -157,7 +158,7 @@ def test_front_matter_holds_what_was_measured(built: Path) -> None:
 def test_readme_has_the_card_the_recipe_and_the_curves(built: Path) -> None:
     text = (built / 'README.md').read_text()
     assert card(catalogue()[NAME]) in text
-    assert describe(NAME) in text and '](curves.png)' in text
+    assert describe(NAME, spec_of) in text and '](curves.png)' in text
 
 
 def test_snippets_of_the_readme_run(

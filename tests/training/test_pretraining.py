@@ -287,6 +287,7 @@ def test_fine_tunings_begin_with_pretrainings_that_there_are() -> None:
     replace(recipe, name=f'vit_lite_2_4.{method}') for method, recipe in own.PRETRAINING_PRESETS.items())],
     ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyvit_zoo.data.datasets import spec_of
     from tinyvit_zoo.recipes.settings import describe
 
     if recipe.method == 'd_mae':  # without fetching the teacher's weights
@@ -297,7 +298,7 @@ def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest
     method = pretrain.make_method(recipe, {}, torch.device('cpu'))
     assert method.kept().num_classes == 0
     if recipe.name in PRETRAININGS:
-        assert recipe.name not in RECIPES and f'method: {recipe.method}' in describe(recipe.name)
+        assert recipe.name not in RECIPES and f'method: {recipe.method}' in describe(recipe.name, spec_of)
 
 
 def test_the_schedules_of_a_pretraining() -> None:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.datasets import spec_of
 from ..errors import ZooError
-from ..recipes import SOURCES, BaseRecipe
+from ..recipes import BaseRecipe
 from ..recipes.settings import option, parse, settings, type_name
 from ._options import add_device
 
@@ -66,9 +67,10 @@ def run_options(args: argparse.Namespace, name: str, data: str) -> Options:
 def image_source(data: str | None, recipe: BaseRecipe) -> str:
     if data:
         return data
-    if recipe.dataset == 'digits':
-        return 'digits'
-    raise ZooError(f'--data is missing: give e.g. {SOURCES.get(recipe.dataset, "folder")}:DIR.')
+    spec = spec_of(recipe.dataset)
+    if ':' not in spec:
+        return spec
+    raise ZooError(f'--data is missing: give e.g. {spec}.')
 
 
 def in_world(device: str, run: Callable[[World], object]) -> str:

@@ -1,104 +1,129 @@
-"""What is known of a data set beforehand: normalisation and classes.
+"""The table of datasets: all that recipes, `--data`, cards and the Hub need to know of one.
 
-The figures are those of the authors' recipes; where no recipe of theirs has the set, those in general use (STL-10,
-MNIST, Fashion-MNIST) or measured on the training images at 32 px (digits). A grey set repeats its one figure.
+Add one from outside by `DATASETS['key'] = Dataset('key', ...)`.
+
+Normalization statistics are those of the authors' recipes; where no recipe of theirs has the dataset, those in general
+use (STL-10, MNIST, Fashion-MNIST) or measured on the training images at 32 px (digits). A grey dataset repeats its one
+figure.
 """
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-_CIFAR10 = (
-    'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck',
-)
-_CIFAR100 = (
-    'apple', 'aquarium_fish', 'baby', 'bear', 'beaver', 'bed', 'bee', 'beetle', 'bicycle', 'bottle', 'bowl',
-    'boy', 'bridge', 'bus', 'butterfly', 'camel', 'can', 'castle', 'caterpillar', 'cattle', 'chair', 'chimpanzee',
-    'clock', 'cloud', 'cockroach', 'couch', 'crab', 'crocodile', 'cup', 'dinosaur', 'dolphin', 'elephant',
-    'flatfish', 'forest', 'fox', 'girl', 'hamster', 'house', 'kangaroo', 'keyboard', 'lamp', 'lawn_mower',
-    'leopard', 'lion', 'lizard', 'lobster', 'man', 'maple_tree', 'motorcycle', 'mountain', 'mouse', 'mushroom',
-    'oak_tree', 'orange', 'orchid', 'otter', 'palm_tree', 'pear', 'pickup_truck', 'pine_tree', 'plain', 'plate',
-    'poppy', 'porcupine', 'possum', 'rabbit', 'raccoon', 'ray', 'road', 'rocket', 'rose', 'sea', 'seal', 'shark',
-    'shrew', 'skunk', 'skyscraper', 'snail', 'snake', 'spider', 'squirrel', 'streetcar', 'sunflower',
-    'sweet_pepper', 'table', 'tank', 'telephone', 'television', 'tiger', 'tractor', 'train', 'trout', 'tulip',
-    'turtle', 'wardrobe', 'whale', 'willow_tree', 'wolf', 'woman', 'worm',
-)
-_FLOWERS102 = (
-    'pink primrose', 'hard-leaved pocket orchid', 'canterbury bells', 'sweet pea', 'english marigold',
-    'tiger lily', 'moon orchid', 'bird of paradise', 'monkshood', 'globe thistle', 'snapdragon', "colt's foot",
-    'king protea', 'spear thistle', 'yellow iris', 'globe-flower', 'purple coneflower', 'peruvian lily',
-    'balloon flower', 'giant white arum lily', 'fire lily', 'pincushion flower', 'fritillary', 'red ginger',
-    'grape hyacinth', 'corn poppy', 'prince of wales feathers', 'stemless gentian', 'artichoke', 'sweet william',
-    'carnation', 'garden phlox', 'love in the mist', 'mexican aster', 'alpine sea holly', 'ruby-lipped cattleya',
-    'cape flower', 'great masterwort', 'siam tulip', 'lenten rose', 'barbeton daisy', 'daffodil', 'sword lily',
-    'poinsettia', 'bolero deep blue', 'wallflower', 'marigold', 'buttercup', 'oxeye daisy', 'common dandelion',
-    'petunia', 'wild pansy', 'primula', 'sunflower', 'pelargonium', 'bishop of llandaff', 'gaura', 'geranium',
-    'orange dahlia', 'pink-yellow dahlia?', 'cautleya spicata', 'japanese anemone', 'black-eyed susan',
-    'silverbush', 'californian poppy', 'osteospermum', 'spring crocus', 'bearded iris', 'windflower',
-    'tree poppy', 'gazania', 'azalea', 'water lily', 'rose', 'thorn apple', 'morning glory', 'passion flower',
-    'lotus', 'toad lily', 'anthurium', 'frangipani', 'clematis', 'hibiscus', 'columbine', 'desert-rose',
-    'tree mallow', 'magnolia', 'cyclamen', 'watercress', 'canna lily', 'hippeastrum', 'bee balm', 'ball moss',
-    'foxglove', 'bougainvillea', 'camellia', 'mallow', 'mexican petunia', 'bromelia', 'blanket flower',
-    'trumpet creeper', 'blackberry lily',
-)
-_TINY_IMAGENET = (  # in the order of the WordNet ids, which name the folders
-    'goldfish', 'European fire salamander', 'bullfrog', 'tailed frog', 'American alligator', 'boa constrictor',
-    'trilobite', 'scorpion', 'black widow', 'tarantula', 'centipede', 'goose', 'koala', 'jellyfish', 'brain coral',
-    'snail', 'slug', 'sea slug', 'American lobster', 'spiny lobster', 'black stork', 'king penguin', 'albatross',
-    'dugong', 'Chihuahua', 'Yorkshire terrier', 'golden retriever', 'Labrador retriever', 'German shepherd',
-    'standard poodle', 'tabby', 'Persian cat', 'Egyptian cat', 'cougar', 'lion', 'brown bear', 'ladybug', 'fly',
-    'bee', 'grasshopper', 'walking stick', 'cockroach', 'mantis', 'dragonfly', 'monarch', 'sulphur butterfly',
-    'sea cucumber', 'guinea pig', 'hog', 'ox', 'bison', 'bighorn', 'gazelle', 'Arabian camel', 'orangutan',
-    'chimpanzee', 'baboon', 'African elephant', 'lesser panda', 'abacus', 'academic gown', 'altar', 'apron',
-    'backpack', 'bannister', 'barbershop', 'barn', 'barrel', 'basketball', 'bathtub', 'beach wagon', 'beacon',
-    'beaker', 'beer bottle', 'bikini', 'binoculars', 'birdhouse', 'bow tie', 'brass', 'broom', 'bucket',
-    'bullet train', 'butcher shop', 'candle', 'cannon', 'cardigan', 'cash machine', 'CD player', 'chain', 'chest',
-    'Christmas stocking', 'cliff dwelling', 'computer keyboard', 'confectionery', 'convertible', 'crane', 'dam',
-    'desk', 'dining table', 'drumstick', 'dumbbell', 'flagpole', 'fountain', 'freight car', 'frying pan',
-    'fur coat', 'gasmask', 'go-kart', 'gondola', 'hourglass', 'iPod', 'jinrikisha', 'kimono', 'lampshade',
-    'lawn mower', 'lifeboat', 'limousine', 'magnetic compass', 'maypole', 'military uniform', 'miniskirt',
-    'moving van', 'nail', 'neck brace', 'obelisk', 'oboe', 'organ', 'parking meter', 'pay-phone', 'picket fence',
-    'pill bottle', 'plunger', 'pole', 'police van', 'poncho', 'pop bottle', "potter's wheel", 'projectile',
-    'punching bag', 'reel', 'refrigerator', 'remote control', 'rocking chair', 'rugby ball', 'sandal', 'school bus',
-    'scoreboard', 'sewing machine', 'snorkel', 'sock', 'sombrero', 'space heater', 'spider web', 'sports car',
-    'steel arch bridge', 'stopwatch', 'sunglasses', 'suspension bridge', 'swimming trunks', 'syringe', 'teapot',
-    'teddy', 'thatch', 'torch', 'tractor', 'triumphal arch', 'trolleybus', 'turnstile', 'umbrella', 'vestment',
-    'viaduct', 'volleyball', 'water jug', 'water tower', 'wok', 'wooden spoon', 'comic book', 'plate', 'guacamole',
-    'ice cream', 'ice lolly', 'pretzel', 'mashed potato', 'cauliflower', 'bell pepper', 'mushroom', 'orange',
-    'lemon', 'banana', 'pomegranate', 'meat loaf', 'pizza', 'potpie', 'espresso', 'alp', 'cliff', 'coral reef',
-    'lakeside', 'seashore', 'acorn',
-)
-_STL10 = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
-_FASHION_MNIST = (
-    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
-)
+Statistics = tuple[float, float, float]
+_CLASSES = {key: tuple(names) for key, names in json.loads(
+    Path(__file__).with_name('classes.json').read_text(encoding='utf-8')).items()}
 _DIGITS = tuple('0123456789')
 
 
 @dataclass(frozen=True)
-class DatasetInfo:
-    """`label_names` is empty where the names are timm's own (ImageNet)."""
+class Torchvision:
+    """A dataset that torchvision reads, and fetches with `--download`."""
+    class_name: str
+    folder: str                                 # where its files lie below ROOT
+    train: Mapping[str, Any]                    # arguments of the class
+    test: Mapping[str, Any]
+    val: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A row of the table.
+
+    `label_names` are empty where timm has them (ImageNet). `opener` reads `--data SOURCE:PATH`: a function, or its name
+    'module:function', that takes PATH and returns `splits.Parts`. Without one, the images are a plain folder or file.
+    """
+    key: str                                    # the dataset part of a weight's tag
     title: str
     num_classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Statistics
+    std: Statistics
     label_names: tuple[str, ...] = ()
+    source: str = 'folder'                      # the name in `--data`
+    opener: Torchvision | Callable[[str], Any] | str | None = None
+    place: str = 'PATH'                         # what follows the name and a colon; '': nothing does
+    mirrored: bool = True                       # whether flipped images stay of their class
+    hub_id: str = ''                            # on the Hugging Face Hub
+    about: str = ''                             # for model cards: its origin, size, licence and traps
+
+    @property
+    def spec(self) -> str:
+        """`--data` for this dataset."""
+        return f'{self.source}:{self.place}' if self.place else self.source
 
 
-def _grey(value: float) -> tuple[float, float, float]:
+def _grey(value: float) -> Statistics:
     return value, value, value
 
 
-# The keys are the data set part of a weight's tag.
-DATASETS = {
-    'c10': DatasetInfo('CIFAR-10', 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _CIFAR10),
-    'c100': DatasetInfo('CIFAR-100', 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), _CIFAR100),
-    'fl102': DatasetInfo('Flowers-102', 102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698), _FLOWERS102),
-    'svhn': DatasetInfo('SVHN', 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), _DIGITS),
-    'timnet': DatasetInfo('Tiny-ImageNet', 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), _TINY_IMAGENET),
-    'cinic10': DatasetInfo('CINIC-10', 10, (0.47889, 0.47228, 0.43047), (0.24206, 0.23828, 0.25875), _CIFAR10),
-    'stl10': DatasetInfo('STL-10', 10, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), _STL10),
-    'mnist': DatasetInfo('MNIST', 10, _grey(0.1307), _grey(0.3081), _DIGITS),
-    'fmnist': DatasetInfo('Fashion-MNIST', 10, _grey(0.2860), _grey(0.3530), _FASHION_MNIST),
-    'digits': DatasetInfo('digits', 10, _grey(0.3087), _grey(0.3482), _DIGITS),
-    'in1k': DatasetInfo('ImageNet-1k', 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+_TRAIN_TEST = {'train': True}, {'train': False}
+_NAMED = {'split': 'train'}, {'split': 'test'}
+DATASETS = {row.key: row for row in (
+    Dataset(
+        'c10', 'CIFAR-10', 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _CLASSES['c10'],
+        'cifar10', Torchvision('CIFAR10', 'cifar-10-batches-py', *_TRAIN_TEST), hub_id='uoft-cs/cifar10',
+        about='CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 px, 6,000 for each of ten '
+              'classes. Found on the web in 2006 to 2008; about 3 % of the test images have near duplicates among the '
+              'training images (arXiv:1902.00423). For research; no licence is stated.'),
+    Dataset(
+        'c100', 'CIFAR-100', 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), _CLASSES['c100'],
+        'cifar100', Torchvision('CIFAR100', 'cifar-100-python', *_TRAIN_TEST), hub_id='uoft-cs/cifar100',
+        about='CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 px, 600 for each of 100 '
+              'classes. Found on the web in 2006 to 2008; about 10 % of the test images have near duplicates among the '
+              'training images (arXiv:1902.00423). Five classes are of people. For research; no licence is stated.'),
+    Dataset(
+        'fl102', 'Flowers-102', 102, (0.4353, 0.3773, 0.2872), (0.2966, 0.2455, 0.2698), _CLASSES['fl102'],
+        'flowers102', Torchvision('Flowers102', 'flowers-102', *_NAMED, val={'split': 'val'}),
+        about='Flowers-102 (Nilsback and Zisserman, 2008): 1,020 training, 1,020 validation and 6,149 test images of '
+              'flowers common in Britain.'),
+    Dataset(
+        'svhn', 'SVHN', 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), _DIGITS,
+        'svhn', Torchvision('SVHN', 'train_32x32.mat', *_NAMED), mirrored=False, hub_id='ufldl-stanford/svhn',
+        about='SVHN (Netzer et al., 2011): 73,257 training and 26,032 test images, 32 px, of digits on house numbers, '
+              'neighbouring digits in view. For non-commercial use.'),
+    Dataset(
+        'timnet', 'Tiny-ImageNet', 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), _CLASSES['timnet'],
+        'tiny_imagenet', 'tinyvit_zoo.data.folders:open_tiny_imagenet', hub_id='zh-plus/tiny-imagenet',
+        about='Tiny-ImageNet (Stanford CS231n): 100,000 training and 10,000 validation images of 200 classes, ImageNet '
+              'images made 64 px small. The validation images are what figures are measured on. '
+              "ImageNet's terms: non-commercial research."),
+    Dataset(
+        'cinic10', 'CINIC-10', 10, (0.47889, 0.47228, 0.43047), (0.24206, 0.23828, 0.25875), _CLASSES['c10'],
+        'cinic10', 'tinyvit_zoo.data.folders:open_cinic10', hub_id='flwrlabs/cinic10',
+        about='CINIC-10 (Darlow et al., 2018): 90,000 images each for training, validation and test, 32 px, CIFAR-10 '
+              'and, for the larger part, ImageNet images made small, with the noise that brings.'),
+    Dataset(
+        'stl10', 'STL-10', 10, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), _CLASSES['stl10'],
+        'stl10', Torchvision('STL10', 'stl10_binary', *_NAMED),
+        about='STL-10 (Coates et al., 2011): 5,000 training and 8,000 test images with labels, 96 px, from ImageNet.'),
+    Dataset(
+        'mnist', 'MNIST', 10, _grey(0.1307), _grey(0.3081), _DIGITS,
+        'mnist', Torchvision('MNIST', 'MNIST/raw', *_TRAIN_TEST), mirrored=False, hub_id='ylecun/mnist',
+        about='MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of digits, grey, 28 px.'),
+    Dataset(
+        'fmnist', 'Fashion-MNIST', 10, _grey(0.2860), _grey(0.3530), _CLASSES['fmnist'],
+        'fashion_mnist', Torchvision('FashionMNIST', 'FashionMNIST/raw', *_TRAIN_TEST),
+        hub_id='zalando-datasets/fashion_mnist',
+        about='Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images of clothes, grey, 28 px. '
+              'MIT.'),
+    Dataset(
+        'digits', 'digits', 10, _grey(0.3087), _grey(0.3482), _DIGITS,
+        'digits', 'tinyvit_zoo.data.sources:open_digits', place='', mirrored=False,
+        about='The test part of the Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), as '
+              'scikit-learn brings it: 1,797 images of 8 x 8 pixels, grey, enlarged here. CC BY 4.0. A toy: its '
+              'figures say little of other images.'),
+    Dataset(
+        'in1k', 'ImageNet-1k', 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), hub_id='ILSVRC/imagenet-1k',
+        about='ImageNet-1k (Russakovsky et al., 2015): 1.28 million training and 50,000 validation images of 1,000 '
+              'classes from the web, more from North America and Europe than from elsewhere, people among them. The '
+              'validation images are what figures are measured on. Terms: non-commercial research.'),
+)}
+
+
+def spec_of(key: str) -> str:
+    """Return `--data` for a recipe's dataset; a folder where that is not in the table."""
+    return DATASETS[key].spec if key in DATASETS else 'folder:PATH'

@@ -4,25 +4,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from ..errors import ZooError
+from .datasets import DATASETS
 from .images import EXTENSIONS, FileImages
-from .splits import Split, draw
+from .splits import Parts, Split, draw
 
 _VALIDATION = ('val', 'valid', 'validation')
 _TEST_SHARE = 0.2   # of a folder that has no split of its own
 _TEST_SEED = 0      # never the run's: another seed must not train on what this one is tested on
-
-
-class Parts(NamedTuple):
-    """What a source opens to, before a validation set is cut from it."""
-    train: Split
-    val: Split | None
-    test: Split | None
-    class_names: tuple[str, ...]
 
 
 def open_folder(root: Path) -> Parts:
@@ -55,15 +47,17 @@ def _open_split(root: Path, named: dict[str, Path]) -> Parts:
     return Parts(train, val, test, names)
 
 
-def open_cinic10(root: Path, class_names: tuple[str, ...]) -> Parts:
-    """`train`, `valid` and `test` as published, 90,000 images each."""
+def open_cinic10(place: str) -> Parts:
+    """Open `train`, `valid` and `test` as published, 90,000 images each."""
+    root, class_names = Path(place), DATASETS['cinic10'].label_names
     require(root, ('train', 'valid', 'test'), 'CINIC-10', 'unpack CINIC-10.tar.gz and give the folder it makes')
     train, val, test = (_class_folders(root / name, class_names)[0] for name in ('train', 'valid', 'test'))
     return Parts(train, val, test, class_names)
 
 
-def open_tiny_imagenet(root: Path) -> Parts:
-    """As published. Papers report on `val`, the only labelled part beside `train`, so that here it is the test set."""
+def open_tiny_imagenet(place: str) -> Parts:
+    """Open it as published. Papers report on `val`, the only labelled part beside `train`: here it is the test set."""
+    root = Path(place)
     require(root, ('train', 'val'), 'Tiny-ImageNet', 'unpack tiny-imagenet-200.zip and give the folder it makes')
     train, ids = _class_folders(root / 'train')
     words = root / 'words.txt'

@@ -10,9 +10,8 @@ import torch
 
 from ..errors import ZooError
 from ..runtime.text import one_line
-from .folders import Parts
 from .images import EncodedImages
-from .splits import Split
+from .splits import Parts, Split
 
 _SPLITS = ('train',), ('validation', 'valid', 'val'), ('test',)
 _LABELS = ('label', 'labels', 'fine_label')     # which of several columns of classes is meant

@@ -1,16 +1,18 @@
-"""Where images come from: every data set, written `NAME`, `NAME:ROOT` or `NAME:FILE`, opened by `open_source`.
+"""Open the images of a dataset, written `NAME`, `NAME:PATH` or `NAME:FILE`.
 
 Test images choose nothing: where a source has no validation images, `val_fraction` cuts them from the training images,
 and with 0 there are none.
 """
 from __future__ import annotations
 
+import os
+import pkgutil
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +20,12 @@ import torch
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
 from .cache import check_cached
-from .datasets import DATASETS, DatasetInfo
-from .folders import Parts, open_cinic10, open_folder, open_tiny_imagenet
+from .datasets import DATASETS, Dataset, Torchvision
+from .folders import open_folder
 from .huggingface import open_hub
 from .images import ArrayImages, EncodedImages, FileImages, decode
 from .seeds import generator
-from .splits import Split, draw, nested
+from .splits import Parts, Split, draw, nested
 
 _DIGITS_TEST = 360      # of 1,797
 _VAL, _FRACTION, _SAMPLE = 1, 2, 3      # what a seed is used for
@@ -32,44 +34,29 @@ _SAMPLE_SIZE = 2000     # images that mean and deviation are measured on
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """`info` is None where the set is not known beforehand: `normalisation` then measures it."""
+    """Opened images; `info` is the dataset's row of the table, if it is there."""
     name: str
     train: Split
     val: Split | None
     test: Split | None
     class_names: tuple[str, ...]
-    info: DatasetInfo | None = None
+    info: Dataset | None = None
 
 
-class _Torchvision(NamedTuple):
-    class_name: str
-    info: str
-    lies_in: str
-    splits: tuple[dict[str, Any] | None, ...]   # arguments for train, val, test
-
-
-_TRAIN_TEST = {'train': True}, None, {'train': False}
-_NAMED_SPLITS = {'split': 'train'}, None, {'split': 'test'}
-_TORCHVISION = {
-    'cifar10': _Torchvision('CIFAR10', 'c10', 'cifar-10-batches-py', _TRAIN_TEST),
-    'cifar100': _Torchvision('CIFAR100', 'c100', 'cifar-100-python', _TRAIN_TEST),
-    'svhn': _Torchvision('SVHN', 'svhn', 'train_32x32.mat', _NAMED_SPLITS),
-    'mnist': _Torchvision('MNIST', 'mnist', 'MNIST/raw', _TRAIN_TEST),
-    'fashion_mnist': _Torchvision('FashionMNIST', 'fmnist', 'FashionMNIST/raw', _TRAIN_TEST),
-    'flowers102': _Torchvision('Flowers102', 'fl102', 'flowers-102',
-                               ({'split': 'train'}, {'split': 'val'}, {'split': 'test'})),
-    'stl10': _Torchvision('STL10', 'stl10', 'stl10_binary', _NAMED_SPLITS),
-}
+def syntax() -> dict[str, str]:
+    """Return what may be written for each source, by the name before the colon."""
+    rows = {row.source: row.spec for row in DATASETS.values() if row.opener}
+    return {'digits': 'digits', **rows, 'folder': 'folder:PATH', 'npz': 'npz:FILE', 'hf': 'hf:NAME'}
 
 
 def open_source(
         spec: str, *, download: bool = False, val_fraction: float = 0., fraction: float = 1., seed: int = 0,
 ) -> Source:
-    """The images of `spec`, not decoded yet.
+    """Open the images of `spec`, without decoding them.
 
     Args:
-        spec: one of `SYNTAX`.
-        download: let torchvision fetch a set that is not there.
+        spec: one of `syntax`.
+        download: let torchvision fetch a dataset that is not there.
         val_fraction: share of the training images that becomes the validation set, where the source has none.
         fraction: share of the training images to train on, every class in its proportion; a smaller share is part of
             a larger one. The validation set is cut before, so that it is the same for every fraction.
@@ -92,54 +79,66 @@ def open_source(
 
 
 def _open(spec: str, download: bool) -> Source:
-    name, _, rest = spec.partition(':')
-    if name not in SYNTAX:
-        hint = f' Did you mean folder:{spec} or npz:{spec}?' if Path(spec).exists() else nearest(name, SYNTAX)
-        raise ZooError(f'There is no data source {name!r}, expected one of {", ".join(SYNTAX.values())}.{hint}')
-    if bool(rest) != (SYNTAX[name] != name):
-        raise ZooError(f'The data source is {spec!r}, expected {SYNTAX[name]}.')
-    if download and name in _OPENERS and name not in ('digits', 'hf'):
-        raise ZooError(f'{name} is not fetched by this program: give {SYNTAX[name]} without download.')
-    if name in _TORCHVISION:
-        return _open_torchvision(name, Path(rest).expanduser(), download)
-    return _OPENERS[name](rest)
+    name, _, place = spec.partition(':')
+    known = syntax()
+    if name not in known:
+        hint = f' Did you mean folder:{spec} or npz:{spec}?' if Path(spec).exists() else nearest(name, known)
+        raise ZooError(f'There is no data source {name!r}, expected one of {", ".join(known.values())}.{hint}')
+    if bool(place) != (known[name] != name):
+        raise ZooError(f'The data source is {spec!r}, expected {known[name]}.')
+    place = os.path.expanduser(place)
+    row = next((row for row in DATASETS.values() if row.source == name and row.opener), None)
+    opener = row.opener if row else None
+    if isinstance(opener, Torchvision):
+        return _source(name, _open_torchvision(name, opener, Path(place), download), row)
+    if download and place and name != 'hf':
+        raise ZooError(f'{name} is not fetched by this program: give {known[name]} without download.')
+    if opener:
+        return _source(name, (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(place), row)
+    if name == 'hf':
+        return _source(place, open_hub(place))
+    path = Path(place)
+    return _source(path.resolve().name, open_folder(path)) if name == 'folder' else _source(path.stem, _open_npz(path))
 
 
-def _open_torchvision(name: str, root: Path, download: bool) -> Source:
-    known = _TORCHVISION[name]
-    train, val, test = (
-        None if args is None else _torchvision_split(name, root, args, download) for args in known.splits)
+def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
+    names = parts.class_names or (row.label_names if row else ())
+    return Source(name, parts.train, parts.val, parts.test, names, row)
+
+
+def _open_torchvision(name: str, known: Torchvision, root: Path, download: bool) -> Parts:
+    train, val, test = (None if args is None else _torchvision_split(name, known, root, args, download)
+                        for args in (known.train, known.val, known.test))
     assert train is not None
-    info = DATASETS[known.info]
-    return Source(name, train, val, test, info.label_names, info)
+    return Parts(train, val, test)
 
 
-def _torchvision_split(name: str, root: Path, args: dict[str, Any], download: bool) -> Split:
+def _torchvision_split(name: str, known: Torchvision, root: Path, args: Mapping[str, Any], download: bool) -> Split:
     from torchvision import datasets
 
-    class_name, _, lies_in, _ = _TORCHVISION[name]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the pickles of CIFAR are older than NumPy 2
-            data = getattr(datasets, class_name)(root, download=download, **args)
+            data = getattr(datasets, known.class_name)(root, download=download, **args)
     except ImportError as e:
         raise ZooError(f"{name} needs {e.name}, which is not installed: pip install 'tinyvit-zoo[train]'.") from e
     except Exception as e:  # torchvision, pickle, scipy and the network have their own
-        reason = ' '.join(str(e).split('You can use')[0].split())[:160] or type(e).__name__
+        reason = one_line(e).split(' You can use')[0]
         remedy = 'try again' if download else 'give the folder that holds it, or --download to fetch it'
-        raise ZooError(f'{name} cannot be read from {root} ({reason}): expected {root / lies_in}; {remedy}.') from e
-    if name == 'flowers102':
-        paths = [path.relative_to(root) for path in data._image_files]
-        return Split(FileImages(root, [str(path) for path in paths]), torch.tensor(data._labels))
+        raise ZooError(f'{name} cannot be read from {root} ({reason}): expected {root / known.folder}; '
+                       f'{remedy}.') from e
+    if hasattr(data, '_image_files'):
+        paths = [str(path.relative_to(root)) for path in data._image_files]
+        return Split(FileImages(root, paths), torch.tensor(data._labels))
     pixels = torch.as_tensor(data.data)
-    if class_name in ('SVHN', 'STL10'):
+    if pixels.shape[1] == 3:  # [N, C, H, W]
         pixels = pixels.permute(0, 2, 3, 1)
     labels = data.targets if hasattr(data, 'targets') else data.labels
     return Split(ArrayImages(pixels, name), torch.as_tensor(labels).long())
 
 
-def _open_digits(_: str) -> Source:
-    """1,797 real 8x8 images that come with scikit-learn. The split is ours, and always the same: 1,437 and 360."""
+def open_digits(_: str) -> Parts:
+    """Open the 1,797 real 8x8 images that come with scikit-learn; ours is the split, always the same: 1,437 and 360."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as e:
@@ -148,21 +147,19 @@ def _open_digits(_: str) -> Source:
     pixels = torch.from_numpy(np.round(data.images * (255 / 16)).astype(np.uint8))
     everything = Split(ArrayImages(pixels, 'digits'), torch.from_numpy(data.target).long())
     held = draw(everything.labels, _DIGITS_TEST, 0)
-    info = DATASETS['digits']
-    return Source('digits', everything.select(~held), None, everything.select(held), info.label_names, info)
+    return Parts(everything.select(~held), None, everything.select(held))
 
 
-def _open_npz(rest: str) -> Source:
-    """The layout of MedMNIST: `train_images`, `train_labels`, and the same for `val` and `test` where there are any."""
-    path = Path(rest).expanduser()
+def _open_npz(path: Path) -> Parts:
+    """Open MedMNIST's layout: `train_images`, `train_labels`, and the same for `val` and `test` where there are any."""
     if not path.is_file():
         raise ZooError(f'There is no file {path}: give an .npz file with train_images and train_labels.')
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name.partition('_')[0] in ('train', 'val', 'test')}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
-        raise ZooError(f'{path} is not an .npz file of plain arrays, or damaged ({one_line(e)}): '
-                       f'save it again with numpy.savez.') from e
+        raise ZooError(f'{path} is not an .npz file of plain arrays, or damaged ({one_line(e)}): save it again with '
+                       f'numpy.savez.') from e
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
     if train is None:
         raise ZooError(f'{path} holds {", ".join(arrays) or "nothing of the kind"}: expected train_images and '
@@ -175,7 +172,7 @@ def _open_npz(rest: str) -> Source:
         if split is not None and int(split.labels.max()) >= len(counts):
             raise ZooError(f'{path}: {name}_labels go up to {int(split.labels.max())}, train_labels to '
                            f'{len(counts) - 1}: every class needs training images.')
-    return Source(path.stem, train, val, test, tuple(str(i) for i in range(len(counts))))
+    return Parts(train, val, test, tuple(map(str, range(len(counts)))))
 
 
 def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | None:
@@ -201,61 +198,24 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
     return Split(ArrayImages(torch.from_numpy(pixels), title), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
 
 
-def _from_parts(name: str, parts: Parts, info: DatasetInfo | None = None) -> Source:
-    return Source(name, *parts, info)
+def normalization(source: Source, img_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, of pixels from 0 to 1.
 
-
-def _path(rest: str) -> Path:
-    return Path(rest).expanduser()
-
-
-_OPENERS: dict[str, Callable[[str], Source]] = {
-    'tiny_imagenet': lambda rest: _from_parts('tiny_imagenet', open_tiny_imagenet(_path(rest)), DATASETS['timnet']),
-    'cinic10': lambda rest: _from_parts(
-        'cinic10', open_cinic10(_path(rest), DATASETS['cinic10'].label_names), DATASETS['cinic10']),
-    'folder': lambda rest: _from_parts(_path(rest).resolve().name, open_folder(_path(rest))),
-    'npz': _open_npz,
-    'hf': lambda rest: _from_parts(rest, open_hub(rest)),
-    'digits': _open_digits,
-}
-
-# What may be written, by the name before the colon.
-SYNTAX = {
-    'digits': 'digits',
-    **{name: f'{name}:ROOT' for name in (*_TORCHVISION, 'tiny_imagenet', 'cinic10', 'folder')},
-    'npz': 'npz:FILE',
-    'hf': 'hf:NAME',
-}
-
-
-def normalisation(
-        source: Source, img_size: int | tuple[int, int], channels: int = 3, seed: int = 0,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels from 0 to 1.
-
-    Those of `source.info` where they hold; else (a set not known beforehand, or colour turned to grey) measured on
-    the training images at `img_size`, on 2,000 drawn at random where there are more.
+    Those in the table; for other datasets measured on the training images, on 2,000 drawn at random if there are more.
     """
-    info = source.info
-    if info is not None and (channels == 3 or len(set(info.mean)) == 1):
-        return info.mean[:channels], info.std[:channels]
-    return measure(source.train, img_size, channels, seed)
-
-
-def measure(
-        split: Split, img_size: int | tuple[int, int], channels: int, seed: int,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation on a sample of the split."""
+    if source.info:
+        return source.info.mean, source.info.std
+    split = source.train
     if isinstance(split.images, EncodedImages):
         check_cached(split.images)  # or the first unreadable ones would be met here, and the others later
-    chosen = torch.randperm(len(split), generator=generator(seed, _SAMPLE))[:_SAMPLE_SIZE].sort().values
-    total, squares, count = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), 0
-    size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+    chosen = torch.randperm(len(split), generator=generator(0, _SAMPLE))[:_SAMPLE_SIZE].sort().values
+    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
     for part in chosen.split(256):
-        pixels = decode(split.images, size, channels, split.select(part).index, progress=False).double() / 255
+        index = split.select(part).index
+        pixels = decode(split.images, (img_size, img_size), 3, index, progress=False).double() / 255
         total += pixels.sum((0, 2, 3))
         squares += pixels.square().sum((0, 2, 3))
-        count += pixels.numel() // channels
+        count += pixels.numel() // 3
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(deviation.clamp(min=1 / 255).tolist())  # one grey value all over: not by zero

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -34,6 +35,14 @@ class Split:
         """Those of a mask or of indices; the images themselves are not copied."""
         index = torch.arange(len(self)) if self.index is None else self.index
         return Split(self.images, self.labels[chosen], index[chosen])
+
+
+class Parts(NamedTuple):
+    """What a dataset's opener returns; without `class_names` they are those of the table."""
+    train: Split
+    val: Split | None
+    test: Split | None
+    class_names: tuple[str, ...] = ()
 
 
 def draw(labels: Tensor, count: int, *seed: int) -> Tensor:

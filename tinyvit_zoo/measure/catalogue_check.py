@@ -38,7 +38,7 @@ def _open_sources(specs: Sequence[str], **options: Any) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for spec in specs:
         source = open_bench_source(spec, 'test', **options)
-        key = next((key for key, info in DATASETS.items() if info is source.info), '')
+        key = source.info.key if source.info else ''
         if not key:
             raise ZooError(f'{spec} does not say which data set it is: write KEY={spec}, KEY one of '
                            f'{", ".join(DATASETS)}.')

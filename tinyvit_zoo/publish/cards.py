@@ -9,33 +9,6 @@ from ..weights.catalogue import Weight, catalogue
 if TYPE_CHECKING:
     from ..measure.counting import Count
 
-# What a data set is, and what a user of weights made from it has to know.
-_DATA = {
-    'c10': 'CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 px, 6,000 for each of ten classes. '
-           'Found on the web in 2006 to 2008; about 3 % of the test images have near duplicates among the training '
-           'images (arXiv:1902.00423). For research; no licence is stated.',
-    'c100': 'CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32 px, 600 for each of 100 classes. '
-            'Found on the web in 2006 to 2008; about 10 % of the test images have near duplicates among the training '
-            'images (arXiv:1902.00423). Five classes are of people. For research; no licence is stated.',
-    'svhn': 'SVHN (Netzer et al., 2011): 73,257 training and 26,032 test images, 32 px, of digits on house numbers, '
-            'neighbouring digits in view. For non-commercial use.',
-    'timnet': 'Tiny-ImageNet (Stanford CS231n): 100,000 training and 10,000 validation images of 200 classes, ImageNet '
-              'images made 64 px small. The validation images are what figures are measured on. '
-              "ImageNet's terms: non-commercial research.",
-    'cinic10': 'CINIC-10 (Darlow et al., 2018): 90,000 images each for training, validation and test, 32 px, CIFAR-10 '
-               'and, for the larger part, ImageNet images made small, with the noise that brings.',
-    'fl102': 'Flowers-102 (Nilsback and Zisserman, 2008): 1,020 training, 1,020 validation and 6,149 test images of '
-             'flowers common in Britain.',
-    'in1k': 'ImageNet-1k (Russakovsky et al., 2015): 1.28 million training and 50,000 validation images of 1,000 '
-            'classes from the web, more from North America and Europe than from elsewhere, people among them. The '
-            'validation images are what figures are measured on. Terms: non-commercial research.',
-    'fmnist': 'Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images of clothes, grey, 28 px. MIT.',
-    'mnist': 'MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of digits, grey, 28 px.',
-    'stl10': 'STL-10 (Coates et al., 2011): 5,000 training and 8,000 test images with labels, 96 px, from ImageNet.',
-    'digits': 'The test part of the Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), as '
-              'scikit-learn brings it: 1,797 images of 8 x 8 pixels, grey, enlarged here. CC BY 4.0. A toy: its '
-              'figures say little of other images.',
-}
 _PAPERS = {
     'arXiv:2104.05704': 'A. Hassani, S. Walton, N. Shah, A. Abuduweili, J. Li, H. Shi: Escaping the Big Data Paradigm '
                         'with Compact Transformers, 2021',
@@ -63,7 +36,7 @@ def _rows(weight: Weight) -> dict[str, str]:
         'use': _use(weight),
         'architecture': f'{_family(weight)} Paper: {cfg.paper_name} ({cfg.paper_ids})',
         'file': _file(weight),
-        'training data': _DATA[weight.dataset],
+        'training data': weight.data.about,
         'recipe': _recipe(weight),
         'preprocessing': f'{size} pixels from 0 to 1, `crop_pct` {cfg.crop_pct:g}, {cfg.interpolation} where they are '
                          f'resized; mean {_numbers(cfg.mean)}, std {_numbers(cfg.std)}',

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ['build_repository', 'publish', 'push', 'shipped']
 
-_DATASETS = {  # what the Hub calls a data set, where it has it
-    'c10': 'uoft-cs/cifar10', 'c100': 'uoft-cs/cifar100', 'svhn': 'ufldl-stanford/svhn',
-    'timnet': 'zh-plus/tiny-imagenet', 'cinic10': 'flwrlabs/cinic10', 'mnist': 'ylecun/mnist',
-    'fmnist': 'zalando-datasets/fashion_mnist', 'in1k': 'ILSVRC/imagenet-1k',
-}
 _USAGE = '''## Usage
 
 With `pip install tinyvit-zoo`:
@@ -183,6 +178,7 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
 
 def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
     """The card of the Hub: front matter, the card that MODEL_CARDS.md has too, usage, the recipe, the curves."""
+    from ..data.datasets import spec_of
     from ..recipes.settings import describe
     from .cards import card
 
@@ -192,7 +188,7 @@ def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
         f'# {weight.name}\n',
         card(weight),
         usage.replace('{repo_id}', repo_id),
-        f'## Recipe\n\n```text\n{describe(weight.recipe)}\n```\n',
+        f'## Recipe\n\n```text\n{describe(weight.recipe, spec_of)}\n```\n',
         '## Training\n\n![Loss and accuracy over the epochs](curves.png)\n'])
 
 
@@ -204,7 +200,7 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
     results = [
         EvalResult(
             task_type='image-classification', task_name='Image classification',
-            dataset_type=_DATASETS.get(weight.dataset, weight.dataset), dataset_name=weight.data.title,
+            dataset_type=weight.data.hub_id or weight.dataset, dataset_name=weight.data.title,
             dataset_split=figures['on'].partition(' ')[0], metric_type=kind, metric_name=title,
             metric_value=round(figures[key] / 100, 6) if kind == 'accuracy' else figures[key])  # the Hub's are 0 to 1
         for key, (kind, title) in kinds.items() if key in figures]
@@ -213,7 +209,7 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
     data = ModelCardData(
         license=cfg['license'], library_name='timm', pipeline_tag=task,
         tags=[task, 'timm', 'transformers', 'tinyvit_zoo', cfg['paper_ids'].lower()],
-        datasets=[_DATASETS[weight.dataset]] if weight.dataset in _DATASETS else None,
+        datasets=[weight.data.hub_id] if weight.data.hub_id else None,
         model_name=weight.name, eval_results=results)
     return f'{data.to_yaml()}\n'
 

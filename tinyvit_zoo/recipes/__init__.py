@@ -1,7 +1,7 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_small, spt_lsa, ssl_small
-from .base import SOURCES, BaseRecipe, Pretraining, Recipe
+from .base import BaseRecipe, Pretraining, Recipe
 from .presets import FINETUNING_PRESET, PRETRAINING_PRESETS
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     'PRETRAININGS',
     'PRETRAINING_PRESETS',
     'RECIPES',
-    'SOURCES',
     'BaseRecipe',
     'Pretraining',
     'Recipe',

@@ -8,12 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# the source (`--data`) that a data set's key stands for
-SOURCES = {
-    'c10': 'cifar10', 'c100': 'cifar100', 'svhn': 'svhn', 'timnet': 'tiny_imagenet', 'fmnist': 'fashion_mnist',
-    'digits': 'digits', 'cinic10': 'cinic10', 'fl102': 'flowers102', 'in1k': 'folder',
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecipe:
@@ -68,10 +62,8 @@ class BaseRecipe:
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
 
-    @property
-    def command(self) -> str:
-        source = SOURCES.get(self.dataset, 'folder')
-        data = source if source == 'digits' else f'{source}:PATH'
+    def command(self, data: str) -> str:
+        """Return the command line that trains it on the source `data`."""
         return f'tinyvit-zoo {self._verb} {self.name} --data {data} --output DIR'
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import ZooError, nearest
@@ -88,11 +88,11 @@ def override(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def describe(name: str) -> str:
-    """Show a recipe in full: its origin, its command and every setting."""
+def describe(name: str, spec_of: Callable[[str], str]) -> str:
+    """Show a recipe in full: its origin, its command and every setting. `spec_of`: of `data.datasets`."""
     recipe = find_pretraining(name) if name in PRETRAININGS else find_recipe(name)
     made = f'method: {recipe.method}' if isinstance(recipe, Pretraining) else (
         f'published: {recipe.published or "no figure"}')
     return '\n'.join([
-        recipe.name, textwrap.fill(recipe.about, 100), made, f'command: {recipe.command}', '',
+        recipe.name, textwrap.fill(recipe.about, 100), made, f'command: {recipe.command(spec_of(recipe.dataset))}', '',
         *(f'{key:20} {getattr(recipe, key)}' for key in settings(type(recipe)))])

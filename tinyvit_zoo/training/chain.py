@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data.datasets import spec_of
 from ..errors import ZooError
 from ..models import list_models
 from ..recipes import PRETRAININGS, Pretraining, Recipe
@@ -28,7 +29,7 @@ def pretraining_of(recipe: Recipe) -> Pretraining | None:
         return None
     if first.dataset != recipe.dataset:
         raise ZooError(f'{recipe.name} begins from {first.name}, which is pre-trained on other images: make that first '
-                       f'(`{first.command}`) and give it by --from DIR.')
+                       f'(`{first.command(spec_of(first.dataset))}`) and give it by --from DIR.')
     return first
 
 

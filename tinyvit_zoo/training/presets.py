@@ -7,14 +7,13 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg
 
+from ..data.datasets import DATASETS
 from ..errors import ZooError
 from ..models import check_name, check_tag
 from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, Pretraining, Recipe
 from ..recipes.settings import AnyRecipe
 from ..weights.resolve import without_rates
 from .run_dir import read_recipe
-
-_DIGITS = ('digits', 'mnist', 'svhn')       # sources whose images must not be mirrored
 
 
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
@@ -58,5 +57,6 @@ def pretraining_recipe(method: str, model: str) -> Pretraining:
 
 
 def without_mirroring(recipe: AnyRecipe, data: str) -> AnyRecipe:
-    """Switch flips off where the images are digits."""
-    return replace(recipe, flip=0.) if data.partition(':')[0] in _DIGITS else recipe
+    """Switch flips off where the dataset must not be mirrored."""
+    rows = [row for row in DATASETS.values() if row.source == data.partition(':')[0]]
+    return recipe if all(row.mirrored for row in rows) else replace(recipe, flip=0.)

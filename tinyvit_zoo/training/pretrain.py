@@ -16,6 +16,7 @@ from ..augment.batched import Augment
 from ..augment.pillow import TwoViews, pretraining_transform
 from ..augment.views import contrastive_views, low_resolution_views
 from ..data.batches import make_batches
+from ..data.datasets import spec_of
 from ..data.sources import Source
 from ..data.splits import draw
 from ..errors import ZooError, nearest
@@ -278,8 +279,8 @@ def _finish(
         world: World,
 ) -> dict[str, Any]:
     """The encoder's file, the card and result.json, which says that the pre-training is over."""
-    result = {'weights': recipe.name, 'figures': {'knn': task.figures}, 'command': options.command or recipe.command,
-              'machine': machine()}
+    result = {'weights': recipe.name, 'figures': {'knn': task.figures},
+              'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine()}
     if world.first:
         write_weights(run.folder, recipe, cfg, task.network.kept().state_dict())
         write_whole(run.folder / 'card.md', card(recipe, source, cfg, result).encode())

@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import DATASETS
-from ..data.sources import Source, normalisation, open_source
+from ..data.datasets import DATASETS, spec_of
+from ..data.sources import Source, normalization, open_source
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..measure.accuracy import evaluate
@@ -136,10 +136,8 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
         mean, std = known.mean, known.std
     elif 'mean' in start:
         mean, std = start['mean'], start['std']
-    elif source.info:
-        mean, std = source.info.mean, source.info.std
     else:
-        mean, std = normalisation(source, recipe.img_size)
+        mean, std = normalization(source, recipe.img_size)
     named = any(not name.isdigit() for name in source.class_names)
     names = source.class_names if named or not known else known.label_names or source.class_names
     return {
@@ -201,8 +199,8 @@ def _judge(
     for name, split in (('val', source.val), ('test', source.test)):
         if split is not None:
             figures[name] = measure(split, recipe.batch_size, cfg, world, dtype, **loading)(model)
-    result = {'weights': recipe.name, 'figures': figures, 'command': options.command or recipe.command,
-              'machine': machine()}
+    result = {'weights': recipe.name, 'figures': figures,
+              'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine()}
     if world.first:
         write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
         write_whole(run.folder / 'card.md', card(recipe, source, cfg, result).encode())

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NewType, TypedDict
 
-from ..data.datasets import DATASETS, DatasetInfo
+from ..data.datasets import DATASETS, Dataset
 from ..errors import ZooError, nearest
 
 FOLDER = Path(__file__).parent
@@ -98,7 +98,7 @@ class Weight:
         return self.name.partition('.')[2]
 
     @property
-    def data(self) -> DatasetInfo:
+    def data(self) -> Dataset:
         return DATASETS[self.dataset]
 
     @property
