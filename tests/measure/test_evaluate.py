@@ -22,13 +22,12 @@ from tinyvit_zoo.cli import eval as eval_command
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.measure import accuracy as accuracy_module, catalogue_check, confusion
-from tinyvit_zoo.measure.accuracy import accuracy
+from tinyvit_zoo.measure.accuracy import accuracy, wilson
 from tinyvit_zoo.measure.bench import Bench
 from tinyvit_zoo.measure.confusion import plot_confusion
 from tinyvit_zoo.runtime.picture import write_picture
 from tinyvit_zoo.runtime.world import World
 from tinyvit_zoo.weights import Weight, save_weights
-from tinyvit_zoo.weights.catalogue import wilson
 from tinyvit_zoo.weights.resolve import Loaded
 
 ALONE = World(0, 1, torch.device('cpu'))

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.augment.batched import normalize
 from tinyvit_zoo.data.datasets import DATASETS
+from tinyvit_zoo.measure.accuracy import wilson
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.publish.cards import card
 from tinyvit_zoo.weights import Weight, catalogue, check_recipes, save_weights
-from tinyvit_zoo.weights.catalogue import FOLDER, default_first, parse, wilson
+from tinyvit_zoo.weights.catalogue import FOLDER, default_first, parse
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / 'tests' / 'fixtures' / 'weights'

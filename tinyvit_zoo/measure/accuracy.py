@@ -1,6 +1,7 @@
 """Accuracy of a model on a split: top-1 with its interval, top-5, loss, by class."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from ..runtime.precision import autocast
 from ..runtime.world import World
-from ..weights.catalogue import wilson
 from .bench import Bench
 
 
@@ -69,3 +69,12 @@ def by_class(confusion: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
             'interval': wilson(correct, images) if images else None,
             'most_taken_for': names[wrong] if row[wrong] > 0 else None, 'times': max(row[wrong], 0)})
     return rows
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share, in percent."""
+    z = 1.959963984540054
+    share, square = correct / count, z * z / count
+    middle = (share + square / 2) / (1 + square)
+    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
+    return 100 * max(0., middle - half), 100 * min(1., middle + half)

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
-from timm.models import get_pretrained_cfg
 from torch import nn
 from tqdm import tqdm
 
 from ..data.images import EXTENSIONS
 from ..errors import ZooError
 from ..runtime.text import one_line
+from ..weights.resolve import resolve
 
 
 def label_names(cfg: Any) -> list[str]:
@@ -30,11 +29,12 @@ def label_names(cfg: Any) -> list[str]:
 
 def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Module, list[str]]:
     """Load `NAME.TAG`, or `weights` into its architecture; return the model and a name or number for each class."""
-    cfg: Any = get_pretrained_cfg(name)
-    if not cfg.num_classes and not weights:
+    found = resolve(f'{name}={weights}' if weights else name)
+    if found.untrained:
+        raise ZooError(f'There are no weights of {found.architecture}: give some by --weights FILE.')
+    if not weights and not found.cfg['num_classes']:
         raise ZooError(f'{name} has no classes to predict: it is an encoder, to train a classifier from.')
-    overlay = {'file': str(weights)} if weights else None
-    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).to(device).eval()
+    model = found.create().to(device).eval()
     count = int(model.num_classes)
     if not count:
         raise ZooError(f'{weights} does not state its classes, nor does {name}: expected a file of our training, or a '

@@ -9,11 +9,10 @@ from timm.models import get_pretrained_cfg
 
 from ..data.datasets import DATASETS
 from ..errors import ZooError
-from ..models import check_name, check_tag
+from ..models import check_name, with_tag
 from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, Pretraining, Recipe
 from ..recipes.settings import AnyRecipe
-from ..weights.resolve import without_rates
-from .run_dir import read_recipe
+from ..weights.resolve import resolve, without_rates
 
 
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
@@ -21,30 +20,20 @@ def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
 
     Without `name`, `start` is the run directory of a pre-training, which names the model.
     """
-    run = _pretraining_run(start) if start else {}
+    run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
+    run = run if 'method' in run else {}
     if not name and not run:
         raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from with the run of a '
                        'pre-training.')
-    name = name or run['name'].partition('.')[0]
-    check_name(name)
-    model, _, tag = name.partition('.')
-    if tag:
-        check_tag(model, tag)
+    name = with_tag(name or run['name'].partition('.')[0])
     cfg: Any = get_pretrained_cfg(name)
-    start = start or (f'{model}.{cfg.tag}' if cfg.has_weights else '')
+    start = start or (name if cfg.has_weights else '')
     recipe = replace(
-        FINETUNING_PRESET, name=f'{model}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
+        FINETUNING_PRESET, name=f'{cfg.architecture}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
         crop_pct=cfg.crop_pct, layer_decay=FINETUNING_PRESET.layer_decay if start else 1.)
     if not run:
         return recipe
     return replace(recipe, img_size=run['img_size'], model_args=without_rates(run['model_args']))
-
-
-def _pretraining_run(folder: str) -> dict[str, Any]:
-    """Return the recipe of a pre-training's run directory, {} for anything else."""
-    path = Path(folder, 'recipe.json')
-    recipe = read_recipe(path)['recipe'] if path.is_file() else {}
-    return recipe if 'method' in recipe else {}
 
 
 def pretraining_recipe(method: str, model: str) -> Pretraining:

@@ -158,15 +158,6 @@ def default_first(weights: Iterable[Weight], dataset: str, size: int) -> list[We
         not w.default, (w.dataset, w.input_size[-1]) != (dataset, size), not w.measured))
 
 
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share, in percent."""
-    z = 1.959963984540054
-    share, square = correct / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return 100 * max(0., middle - half), 100 * min(1., middle + half)
-
-
 def _data_cfg(
         dataset: str, input_size: tuple[int, int, int], crop_pct: float,
         mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,

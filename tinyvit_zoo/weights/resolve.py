@@ -46,7 +46,7 @@ class Resolved:
 
     @property
     def untrained(self) -> bool:
-        return self.name.endswith('.untrained')
+        return not self.file and self.name.endswith('.untrained')
 
     @property
     def has_weights(self) -> bool:
