@@ -4,7 +4,8 @@ from timm.models import get_pretrained_cfg as _get_pretrained_cfg, model_entrypo
 
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
-from ._build import check_tag
+from ._build import build_model, check_tag
+from ._tokens import TokenTransformer
 from ._vision import timm_export
 from .compact import CompactTransformer
 from .encoder import Recording, attention_logits, encode, record, require_plain
@@ -19,8 +20,9 @@ from .ssl_small import SslCaiT, SslSwin, SslViT
 
 __all__ = [
     'FAMILIES', 'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording',
-    'RelativeViT', 'SslCaiT', 'SslSwin', 'SslViT', 'attention_logits', 'check_name', 'check_tag', 'encode',
-    'image_size', 'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export', 'with_tag',
+    'RelativeViT', 'SslCaiT', 'SslSwin', 'SslViT', 'TokenTransformer', 'attention_logits', 'build_model', 'check_name',
+    'check_tag', 'encode', 'image_size', 'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export',
+    'with_tag',
 ]
 
 # Modules whose models are the zoo's. A family of another package joins by its name: see docs/extending.md.
