@@ -1,8 +1,7 @@
-"""What attention does: how far it reaches, how spread it is, and where on an image it goes.
+"""Attention of a model: its distance and entropy, maps over images, rollout, pooling weights and temperatures.
 
-Distance and entropy are those of the second paper's analyses (arXiv 2205.14443): attention among the patches alone,
-prefix tokens left out before the softmax; entropy -sum p ln p, distance the sum of p times the distance in pixels
-between query and key; both averaged over queries and images, one number a head.
+Distance and entropy follow arXiv 2205.14443: attention among the patches, without prefix tokens in the softmax;
+entropy -sum p ln p, distance the sum of p times the pixels between query and key; averaged over queries and images.
 """
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,23 +18,23 @@ from ..layers import SequencePool
 from ..models import LocalPiT, LocalSwin
 from .places import Layer, attention_layers, block_layers, watch_attention
 
-_BYTES = 128 << 20      # of a layer's attention held at a time
+_BYTES = 128 << 20      # of attention of one layer held at a time
 _MASKED = -1e30         # logits below are masked
 
 
-# -- one layer's numbers -----------------------------------------------------------------------------------------------
+# -- distance and entropy ----------------------------------------------------------------------------------------------
 def patch_attention(logits: Tensor, prefix: int) -> Tensor:
-    """Attention among the patches alone [B, H, N, N]: the first `prefix` tokens are left out before the softmax."""
+    """Return attention among the patches [B, H, N, N], without the first `prefix` tokens in the softmax."""
     return logits[:, :, prefix:, prefix:].softmax(-1)
 
 
 def uniform_attention(logits: Tensor, prefix: int) -> Tensor:
-    """The same where every query treats all keys alike that it may attend to."""
+    """Return attention spread evenly over the patches that each query may attend to."""
     return patch_attention(logits.where(logits < _MASKED, 0.), prefix)
 
 
 def distances(grid: tuple[int, int], stride: tuple[float, float], device: Any = None) -> Tensor:
-    """In pixels, between each two tokens of a grid [N, N]."""
+    """Return the distances in pixels between all tokens of a grid [N, N]."""
     rows, cols = (torch.arange(n, device=device, dtype=torch.float32) * step
                   for n, step in zip(grid, stride, strict=True))
     places = torch.cartesian_prod(rows, cols).view(-1, 2)
@@ -42,28 +42,53 @@ def distances(grid: tuple[int, int], stride: tuple[float, float], device: Any = 
 
 
 def mean_distance(attention: Tensor, apart: Tensor) -> Tensor:
-    """Of attention [B, H, N, N] with `distances` [N, N]: over queries, by image and head [B, H]."""
+    """Average the `distances` [N, N] of attention [B, H, N, N] over queries -> [B, H]."""
     return (attention * apart).sum(-1).mean(-1)
 
 
 def mean_entropy(attention: Tensor) -> Tensor:
-    """In nats, of attention [B, H, N, N]: over queries, by image and head [B, H]."""
+    """Average the entropy in nats of attention [B, H, N, N] over queries -> [B, H]."""
     return torch.special.entr(attention).sum(-1).mean(-1)
 
 
-# -- a model's ---------------------------------------------------------------------------------------------------------
 @dataclass
 class Reach:
-    """For each layer by head (layers differ in heads), and for attention that treats all its keys alike."""
+    """Distance and entropy of each layer by head (layers differ in heads), and those of uniform attention."""
     layers: list[Layer]
     distance: list[Tensor]          # [H], pixels
     entropy: list[Tensor]           # [H], nats
     uniform_distance: list[float]
     uniform_entropy: list[float]
 
+    def arrays(self) -> dict[str, Any]:
+        """Return the numbers as arrays to save."""
+        return {
+            'layers': [layer.name for layer in self.layers], 'grid': [layer.grid for layer in self.layers],
+            'stride': [layer.stride for layer in self.layers],
+            'distance': ragged(self.distance), 'entropy': ragged(self.entropy),
+            'uniform_distance': self.uniform_distance, 'uniform_entropy': self.uniform_entropy}
+
+    def table(self, title: str) -> str:
+        """Return a table with a line for each layer: mean and range over the heads, and uniform attention."""
+        lines = [f'{title:20} {"grid":>7} {"distance, px":>22} {"uniform":>8} {"entropy, nats":>22} {"uniform":>8}']
+        for i, layer in enumerate(self.layers):
+            distance, entropy = (f'{heads.mean():.2f} ({heads.min():.2f} to {heads.max():.2f})'
+                                 for heads in (self.distance[i], self.entropy[i]))
+            lines.append(f'{layer.name:20} {layer.grid[0]:>3}x{layer.grid[1]:<3} {distance:>22} '
+                         f'{self.uniform_distance[i]:8.2f} {entropy:>22} {self.uniform_entropy[i]:8.2f}')
+        return '\n'.join(lines)
+
+
+def ragged(rows: Sequence[Tensor]) -> np.ndarray:
+    """Return an array [layers, heads], NaN where a layer has fewer heads than another."""
+    array = np.full((len(rows), max(len(row) for row in rows)), np.nan)
+    for into, row in zip(array, rows, strict=True):
+        into[:len(row)] = row.numpy()
+    return array
+
 
 def images_at_once(model: Any, most: int = 32) -> int:
-    """How many images a pass may have, for the attention of a layer to stay within reason."""
+    """Return a batch size for which the attention of a layer fits in 128 MiB."""
     largest = max(layer.attention.num_heads * (layer.grid[0] * layer.grid[1] + layer.prefix) ** 2
                   for layer in attention_layers(model))
     return max(1, min(most, _BYTES // (4 * largest)))
@@ -71,7 +96,7 @@ def images_at_once(model: Any, most: int = 32) -> int:
 
 @torch.no_grad()
 def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
-    """Distance and entropy of the attention of every layer whose queries are patches."""
+    """Measure distance and entropy in every layer whose queries are patches."""
     layers = [layer for layer in attention_layers(model) if not layer.class_only]
     sums: list[Any] = [0.] * len(layers)
 
@@ -79,9 +104,9 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
         layer = layers[index]
         apart = distances(layer.grid, layer.stride, logits.device)
         uniform = uniform_attention(logits[:1], layer.prefix).expand(len(logits), -1, -1, -1)
-        found = [torch.stack([mean_distance(attention, apart), mean_entropy(attention)]).cpu().double().sum(1)
-                 for attention in (patch_attention(logits, layer.prefix), uniform)]
-        sums[index] = sums[index] + torch.cat(found)
+        values = [torch.stack([mean_distance(attention, apart), mean_entropy(attention)]).cpu().double().sum(1)
+                  for attention in (patch_attention(logits, layer.prefix), uniform)]
+        sums[index] = sums[index] + torch.cat(values)
 
     count = 0
     with watch_attention(layers, see):
@@ -95,10 +120,7 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
 
 # -- maps over an image ------------------------------------------------------------------------------------------------
 def roll_out(heads: Sequence[Tensor]) -> Tensor:
-    """Attention through all layers [B, N, N] (arXiv 2005.00928): the product of (A + 1) / 2, A a layer's mean head.
-
-    `heads`: attention of each layer [B, N, N], the first layer's first.
-    """
+    """Multiply (A + 1) / 2 over the layers (arXiv 2005.00928), A being the mean head [B, N, N] of each, in order."""
     rolled = torch.eye(heads[0].shape[-1], dtype=heads[0].dtype, device=heads[0].device)
     for attention in heads:
         rolled = (attention @ rolled + rolled) / 2
@@ -106,7 +128,7 @@ def roll_out(heads: Sequence[Tensor]) -> Tensor:
 
 
 def no_rollout(model: Any) -> str:
-    """Why a model's attention cannot be rolled out; '' where it can."""
+    """Return why a model's attention cannot be rolled out; '' where it can."""
     if any(layer.mixes_heads for layer in attention_layers(model)):
         return 'its heads are mixed behind the softmax, by numbers of either sign, so that attention is no share'
     if isinstance(model, (LocalPiT, LocalSwin)):
@@ -116,16 +138,16 @@ def no_rollout(model: Any) -> str:
 
 @dataclass
 class Maps:
-    """Shares of attention over the image."""
+    """Attention of one query over the image."""
     layer: Layer
-    query: str              # whose attention: 'the class token', 'all patches, in the mean', 'patch ROW, COL'
+    query: str              # 'the class token', 'all patches, in the mean' or 'patch ROW, COL'
     heads: Tensor           # [B, H, rows, columns]
-    rollout: Tensor | None  # [B, rows, columns]; of what the model reads out, through all layers
+    rollout: Tensor | None  # [B, rows, columns]
 
 
 @torch.no_grad()
 def attention_maps(model: Any, images: Tensor, layer: int = -1, patch: tuple[int, int] | None = None) -> Maps:
-    """Where the heads of a layer look, and the rollout to what the classifier reads, where there is one.
+    """Return the attention of each head of a layer, and the rollout to the classifier's input, where defined.
 
     Args:
         layer: index among `attention_layers`.
@@ -148,23 +170,23 @@ def attention_maps(model: Any, images: Tensor, layer: int = -1, patch: tuple[int
     with watch_attention(layers, see):
         tokens = model.forward_features(images)
     chosen = layers[layer]
-    query, found = _of_query(chosen, heads[0], patch)
+    query, maps = _select_query(chosen, heads[0], patch)
     rolled = None
     if body:
         last = layers[body[-1]]
         shares = (readout(model, tokens)[:, None] @ roll_out([means[i] for i in body]))[:, 0, last.prefix:]
         rolled = shares.unflatten(1, last.grid).cpu()
-    return Maps(chosen, query, found.unflatten(2, chosen.grid).cpu(), rolled)
+    return Maps(chosen, query, maps.unflatten(2, chosen.grid).cpu(), rolled)
 
 
-def _of_query(layer: Layer, attention: Tensor, patch: tuple[int, int] | None) -> tuple[str, Tensor]:
-    """Whose row of [B, H, queries, keys] is taken, and what it gives to the patches [B, H, N]."""
+def _select_query(layer: Layer, attention: Tensor, patch: tuple[int, int] | None) -> tuple[str, Tensor]:
+    """Return the name of the query, and its row of the attention [B, H, queries, keys] over the patches [B, H, N]."""
     rows, cols = layer.grid
     attention = attention[..., attention.shape[3] - rows * cols:]
     if patch is not None:
         if layer.class_only or not (0 <= patch[0] < rows and 0 <= patch[1] < cols):
-            what = 'the class token alone' if layer.class_only else f'{rows} x {cols} patches, counted from 0'
-            raise ZooError(f'There is no query {patch[0]},{patch[1]} in {layer.name}: its queries are {what}.')
+            queries = 'the class token alone' if layer.class_only else f'{rows} x {cols} patches, counted from 0'
+            raise ZooError(f'There is no query {patch[0]},{patch[1]} in {layer.name}: its queries are {queries}.')
         return f'patch {patch[0]}, {patch[1]}', attention[:, :, layer.prefix + patch[0] * cols + patch[1]]
     if layer.prefix:
         return 'the class token', attention[:, :, 0]
@@ -172,9 +194,9 @@ def _of_query(layer: Layer, attention: Tensor, patch: tuple[int, int] | None) ->
 
 
 def readout(model: Any, tokens: Tensor) -> Tensor:
-    """How much of each token [B, N, D] the classifier sees [B, N]: the class token, sequence pooling, or the mean.
+    """Return the classifier's weight of each token [B, N, D] -> [B, N]: class token, sequence pooling, or the mean.
 
-    The mean of the patches also stands for read-outs that have no shares (maxima, attention pooling of timm's).
+    The mean of the patches also stands for pooling without such weights (maximum, timm's attention pooling).
     """
     if isinstance(getattr(model, 'attn_pool', None), SequencePool):
         return model.attn_pool.weights(tokens)[:, :, 0]
@@ -189,13 +211,14 @@ def readout(model: Any, tokens: Tensor) -> Tensor:
 # -- sequence pooling --------------------------------------------------------------------------------------------------
 @dataclass
 class Pooling:
-    maps: Tensor        # [B, rows, columns]
-    prefix: Tensor      # [B, prefix tokens]: what goes to tokens that are no patches
+    """Weights of sequence pooling, which sum to 1."""
+    maps: Tensor        # [B, rows, columns], of the patches
+    prefix: Tensor      # [B, prefix tokens]
     stride: tuple[float, float]     # pixels from one token to the next
 
 
 def no_pooling(model: Any) -> str:
-    """Why a model has no weights of sequence pooling; '' where it has."""
+    """Return why a model has no weights of sequence pooling; '' where it has."""
     if isinstance(getattr(model, 'attn_pool', None), SequencePool):
         return ''
     return f'it is read out by {getattr(model, "global_pool", "others")!r}, not by sequence pooling as cvt_* and cct_*'
@@ -203,13 +226,38 @@ def no_pooling(model: Any) -> str:
 
 @torch.no_grad()
 def pooling_weights(model: Any, images: Tensor) -> Pooling:
-    """The weights of sequence pooling over the image; they sum to one."""
-    why = no_pooling(model)
-    if why:
+    """Return the weights of sequence pooling over the images."""
+    if why := no_pooling(model):
         raise ZooError(f'{type(model).__name__} has no pooling weights: {why}.')
     tokens = model.forward_features(images)
-    tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # a map
+    tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # of a staged model
     weights = model.attn_pool.weights(tokens)[:, :, 0].float().cpu()
     last = block_layers(model)[-1]
     prefix = weights.shape[1] - last.grid[0] * last.grid[1]
     return Pooling(weights[:, prefix:].unflatten(1, last.grid), weights[:, :prefix], last.stride)
+
+
+# -- temperatures ------------------------------------------------------------------------------------------------------
+def no_temperatures(model: Any) -> str:
+    """Return why a model has no learned temperatures; '' where it has."""
+    return '' if _with_temperatures(model) else 'it has no locality attention, as sl_* have (lsa=True)'
+
+
+def _with_temperatures(model: Any) -> list[Layer]:
+    return [layer for layer in block_layers(model) if getattr(layer.attention, 'temperature', None) is not None]
+
+
+@torch.no_grad()
+def temperatures(model: Any) -> dict[str, Tensor]:
+    """Return by layer the factor on the logits of each head [H], relative to its start: above 1 is sharper.
+
+    It starts at head_dim ** -0.5, the factor of plain attention.
+    """
+    layers = _with_temperatures(model)
+    if not layers:
+        raise ZooError(f'{type(model).__name__} has no temperatures: {no_temperatures(model)}.')
+    return {layer.name: layer.attention.temperature.float().cpu() / _start(layer.attention) for layer in layers}
+
+
+def _start(attn: Any) -> float:
+    return getattr(attn, 'scale', attn.head_dim ** -0.5)

@@ -1,8 +1,8 @@
-"""How alike two layers are: minibatch linear CKA (arXiv 2010.15327) by the unbiased HSIC estimator (Song et al., 2012).
+"""Similarity of layers, and of position embeddings.
 
-Each batch of images gives an estimate of HSIC for each pair of layers; these are averaged over the batches first, and
-CKA is the ratio of the averages. So it does not depend on the batch size but for noise. The images of a batch have to
-be drawn at random from all classes: batches of one class each know nothing of what tells classes apart.
+Layers are compared by minibatch linear CKA (arXiv 2010.15327) with the unbiased HSIC estimator (Song et al., 2012).
+HSIC is averaged over batches before the ratio, so that the batch size changes only the noise. Images have to be drawn
+at random: batches of a single class hold nothing of the differences between classes.
 """
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ZooError
-from .places import see_features
+from .places import block_layers, see_features
 
-LEAST = 4               # images in a batch, which the estimator divides by (n - 3)
-_CONSTANT = 1e-10       # of the features' energy: less than this around their mean is rounding
+LEAST = 4               # images in a batch: the estimator divides by (n - 3)
+_CONSTANT = 1e-10       # share of the features' energy below which their variance is rounding
 
 
+# -- layers ------------------------------------------------------------------------------------------------------------
 def gram(features: Tensor) -> Tensor:
-    """Products of the images' features with each other [n, n], of features [n, ...] around their mean.
+    """Return the Gram matrix [n, n] of features [n, ...] around their mean; zero for features that are constant.
 
-    HSIC does not depend on the mean; without it more of the digits are the signal's. Features that are the same for
-    all images give zero, and not the products of what rounding left.
+    HSIC does not depend on the mean, but precision does.
     """
     x = features.flatten(1).float()
     centred = x - x.mean(0)
@@ -33,7 +34,7 @@ def gram(features: Tensor) -> Tensor:
 
 
 def unbiased_hsic(a: Tensor, b: Tensor) -> Tensor:
-    """Between each two Gram matrices [A, n, n], [B, n, n] -> [A, B]. It is negative where chance has it so."""
+    """Estimate HSIC between all Gram matrices [A, n, n], [B, n, n] -> [A, B]; by chance it may be negative."""
     n = a.shape[-1]
     if n < LEAST:
         raise ZooError(f'A batch has {n} images, expected {LEAST} or more: the estimate divides by (n - 3).')
@@ -46,10 +47,9 @@ def unbiased_hsic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ratio(cross: Tensor, self_a: Tensor, self_b: Tensor) -> Tensor:
-    """CKA from average HSIC: [A, B], [A], [B] -> [A, B].
+    """Return CKA from average HSIC: [A, B], [A], [B] -> [A, B].
 
-    Where a layer's HSIC with itself is not positive (its features tell the images apart no better than chance), it is
-    like no other layer: 0, and never NaN.
+    It is 0, never NaN, for layers whose own HSIC is not positive: their features are no better than chance.
     """
     scale = self_a.clamp(min=0).sqrt()[:, None] * self_b.clamp(min=0).sqrt()
     return torch.where(scale > 0, cross / scale.where(scale > 0, 1.), 0.)
@@ -59,7 +59,7 @@ def ratio(cross: Tensor, self_a: Tensor, self_b: Tensor) -> Tensor:
 def similarity(
         model: Any, batches: Iterable[Tensor], other: Any = None, other_batches: Iterable[Tensor] = (),
 ) -> dict[str, Tensor]:
-    """CKA between all layers: {'aa': [A, A]}, with another model also 'ab' [A, B] and 'bb' [B, B].
+    """Return CKA between all layers, {'aa': [A, A]}; with another model also 'ab' [A, B] and 'bb' [B, B].
 
     `batches` and `other_batches`: the same images in the same order, each as its model takes them.
     """
@@ -77,6 +77,24 @@ def similarity(
 
 
 def _grams(model: Any, images: Any) -> Tensor:
-    found: list[Tensor] = []
-    see_features(model, images, lambda index, features: found.append(gram(features)))
-    return torch.stack(found)
+    grams: list[Tensor] = []
+    see_features(model, images, lambda index, features: grams.append(gram(features)))
+    return torch.stack(grams)
+
+
+# -- positions ---------------------------------------------------------------------------------------------------------
+def no_positions(model: Any) -> str:
+    """Return why a model has no position embedding; '' where it has."""
+    if not block_layers(model):
+        return 'its tokens are not known'
+    return 'nothing is added to its tokens' if getattr(model, 'pos_embed', None) is None else ''
+
+
+@torch.no_grad()
+def position_similarity(model: Any) -> Tensor:
+    """Return the cosine between all rows of the position embedding [rows, columns, rows, columns]."""
+    if why := no_positions(model):
+        raise ZooError(f'{type(model).__name__} has no table of positions: {why}.')
+    rows, cols = model.patch_embed.grid_size if hasattr(model, 'patch_embed') else model.grid_size
+    embedding = F.normalize(model.pos_embed[0, -rows * cols:].float().cpu(), dim=1)
+    return (embedding @ embedding.t()).view(rows, cols, rows, cols)

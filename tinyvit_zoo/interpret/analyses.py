@@ -1,0 +1,231 @@
+"""The analyses of models: numbers, text and pictures.
+
+    model = resolve('cct_2_3x2.digits').load()
+    analysis, = analyze_attention([model], draw_images(open_images('digits'), 256))
+    print(analysis.text)
+    analysis.figure.savefig('attention.png')
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..augment.pillow import evaluation_transform
+from ..data.images import FileImages, as_channels
+from ..data.seeds import generator
+from ..data.sources import open_source
+from ..data.splits import Split
+from ..errors import ZooError
+from ..measure.prediction import image_files
+from ..runtime.progress import Progress
+from ..runtime.text import one_line
+from ..weights.resolve import Loaded
+from . import plots
+from .attention import (
+    Maps,
+    Pooling,
+    attention_maps,
+    images_at_once,
+    no_pooling,
+    no_rollout,
+    no_temperatures,
+    pooling_weights,
+    ragged,
+    reach,
+    temperatures,
+)
+from .places import attention_layers, feature_names, no_attention, no_features
+from .similarity import LEAST, no_positions, position_similarity, similarity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DRAW = 6               # keeps this draw apart from others with the same seed
+_PICTURED = 6           # images in the picture of pooling weights
+
+
+@dataclass
+class Analysis:
+    """What one picture shows. `arrays`: its numbers, by the title of the model or models."""
+    text: str
+    arrays: Mapping[str, Mapping[str, Any]]
+    figure: Figure
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+def open_images(data: str | None = None, split: str = 'test', files: Sequence[Path] | None = None) -> Split:
+    """Open the split of a data source, or files and folders."""
+    if bool(data) == bool(files):
+        raise ZooError('Give --data SOURCE (digits, npz:FILE, folder:DIR, ...) or --files IMAGE..., one of the two.')
+    if data:
+        images = getattr(open_source(data), split)
+        if images is None:
+            raise ZooError(f'{data} has no {split} images: take another --split.')
+        return images
+    paths = [str(path.absolute()) for path in image_files(files or ())]
+    return Split(FileImages(Path('/'), paths), torch.zeros(len(paths), dtype=torch.int64))
+
+
+def draw_images(split: Split, count: int, seed: int = 0) -> Split:
+    """Draw images at random, in random order; all, where there are no more than `count`."""
+    return split.select(torch.randperm(len(split), generator=generator(seed, _DRAW))[:count])
+
+
+def _batches(loaded: Loaded, images: Split, batch_size: int) -> Iterator[Tensor]:
+    """Yield the images in order, preprocessed as the weights expect [B, C, H, W], and show progress."""
+    transform, channels = evaluation_transform(loaded.cfg), loaded.cfg['input_size'][0]
+    device = next(loaded.model.parameters()).device
+    with Progress(len(images), loaded.title, lines=False) as progress:
+        for start in range(0, len(images), batch_size):
+            chosen = range(start, min(start + batch_size, len(images)))
+            yield torch.stack([transform(_read(images, i, channels)) for i in chosen]).to(device)
+            progress.show(chosen.stop)
+
+
+def _read(images: Split, i: int, channels: int) -> Any:
+    try:
+        return as_channels(images.read(i), channels)
+    except Exception as e:  # every decoder has its own errors for a damaged file
+        raise ZooError(f'{images.name(i)} cannot be read as an image ({one_line(e)}): mend or leave it out.') from e
+
+
+def _pixels(loaded: Loaded, images: Tensor) -> Tensor:
+    """Return pixels [B, H, W, C] in 0..1 of preprocessed images."""
+    mean, std = (torch.tensor(loaded.cfg[key], device=images.device)[:, None, None] for key in ('mean', 'std'))
+    return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+
+
+# -- one function a kind -----------------------------------------------------------------------------------------------
+def analyze_attention(models: Sequence[Loaded], images: Split) -> list[Analysis]:
+    """Measure distance and entropy of attention, by layer and head; one picture for all models."""
+    reaches = {m.title: reach(m.model, _batches(m, images, images_at_once(m.model))) for m in models}
+    text = '\n\n'.join(each.table(title) for title, each in reaches.items()) + '\n'
+    arrays = {title: {**each.arrays(), 'images': len(images)} for title, each in reaches.items()}
+    return [Analysis(text, arrays, plots.plot_reach(reaches))]
+
+
+def analyze_similarity(models: Sequence[Loaded], images: Split, batch_size: int = 256) -> list[Analysis]:
+    """Compare the layers of a model, or those of two, by CKA."""
+    names = dict(zip('ab', (feature_names(m.model) for m in models), strict=False))
+    size = min(batch_size, len(images))
+    if size < LEAST:
+        raise ZooError(f'Layers are compared on {size} images at a time, expected {LEAST} or more: give more images.')
+    images = images.select(torch.arange(len(images) // size * size))    # whole batches
+    first, *other = ((m.model, _batches(m, images, size)) for m in models)
+    cka = similarity(*first, *(other[0] if other else ()))
+    titles = [m.title for m in models]
+    arrays = {**{pair: values.numpy() for pair, values in cka.items()},
+              **{f'layers_{letter}': each for letter, each in names.items()}, 'images': len(images), 'batch': size}
+    lines = [f'{pair}: {values.shape[0]} x {values.shape[1]} layers, CKA {values.min():.3f} to {values.max():.3f}, '
+             f'mean {values.mean():.3f}' for pair, values in cka.items()]
+    flat = [name for letter, each in names.items()
+            for name, value in zip(each, cka[letter * 2].diagonal(), strict=False) if not value]
+    if flat:
+        lines.append(f'Features that tell the images apart no better than chance, given as 0: {", ".join(flat)}.')
+    return [Analysis('\n'.join(lines), {'-'.join(titles): arrays}, plots.plot_similarity(cka, titles))]
+
+
+def analyze_maps(
+        models: Sequence[Loaded], images: Split, layer: int = -1, patch: tuple[int, int] | None = None,
+) -> list[Analysis]:
+    """Map the attention of a layer's heads over images, and the rollout; arguments as for `attention_maps`."""
+    return [_analyze_maps(loaded, images, layer, patch) for loaded in models]
+
+
+def _analyze_maps(loaded: Loaded, images: Split, layer: int, patch: tuple[int, int] | None) -> Analysis:
+    batches = _batches(loaded, images, images_at_once(loaded.model))
+    pixels, parts = zip(*((_pixels(loaded, x), attention_maps(loaded.model, x, layer, patch)) for x in batches),
+                        strict=True)
+    rollout = None if parts[0].rollout is None else torch.cat([part.rollout for part in parts])
+    maps = Maps(parts[0].layer, parts[0].query, torch.cat([part.heads for part in parts]), rollout)
+    arrays = {'heads': maps.heads.numpy(), 'layer': maps.layer.name, 'query': maps.query, 'names': _names(images),
+              **({} if rollout is None else {'rollout': rollout.numpy()})}
+    text = (f'{loaded.title}: {maps.layer.name} of {len(attention_layers(loaded.model))} layers, attention from '
+            f'{maps.query}')
+    if rollout is None:
+        text += f'\n{loaded.title} has no rollout: {no_rollout(loaded.model)}.'
+    return Analysis(text, {loaded.title: arrays}, plots.plot_maps(torch.cat(pixels), maps, loaded.title))
+
+
+def analyze_pooling(models: Sequence[Loaded], images: Split) -> list[Analysis]:
+    """Map the weights of sequence pooling over images."""
+    return [_analyze_pooling(loaded, images) for loaded in models]
+
+
+def _analyze_pooling(loaded: Loaded, images: Split) -> Analysis:
+    parts: list[Pooling] = []
+    pictured: list[Tensor] = []
+    for batch in _batches(loaded, images, 64):
+        parts.append(pooling_weights(loaded.model, batch))
+        pictured += _pixels(loaded, batch[:max(0, _PICTURED - len(pictured))])
+    pooling = Pooling(torch.cat([p.maps for p in parts]), torch.cat([p.prefix for p in parts]), parts[0].stride)
+    uniform = pooling.maps[0].numel() + pooling.prefix.shape[1]
+    top = pooling.maps.flatten(1).amax(1).mean() * uniform
+    text = f"{loaded.title}: {len(images)} images, an image's largest weight is {top:.2f} times a uniform one"
+    if pooling.prefix.numel():
+        text += f', {100 * pooling.prefix.sum(1).mean():.1f} % on the class token'
+    arrays = {'maps': pooling.maps.numpy(), 'prefix': pooling.prefix.numpy(), 'names': _names(images)}
+    figure = plots.plot_pooling(torch.stack(pictured), pooling, loaded.title)
+    return Analysis(text, {loaded.title: arrays}, figure)
+
+
+def _names(images: Split) -> list[str]:
+    return [images.name(i) for i in range(len(images))]
+
+
+def analyze_temperatures(models: Sequence[Loaded]) -> list[Analysis]:
+    """Show the learned temperatures of locality attention; one picture for all models."""
+    values = {m.title: temperatures(m.model) for m in models}
+    lines = []
+    for title, layers in values.items():
+        lines += [f'{title}: {len(layers)} layers; what multiplies the logits of a head, over where it started',
+                  *(f'{name:20} {"  ".join(f"{value:.3f}" for value in heads)}' for name, heads in layers.items())]
+    arrays = {title: {'layers': list(layers), 'temperature': ragged(list(layers.values()))}
+              for title, layers in values.items()}
+    return [Analysis('\n'.join(lines), arrays, plots.plot_temperatures(values))]
+
+
+def analyze_positions(models: Sequence[Loaded]) -> list[Analysis]:
+    """Compare the rows of the position embedding."""
+    return [_analyze_positions(loaded) for loaded in models]
+
+
+def _analyze_positions(loaded: Loaded) -> Analysis:
+    cosine = position_similarity(loaded.model)
+    rows, cols = cosine.shape[:2]
+    neighbours = [cosine[:, :-1, :, 1:].diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1),
+                  cosine[:-1, :, 1:].diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)]
+    right, below = (f'{values.mean():.3f}' if values.numel() else '-' for values in neighbours)
+    text = (f'{loaded.title}: {rows} x {cols} positions, cosine {cosine.mean():.3f} in the mean, {right} with the '
+            f'neighbour to the right, {below} with that below')
+    figure = plots.plot_positions(cosine, f'{loaded.title}: positions')
+    return Analysis(text, {loaded.title: {'similarity': cosine.numpy()}}, figure)
+
+
+# -- support -----------------------------------------------------------------------------------------------------------
+_NEEDS: dict[str, tuple[str, Callable[[Any], str]]] = {     # what a model needs, and why it has it not
+    'attention': ('attention that can be read', no_attention),
+    'maps': ('attention that can be read', no_attention),
+    'rollout': ('rollout', lambda model: no_attention(model) or no_rollout(model)),
+    'similarity': ('layers to compare', no_features),
+    'pooling': ('pooling weights', no_pooling),
+    'temperatures': ('temperatures', no_temperatures),
+    'positions': ('table of positions', no_positions),
+}
+
+
+def unsupported(model: Any) -> dict[str, str]:
+    """Return for each analysis why it is undefined for a model, or ''."""
+    return {kind: why_not(model) for kind, (_, why_not) in _NEEDS.items()}
+
+
+def check_supported(loaded: Loaded, kind: str) -> None:
+    need, why_not = _NEEDS[kind]
+    if why := why_not(loaded.model):
+        raise ZooError(f'{loaded.title} has no {need}: {why}. `tinyvit-zoo analyze support` lists the analyses of each '
+                       f'model.')
