@@ -240,14 +240,14 @@ def test_npz_rgb_without_validation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('changes, message', [
     (dict(train_images=None, train_labels=None), 'expected train_images'),
-    (dict(test_images=None), 'test_labels alone'),
-    (dict(train_labels=np.zeros((20, 14), int)), 'several labels an image'),
+    (dict(test_images=None), 'one of test_images and test_labels'),
+    (dict(train_labels=np.zeros((20, 14), int)), r'expected one whole number for each: \[N\] or \[N, 1\]'),
     (dict(train_labels=np.arange(19) % 4), 'for 20 images'),
     (dict(train_labels=np.linspace(0, 1, 20)), 'float64'),
-    (dict(train_labels=np.arange(20) % 4 - 1), 'go down to -1'),
-    (dict(train_labels=np.arange(20) % 4 * 2), 'have no 1'),
-    (dict(train_labels=np.zeros(20, int)), 'are all 0'),
-    (dict(test_labels=np.arange(9)), 'every class needs training images'),
+    (dict(train_labels=np.arange(20) % 4 - 1), 'has train labels from -1 to 2'),
+    (dict(train_labels=np.arange(20) % 4 * 2), 'images of 4 out of 7 classes'),
+    (dict(train_labels=np.zeros(20, int)), 'images of 1 out of 1 classes'),
+    (dict(test_labels=np.arange(9)), 'has test labels from 0 to 8: expected 0 to 3'),
     (dict(train_images=np.zeros((20, 28, 28))), 'float64'),
     (dict(train_images=fakes.pixels(20, 28, 28, 28)), 'volumes'),
     (dict(train_images=fakes.pixels(20, 3, 28, 28)), r'expected uint8 \[N, H, W\]'),
@@ -339,7 +339,7 @@ def test_hub_with_plain_numbers_and_withheld_test_labels(hub: Callable[..., str]
 
 @pytest.mark.parametrize('options, message', [
     (dict(names=['x', 'y'], test=[0, 1]), 'has the splits test: expected train'),
-    (dict(names=['x', 'y'], column='mood', train=[0, 0]), 'of 1 classes and names 2'),
+    (dict(names=['x', 'y'], column='mood', train=[0, 0]), 'of 1 out of 2 classes'),
     (dict(column='mood', train=[0, 1]), 'has the columns img, mood, id'),
     (dict(train=[0, 1], test=[0, 3]), 'labels from 0 to 3: expected 0 to 1'),
     (dict(train=[0, None]), 'images without a label'),

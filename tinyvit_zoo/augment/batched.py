@@ -1,10 +1,11 @@
-"""Augmentation of whole batches on the device they are on, every image with its own parameters.
+"""Augment whole batches on the device they are on, every image with its own parameters.
 
-All that is random comes from the generator given: its state is all a run needs to resume to the same bits.
+All random numbers come from the generator given: its state is all a run needs to resume to the same bits.
 """
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -16,44 +17,43 @@ from . import geometry, ops
 from .ops import Constant, Op
 from .policies import ColorJitter, Policy, Single, choose_kernel, make_policy
 
+Range = tuple[float, float]
 _ATTEMPTS = 10              # timm's, to draw a box that fits
 _CHUNK_CPU = 1 << 20        # pixel values at once: what the cache holds
 _CHUNK = 1 << 26            # elsewhere: what the device's memory is asked for
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [B, C, H, W] to float32: (x / 255 - mean) / std. One mean and deviation serve any number of channels."""
+    """Turn uint8 [B, C, H, W] into float32: (x / 255 - mean) / std. One mean and std serve any number of channels."""
     scale, bias = _affine(tuple(mean), tuple(std))
     return images.to(torch.float32).mul_(scale.on(images.device)).add_(bias.on(images.device))
 
 
 @lru_cache
 def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Constant, Constant]:
-    """The factor and the offset that normalise 0..255, [C, 1, 1]."""
+    """Return the factor and the offset that normalize 0..255, [C, 1, 1]; ZooError where they cannot."""
+    if len(mean) != len(std) or not min(std) > 0:
+        raise ZooError(f'The mean {mean} and the deviation {std} do not normalise: expected as many numbers in both, '
+                       'and deviations above 0.')
     scale, bias = [[[1 / (255 * s)]] for s in std], [[[-m / s]] for m, s in zip(mean, std, strict=True)]
     return Constant(scale), Constant(bias)
 
 
 class Augment:
-    """uint8 [B, C, H, W] to float32 [B, C, *img_size]: crop, flip, policy, jitter, grey, blur, solarise, erasing.
+    """uint8 [B, C, H, W] to float32 [B, C, *img_size]: crop, flip, policy, jitter, grey, blur, solarize, erasing.
 
-    Erasing comes after the normalisation. Without a crop, images of another size are resized whole. `auto_augment` is
-    'cifar10', 'svhn', 'imagenet' (in torchvision's meaning) or timm's 'rand-...'; `blur_sigma` is Pillow's radius. The
-    colour operations take any number of channels (the grey of three is their luma, else their mean), except for the
-    hue, which needs 1 or 3.
+    Erasing follows normalization. Without a crop, images of another size are resized whole. `auto_augment` is
+    'cifar10', 'svhn', 'imagenet' (torchvision's) or timm's 'rand-...'; `blur_sigma` is Pillow's radius. Colour
+    operations take any number of channels (the grey of three is their luma, else their mean); the hue needs 1 or 3.
     """
 
     def __init__(self, img_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, flip: float = 0.,
-                 crop_padding: int = 0, crop_scale: tuple[float, float] | None = None,
-                 crop_ratio: tuple[float, float] = (3 / 4, 4 / 3), interpolation: str = 'bilinear',
-                 auto_augment: str = '', color_jitter: tuple[float, float, float, float] | None = None,
-                 color_jitter_prob: float = 1., grey: float = 0., blur: float = 0.,
-                 blur_sigma: tuple[float, float] = (.1, 2.), solarize: float = 0., erase: float = 0.,
-                 erase_mode: str = 'pixel', erase_area: tuple[float, float] = (.02, 1 / 3),
-                 erase_aspect: tuple[float, float] = (.3, 1 / .3)) -> None:
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ZooError(f'The mean {tuple(mean)} and the deviation {tuple(std)} do not normalise: expected as many '
-                           'numbers in both, and deviations above 0.')
+                 crop_padding: int = 0, crop_scale: Range | None = None, crop_ratio: Range = (3 / 4, 4 / 3),
+                 interpolation: str = 'bilinear', auto_augment: str = '',
+                 color_jitter: tuple[float, float, float, float] | None = None, color_jitter_prob: float = 1.,
+                 grey: float = 0., blur: float = 0., blur_sigma: Range = (.1, 2.), solarize: float = 0.,
+                 erase: float = 0., erase_mode: str = 'pixel', erase_area: Range = (.02, 1 / 3),
+                 erase_aspect: Range = (.3, 1 / .3)) -> None:
         self.channels, self.normal = len(mean), _affine(tuple(mean), tuple(std))
         self.crop = _Crop(img_size, flip, crop_padding, crop_scale, crop_ratio, interpolation)
         fill = [min(255., round(255 * v)) for v in mean]
@@ -73,7 +73,7 @@ class Augment:
         self._pixels = self._augment
 
     def compile(self) -> None:
-        """Fuse the operations by torch.compile from here on: many small kernels become few. For accelerators."""
+        """Fuse the many small kernels into few by torch.compile, for accelerators."""
         self.dense = True
         self._pixels = torch.compile(self._augment, dynamic=False)
 
@@ -98,8 +98,8 @@ class Augment:
 
     def _check(self, images: Tensor, generator: torch.Generator) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ZooError(f'Augmentation takes uint8 images [B, C, H, W]: got {images.dtype} '
-                           f'{list(images.shape)}. Give the images as they are, before any normalisation.')
+            raise ZooError(f'Augmentation takes uint8 images [B, C, H, W], not normalized yet: got {images.dtype} '
+                           f'{list(images.shape)}.')
         if self.channels not in (1, images.shape[1]):
             raise ZooError(f'Images of {images.shape[1]} channels do not go with a mean of {self.channels}: give the '
                            'mean and the deviation of each channel, or one for all.')
@@ -108,9 +108,8 @@ class Augment:
                            'make it with torch.Generator(images.device).')
 
 
-def _sides(areas: Tensor, aspects: Tensor, area: tuple[float, float], aspect: tuple[float, float], pixels: int,
-           ) -> tuple[Tensor, Tensor]:
-    """(long, short): sides of boxes of `area` times `pixels` whose aspect long / short is uniform in its logarithm."""
+def _sides(areas: Tensor, aspects: Tensor, area: Range, aspect: Range, pixels: int) -> tuple[Tensor, Tensor]:
+    """Return (long, short) sides of boxes of `area` times `pixels`, the logarithm of long / short uniform."""
     low, high = math.log(aspect[0]), math.log(aspect[1])
     size = (areas * (area[1] - area[0]) + area[0]) * pixels
     ratio = (aspects * (high - low) + low).exp()
@@ -118,17 +117,17 @@ def _sides(areas: Tensor, aspects: Tensor, area: tuple[float, float], aspect: tu
 
 
 def _first(fits: Tensor, *values: Tensor) -> list[Tensor]:
-    """Of [attempts, B] values those of the first attempt that fits (where none does, of the first)."""
+    """Return of [attempts, B] values those of the first attempt that fits; of the first where none does."""
     attempt = fits.to(torch.uint8).argmax(0, keepdim=True)
     return [v.gather(0, attempt)[0] for v in values]
 
 
 class _Crop:
-    """Where each image is cut, to what it is resized, and whether it is flipped."""
+    """Cut, resize and flip each image."""
     uniforms = 4 + 2 * _ATTEMPTS
 
-    def __init__(self, img_size: tuple[int, int], flip: float, padding: int, scale: tuple[float, float] | None,
-                 ratio: tuple[float, float], interpolation: str) -> None:
+    def __init__(self, img_size: tuple[int, int], flip: float, padding: int, scale: Range | None, ratio: Range,
+                 interpolation: str) -> None:
         self.img_size, self.flip, self.padding, self.ratio = img_size, _probability('flip', flip), padding, ratio
         self.interpolation = _choice('interpolation', interpolation, ('bilinear', 'bicubic', 'random'))
         self.scale = _range('crop_scale', scale, 1.) if scale else None
@@ -154,9 +153,8 @@ class _Crop:
             return geometry.resized_crop(images, whole, self.img_size, kernel, flip)
         return torch.where(flip[:, None, None, None], images.flip(3), images) if self.flip else images
 
-    def _boxes(self, u: Tensor, size: tuple[int, int], scale: tuple[float, float],
-               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Random boxes; the largest one in the middle that has an allowed ratio where no attempt fits, as timm."""
+    def _boxes(self, u: Tensor, size: tuple[int, int], scale: Range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw boxes; where no attempt fits, take the largest one in the middle with an allowed ratio, as timm."""
         h, w = size
         widths, heights = _sides(u[2:2 + _ATTEMPTS], u[2 + _ATTEMPTS:], scale, self.ratio, h * w)
         fits = (heights <= h) & (widths <= w)
@@ -172,9 +170,9 @@ class _Crop:
 
 
 class _Erase:
-    """A rectangle of normalised images becomes normal noise ('pixel') or 0 ('const'), as timm."""
+    """Fill a rectangle of normalized images with normal noise ('pixel') or 0 ('const'), as timm."""
 
-    def __init__(self, prob: float, mode: str, area: tuple[float, float], aspect: tuple[float, float]) -> None:
+    def __init__(self, prob: float, mode: str, area: Range, aspect: Range) -> None:
         self.prob, self.mode = _probability('erase', prob), _choice('erase_mode', mode, ('pixel', 'const'))
         self.area, self.aspect = _range('erase_area', area, 1.), _range('erase_aspect', aspect)
         self.uniforms = 3 + 2 * _ATTEMPTS if prob else 0
@@ -193,7 +191,7 @@ class _Erase:
         return x.index_copy_(0, rows, torch.lerp(x[rows], noise, holes[rows]))
 
     def _holes(self, u: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """Which images have a hole [B], and where it is [B, 1, H, W]."""
+        """Return which images have a hole [B], and where [B, 1, H, W]."""
         heights, widths = _sides(u[3:3 + _ATTEMPTS], u[3 + _ATTEMPTS:], self.area, self.aspect, h * w)
         fits = (heights < h) & (widths < w)
         height, width = _first(fits, heights, widths)
@@ -204,16 +202,13 @@ class _Erase:
 
 
 def _between(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """[B, size]: set from `start` on for `length`."""
+    """Return [B, size], set from `start` on for `length`."""
     position = torch.arange(size, device=start.device)
     return (position >= start[:, None]) & (position < (start + length)[:, None])
 
 
 class Mix:
-    """timm's mixup and cutmix of a batch with its reverse; `mode` 'batch' draws once, 'elem' for each image.
-
-    With neither, the images stay and the labels become smoothed targets.
-    """
+    """timm's mixup and cutmix of a batch with its reverse; `mode` 'batch' draws once, 'elem' for each image."""
 
     def __init__(self, num_classes: int, mixup: float = 0., cutmix: float = 0., prob: float = 1.,
                  switch_prob: float = .5, mode: str = 'batch', smoothing: float = 0.) -> None:
@@ -225,7 +220,7 @@ class Mix:
         self.mode, self.smoothing = _choice('mode', mode, ('batch', 'elem')), _probability('smoothing', smoothing)
 
     def __call__(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The images and their soft targets [B, num_classes]."""
+        """Return the images and their soft targets [B, num_classes]; without mixing these are only smoothed."""
         off = self.smoothing / self.num_classes
         targets = torch.full((len(x), self.num_classes), off, device=x.device)
         targets.scatter_(1, labels[:, None], 1 - self.smoothing + off)
@@ -244,9 +239,9 @@ class Mix:
 
 
 def mix(x: Tensor, targets: Tensor, lam: Tensor, cut: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch mixed with its reverse: `lam` of the image, 1 - lam of the other, all parameters [B] or [1].
+    """Mix a batch with its reverse: `lam` of the image, 1 - lam of the other, all parameters [B] or [1].
 
-    Where `cut` is set, by a rectangle of the other around (row, column), whose area inside of the image sets `lam`.
+    Where `cut` is set, paste a rectangle of the other around (row, column), whose area inside the image sets `lam`.
     """
     h, w = x.shape[2:]
     spans = []
@@ -262,7 +257,6 @@ def mix(x: Tensor, targets: Tensor, lam: Tensor, cut: Tensor, row: Tensor, colum
 
 
 # ---- checks
-
 def _probability(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ZooError(f'{name} is {value}: expected a probability, 0 to 1.')
@@ -275,8 +269,8 @@ def _choice(name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def _range(name: str, bounds: tuple[float, float], most: float = math.inf) -> tuple[float, float]:
+def _range(name: str, bounds: Range, most: float = sys.float_info.max) -> Range:
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most:
-        limit = f', at most {most:g}' if most < math.inf else ''
+        limit = ', at most 1' if most == 1 else ''
         raise ZooError(f'{name} is {bounds}: expected two numbers above 0, the smaller first{limit}.')
     return bounds

@@ -1,4 +1,4 @@
-"""Which operation each image undergoes and how strongly: RandAugment, AutoAugment, colour jitter, single operations.
+"""Choose the operation of each image and its strength: RandAugment, AutoAugment, colour jitter, single operations.
 
 A policy turns uniform random numbers into layers of `ops`; it draws none itself. Magnitudes are timm's for RandAugment
 and torchvision's for AutoAugment.
@@ -12,14 +12,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision import transforms
 
 from ..errors import ZooError, nearest
 from .geometry import Kernel
 from .ops import Constant, Layer, Op
 
+_LEARNED = [policy.value for policy in transforms.AutoAugmentPolicy]    # imagenet, cifar10, svhn
+_OPS = {''.join(word.capitalize() for word in op.name.split('_')): op for op in Op}     # by torchvision's name
+
 
 class Policy:
-    """A sequence of layers: `layers` takes [uniforms, B] numbers in [0, 1) and gives an operation an image each."""
+    """Base class: `layers` takes [uniforms, B] numbers in [0, 1) and returns layers of an operation an image each."""
     uniforms: int
     known: frozenset[Op]
 
@@ -28,16 +32,16 @@ class Policy:
 
 
 def choose_kernel(interpolation: str, u: Tensor) -> Kernel:
-    """`interpolation` itself, or where it is 'random' one of the two for each image."""
+    """Return `interpolation`, or for 'random' one of the two for each image."""
     return u < 0.5 if interpolation == 'random' else interpolation
 
 
 class Single(Policy):
     """One operation with a probability, its argument uniform between two bounds."""
+    uniforms = 2
 
     def __init__(self, op: Op, prob: float, low: float = 0., high: float = 0.) -> None:
-        self.op, self.prob, self.low, self.high = op, prob, low, high
-        self.uniforms, self.known = 2, frozenset([op])
+        self.op, self.prob, self.low, self.high, self.known = op, prob, low, high, frozenset([op])
 
     def layers(self, u: Tensor) -> list[Layer]:
         return [Layer((u[0] < self.prob).long() * int(self.op), u[1] * (self.high - self.low) + self.low)]
@@ -68,13 +72,11 @@ class ColorJitter(Policy):
 
 
 # ---- RandAugment
-
 class _Level(NamedTuple):
     """The argument at a level from 0 to 10: offset + direction * slope * level, truncated and clamped.
 
     The direction 0 stands for a random sign.
     """
-    op: Op
     slope: float = 0.
     offset: float = 0.
     direction: int = 1
@@ -83,34 +85,31 @@ class _Level(NamedTuple):
     high: float = math.inf
 
 
-def _enhance(op: Op, increasing: bool) -> _Level:
-    return _Level(op, 0.09, 1., 0, low=0.1) if increasing else _Level(op, 0.18, 0.1)
-
-
 def _levels(increasing: bool, size: tuple[int, int]) -> dict[str, _Level]:
-    """timm's operations; `increasing` are those that grow in strength with the level where the older ones do not."""
-    height, width = size
+    """Return timm's operations; `increasing` ones always grow in strength with the level, as the older do not."""
+    enhance = _Level(0.09, 1., 0, low=0.1) if increasing else _Level(0.18, 0.1)
     return {
-        'AutoContrast': _Level(Op.AUTO_CONTRAST),
-        'Equalize': _Level(Op.EQUALIZE),
-        'Invert': _Level(Op.INVERT),
-        'Rotate': _Level(Op.ROTATE, 3., direction=0),
-        'Posterize': _Level(Op.POSTERIZE, 0.4, 4 * increasing, 1 - 2 * increasing, True, 0., 8.),
-        'Solarize': _Level(Op.SOLARIZE, 25.6, 256 * increasing, 1 - 2 * increasing, True, 0., 256.),
-        'SolarizeAdd': _Level(Op.SOLARIZE_ADD, 11., whole=True, high=128.),
-        'Color': _enhance(Op.COLOR, increasing),
-        'Contrast': _enhance(Op.CONTRAST, increasing),
-        'Brightness': _enhance(Op.BRIGHTNESS, increasing),
-        'Sharpness': _enhance(Op.SHARPNESS, increasing),
-        'ShearX': _Level(Op.SHEAR_X, 0.03, direction=0),
-        'ShearY': _Level(Op.SHEAR_Y, 0.03, direction=0),
-        'TranslateX': _Level(Op.TRANSLATE_X, 0.045 * width, direction=0),
-        'TranslateY': _Level(Op.TRANSLATE_Y, 0.045 * height, direction=0),
-        'Desaturate': _Level(Op.COLOR, 0.05, 0.5, -1, low=0., high=0.5),
-        'GaussianBlur': _Level(Op.BLUR, 0.19, 0.1, low=0.1, high=2.),
+        'AutoContrast': _Level(),
+        'Equalize': _Level(),
+        'Invert': _Level(),
+        'Rotate': _Level(3., direction=0),
+        'Posterize': _Level(0.4, 4 * increasing, 1 - 2 * increasing, True, 0., 8.),
+        'Solarize': _Level(25.6, 256 * increasing, 1 - 2 * increasing, True, 0., 256.),
+        'SolarizeAdd': _Level(11., whole=True, high=128.),
+        'Color': enhance,
+        'Contrast': enhance,
+        'Brightness': enhance,
+        'Sharpness': enhance,
+        'ShearX': _Level(0.03, direction=0),
+        'ShearY': _Level(0.03, direction=0),
+        'TranslateX': _Level(0.045 * size[1], direction=0),
+        'TranslateY': _Level(0.045 * size[0], direction=0),
+        'Desaturate': _Level(0.05, 0.5, -1, low=0., high=0.5),
+        'GaussianBlur': _Level(0.19, 0.1, low=0.1, high=2.),
     }
 
 
+_OF_TIMM = {**_OPS, 'Desaturate': Op.COLOR, 'GaussianBlur': Op.BLUR}
 _STANDARD = ('AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize', 'SolarizeAdd', 'Color',
              'Contrast', 'Brightness', 'Sharpness', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
 # timm's sets of operations by the name after `t`: equally likely ones, or weighted ones drawn without repetition. All
@@ -129,24 +128,23 @@ _DEFAULTS = {'m': 10., 'n': 2., 'p': 0.5, 'mstd': 0., 'mmax': 10., 'inc': 0.}
 
 
 def parse_rand(text: str) -> tuple[dict[str, float], str]:
-    """The numbers of timm's `rand-...` grammar and the name after its `t` ('' without)."""
+    """Return the numbers of timm's `rand-...` grammar and the name after its `t` ('' without)."""
     values, chosen = dict(_DEFAULTS), ''
     for section in text.split('-')[1:]:
         if section.startswith('t'):
-            chosen = section[1:]
-            if chosen not in _SETS:
-                raise ZooError(f'{text!r} names the unknown set of operations {section!r}.'
-                               f'{nearest(section, ["t" + s for s in _SETS])} '
-                               f'Expected one of {", ".join("t" + s for s in _SETS)}.')
+            chosen, sets = section[1:], [f't{name}' for name in _SETS]
+            if section not in sets:
+                raise ZooError(f'{text!r} names the unknown set of operations {section!r}.{nearest(section, sets)} '
+                               f'Expected one of {", ".join(sets)}.')
             continue
         key, number = re.split(r'(?=[0-9.]|$)', section, maxsplit=1)
         if key not in values:
             raise ZooError(f'{text!r} has the unknown section {section!r}.{nearest(key, values)} '
                            f'Expected {", ".join(values)}, each with a number, or t with a set of operations.')
+        kind = 'a number' if key in ('p', 'mstd') else 'a whole number'
         try:
-            values[key] = float(number) if key in ('p', 'mstd') else int(number)
+            values[key] = float(number) if kind == 'a number' else int(number)
         except ValueError:
-            kind = 'a number' if key in ('p', 'mstd') else 'a whole number'
             raise ZooError(f'{text!r} needs {kind} after {key!r}: got {number!r}.') from None
     if not 0 <= values['p'] <= 1:
         raise ZooError(f'{text!r} has a probability of {values["p"]:g}: expected 0 to 1.')
@@ -161,16 +159,16 @@ class RandAugment(Policy):
     def __init__(self, text: str, size: tuple[int, int], interpolation: str, fill: Sequence[float]) -> None:
         values, chosen = parse_rand(text)
         names = _SETS[chosen] if chosen else _STANDARD
-        levels = [_levels(bool(values['inc']) or bool(chosen), size)[name] for name in names]
+        levels = _levels(bool(values['inc']) or bool(chosen), size)
         self.count, self.prob = int(values['n']), values['p']
         self.magnitude, self.spread, self.most = values['m'], values['mstd'], values['mmax'] or 10.
-        self.known = frozenset(level.op for level in levels)
-        self.ops = Constant([int(level.op) for level in levels])
+        self.known = frozenset(_OF_TIMM[name] for name in names)
+        self.ops = Constant([int(_OF_TIMM[name]) for name in names])
         # [slope, offset, direction, whole, low, high] of each
-        self.table = Constant([list(column) for column in zip(*(level[1:] for level in levels), strict=True)],
+        self.table = Constant([list(column) for column in zip(*(levels[name] for name in names), strict=True)],
                               torch.float32)
         weights = list(names.values()) if isinstance(names, dict) else []
-        self.weights, self.choices = Constant([[w] for w in weights], torch.float32), len(levels)
+        self.weights, self.choices = Constant([[w] for w in weights], torch.float32), len(names)
         self.weighted = bool(weights)
         if weights and self.count > len(weights):
             raise ZooError(f'{text!r} has {self.count} layers, but t{chosen} draws its {len(weights)} operations '
@@ -195,7 +193,7 @@ class RandAugment(Policy):
         return [Layer(o, a, choose_kernel(self.interpolation, c), fill) for o, a, c in zip(op, arg, cubic, strict=True)]
 
     def _level(self, noise: Tensor) -> Tensor:
-        """The magnitude with its spread (above 100: uniform up to the magnitude), from uniform numbers."""
+        """Return the magnitude with its spread (above 100: uniform up to the magnitude), from uniform numbers."""
         if self.spread > 100:
             level = noise * self.magnitude
         else:       # away from 0, whose normal number is infinite
@@ -204,95 +202,8 @@ class RandAugment(Policy):
 
 
 # ---- AutoAugment
-
-# Each line is a sub-policy, one of which is drawn: two operations with their probability and magnitude (of 0 to 9).
-_POLICIES = {
-    'imagenet': '''
-        Posterize 0.4 8, Rotate 0.6 9
-        Solarize 0.6 5, AutoContrast 0.6
-        Equalize 0.8, Equalize 0.6
-        Posterize 0.6 7, Posterize 0.6 6
-        Equalize 0.4, Solarize 0.2 4
-        Equalize 0.4, Rotate 0.8 8
-        Solarize 0.6 3, Equalize 0.6
-        Posterize 0.8 5, Equalize 1
-        Rotate 0.2 3, Solarize 0.6 8
-        Equalize 0.6, Posterize 0.4 6
-        Rotate 0.8 8, Color 0.4 0
-        Rotate 0.4 9, Equalize 0.6
-        Equalize 0, Equalize 0.8
-        Invert 0.6, Equalize 1
-        Color 0.6 4, Contrast 1 8
-        Rotate 0.8 8, Color 1 2
-        Color 0.8 8, Solarize 0.8 7
-        Sharpness 0.4 7, Invert 0.6
-        ShearX 0.6 5, Equalize 1
-        Color 0.4 0, Equalize 0.6
-        Equalize 0.4, Solarize 0.2 4
-        Solarize 0.6 5, AutoContrast 0.6
-        Invert 0.6, Equalize 1
-        Color 0.6 4, Contrast 1 8
-        Equalize 0.8, Equalize 0.6
-    ''',
-    'cifar10': '''
-        Invert 0.1, Contrast 0.2 6
-        Rotate 0.7 2, TranslateX 0.3 9
-        Sharpness 0.8 1, Sharpness 0.9 3
-        ShearY 0.5 8, TranslateY 0.7 9
-        AutoContrast 0.5, Equalize 0.9
-        ShearY 0.2 7, Posterize 0.3 7
-        Color 0.4 3, Brightness 0.6 7
-        Sharpness 0.3 9, Brightness 0.7 9
-        Equalize 0.6, Equalize 0.5
-        Contrast 0.6 7, Sharpness 0.6 5
-        Color 0.7 7, TranslateX 0.5 8
-        Equalize 0.3, AutoContrast 0.4
-        TranslateY 0.4 3, Sharpness 0.2 6
-        Brightness 0.9 6, Color 0.2 8
-        Solarize 0.5 2, Invert 0
-        Equalize 0.2, AutoContrast 0.6
-        Equalize 0.2, Equalize 0.6
-        Color 0.9 9, Equalize 0.6
-        AutoContrast 0.8, Solarize 0.2 8
-        Brightness 0.1 3, Color 0.7 0
-        Solarize 0.4 5, AutoContrast 0.9
-        TranslateY 0.9 9, TranslateY 0.7 9
-        AutoContrast 0.9, Solarize 0.8 3
-        Equalize 0.8, Invert 0.1
-        TranslateY 0.7 9, AutoContrast 0.9
-    ''',
-    'svhn': '''
-        ShearX 0.9 4, Invert 0.2
-        ShearY 0.9 8, Invert 0.7
-        Equalize 0.6, Solarize 0.6 6
-        Invert 0.9, Equalize 0.6
-        Equalize 0.6, Rotate 0.9 3
-        ShearX 0.9 4, AutoContrast 0.8
-        ShearY 0.9 8, Invert 0.4
-        ShearY 0.9 5, Solarize 0.2 6
-        Invert 0.9, AutoContrast 0.8
-        Equalize 0.6, Rotate 0.9 3
-        ShearX 0.9 4, Solarize 0.3 3
-        ShearY 0.8 8, Invert 0.7
-        Equalize 0.9, TranslateY 0.6 6
-        Invert 0.9, Equalize 0.6
-        Contrast 0.3 3, Rotate 0.8 4
-        Invert 0.8, TranslateY 0 2
-        ShearY 0.7 6, Solarize 0.4 8
-        Invert 0.6, Rotate 0.8 4
-        ShearY 0.3 7, TranslateX 0.9 3
-        ShearX 0.1 6, Invert 0.6
-        Solarize 0.7 2, TranslateY 0.6 7
-        ShearY 0.8 4, Invert 0.8
-        ShearX 0.7 9, TranslateY 0.8 3
-        ShearY 0.8 5, AutoContrast 0.7
-        ShearX 0.7 2, Invert 0.1
-    ''',
-}
-
-
 def _magnitudes(op: Op, level: int, size: tuple[int, int]) -> tuple[float, float]:
-    """torchvision's argument at a level from 0 to 9, under either sign; in float32 as there, which truncation shows."""
+    """Return torchvision's argument at a level from 0 to 9, under either sign; in float32, which truncation shows."""
     def part(start: float, end: float) -> float:
         return torch.linspace(start, end, 10)[level].item()
 
@@ -310,17 +221,16 @@ def _magnitudes(op: Op, level: int, size: tuple[int, int]) -> tuple[float, float
 
 
 class AutoAugment(Policy):
-    """A learned policy in torchvision's meaning: the nearest pixel, black outside of the image."""
+    """torchvision's learned policies, one of whose 25 pairs of operations is drawn: nearest pixel, black outside."""
     uniforms = 5
 
     def __init__(self, name: str, size: tuple[int, int]) -> None:
-        names = {''.join(word.capitalize() for word in op.name.split('_')): op for op in Op}
-        pairs = [[entry.split() for entry in line.split(',')] for line in _POLICIES[name].strip().splitlines()]
-        ops = [[names[entry[0]] for entry in pair] for pair in pairs]
-        args = [[_magnitudes(names[entry[0]], int((entry[2:] or '0')[0]), size) for entry in pair] for pair in pairs]
-        self.known = frozenset(op for pair in ops for op in pair)
-        self.ops, self.args = Constant(ops), Constant(args, torch.float32)                  # [25, 2], [25, 2, sign]
-        self.probs = Constant([[float(entry[1]) for entry in pair] for pair in pairs])
+        pairs = [[(_OPS[op], prob, level or 0) for op, prob, level in pair]
+                 for pair in transforms.AutoAugment(transforms.AutoAugmentPolicy(name)).policies]
+        args = [[_magnitudes(op, level, size) for op, _, level in pair] for pair in pairs]
+        self.known = frozenset(op for pair in pairs for op, _, _ in pair)
+        self.ops, self.probs = (Constant([[entry[i] for entry in pair] for pair in pairs]) for i in (0, 1))    # [25, 2]
+        self.args = Constant(args, torch.float32)                                                       # [25, 2, sign]
 
     def layers(self, u: Tensor) -> list[Layer]:
         ops, probs, args = (v.on(u.device) for v in (self.ops, self.probs, self.args))
@@ -332,10 +242,10 @@ class AutoAugment(Policy):
 
 
 def make_policy(text: str, size: tuple[int, int], interpolation: str, fill: Sequence[float]) -> Policy:
-    """The policy of a name or of the `rand-...` grammar, for images of `size` (the last two are RandAugment's)."""
+    """Make the policy of a name or of the `rand-...` grammar, for images of `size`; the last two are RandAugment's."""
     if text.split('-')[0] == 'rand':
         return RandAugment(text, size, interpolation, fill)
-    if text not in _POLICIES:
-        raise ZooError(f'There is no augmentation policy {text!r}.{nearest(text, [*_POLICIES, "rand"])} '
-                       f'Expected {", ".join(_POLICIES)} or timm\'s grammar, as rand-m9-mstd0.5-inc1.')
+    if text not in _LEARNED:
+        raise ZooError(f'There is no augmentation policy {text!r}.{nearest(text, [*_LEARNED, "rand"])} '
+                       f'Expected {", ".join(_LEARNED)} or timm\'s grammar, as rand-m9-mstd0.5-inc1.')
     return AutoAugment(text, size)

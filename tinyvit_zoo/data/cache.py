@@ -1,6 +1,6 @@
-"""Decoded images kept on disk, so that the files of a source are decoded once.
+"""Keep decoded images on disk, so that the files of a source are decoded once.
 
-They lie in the folder that `TINYVIT_ZOO_CACHE` names, else in `~/.cache/tinyvit_zoo`, and may be deleted at any time.
+They lie in the folder `TINYVIT_ZOO_CACHE`, by default `~/.cache/tinyvit_zoo`, and may be deleted at any time.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..runtime.text import one_line
 from .images import EncodedImages, check_all, decode
 
 _logger = logging.getLogger(__name__)
-_VERSION = 1  # of the way from a file to pixels; another one makes what lies in the cache void
+_VERSION = 1  # of decoding; another one makes the cache void
 
 
 def cache_folder() -> Path:
@@ -28,18 +28,18 @@ def cache_folder() -> Path:
 
 
 def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
-    """`decode` of all images, from the cache where the same files were decoded to the same size before."""
+    """Decode all images, or read them from the cache if the same files were decoded to the same size before."""
     shape = (len(images), channels, *size)
     path = cache_folder() / f'{_key(images, *shape)}.npz'
-    found = _load(path, shape)
-    if found is None:
-        found = decode(images, size, channels, progress=progress)
-        _write(path, found)
-    return found
+    pixels = _load(path, shape)
+    if pixels is None:
+        pixels = decode(images, size, channels, progress=progress)
+        _write(path, pixels)
+    return pixels
 
 
 def check_cached(images: EncodedImages, progress: bool = True) -> None:
-    """`check_all`, unless the same files passed it before."""
+    """Check all images, unless the same files passed before."""
     path = cache_folder() / f'{_key(images)}.checked'
     if not path.exists():
         check_all(images, progress)
@@ -51,7 +51,7 @@ def _key(images: EncodedImages, *shape: int) -> str:
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """None where there is nothing whole. The zip's checksum of the pixels is compared while they are read."""
+    """Read cached pixels; None if they are missing or damaged, which the zip's checksum shows."""
     if not path.exists():
         return None
     try:
@@ -67,7 +67,7 @@ def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def _write(path: Path, images: Tensor | None) -> None:
-    """Beside the target and then renamed: whole or not at all. A cache that cannot be written is done without."""
+    """Write decoded pixels, or an empty file; warn if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, shared=True) as partial, open(partial, 'wb') as file:

@@ -1,4 +1,4 @@
-"""Sources that are folders of image files: class folders of your own, Tiny-ImageNet, CINIC-10."""
+"""Open folders of image files: class folders of your own, Tiny-ImageNet, CINIC-10."""
 from __future__ import annotations
 
 import os
@@ -18,39 +18,35 @@ _TEST_SEED = 0      # never the run's: another seed must not train on what this 
 
 
 def open_folder(root: Path) -> Parts:
-    """`train`, `val` and `test` with class folders inside, or class folders alone, of which a fifth is held out."""
+    """Open `train`, `val` and `test` with class folders inside, or class folders alone, holding a fifth out."""
     inside = subfolders(root)
     named = {folder.name.lower(): folder for folder in inside}
     if 'train' in named and (subfolders(named['train']) or set(named) <= {'train', 'test', *_VALIDATION}):
-        return _open_split(root, named)
+        validation = [named[name] for name in _VALIDATION if name in named]
+        if len(validation) > 1:
+            raise ZooError(f'{root} has {_list(validation)}: expected one of them, remove or rename the other.')
+        train, names = _class_folders(named['train'])
+        val, test = (_class_folders(found, names)[0] if found else None
+                     for found in (next(iter(validation), None), named.get('test')))
+        return Parts(train, val, test, names)
     if any(name in named and subfolders(named[name]) for name in ('test', *_VALIDATION)):
         raise ZooError(f'{root} has {_list(inside)} and no train: expected train, val and test with class folders '
                        f'inside, or class folders alone.')
     if len(inside) == 1 and len(subfolders(inside[0])) > 1:
-        raise ZooError(f'{root} holds nothing but the folder {inside[0].name}: the class folders seem to lie in it, '
-                       f'give folder:{inside[0]}.')
+        raise ZooError(f'{root} holds nothing but the folder {inside[0].name}, with folders inside: give '
+                       f'folder:{inside[0]}.')
     everything, names = _class_folders(root)
     held = draw(everything.labels, round(_TEST_SHARE * len(everything)), _TEST_SEED)
     if not held.any():
-        raise ZooError(f'{root} has {len(everything)} images in {len(names)} classes, too few to hold out a fifth for '
-                       f'the test: add images, or make train and test folders.')
+        raise ZooError(f'{root} has {len(everything)} images in {len(names)} classes, too few to hold out a fifth: add '
+                       f'images, or make train and test folders.')
     return Parts(everything.select(~held), None, everything.select(held), names)
-
-
-def _open_split(root: Path, named: dict[str, Path]) -> Parts:
-    validation = [named[name] for name in _VALIDATION if name in named]
-    if len(validation) > 1:
-        raise ZooError(f'{root} has {_list(validation)}: expected one of them, remove or rename the other.')
-    train, names = _class_folders(named['train'])
-    val = _class_folders(validation[0], names)[0] if validation else None
-    test = _class_folders(named['test'], names)[0] if 'test' in named else None
-    return Parts(train, val, test, names)
 
 
 def open_cinic10(place: str) -> Parts:
     """Open `train`, `valid` and `test` as published, 90,000 images each."""
     root, class_names = Path(place), DATASETS['cinic10'].label_names
-    require(root, ('train', 'valid', 'test'), 'CINIC-10', 'unpack CINIC-10.tar.gz and give the folder it makes')
+    _require(root, ('train', 'valid', 'test'), 'CINIC-10', 'CINIC-10.tar.gz')
     train, val, test = (_class_folders(root / name, class_names)[0] for name in ('train', 'valid', 'test'))
     return Parts(train, val, test, class_names)
 
@@ -58,18 +54,24 @@ def open_cinic10(place: str) -> Parts:
 def open_tiny_imagenet(place: str) -> Parts:
     """Open it as published. Papers report on `val`, the only labelled part beside `train`: here it is the test set."""
     root = Path(place)
-    require(root, ('train', 'val'), 'Tiny-ImageNet', 'unpack tiny-imagenet-200.zip and give the folder it makes')
+    _require(root, ('train', 'val'), 'Tiny-ImageNet', 'tiny-imagenet-200.zip')
     train, ids = _class_folders(root / 'train')
-    words = root / 'words.txt'
-    names = _first_words(words) if words.is_file() else {}
+    words = _rows(root / 'words.txt')       # WordNet id, its names
+    names = {row[0]: row[1].split(',')[0].strip() for row in words if len(row) > 1}
     annotations = root / 'val' / 'val_annotations.txt'
     test = _annotated(annotations, ids) if annotations.is_file() else _class_folders(root / 'val', ids)[0]
     return Parts(train, None, test, tuple(names.get(name, name) for name in ids))
 
 
+def _rows(path: Path) -> list[list[str]]:
+    """Read lines of fields with tabs between them."""
+    text = path.read_text(encoding='utf-8') if path.is_file() else ''
+    return [line.split('\t') for line in text.splitlines() if line.strip()]
+
+
 def _annotated(path: Path, ids: Sequence[str]) -> Split:
-    """Lines of `val_annotations.txt`: file, class, bounding box; separated by tabs."""
-    rows = [line.split('\t') for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    """Read `val_annotations.txt`: file, class, bounding box."""
+    rows = _rows(path)
     wrong = next((i for i, row in enumerate(rows, 1) if len(row) < 2 or row[1] not in ids), None)
     if wrong or not rows:
         raise ZooError(f'{path}, line {wrong or 1}, is not a file name, a tab and a class that {path.parent.parent} '
@@ -82,65 +84,50 @@ def _annotated(path: Path, ids: Sequence[str]) -> Split:
     return Split(FileImages(folder, [row[0] for row in rows]), torch.tensor([label_of[row[1]] for row in rows]))
 
 
-def _first_words(path: Path) -> dict[str, str]:
-    """WordNet id -> the first of its names."""
-    rows = (line.split('\t', 1) for line in path.read_text(encoding='utf-8').splitlines() if '\t' in line)
-    return {name: words.split(',')[0].strip() for name, words in rows}
-
-
-def require(root: Path, folders: Sequence[str], title: str, remedy: str) -> None:
-    missing = [name for name in folders if not (root / name).is_dir()]
-    if missing:
-        raise ZooError(f'{root} has {_list(subfolders(root))}, but {title} has {", ".join(folders)}: {remedy}.')
+def _require(root: Path, folders: Sequence[str], title: str, archive: str) -> None:
+    if not all((root / name).is_dir() for name in folders):
+        raise ZooError(f'{root} has {_list(subfolders(root))}, but {title} has {", ".join(folders)}: unpack {archive} '
+                       f'and give the folder it makes.')
 
 
 def _class_folders(root: Path, class_names: Sequence[str] | None = None) -> tuple[Split, tuple[str, ...]]:
-    """The images of the class folders in `root`, in sorted order; `class_names` are those it must have."""
+    """Open the class folders in `root`, sorted; `class_names` are those it must have."""
     found = {folder.name: _image_files(folder) for folder in subfolders(root)}
-    if class_names is None:
-        _check_classes(root, found)
-    elif set(found) != set(class_names):
-        raise ZooError(f'The class folders of {root} are not the expected ones ({_difference(found, class_names)}): '
-                       f'every split needs the same.')
+    if class_names is None and len(found) < 2:
+        loose = sum(_is_image(path.name) for path in root.iterdir())
+        raise ZooError(f'{root} has {_list(list(found))}{f" and {loose} loose images" if loose else ""}: expected a '
+                       f'folder for each class, two classes or more.')
+    expected = found if class_names is None else class_names
+    differences = [f'{title} {_list(sorted(names))}' for title, names in (
+        ('missing:', set(expected) - set(found)), ('too many:', set(found) - set(expected))) if names]
+    if differences:
+        raise ZooError(f'The class folders of {root} are not the expected ones ({"; ".join(differences)}): every split '
+                       f'needs the same.')
     empty = [name for name, files in found.items() if not files]
     if empty:
-        raise ZooError(f'{root} has no images in {_list(empty)}: expected {" ".join(EXTENSIONS)} files; add some or '
-                       f'remove the folder (from every split).')
+        raise ZooError(f'{root} has no images in {_list(empty)}: expected {" ".join(EXTENSIONS)} files; add some, or '
+                       f'remove the folder from every split.')
     names = tuple(class_names or sorted(found))
     labels = [torch.full((len(found[name]),), label) for label, name in enumerate(names)]
     paths = [os.path.join(name, path) for name in names for path in found[name]]
     return Split(FileImages(root, paths), torch.cat(labels)), names
 
 
-def _check_classes(root: Path, found: dict[str, list[str]]) -> None:
-    if len(found) >= 2:
-        return
-    loose = sum(_is_image(path.name) for path in root.iterdir())
-    what = f'{_list(list(found)) if found else "no folders"}{f" and {loose} loose images" if loose else ""}'
-    raise ZooError(f'{root} has {what}: expected a folder for each class, two classes or more.')
-
-
-def _difference(found: Sequence[str] | dict[str, list[str]], expected: Sequence[str]) -> str:
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    parts = [f'{title} {_list(names)}' for title, names in (('missing:', missing), ('too many:', extra)) if names]
-    return '; '.join(parts)
-
-
 def subfolders(root: Path) -> list[Path]:
-    """Sorted, without hidden ones and what the Mac leaves in a zip."""
+    """List folders, sorted, without hidden ones and those that macOS leaves in a zip."""
     if not root.is_dir():
         raise ZooError(f'There is no folder {root}: give the folder that holds the images.')
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.') and p.name != '__MACOSX')
 
 
 def _image_files(folder: Path) -> list[str]:
-    """Those at any depth, relative to `folder`, sorted."""
-    found = []
+    """List image files at any depth, relative to `folder`, sorted."""
+    paths = []
     for where, inside, files in os.walk(folder, followlinks=True):
         inside[:] = [name for name in inside if not name.startswith('.')]
         below = os.path.relpath(where, folder) if where != str(folder) else ''
-        found += [os.path.join(below, name) for name in files if _is_image(name)]
-    return sorted(found)
+        paths += [os.path.join(below, name) for name in files if _is_image(name)]
+    return sorted(paths)
 
 
 def _is_image(name: str) -> bool:
@@ -148,7 +135,7 @@ def _is_image(name: str) -> bool:
 
 
 def _list(items: Sequence[object]) -> str:
-    """At most five, by name."""
+    """Name at most five."""
     names = [item.name if isinstance(item, Path) else str(item) for item in items]
     more = f' and {len(names) - 5} more' if len(names) > 5 else ''
     return (', '.join(names[:5]) or 'no folders') + more

@@ -1,4 +1,4 @@
-"""Sources on the Hugging Face Hub, through its `datasets` library. It fetches what is not there yet."""
+"""Open datasets of the Hugging Face Hub by its `datasets` library, which fetches what is not there yet."""
 from __future__ import annotations
 
 from io import BytesIO
@@ -45,55 +45,43 @@ def open_hub(name: str) -> Parts:
     except ImportError as e:
         raise ZooError("hf: needs the datasets library: pip install 'tinyvit-zoo[hf]'.") from e
     try:
-        found = datasets.load_dataset(name)
+        splits = datasets.load_dataset(name)
     except Exception as e:  # the network, the Hub and each format have their own
-        raise ZooError(f'The data set {name} cannot be loaded ({one_line(e, 200)}): give a name on the '
+        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): give a name on the '
                        f'Hub or a local folder that datasets.load_dataset takes alone.') from e
-    keys = [next((key for key in names if key in found), None) for names in _SPLITS]
+    keys = [next((key for key in names if key in splits), None) for names in _SPLITS]
     if keys[0] is None:
-        raise ZooError(f'The data set {name} has the splits {", ".join(found)}: expected train.')
-    image, label = _columns(name, found[keys[0]].features, datasets)
-    feature = found[keys[0]].features[label]
+        raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
+    features = splits[keys[0]].features
+    image, label = _columns(name, features, datasets)
+    feature = features[label]
     train, val, test = (
-        None if key is None else _split(name, key, found[key], image, label, datasets) for key in keys)
+        None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
     if train is None:
-        raise ZooError(f'The training images of the data set {name} have no labels: expected a class for each.')
-    count = feature.num_classes if isinstance(feature, datasets.ClassLabel) else int(train.labels.max()) + 1
-    _check_labels(name, count, train, val, test)
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else map(str, range(count))
-    return Parts(train, val, test, tuple(names))
+        raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else map(str, range(int(train.labels.max()) + 1))
+    return Parts(train, val, test, tuple(names)).checked(f'The dataset {name}')
 
 
 def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:
-    """The names of the image and of the label column."""
+    """Return the names of the image and of the label column."""
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     labels = labels or [key for key in _LABELS if 'int' in str(getattr(features.get(key), 'dtype', ''))]
     preferred = [key for key in _LABELS if key in labels][:1] or labels
     if len(images) != 1 or len(preferred) != 1:
-        raise ZooError(f'The data set {name} has the columns {", ".join(features)}: expected one of images and one of '
+        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected one of images and one of '
                        f'class labels.')
     return images[0], preferred[0]
 
 
 def _split(name: str, key: str, rows: Any, image: str, label: str, datasets: Any) -> Split | None:
-    """None where the labels are withheld (-1), as those of some test sets are."""
+    """Make a split; None where the labels are withheld (-1), as those of some test sets are."""
     try:
         labels = torch.from_numpy(np.asarray(rows[label][:], dtype=np.int64))
     except TypeError as e:
-        raise ZooError(f'The data set {name} has {key} images without a label: expected a class for each.') from e
+        raise ZooError(f'The dataset {name} has {key} images without a label: expected a class for each.') from e
     if not len(labels) or (labels < 0).all():
         return None
     encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return Split(HubImages(encoded, image, f'{name} {key}'), labels)
-
-
-def _check_labels(name: str, count: int, train: Split, *others: Split | None) -> None:
-    seen = len(train.labels.unique())
-    if seen != count or count < 2:
-        raise ZooError(f'The data set {name} has training images of {seen} classes and names {count}: expected '
-                       f'some of every class, two classes or more.')
-    for split in (train, *others):
-        if split is not None and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < count:
-            raise ZooError(f'The data set {name} has labels from {int(split.labels.min())} to '
-                           f'{int(split.labels.max())}: expected 0 to {count - 1}.')

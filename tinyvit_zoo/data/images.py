@@ -1,7 +1,7 @@
-"""Images that are not tensors yet: arrays or encoded files, and how each becomes 8-bit pixels of a wanted size.
+"""Decode images from arrays or encoded files to 8-bit pixels of a given size.
 
-The rule of size: an image that has it stays as it is; any other is resized (bicubic, antialiased) until it fills the
-size, and what sticks out is cut off evenly on both sides.
+An image of that size stays as it is; any other is resized (bicubic, antialiased) until it fills the size, and cropped
+in the middle.
 """
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -29,18 +30,18 @@ _CHUNK = 64             # images a thread takes at a time
 
 
 class Images(ABC):
-    """A sequence of images; each is read when it is asked for."""
+    """A sequence of images, each read on demand."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """What to call image `i` in an error."""
+        """Name image `i` in an error."""
 
     @abstractmethod
     def read(self, i: int) -> Image.Image:
-        """Image `i`: upright, 8 bits, RGB or grey, of whatever size it has."""
+        """Return image `i`: upright, 8 bits, RGB or grey, of its own size."""
 
 
 class ArrayImages(Images):
@@ -59,7 +60,7 @@ class ArrayImages(Images):
         return Image.fromarray(np.ascontiguousarray(self.pixels[i].numpy()))
 
     def select(self, indices: Tensor, channels: int) -> Tensor:
-        """[n, C, H, W] at the size they have."""
+        """Return [n, C, H, W] at their own size."""
         pixels = self.pixels.index_select(0, indices)
         if pixels.ndim == 3:
             return pixels.unsqueeze(1).expand(-1, channels, -1, -1)
@@ -67,7 +68,7 @@ class ArrayImages(Images):
 
 
 class EncodedImages(Images):
-    """Images as files hold them. `open` gives what Pillow opens; `fingerprint` changes when any of the images does."""
+    """Encoded images: `open` returns what Pillow opens, `fingerprint` changes when any of the images does."""
 
     @abstractmethod
     def open(self, i: int) -> Path | BytesIO: ...
@@ -80,7 +81,7 @@ class EncodedImages(Images):
             return upright(image)
 
     def check(self, i: int) -> None:
-        """Read all of image `i` as cheaply as its format allows, to see whether it can be read."""
+        """Read all of image `i` as cheaply as its format allows; raise if it cannot be read."""
         with Image.open(self.open(i)) as image:
             if image.format == 'JPEG':
                 image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # reads all, computes an eighth
@@ -88,10 +89,9 @@ class EncodedImages(Images):
 
 
 class FileImages(EncodedImages):
-    """Files below a folder."""
+    """Files below a folder; `paths` are relative to `root`."""
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        """`paths` are relative to `root`."""
         self.root = root
         self._paths = np.array([os.fsencode(path) for path in paths], dtype=bytes)  # one buffer for all workers
 
@@ -107,44 +107,38 @@ class FileImages(EncodedImages):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(os.fsencode(self.root.resolve()))
         for path in self._paths:
-            digest.update(b'%s\0%d\0%d\0' % (path, *_size_and_time(os.path.join(os.fsencode(self.root), path))))
+            size, time = -1, 0      # of a dead link, which is to be named with the others that cannot be read
+            with suppress(OSError):
+                state = os.stat(os.path.join(os.fsencode(self.root), path))
+                size, time = state.st_size, state.st_mtime_ns
+            digest.update(b'%s\0%d\0%d\0' % (path, size, time))
         return digest.hexdigest()
 
 
-def _size_and_time(path: bytes) -> tuple[int, int]:
-    try:
-        state = os.stat(path)
-    except OSError:  # a dead link: to be named with the others that cannot be read
-        return -1, 0
-    return state.st_size, state.st_mtime_ns
-
-
 def as_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Grey is repeated to RGB; RGB becomes grey by its luma."""
+    """Convert to RGB (3) or grey (1)."""
     mode = 'RGB' if channels == 3 else 'L'
     return image if image.mode == mode else image.convert(mode)
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`size` is height, width; the rule stands at the head of this file."""
+    """Bring an image to `size` (height, width), as described at the top of this file."""
     height, width = size
     return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """uint8 [C, H, W]"""
+    """Return uint8 [C, H, W]."""
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An opened file's image, turned as the camera was held, RGB or grey, 8 bits."""
+    """Turn an opened image as the camera was held, and bring it to RGB or grey with 8 bits.
+
+    Alpha is dropped, palettes are looked up, 16 bits are scaled (Pillow would clip).
+    """
     ImageOps.exif_transpose(image, in_place=True)
-    return _eight_bits(image)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """RGB or grey with 8 bits: alpha is dropped, palettes are looked up, 16 bits are scaled (Pillow would clip)."""
     if image.mode in ('L', 'RGB'):
         image.load()  # `Image.open` reads no pixels, and the file is about to be closed
         return image
@@ -160,7 +154,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _luma(pixels: Tensor) -> Tensor:
-    """[..., 3] -> [...], to the bit as Pillow has it (ITU-R 601)."""
+    """Turn [..., 3] into [...], to the bit as Pillow does (ITU-R 601)."""
     red, green, blue = pixels.int().unbind(-1)
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)
 
@@ -168,7 +162,7 @@ def _luma(pixels: Tensor) -> Tensor:
 def decode(
         images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None, progress: bool = True,
 ) -> Tensor:
-    """All images, or those of `indices`, as uint8 [N, C, H, W] in memory. One error names all that cannot be read."""
+    """Decode all images, or those of `indices`, to uint8 [N, C, H, W]. One error names all that cannot be read."""
     indices = torch.arange(len(images)) if indices is None else indices
     out = torch.empty(len(indices), channels, *size, dtype=torch.uint8)
     if isinstance(images, ArrayImages) and tuple(images.pixels.shape[1:3]) == tuple(size):
@@ -192,7 +186,7 @@ def check_all(images: EncodedImages, progress: bool = True) -> None:
 def _for_each(
         images: Images, indices: Sequence[int], work: Callable[[int, int], None], title: str, progress: bool,
 ) -> None:
-    """`work(place, index)` for all, in threads: Pillow's decoders run beside each other."""
+    """Call `work(place, index)` for all, in threads: Pillow's decoders release the GIL."""
     def run(start: int) -> list[str]:
         failed = []
         for place, i in enumerate(indices[start:start + _CHUNK], start):
@@ -220,5 +214,5 @@ def _for_each(
 
 
 def cpu_count() -> int:
-    """Those this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Random numbers as functions of a few integers, so that what was drawn once can be drawn again anywhere."""
+"""Make random numbers a function of a few integers, so that they can be drawn again anywhere."""
 from __future__ import annotations
 
 import contextlib
@@ -10,7 +10,7 @@ import torch
 
 
 def derived(*numbers: int) -> int:
-    """One seed of 64 bits out of several numbers; near numbers give unrelated seeds."""
+    """Derive a seed of 64 bits from several numbers; near numbers give unrelated seeds."""
     return int(np.random.SeedSequence([n % 2 ** 64 for n in numbers]).generate_state(1, np.uint64)[0])
 
 
@@ -20,7 +20,7 @@ def generator(*numbers: int) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Inside, what `random`, NumPy and torch (on the CPU) draw depends on `numbers` alone; outside, nothing changes."""
+    """Seed `random`, NumPy and torch (on the CPU) by `numbers` inside; restore their states after."""
     seed = derived(*numbers)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

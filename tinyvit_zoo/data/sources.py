@@ -164,15 +164,8 @@ def _open_npz(path: Path) -> Parts:
     if train is None:
         raise ZooError(f'{path} holds {", ".join(arrays) or "nothing of the kind"}: expected train_images and '
                        f'train_labels, and val_* and test_* where there are any.')
-    counts = train.labels.bincount()
-    if len(counts) < 2 or not counts.all():
-        raise ZooError(f'{path}: train_labels {"are all 0" if len(counts) < 2 else f"have no {int(counts.argmin())}"}'
-                       f': expected classes numbered from 0 without a gap, two or more.')
-    for split, name in ((val, 'val'), (test, 'test')):
-        if split is not None and int(split.labels.max()) >= len(counts):
-            raise ZooError(f'{path}: {name}_labels go up to {int(split.labels.max())}, train_labels to '
-                           f'{len(counts) - 1}: every class needs training images.')
-    return Parts(train, val, test, tuple(map(str, range(len(counts)))))
+    names = tuple(map(str, range(int(train.labels.max()) + 1)))
+    return Parts(train, val, test, names).checked(str(path))
 
 
 def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | None:
@@ -180,22 +173,15 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
     if images is None and labels is None:
         return None
     if images is None or labels is None:
-        raise ZooError(f'{path} has {name}_{"labels" if images is None else "images"} alone: expected {name}_images '
-                       f'and {name}_labels.')
+        raise ZooError(f'{path} has one of {name}_images and {name}_labels: expected both.')
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
         raise ZooError(f'{path}: {name}_images are {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] '
                        f'(grey) or [N, H, W, 3]; convert them (volumes cannot be used).')
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        raise ZooError(f'{path}: {name}_labels are {list(labels.shape)}, several labels an image; expected one class '
-                       f'each, [N] or [N, 1]; choose a set with one label.')
     if labels.dtype.kind not in 'iu' or labels.shape not in ((len(images),), (len(images), 1)) or not len(labels):
         raise ZooError(f'{path}: {name}_labels are {labels.dtype} {list(labels.shape)} for {len(images)} images, '
-                       f'expected one whole number for each.')
-    if labels.min() < 0:
-        raise ZooError(f'{path}: {name}_labels go down to {labels.min()}, expected classes numbered from 0.')
-    pixels = images[..., 0] if images.shape[3:] == (1,) else images
-    title = f'{path}: {name}_images'
-    return Split(ArrayImages(torch.from_numpy(pixels), title), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+                       f'expected one whole number for each: [N] or [N, 1].')
+    pixels = torch.from_numpy(images[..., 0] if images.shape[3:] == (1,) else images)
+    return Split(ArrayImages(pixels, f'{path}: {name}_images'), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
 
 
 def normalization(source: Source, img_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

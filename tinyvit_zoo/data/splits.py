@@ -1,4 +1,4 @@
-"""Images with labels, and parts of them that hold every class in its proportion."""
+"""Images with labels, and draws from them that hold every class in its proportion."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import ZooError
 from .images import Images
 from .seeds import generator
 
@@ -32,23 +33,35 @@ class Split:
         return i if self.index is None else int(self.index[i])
 
     def select(self, chosen: Tensor) -> Split:
-        """Those of a mask or of indices; the images themselves are not copied."""
+        """Return the images of a mask or of indices, without copying them."""
         index = torch.arange(len(self)) if self.index is None else self.index
         return Split(self.images, self.labels[chosen], index[chosen])
 
 
 class Parts(NamedTuple):
-    """What a dataset's opener returns; without `class_names` they are those of the table."""
+    """The splits that a dataset's opener returns; without `class_names` they are those of the table."""
     train: Split
     val: Split | None
     test: Split | None
     class_names: tuple[str, ...] = ()
 
+    def checked(self, title: str) -> Parts:
+        """Raise ZooError unless every class has training images, and no split has another one."""
+        count, seen = len(self.class_names), len(self.train.labels.unique())
+        if seen < count or count < 2:
+            raise ZooError(f'{title} has training images of {seen} out of {count} classes: expected some of each, two '
+                           f'classes or more, numbered from 0 without a gap.')
+        for name, split in (('train', self.train), ('val', self.val), ('test', self.test)):
+            if split and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < count:
+                raise ZooError(f'{title} has {name} labels from {int(split.labels.min())} to '
+                               f'{int(split.labels.max())}: expected 0 to {count - 1}, those of the training images.')
+        return self
+
 
 def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
-    """A mask of `count` images (as near as can be), every class in its proportion; one of each class is left.
+    """Draw a mask of `count` images (as near as can be), every class in its proportion; one of each class is left.
 
-    Seeded, and what a smaller count draws is, but for rounding, among what a larger one draws.
+    A smaller count draws a part of what a larger one draws, but for rounding.
     """
     order, place, sizes = _shuffled(labels, *seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
@@ -57,10 +70,9 @@ def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
 
 
 def nested(labels: Tensor, count: int, *seed: int) -> Tensor:
-    """A mask of `count` images, every class in its proportion and with one image at least where they suffice for that.
+    """Draw a mask of `count` images, every class in its proportion, with one image at least if they suffice for that.
 
-    Seeded; what a smaller count takes is among what a larger one takes, to the image: they go by the share of their
-    class that comes before them.
+    A smaller count draws a part of what a larger one draws, exactly: images go by the share of their class before them.
     """
     order, place, sizes = _shuffled(labels, *seed)
     first = (place / sizes[labels[order]]).argsort(stable=True)[:count]
@@ -68,7 +80,7 @@ def nested(labels: Tensor, count: int, *seed: int) -> Tensor:
 
 
 def _shuffled(labels: Tensor, *seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices class after class, shuffled inside; each one's place in its class; the classes' sizes."""
+    """Return indices class after class, shuffled inside; each one's place in its class; the classes' sizes."""
     sizes = labels.bincount()
     order = torch.randperm(len(labels), generator=generator(*seed))
     order = order[labels[order].argsort(stable=True)]
@@ -76,7 +88,7 @@ def _shuffled(labels: Tensor, *seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _shares(sizes: Tensor, count: int) -> Tensor:
-    """`count` dealt out to the classes in proportion: whole parts first, then to the largest remainders."""
+    """Deal `count` out to the classes in proportion: whole parts first, then to the largest remainders."""
     most = (sizes - 1).clamp(min=0)
     exact = sizes.double() * count / sizes.sum()
     shares = exact.floor().long().minimum(most)
