@@ -22,14 +22,13 @@ from bench_training import contender
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.kernels.memory import keep_freed_memory
 from tinyvit_zoo.measure.speed import summarise
-from tinyvit_zoo.methods import METHODS
-from tinyvit_zoo.methods.supervised import supervised_task
+from tinyvit_zoo.methods import METHODS, SelfSupervised, Supervised
+from tinyvit_zoo.methods.self_supervised import make_encoder
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, Recipe
 from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.runtime.world import World
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.training.presets import pretraining_recipe
-from tinyvit_zoo.training.pretrain import Pretrain, make_encoder, make_views
 
 STEPS = 3
 SUPERVISED = 'supervised'
@@ -103,14 +102,14 @@ def _loop(name: str, model: str, batch_size: int, world: World, dtype: torch.dty
             momentum=recipe.momentum, lr=recipe.lr, weight_decay=recipe.weight_decay, flip=recipe.flip,
             crop_scale=recipe.crop_scale, crop_interpolation=recipe.crop_interpolation)
         network = timm.create_model(model, num_classes=10, **recipe.model_args)
-        task: Any = supervised_task(supervised, network.to(world.device).train(), cfg, False, {}, 1)
+        task: Any = Supervised(supervised, cfg, world, dtype, network.to(world.device).train())
         return Loop(task, _Length(), supervised, None, world, dtype), recipe.img_size  # type: ignore[arg-type]
     recipe = replace(recipe, batch_size=batch_size)
     args = dict(recipe.method_args)
     if name == 'd_mae':  # a teacher of the same size, with random weights: the time is that of any
         args['teacher'] = make_encoder(recipe).to(world.device)
     method = METHODS[name](make_encoder(recipe), **args).to(world.device).train()
-    task = Pretrain(recipe, method, make_views(recipe, cfg, method, False), None, 1, None, world)  # type: ignore
+    task = SelfSupervised(recipe, cfg, world, dtype, method)
     return Loop(task, _Length(), recipe, None, world, dtype), recipe.img_size  # type: ignore[arg-type]
 
 

@@ -25,12 +25,12 @@ from torch import Tensor
 from tinyvit_zoo.data.batches import make_batches
 from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.kernels.memory import keep_freed_memory
-from tinyvit_zoo.methods.supervised import supervised_batches, supervised_task
+from tinyvit_zoo.methods import Supervised
 from tinyvit_zoo.recipes import Recipe, find_recipe
 from tinyvit_zoo.runtime.precision import autocast, autocast_dtype
 from tinyvit_zoo.runtime.world import World, join_world
 from tinyvit_zoo.training.loop import Loop
-from tinyvit_zoo.training.train import data_cfg, make_model
+from tinyvit_zoo.training.train import data_cfg
 
 STEPS = 10
 
@@ -86,15 +86,16 @@ def contender(script: Path, *args: str, processes: int = 1) -> Iterator[Any]:
 
 
 def _batches(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World) -> Iterator[tuple[Tensor, Tensor]]:
-    batches = supervised_batches(recipe, source.train, cfg, world)
+    batches = make_batches(source.train, cfg['input_size'][1:], recipe.batch_size, world.device, train=True,
+                           seed=recipe.seed, rank=world.rank, world_size=world.size)
     for epoch in itertools.count():
         batches.set_epoch(epoch)
         yield from batches
 
 
 def _ours(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World, dtype: torch.dtype | None) -> Any:
-    network = make_model(recipe, cfg).to(world.device).train()
-    task = supervised_task(recipe, network, cfg, False, {}, 1)
+    network = Supervised.make_network(recipe, cfg, world.device).train()
+    task = Supervised(recipe, cfg, world, dtype, network)
     batches = make_batches(source.train, cfg['input_size'][1:], recipe.batch_size, world.device, train=True)
     loop = Loop(task, batches, recipe, None, world, dtype)  # type: ignore[arg-type]
     ready = _batches(recipe, cfg, source, world)
@@ -102,7 +103,7 @@ def _ours(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World, dtype:
 
 
 def _plain(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World, dtype: torch.dtype | None) -> Any:
-    network = plain(make_model(recipe, cfg)).to(world.device).train()
+    network = plain(Supervised.make_network(recipe, cfg, world.device)).to(world.device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     ready = itertools.cycle([
         (images.float() / 255 - 0.5, labels) for images, labels in itertools.islice(

@@ -34,12 +34,13 @@ from tinyvit_zoo.augment.batched import normalize
 from tinyvit_zoo.data.datasets import DATASETS, spec_of
 from tinyvit_zoo.data.images import ArrayImages
 from tinyvit_zoo.data.sources import Source, open_source
+from tinyvit_zoo.measure.accuracy import evaluate
+from tinyvit_zoo.measure.bench import evaluation_batches
 from tinyvit_zoo.recipes import PRETRAININGS, BaseRecipe, find_pretraining, find_recipe
 from tinyvit_zoo.runtime.files import write_whole
 from tinyvit_zoo.runtime.machine import machine
 from tinyvit_zoo.runtime.world import World, join_world
 from tinyvit_zoo.training.run_dir import differences
-from tinyvit_zoo.training.train import measure
 from tinyvit_zoo.weights import OURS, catalogue, check_recipes, read_cfg, read_weights, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER, parse
 from tinyvit_zoo.weights.resolve import resolve
@@ -151,7 +152,7 @@ def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict
     model = resolve(path, run.recipe.model).load(world.device).model
     if not run.cfg['num_classes']:
         return None
-    figures = measure(source.test, run.recipe.batch_size, run.cfg, world, None, mode='auto')(model)
+    figures = evaluate(model, evaluation_batches(source.test, 2 * run.recipe.batch_size, run.cfg, world), world)
     claimed = run.result['figures']['test']['top1']
     if abs(figures['top1'] - claimed) > TOLERANCE:
         raise ZooError(f'The file to ship has {figures["top1"]:.2f} % on the test images, the run {claimed:.2f} %: '

@@ -1,5 +1,6 @@
 """The views of an image are what torchvision and Pillow make of it; their number, sizes and colours are the papers'."""
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
-from tinyvit_zoo import ZooError
 from tinyvit_zoo.augment.batched import Augment
 from tinyvit_zoo.augment.ops import Op
+from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.augment.views import Views, contrastive_views, low_resolution_views
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
@@ -20,9 +21,14 @@ JITTERS = {Op.BRIGHTNESS: TF.adjust_brightness, Op.CONTRAST: TF.adjust_contrast,
            Op.HUE: TF.adjust_hue}
 
 
-def views_of(kind: str, size: tuple[int, int], **kwargs: object) -> Views:
-    make = {'contrastive': contrastive_views, 'low resolution': low_resolution_views}[kind]
-    return make(size, MEAN, STD, **kwargs)
+def spec(*size: int, scale: tuple[float, float] = (0.7, 1.), flip: float = 0.5) -> AugmentSpec:
+    return AugmentSpec(size or (32, 32), MEAN, STD, 'bicubic', flip, crop_scale=scale)
+
+
+def views_of(kind: str, size: tuple[int, int], flip: float = 0.5) -> Views:
+    if kind == 'contrastive':
+        return contrastive_views(spec(*size, scale=(0.08, 1.), flip=flip))
+    return low_resolution_views(spec(*size, flip=flip))
 
 
 def augmentations(views: Views) -> list[Augment]:
@@ -80,7 +86,7 @@ def reference(size: int, scale: tuple[float, float], blur: float, solarize: floa
 def test_the_whole_is_distributed_as_torchvisions() -> None:
     """Mean and spread of every pixel of one image, over many draws, for each of the three kinds of views."""
     image, n = batch(1), 700
-    whole, local = low_resolution_views((32, 32), MEAN, STD, local_views=1)(image.expand(n, -1, -1, -1), generator())
+    whole, local = low_resolution_views(spec(), 1)(image.expand(n, -1, -1, -1), generator())
     random.seed(0)
     for got, *settings in (
             (whole[0], 32, (0.7, 1.), 1., 0.), (whole[1], 32, (0.7, 1.), 0.1, 0.2),
@@ -95,23 +101,21 @@ def test_the_whole_is_distributed_as_torchvisions() -> None:
 
 def test_sizes_and_numbers() -> None:
     images = batch(3, 40, 40)
-    whole, local = low_resolution_views((32, 20), MEAN, STD)(images, generator())
+    whole, local = low_resolution_views(spec(32, 20))(images, generator())
     assert whole.shape == (2, 3, 3, 32, 20) and local.shape == (8, 3, 3, 16, 10)
     assert whole.dtype == local.dtype == torch.float32
-    alone, = low_resolution_views((32, 32), MEAN, STD, local_views=0)(images, generator())
+    alone, = low_resolution_views(spec(), 0)(images, generator())
     assert alone.shape == (2, 3, 3, 32, 32)
-    pair, = contrastive_views((16, 16), MEAN, STD)(images, generator())
+    pair, = contrastive_views(spec(16, 16))(images, generator())
     assert pair.shape == (2, 3, 3, 16, 16)
-    grey = low_resolution_views((32, 32), (0.5,), (0.2,))(batch(3, 32, 32, 1), generator())
+    grey = low_resolution_views(replace(spec(), mean=(0.5,), std=(0.2,)))(batch(3, 32, 32, 1), generator())
     assert [group.shape[2] for group in grey] == [1, 1]
-    with pytest.raises(ZooError, match='local_views is -1'):
-        low_resolution_views((32, 32), MEAN, STD, local_views=-1)
 
 
 def test_the_papers_settings() -> None:
-    first, second, local = augmentations(low_resolution_views((32, 32), MEAN, STD))
+    first, second, local = augmentations(low_resolution_views(spec()))
     assert (first.crop.scale, local.crop.scale, first.crop.interpolation) == ((0.7, 1.), (0.2, 0.5), 'bicubic')
-    one, two = augmentations(contrastive_views((32, 32), MEAN, STD))
+    one, two = augmentations(contrastive_views(spec(scale=(0.08, 1.))))
     assert one.crop.scale == (0.08, 1.)
     for augment, blur, solarize in ((first, 1., 0.), (second, .1, .2), (local, .5, 0.), (one, 1., 0.), (two, .1, .2)):
         jitter, grey, *rest = augment.policies
@@ -134,7 +138,7 @@ def test_what_is_not_to_be_flipped_is_never_flipped(kind: str) -> None:
 
 def test_the_generator_decides_alone_and_every_view_is_another() -> None:
     images = batch(1).expand(6, -1, -1, -1)
-    views = low_resolution_views((32, 32), MEAN, STD)
+    views = low_resolution_views(spec())
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
     first, again = views(images, generator(5)), views(images, generator(5))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -147,7 +151,7 @@ def test_the_generator_decides_alone_and_every_view_is_another() -> None:
 def test_local_views_show_less() -> None:
     """A ramp from left to right: a local view spans a part of it, a global one most."""
     ramp = torch.linspace(0, 255, 32).round().to(torch.uint8).expand(100, 3, 32, 32)
-    views = low_resolution_views((32, 32), (0.,), (1 / 255,))
+    views = low_resolution_views(replace(spec(), mean=(0.,), std=(1 / 255,)))
     for group, low, high in zip(views(ramp, generator()), (0.55, 0.25), (1.1, 0.9), strict=True):
         plain = group[0]
         span = (plain.amax((1, 2, 3)) - plain.amin((1, 2, 3))).median() / 255

@@ -12,14 +12,14 @@ from augment_cases import MEAN, STD, batch, generator, to_pil
 from joint_cases import encoder_of
 from training_cases import assert_same_bits, stop_at, weights, write_npz
 
-from tinyvit_zoo.augment.pillow import TwoViews
+from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.datasets import DATASETS
-from tinyvit_zoo.methods import MoCoV3
+from tinyvit_zoo.methods import MoCoV3, SelfSupervised
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, PRETRAININGS, RECIPES, find_pretraining
 from tinyvit_zoo.training import checkpoint
-from tinyvit_zoo.training.pretrain import check_pretraining, make_method, make_views
 from tinyvit_zoo.training.schedule import learning_rate, weight_decay
+from tinyvit_zoo.training.train import check_recipe
 
 TINY = {'self_distill': ['--model', 'ssl_vit', '--model-args', "{'depth': 2, 'embed_dim': 24, 'num_heads': 2}",
                          '--method-args', "{'local_views': 2, 'hidden_dim': 16, 'num_prototypes': 24}"],
@@ -74,12 +74,12 @@ def test_streamed_views_are_distributed_as_the_batched_ones() -> None:
     recipe = replace(PRETRAINING_PRESETS['moco_v3'], crop_scale=(0.5, 1.))
     cfg = {'input_size': (3, 24, 24), 'mean': MEAN, 'std': STD}
     image, n = batch(1, 32, 32), 600
-    streamed = TwoViews(recipe, cfg)
+    views = MoCoV3(encoder_of('cct_2_3x2'), 16, 8).views(AugmentSpec.of(recipe, cfg))
+    streamed = views.pillow()
     random.seed(0)
     theirs = torch.stack([streamed(to_pil(image[0])) for _ in range(n)])
-    method = MoCoV3(encoder_of('cct_2_3x2'), 16, 8)
-    ours, = make_views(recipe, cfg, method, augmented=False)(image.expand(n, -1, -1, -1), generator())
-    shared, = make_views(recipe, cfg, method, augmented=True)(theirs, generator())
+    ours, = views(image.expand(n, -1, -1, -1), generator())
+    shared, = views(theirs, generator())
     assert ours.shape == shared.shape == (2, n, 3, 24, 24)
     for got, want in zip(shared, ours, strict=True):
         assert (got.mean(0) - want.mean(0)).abs().max() < 0.35 and (got.mean() - want.mean()).abs() < 0.07
@@ -130,7 +130,7 @@ def test_every_data_set_of_the_paper_has_its_recipes() -> None:
     begun = {recipe.from_weights for recipe in RECIPES.values()}
     assert begun >= set(JOINT)
     for name in JOINT:
-        check_pretraining(find_pretraining(name))
+        check_recipe(find_pretraining(name))
         assert find_pretraining(name).dataset in DATASETS
 
 
@@ -141,9 +141,9 @@ def test_self_distillation_as_the_paper_has_it(
         name: str, size: int, whole: tuple[float, float], local: tuple[float, float]) -> None:
     recipe = find_pretraining(name)
     cfg = {'input_size': (3, size, size), 'mean': (0.5,) * 3, 'std': (0.2,) * 3}
-    method = make_method(recipe, cfg, torch.device('cpu'))
+    method = SelfSupervised.make_network(recipe, cfg, torch.device('cpu'))
     assert (method.local_views, method.local_scale, method.local_size) == (8, local, (size // 2, size // 2))
-    views = make_views(recipe, cfg, method, augmented=False)
+    views = method.views(AugmentSpec.of(recipe, cfg))
     first, second = views(torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.Generator())
     assert first.shape == (2, 2, 3, size, size) and second.shape == (8, 2, 3, size // 2, size // 2)
     assert recipe.crop_scale == whole and recipe.crop_interpolation == 'bicubic'
@@ -154,7 +154,7 @@ def test_self_distillation_as_the_paper_has_it(
     steps = 200 * 97  # of a training
     method.before_step(97 / steps)
     for epoch, temperature in ((0, 0.04), (5, 0.055), (10, 0.07), (150, 0.07)):
-        method._said.append((torch.zeros(1024), 1))
+        method._outputs.append((torch.zeros(1024), 1))
         method.after_step(epoch / 200)
         assert method.temperature.item() == pytest.approx(temperature)
     for epoch, waits in ((0.99, True), (1., False)):

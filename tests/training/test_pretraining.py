@@ -16,10 +16,12 @@ from training_cases import assert_same_bits, weights, write_npz
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.methods import SelfSupervised, self_supervised
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Pretraining, mae_lite, mae_small, presets as own
-from tinyvit_zoo.training import checkpoint, loop, pretrain
+from tinyvit_zoo.training import checkpoint, loop
 from tinyvit_zoo.training.optimizer import make_optimizer, set_learning_rate
 from tinyvit_zoo.training.schedule import learning_rate, weight_decay
+from tinyvit_zoo.training.train import check_recipe, write_weights
 
 HERE = Path(__file__).parents[1]
 MODEL = ['--model', 'vit_lite_2_4', '--img-size', '16', '--model-args',
@@ -97,9 +99,9 @@ def test_encoders_of_every_family_come_back(model: str, tmp_path: Path) -> None:
     """
     size = 48 if 'lite' in model else 12
     recipe = Pretraining(name=f'{model}.x', about='', method='mae_lite', img_size=size, model_args={'depth': 2})
-    method = pretrain.make_method(recipe, {}, torch.device('cpu'))
+    method = SelfSupervised.make_network(recipe, {}, torch.device('cpu'))
     cfg = {'num_classes': 0, 'input_size': (3, size, size), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
-    pretrain.write_weights(tmp_path, recipe, cfg, method.kept().state_dict())
+    write_weights(tmp_path, recipe, cfg, method.kept().state_dict())
     classifier = timm.create_model(
         model, pretrained=True, num_classes=3, img_size=size, depth=2,
         pretrained_cfg_overlay=dict(file=str(tmp_path / 'weights.safetensors')))
@@ -292,10 +294,10 @@ def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest
 
     if recipe.method == 'd_mae':  # without fetching the teacher's weights
         recipe = replace(recipe, teacher=recipe.teacher or 'vit_lite_4_4')
-        monkeypatch.setattr(pretrain, 'make_teacher', lambda recipe: timm.create_model(
+        monkeypatch.setattr(self_supervised, 'make_teacher', lambda recipe: timm.create_model(
             recipe.teacher.partition('.')[0], num_classes=0, img_size=recipe.img_size, global_pool='token'))
-    pretrain.check_pretraining(recipe)
-    method = pretrain.make_method(recipe, {}, torch.device('cpu'))
+    check_recipe(recipe)
+    method = SelfSupervised.make_network(recipe, {}, torch.device('cpu'))
     assert method.kept().num_classes == 0
     if recipe.name in PRETRAININGS:
         assert recipe.name not in RECIPES and f'method: {recipe.method}' in describe(recipe.name, spec_of)
@@ -384,7 +386,7 @@ def test_the_teacher_must_fit(tmp_path: Path) -> None:
     recipe = Pretraining(name='vit_lite_2_4.x', about='', method='d_mae', teacher='vit_lite_4_4', img_size=32,
                          teacher_weights=str(tmp_path / 'w.pth'))
     with pytest.raises(ZooError, match='no weights of vit_lite_4_4'):
-        pretrain.make_teacher(recipe)
+        self_supervised.make_teacher(recipe)
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------

@@ -19,16 +19,18 @@ from torch import nn
 from training_cases import SETTINGS, alive, assert_same_bits, run, stop_at, weights, write_npz
 
 import tinyvit_zoo
-from tinyvit_zoo.augment import pillow as stream
+from tinyvit_zoo.augment import pillow
+from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods.momentum import average_
 from tinyvit_zoo.recipes import FINETUNING_PRESET, PRETRAININGS, RECIPES, Recipe
 from tinyvit_zoo.recipes.settings import override
 from tinyvit_zoo.runtime.precision import autocast_dtype
-from tinyvit_zoo.training import checkpoint, checks, loop
+from tinyvit_zoo.training import checkpoint, loop
 from tinyvit_zoo.training.optimizer import clip_gradients, make_optimizer
 from tinyvit_zoo.training.presets import without_mirroring
 from tinyvit_zoo.training.schedule import learning_rate
+from tinyvit_zoo.training.train import check_recipe
 
 HERE = Path(__file__).parents[1]
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
@@ -296,7 +298,7 @@ def test_bad_values_are_one_line_and_leave_nothing(
 
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_passes_the_checks(recipe: Recipe) -> None:
-    checks.check_recipe(replace(recipe, from_weights=''))
+    check_recipe(replace(recipe, from_weights=''))
 
 
 # -- other ways to train
@@ -321,7 +323,7 @@ def test_the_streamed_augmentation_builds(policy: str) -> None:
     recipe = replace(RECIPE, auto_augment=policy, crop_padding=4, erase=1., color_jitter=(0.4, 0.4, 0.2, 0.1))
     cfg = dict(input_size=(3, 24, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 40, 3), np.uint8))
-    x = stream.training_transform(recipe, cfg)(image)
+    x = AugmentSpec.of(recipe, cfg).pillow()(image)
     assert x.shape == (3, 24, 32) and torch.isfinite(x).all() and x.std() > 0.1
 
 
@@ -331,10 +333,10 @@ def test_streamed_posterising() -> None:
 
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
     for bits in range(1, 9):
-        assert np.array_equal(stream.posterize(image, bits), ImageOps.posterize(image, bits))
-    strongest = stream._rand_augment('rand-m10-n9-inc1', 8, (0.5,) * 3)
-    assert all(op.aug_fn is stream.posterize for op in strongest.ops if 'Posterize' in op.name)
-    assert not np.asarray(stream.posterize(image, 0)).any()
+        assert np.array_equal(pillow.posterize(image, bits), ImageOps.posterize(image, bits))
+    strongest = pillow.policy('rand-m10-n9-inc1', 8, (0.5,) * 3)
+    assert all(op.aug_fn is pillow.posterize for op in strongest.ops if 'Posterize' in op.name)
+    assert not np.asarray(pillow.posterize(image, 0)).any()
 
 
 def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path) -> None:

@@ -1,35 +1,57 @@
-"""Several views of each image, for pre-training: made on the device, those of one size as one batch.
+"""Views of each image, one or several, each with its own crop, colours and so on; those of one size as one batch.
 
-A view is what `Augment` makes of an image: each view of each image has its own crop, its own colours, and so on.
+Views take uint8 batches. Batches of floats were made by the transform that `pillow` returns, and are only unpacked.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ZooError
-from .batched import Augment
+from .spec import AugmentSpec
 
-JITTER, JITTER_PROB, GREY, BLUR_SIGMA = (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.1, 2.)
-WHOLE = ((1., 0.), (0.1, 0.2))     # how likely the first and the second whole view are blurred, and solarised
+_COLOURS: dict[str, Any] = dict(
+    color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_prob=0.8, grey=0.2, blur_sigma=(0.1, 2.))
+# the first and the second whole view
+_WHOLE: tuple[dict[str, Any], ...] = dict(blur=1., solarize=0.), dict(blur=0.1, solarize=0.2)
 _LOCAL_BLUR = 0.5
-_COLOURS: dict[str, Any] = dict(color_jitter=JITTER, color_jitter_prob=JITTER_PROB, grey=GREY, blur_sigma=BLUR_SIGMA)
+
+
+class OneView:
+    """An augmented image: uint8 [B, C, H, W] to float32 of the same shape."""
+
+    def __init__(self, spec: AugmentSpec) -> None:
+        self.pillow: Callable[[], Callable[[Any], Tensor] | None] = spec.pillow
+        self.augment = spec.batched()
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (self.augment(images, generator) if images.dtype == torch.uint8 else images,)
+
+    def compile(self) -> None:
+        self.augment.compile()
 
 
 class Views:
-    """Each argument is a size: how many views each augmentation makes. uint8 images -> [V, B, C, H, W] for each."""
+    """Each argument is a size: pairs of a spec and of how many views it makes. Returns [V, B, C, H, W] for each."""
 
-    def __init__(self, *sizes: Sequence[tuple[int, Augment]]) -> None:
-        self.sizes = sizes
+    def __init__(self, *sizes: Sequence[tuple[int, AugmentSpec]]) -> None:
+        self.specs = sizes
+        self.sizes = [[(count, spec.batched()) for count, spec in size] for size in sizes]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        if images.dtype != torch.uint8:     # [B, V, C, H, W]
+            return (images.transpose(0, 1),)
         return tuple(
             torch.cat([augment(images.repeat(count, 1, 1, 1), generator) for count, augment in size])
             .unflatten(0, (-1, len(images)))
             for size in self.sizes)
+
+    def pillow(self) -> Callable[[Any], Tensor] | None:
+        """Make the transform from a Pillow image to [V, C, H, W]; None for views of several sizes."""
+        return _Stack([spec.pillow() for count, spec in self.specs[0]]) if len(self.specs) == 1 else None
 
     def compile(self) -> None:
         for size in self.sizes:
@@ -37,29 +59,24 @@ class Views:
                 augment.compile()
 
 
-def contrastive_views(
-        img_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, flip: float = 0.5,
-        crop_scale: tuple[float, float] = (0.08, 1.), interpolation: str = 'bicubic',
-) -> Views:
-    """MoCo-v3's two: the first one blurred, the second one now and then, or solarised."""
-    return Views([
-        (1, Augment(img_size, mean, std, flip=flip, crop_scale=crop_scale, interpolation=interpolation, blur=blur,
-                    solarize=solarize, **_COLOURS))
-        for blur, solarize in WHOLE])
+class _Stack:
+    def __init__(self, views: Sequence[Callable[[Any], Tensor]]) -> None:
+        self.views = views
+
+    def __call__(self, image: Any) -> Tensor:
+        return torch.stack([view(image) for view in self.views])
+
+
+def contrastive_views(spec: AugmentSpec) -> Views:
+    """MoCo-v3's two views: the first one blurred, the second one now and then, or solarized."""
+    return Views([(1, replace(spec, **_COLOURS, **whole)) for whole in _WHOLE])
 
 
 def low_resolution_views(
-        img_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, flip: float = 0.5,
-        crop_scale: tuple[float, float] = (0.7, 1.), local_scale: tuple[float, float] = (0.2, 0.5),
-        local_views: int = 8, local_size: tuple[int, int] | None = None, interpolation: str = 'bicubic',
+        spec: AugmentSpec, count: int = 8, scale: tuple[float, float] = (0.2, 0.5), size: tuple[int, int] | None = None,
 ) -> Views:
-    """Self-distillation's: two of the whole size, and smaller ones (by default of half of it) that show less."""
-    if local_views < 0:
-        raise ZooError(f'local_views is {local_views}: expected 0 or more.')
-    whole = contrastive_views(img_size, mean, std, flip=flip, crop_scale=crop_scale, interpolation=interpolation)
-    if not local_views:
-        return whole
-    size = local_size or (img_size[0] // 2, img_size[1] // 2)
-    return Views(*whole.sizes, [(local_views, Augment(
-        size, mean, std, flip=flip, crop_scale=local_scale, interpolation=interpolation, blur=_LOCAL_BLUR,
-        **_COLOURS))])
+    """Self-distillation's views: two whole ones, and `count` smaller ones of `scale` (by default of half the size)."""
+    whole = contrastive_views(spec)
+    half = size or (spec.img_size[0] // 2, spec.img_size[1] // 2)
+    local = replace(spec, img_size=half, crop_scale=scale, blur=_LOCAL_BLUR, **_COLOURS)
+    return Views(*whole.specs, [(count, local)]) if count else whole

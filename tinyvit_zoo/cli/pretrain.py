@@ -27,11 +27,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the k-NN accuracy last."""
-    from ..training.pretrain import pretrain
+    from ..training.train import train
 
     recipe = override(_recipe(args), overrides(args, Pretraining))
     options = run_options(args, recipe.name, image_source(args.data, recipe))
-    return in_world(args.device, lambda world: pretrain(recipe, options, world))
+    return in_world(args.device, lambda world: train(recipe, options, world))
 
 
 def _recipe(args: argparse.Namespace) -> Pretraining:

@@ -40,8 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the accuracy last."""
-    from ..training.chain import adapted, pretraining_of, train_from_pretraining
-    from ..training.train import train
+    from ..training.train import pretraining_of, train, train_from_pretraining
 
     recipe = override(_recipe(args), overrides(args, Recipe))
     options = run_options(args, recipe.name, image_source(args.data, recipe))
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> str:
         if args.pretraining:
             raise ZooError(f'--pretraining is for recipes that start with one, and {recipe.name} does not.')
         return in_world(args.device, lambda world: train(recipe, options, world))
-    chosen = override(adapted(first, recipe), parse_assignments(args.pretraining))
+    chosen = override(first, parse_assignments(args.pretraining))
 
     def run_both(world: World) -> object:
         return train_from_pretraining(chosen, recipe, options, world)

@@ -1,17 +1,21 @@
-"""Ways to pre-train the encoders: one file a method, its modules and its loss. No loop and no files."""
+"""Ways to train: one file a method, its modules, its views and its loss. No loop and no files."""
+from ..recipes import BaseRecipe, Pretraining, Recipe
 from .mae_lite import DistilledAutoencoder, MaskedAutoencoder
 from .mae_small import SmallMaskedAutoencoder
 from .masked import MaskedModel, join_patches, random_keep
-from .method import Method
+from .method import Method, Task
 from .moco_v3 import MoCoV3
 from .self_distill import SelfDistillation
+from .self_supervised import METHODS, SelfSupervised
+from .supervised import Supervised
 
 __all__ = [
-    'METHODS', 'DistilledAutoencoder', 'MaskedAutoencoder', 'MaskedModel', 'Method', 'MoCoV3', 'SelfDistillation',
-    'SmallMaskedAutoencoder', 'join_patches', 'random_keep',
+    'METHODS', 'TASKS', 'DistilledAutoencoder', 'MaskedAutoencoder', 'MaskedModel', 'Method', 'MoCoV3',
+    'SelfDistillation', 'SelfSupervised', 'SmallMaskedAutoencoder', 'Supervised', 'Task', 'join_patches', 'random_keep',
 ]
 
-METHODS: dict[str, type[Method]] = {
+TASKS: dict[type[BaseRecipe], type[Task]] = {Recipe: Supervised, Pretraining: SelfSupervised}
+METHODS.update({
     'mae_small': SmallMaskedAutoencoder, 'mae_lite': MaskedAutoencoder, 'd_mae': DistilledAutoencoder,
     'moco_v3': MoCoV3, 'self_distill': SelfDistillation,
-}
+})

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..models import encode, record
+from ..recipes.ranges import FROM_0
 from ..weights import unwrap
 from .masked import MaskedModel, _patches
 
@@ -108,6 +109,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
             mask_ratio: float = 0.75,
             normalize_targets: bool = True,
     ) -> None:
+        FROM_0.check(decoder_block=decoder_block, weight=weight)
         super().__init__(
             encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         _require_alike(encoder, teacher)
@@ -132,7 +134,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
         return self.loss(images, self.decode(tokens, keep), mask) + self.weight * distance
 
     def look(self, images: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder reads [B, 1 + K, D], and the student's attention logits [B, H, 1 + K, 1 + K]."""
+        """Return the decoder's input [B, 1 + K, D] and the student's attention logits [B, H, 1 + K, 1 + K]."""
         if not self.decoder_block:
             with record(self.encoder, logits=[-1]) as own:
                 return encode(self.encoder, images, keep), own.logits[-1]
@@ -145,9 +147,9 @@ class DistilledAutoencoder(MaskedAutoencoder):
     def taught(self, images: Tensor, keep: Tensor) -> Tensor:
         """The teacher's attention logits in its last block."""
         teacher = self._teacher[0]
-        with record(teacher, logits=[-1]) as theirs:
+        with record(teacher, logits=[-1]) as recorded:
             encode(teacher, images, keep)
-        return theirs.logits[-1]
+        return recorded.logits[-1]
 
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         keep, mask = self.masked(images, noise)

@@ -20,6 +20,7 @@ import torch
 from timm.layers import get_device_dtype
 from torch import Tensor, nn
 
+from ..recipes.ranges import FROM_0, FROM_1
 from .masked import MaskedModel
 
 __all__ = ['SmallMaskedAutoencoder']
@@ -45,6 +46,8 @@ class SmallMaskedAutoencoder(MaskedModel):
             visible_weight: float = 0.1,
             normalize_targets: bool = False,
     ) -> None:
+        FROM_1.check(decoder_dim=decoder_dim, decoder_heads=decoder_heads)
+        FROM_0.check(visible_weight=visible_weight)
         dim = decoder_dim or encoder.embed_dim // 2
         heads = decoder_heads or next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
         super().__init__(

@@ -1,11 +1,11 @@
-"""What the masked autoencoders share (MAE, arXiv 2111.06377): which patches are seen, the decoder, the pixels.
+"""The base of the masked autoencoders (MAE, arXiv 2111.06377): masking, the decoder, the pixels to predict.
 
-Of an image's patches most are left out. The encoder sees the others, with their positions. A small decoder then gets
-all patches in their places, those that were left out as one learned mask token, and predicts the pixels of each.
+Most patches of an image are masked. The encoder sees the others, with their positions. A small decoder then gets all
+patches in their places, a learned mask token for the masked ones, and predicts the pixels of each.
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.layers import get_device_dtype
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import ShiftedPatchTokenization, cut_patches
 from ..models import encode, image_size, require_plain
+from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
 from .method import Method
 
 __all__ = ['MaskedModel', 'join_patches', 'random_keep']
@@ -35,7 +36,7 @@ def join_patches(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
 
 
 class MaskedModel(Method):
-    """An encoder, and a decoder that is needed in pre-training only. A method says what the positions and the loss are.
+    """An encoder, and a decoder for the pre-training only. Subclasses define the decoder's positions and the loss.
 
     Args:
         encoder: a plain model (see models/encoder.py) without classifier: `num_classes=0`, and for timm's
@@ -44,13 +45,16 @@ class MaskedModel(Method):
         mask_ratio: share of the patches that the encoder does not see.
         normalize_targets: predict pixels less their patch's mean, over its standard deviation.
     """
-    if TYPE_CHECKING:
-        decoder_pos_embed: Tensor
+    decoder_pos_embed: Tensor
 
     def __init__(
             self, encoder: Any, decoder_dim: int, decoder_depth: int, decoder_heads: int, mlp_ratio: float,
             mask_ratio: float, normalize_targets: bool,
     ) -> None:
+        FROM_1.check(decoder_dim=decoder_dim, decoder_heads=decoder_heads)
+        FROM_0.check(decoder_depth=decoder_depth)
+        POSITIVE.check(mlp_ratio=mlp_ratio)
+        SHARE.check(mask_ratio=mask_ratio)
         super().__init__()
         _require_encoder(encoder)
         if decoder_dim % decoder_heads:
@@ -135,6 +139,14 @@ class MaskedModel(Method):
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def drawn(self, images: Tensor) -> dict[str, Tensor]:
+        """Always the same masks."""
+        noise, = self.draw(len(images), torch.Generator(images.device).manual_seed(0))
+        training = self.training
+        masked, predicted = self.eval().picture(images, noise)
+        self.train(training)
+        return {'seen': masked, 'predicted': predicted, 'original': images}
 
     @torch.no_grad()
     def picture(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,35 +1,151 @@
-"""What every way to pre-train is to the training: an encoder, the loss of a batch of views, and what follows a step."""
+"""What every way of training is to the loop (`Task`), and every way of pre-training to its task (`Method`)."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
+from ..augment.spec import AugmentSpec
+from ..augment.views import OneView, Views
+from ..data.sources import Source
+from ..errors import ZooError
+from ..recipes import BaseRecipe
+from ..recipes.ranges import SHARE
+from ..runtime.world import World
+
 
 class Method(nn.Module):
-    """`forward(*views, *drawn)` is the loss. What is not the encoder's is gone when the pre-training is over."""
+    """An encoder and the loss of pre-training it: `forward(*views, *drawn)`.
+
+    To add one from outside: `METHODS[name] = CLASS`. Its constructor takes the encoder and the recipe's `method_args`,
+    with defaults. Tensors but the encoder's are dropped at the end.
+    """
     encoder: Any
-    whole_batches = False       # the images of a batch are compared, so that its parts would not do
+    whole_batches = False       # compares the images of a batch, which cannot be split
+    own_views = False           # has no use for the recipe's padding, aspect ratio and colours
 
     @classmethod
     def check_encoder(cls, encoder: Any) -> None:
-        """ZooError for a kind of encoder that the method has no use for, whatever its arguments and weights."""
+        """Raise ZooError for a kind of encoder that the method cannot use, whatever its arguments and weights."""
+
+    def views(self, spec: AugmentSpec) -> Views | OneView:
+        """Make the augmentation, of which `forward` gets the results."""
+        return OneView(spec)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What is random in the loss itself, for `count` images, a row each: masks, for one."""
+        """Draw the random inputs of the loss for `count` images, a row each: masks, for one."""
         return ()
 
     def before_step(self, progress: float) -> None:
-        """Between the backward pass and the optimizer. `progress` goes from 0 to 1 over the training."""
+        """Act between the backward pass and the optimizer. `progress` goes from 0 to 1 over the training."""
 
     def after_step(self, progress: float) -> None:
-        """Teachers, centres."""
+        """Update teachers and centres."""
 
     def trouble(self) -> str:
-        """What shows, behind a step, that nothing is learned any more; '' where nothing does."""
+        """Name the sign, after a step, that nothing is learned any more; '' where there is none."""
         return ''
 
     def kept(self) -> Any:
-        """The encoder that the pre-training is for."""
+        """Return the encoder to keep."""
         return self.encoder
+
+    def drawn(self, images: Tensor) -> dict[str, Tensor]:
+        """Return rows of normalized images to show at a checkpoint, by their titles."""
+        return {}
+
+
+class Task:
+    """A training as the loop sees it: `network` is what the optimizer sees, and `views` makes its inputs.
+
+    `forward` is the network, perhaps wrapped. `cfg` holds the preprocessing and classes of the weights, in timm's
+    fields.
+    """
+    views: Views | OneView
+    title = 'Training'          # of the card's section
+
+    def __init__(self, recipe: Any, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, network: Any,
+                 ) -> None:
+        self.recipe, self.cfg, self.world, self.dtype, self.network = recipe, cfg, world, dtype, network
+        self.eval_every = max(1, recipe.total_epochs // 20)
+
+    @classmethod
+    def check(cls, recipe: Any) -> None:
+        """Raise ZooError for a recipe that cannot be trained, before anything is read or written."""
+
+    @classmethod
+    def make_network(cls, recipe: Any, cfg: Mapping[str, Any], device: torch.device) -> Any:
+        """Make the network with the weights to begin with, or random ones drawn from the recipe's seed."""
+        raise NotImplementedError
+
+    def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Augment a batch to the inputs of `loss`."""
+        raise NotImplementedError
+
+    def loss(self, forward: Any, *inputs: Tensor) -> Tensor:
+        return forward(*inputs)
+
+    def before_step(self, progress: float) -> None:
+        """Act between the backward pass and the optimizer. `progress` goes from 0 to 1 over the training."""
+
+    def after_step(self, progress: float) -> None:
+        """Update averages and teachers."""
+
+    def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
+        """Get the images that `evaluate` and `judge` look at; `loading` are options of `make_batches`."""
+
+    def begin(self) -> None:
+        """Evaluate before the first step."""
+
+    def due(self, epoch: int) -> bool:
+        return not epoch % self.eval_every or epoch == self.recipe.total_epochs
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Return figures for the log after an epoch; none where none are due."""
+        return {}
+
+    def drawn(self) -> dict[str, Tensor]:
+        """Return rows of normalized images to show at a checkpoint, by their titles."""
+        return {}
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return the tensors that the training is for."""
+        raise NotImplementedError
+
+    def judge(self, folder: Any) -> dict[str, Any]:
+        """Return the figures of the weights kept, which lie in `folder`."""
+        raise NotImplementedError
+
+    def headline(self, source: Source) -> str:
+        raise NotImplementedError
+
+    def summary(self, folder: Any, figures: Mapping[str, Any]) -> list[str]:
+        """Return the last lines to print."""
+        raise NotImplementedError
+
+    def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
+        """Return parts of the card: 'note', 'table', 'use'."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def check_model(recipe: BaseRecipe) -> None:
+    """Raise ZooError where the model cannot be made with the recipe's arguments; no weights are made for it."""
+    SHARE.check(**{name: value for name, value in recipe.model_args.items() if name.endswith('_rate')})
+    if 'num_classes' in recipe.model_args:
+        raise ZooError('num_classes is no matter of model_args, it comes from the images: leave it out.')
+    try:
+        timm.create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
+    except ZooError:
+        raise
+    except Exception as e:  # constructors raise errors of all kinds for arguments that are not theirs
+        raise ZooError(f'{recipe.model} cannot be made with the model_args {dict(recipe.model_args)}: {e}. Expected '
+                       f'arguments of its constructor that its name does not fix.') from e

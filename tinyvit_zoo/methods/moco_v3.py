@@ -1,12 +1,12 @@
 """MoCo-v3: contrastive learning with a momentum encoder (arXiv 2104.02057; as in MAE-Lite, arXiv 2205.14443).
 
-Two views of an image shall be told from all other images of the batch. The encoder, a projector and a predictor make
-the query of one view; averages of the encoder and the projector make the key of the other. The loss is InfoNCE, and
+Two views of an image are told from all other images of the batch. The encoder, a projector and a predictor make the
+query of one view; averages of the encoder and the projector make the key of the other. The loss is InfoNCE, and
 symmetric: each view is the query once.
 
     loss = MoCoV3(encoder)(views)       # [2, B, C, H, W]
 
-With more than one process, the keys of all of them are told apart, and the batch norms are over all of them.
+With more than one process, the keys and the batch norms are those of all processes.
 """
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from ..augment.spec import AugmentSpec
+from ..augment.views import Views, contrastive_views
 from ..errors import ZooError
 from ..layers import sincos2d_table
+from ..recipes.ranges import FROM_1, POSITIVE, SHARE
 from . import processes
 from .features import feature_width
 from .method import Method
@@ -29,19 +32,19 @@ __all__ = ['MoCoV3']
 
 
 class MoCoV3(Method):
-    """An encoder of the zoo, and what its pre-training needs beside it. The defaults are the paper's for ViT-Tiny.
+    """Pre-train an encoder of the zoo by MoCo-v3. The defaults are the paper's for ViT-Tiny.
 
     A VisionTransformer is given the method's fixed table of positions (sine-cosine, the row first) and a class token
     that starts near 0; any other encoder stays as it is.
 
     Args:
-        encoder: any model without classifier (`num_classes=0`); what is learned from are its pooled features.
+        encoder: any model without classifier (`num_classes=0`); the method compares its pooled features.
         hidden_dim, dim: of the projector and the predictor.
         temperature: of the softmax over the keys.
         momentum: of the averages in the beginning; it goes to 1.
     """
 
-    whole_batches = True
+    whole_batches = own_views = True
 
     def __init__(
             self,
@@ -51,6 +54,9 @@ class MoCoV3(Method):
             temperature: float = 0.2,
             momentum: float = 0.99,
     ) -> None:
+        FROM_1.check(hidden_dim=hidden_dim, dim=dim)
+        POSITIVE.check(temperature=temperature)
+        SHARE.check(momentum=momentum)
         super().__init__()
         width = feature_width(encoder)
         self.temperature, self.momentum = temperature, momentum
@@ -61,6 +67,9 @@ class MoCoV3(Method):
         self.predictor = _mlp(dim, hidden_dim, dim)
         self.momentum_encoder = teacher_of(self.encoder)
         self.momentum_projector = teacher_of(self.projector)
+
+    def views(self, spec: AugmentSpec) -> Views:
+        return contrastive_views(spec)
 
     def train(self, mode: bool = True) -> MoCoV3:
         super().train(mode)

@@ -1,16 +1,15 @@
 """Self-distillation on low-resolution views (arXiv 2210.07240, after DINO, arXiv 2104.14294).
 
-A teacher sees two views of an image, the student these and smaller ones of half the size, which show less of it. What
-the student says of any view shall be what the teacher says of another. Nobody says what is right: the teacher is an
-average of the student. What keeps both from saying the same of every image is that the teacher's words are centred,
-so that none is used more than others, and sharpened, so that it commits itself.
+A teacher sees two views of an image, the student these and smaller ones of half the size, which show less of it. The
+student's outputs for any view are trained towards the teacher's for another; the teacher is an average of the student.
+Centring and sharpening the teacher's outputs prevent collapse.
 
     loss = SelfDistillation(encoder)(whole, local)      # [2, B, C, 32, 32], [8, B, C, 16, 16]
 """
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..augment.spec import AugmentSpec
+from ..augment.views import Views, low_resolution_views
 from ..models import image_size
+from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
 from . import processes
 from .features import feature_width, require_size
 from .method import Method
@@ -56,23 +58,23 @@ class Head(nn.Module):
 
 
 class SelfDistillation(Method):
-    """An encoder of the zoo, its head, and the teacher of both. The defaults are the paper's.
+    """Train an encoder of the zoo and its head by a teacher of both. The defaults are the paper's.
 
     Args:
-        encoder: any model without classifier (`num_classes=0`); what is learned from are its pooled features. Where it
-            was made for one size, it learns to take the local views' by interpolating its positions.
+        encoder: any model without classifier (`num_classes=0`); the head takes its pooled features. Where it was made
+            for one size, its positions are interpolated for the local views.
         local_views: how many of half the size (0: none), which show `local_scale` of an image each.
         hidden_dim, bottleneck_dim, num_prototypes: of the head.
         student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's, in the beginning and behind the warm-up.
-        temperature_warmup: which part of the training that takes; the temperature grows linearly.
-        freeze_last: for which part of the training, from its beginning, the last layer stays as it is.
+        teacher_temperature: of the teacher's softmax, before and after the warm-up.
+        temperature_warmup: share of the training in which the temperature grows linearly.
+        freeze_last: share of the training, from its beginning, in which the last layer stays as it is.
         momentum: of the teacher in the beginning; it goes to 1.
         centre_momentum: of the centre.
     """
-    if TYPE_CHECKING:
-        centre: Tensor
-        temperature: Tensor
+    centre: Tensor
+    temperature: Tensor
+    own_views = True
 
     def __init__(
             self,
@@ -89,6 +91,12 @@ class SelfDistillation(Method):
             momentum: float = 0.996,
             centre_momentum: float = 0.9,
     ) -> None:
+        FROM_0.check(local_views=local_views)
+        FROM_1.check(hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_prototypes=num_prototypes)
+        POSITIVE.check(student_temperature=student_temperature)
+        POSITIVE.of(2).check(local_scale=local_scale, teacher_temperature=teacher_temperature)
+        SHARE.check(temperature_warmup=temperature_warmup, freeze_last=freeze_last, momentum=momentum,
+                    centre_momentum=centre_momentum)
         super().__init__()
         height, width = image_size(encoder)
         self.local_views, self.local_scale, self.local_size = local_views, local_scale, (height // 2, width // 2)
@@ -102,8 +110,11 @@ class SelfDistillation(Method):
         self.teacher_encoder, self.teacher_head = teacher_of(self.encoder), teacher_of(self.head)
         self.register_buffer('centre', torch.zeros(len(self.head.directions)))
         self.register_buffer('temperature', torch.tensor(float(teacher_temperature[0])))
-        self._surest: Tensor | None = None
-        self._said: list[tuple[Tensor, int]] = []  # sums of what the teacher said in this step, and of how many views
+        self._confidence: Tensor | None = None
+        self._outputs: list[tuple[Tensor, int]] = []    # sums of the teacher's outputs in this step, of how many views
+
+    def views(self, spec: AugmentSpec) -> Views:
+        return low_resolution_views(spec, self.local_views, self.local_scale, self.local_size)
 
     def train(self, mode: bool = True) -> SelfDistillation:
         super().train(mode)
@@ -112,13 +123,13 @@ class SelfDistillation(Method):
         return self
 
     def forward(self, *sizes: Tensor) -> Tensor:
-        """Views [V, B, C, H, W], a tensor for each size; the first one is what the teacher sees, too. -> loss."""
+        """Views [V, B, C, H, W], a tensor for each size, of which the teacher sees the first -> loss."""
         with torch.no_grad():
-            words = self.teacher_head(self.teacher_encoder(sizes[0].flatten(0, 1)))
-            targets = ((words - self.centre) / self.temperature).softmax(dim=1)
+            logits = self.teacher_head(self.teacher_encoder(sizes[0].flatten(0, 1)))
+            targets = ((logits - self.centre) / self.temperature).softmax(dim=1)
             if self.training:
-                self._surest = targets.amax(dim=1).mean()
-                self._said.append((words.sum(dim=0), len(words)))
+                self._confidence = targets.amax(dim=1).mean()
+                self._outputs.append((logits.sum(dim=0), len(logits)))
         # One pass through the encoder for each size, one through the head for all.
         features = torch.cat([self.encoder(views.flatten(0, 1)) for views in sizes])
         guesses = (self.head(features) / self.student_temperature).log_softmax(dim=1)
@@ -134,29 +145,30 @@ class SelfDistillation(Method):
         average_(self.teacher_encoder, self.encoder, decay)
         average_(self.teacher_head, self.head, decay)
         with torch.no_grad():
-            said = torch.stack([words for words, _ in self._said]).sum(dim=0) / sum(views for _, views in self._said)
-            self.centre.lerp_(processes.mean(said), 1 - self.centre_momentum)
-        self._said.clear()
+            logits = torch.stack([total for total, _ in self._outputs]).sum(dim=0)
+            mean = logits / sum(views for _, views in self._outputs)
+            self.centre.lerp_(processes.mean(mean), 1 - self.centre_momentum)
+        self._outputs.clear()
         low, high = self.teacher_temperature
         self.temperature.fill_(low + (high - low) * min(1., progress / max(self.temperature_warmup, 1e-9)))
 
     def trouble(self) -> str:
-        """A teacher that commits itself to nothing: its targets are even, and the loss is ln(num_prototypes)."""
-        if self._surest is None or self._surest.item() * len(self.centre) > 1.5:
+        """Uniform targets of the teacher; the loss is then ln(num_prototypes)."""
+        if self._confidence is None or self._confidence.item() * len(self.centre) > 1.5:
             return ''
         return ('the teacher says the same of every image. Try a lower teacher_temperature, a lower momentum '
                 '(--method-args) or a higher --lr')
 
     def kept(self) -> nn.Module:
-        """The teacher's."""
+        """Return the teacher's."""
         return self.teacher_encoder
 
 
 def loss_of_pairs(targets: Tensor, guesses: Tensor) -> Tensor:
     """Mean cross-entropy of all pairs of two different views.
 
-    `targets` [T, B, K]: the teacher's probabilities of the first views. `guesses` [V, B, K]: the logarithms of the
-    student's, of all views.
+    `targets` [T, B, K]: the teacher's probabilities for the first views. `guesses` [V, B, K]: the student's
+    log-probabilities for all views.
     """
     with torch.autocast(targets.device.type, enabled=False):
         pairs = targets.flatten(1) @ guesses.flatten(1).T  # [T, V]

@@ -1,36 +1,64 @@
-"""The supervised task: cross-entropy on augmented and mixed images."""
+"""Supervised training: cross-entropy on augmented and mixed images."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from ..augment.batched import Augment, Mix
-from ..augment.pillow import training_transform
-from ..data.batches import make_batches
+from ..augment.batched import Mix
+from ..augment.spec import AugmentSpec
+from ..augment.views import OneView
+from ..data.sources import Source
+from ..errors import ZooError
+from ..measure.accuracy import evaluate
+from ..measure.bench import evaluation_batches
 from ..recipes import Recipe
-from ..runtime.world import World
+from ..weights.resolve import resolve, without_rates
+from .method import Task, check_model
 from .momentum import average_
 
 
-class Supervised:
+class Supervised(Task):
     """Cross-entropy, with mixing and smoothing; keeps averaged weights and the best ones where the recipe asks."""
+    recipe: Recipe
 
-    def __init__(self, recipe: Recipe, network: nn.Module, augment: Augment | None, mix: Mix | None,
-                 monitor: Mapping[str, Any], eval_every: int) -> None:
-        self.recipe, self.network, self.augment, self.mix = recipe, network, augment, mix
-        self.monitor, self.eval_every = monitor, eval_every
-        self.average = copy.deepcopy(network).eval() if recipe.ema else None
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.views = OneView(AugmentSpec.of(self.recipe, self.cfg))
+        self.mix = make_mix(self.recipe, self.cfg['num_classes'])
+        self.average = copy.deepcopy(self.network).eval() if self.recipe.ema else None
         self.best: dict[str, Any] = {'top1': -1.}
         self.steps = 0
 
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        check_model(recipe)
+        AugmentSpec.of(recipe, {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}).batched()
+        make_mix(recipe, 2)
+        if recipe.from_weights and not Path(recipe.from_weights).exists():
+            cfg = get_arch_pretrained_cfgs(recipe.model).get(recipe.from_weights)
+            if cfg is None or not cfg.has_weights:
+                raise ZooError(f'There are no weights {recipe.from_weights!r} to begin {recipe.model} with: give a '
+                               f'file or a run directory by --from-weights.')
+
+    @classmethod
+    def make_network(cls, recipe: Recipe, cfg: Mapping[str, Any], device: torch.device) -> nn.Module:
+        torch.manual_seed(recipe.seed)
+        args = {'num_classes': cfg['num_classes'], 'img_size': recipe.img_size, **recipe.model_args}
+        if recipe.from_weights:
+            return resolve(recipe.from_weights, recipe.model).create(**args).to(device)
+        return timm.create_model(recipe.model, **args).to(device)
+
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        x = self.augment(images, generator) if self.augment else images
+        x, = self.views(images, generator)
         if self.mix and not 0 < self.recipe.mix_off_epoch <= epoch:
             return self.mix(x, labels, generator)
         return x, labels
@@ -40,37 +68,68 @@ class Supervised:
         smoothing = 0. if target.is_floating_point() else self.recipe.smoothing  # soft targets are smoothed already
         return F.cross_entropy(forward(x).float(), target, label_smoothing=smoothing)
 
-    def before_step(self, progress: float) -> None:
-        pass
-
     def after_step(self, progress: float) -> None:
         self.steps += 1
         if self.average is not None:  # the first steps count less, or the random beginning would stay in the average
             average_(self.average, self.network, min(self.recipe.ema, self.steps / (self.steps + 10)))
 
-    def saved(self, folder: Path, step: int) -> None:
-        pass
+    def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
+        if self.recipe.keep == 'best' and source.val is None:
+            raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
+        self.batches = {name: partial(evaluation_batches, split, 2 * self.recipe.batch_size, self.cfg, self.world,
+                                      **loading)
+                        for name, split in (('val', source.val), ('test', source.test)) if split is not None}
+        # test images are evaluated meanwhile only where there are no others; they choose nothing
+        self.monitor = {name: make() for name, make in list(self.batches.items())[:1]}
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        if epoch % self.eval_every and epoch != self.recipe.total_epochs:
+        if not self.due(epoch):
             return {}
-        model = self.average if self.average is not None else self.network
-        figures: dict[str, float] = {}
-        for name, measure in self.monitor.items():
-            found = measure(model)
-            figures.update({f'{name}_{key}': found[key] for key in found if key != 'images'})
+        model = self.network if self.average is None else self.average
+        figures = {f'{name}_{key}': value for name, batches in self.monitor.items()
+                   for key, value in evaluate(model, batches, self.world, self.dtype).items() if key != 'images'}
         if self.recipe.keep == 'best' and figures['val_top1'] > self.best['top1']:
             weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
             self.best = {'top1': figures['val_top1'], 'epoch': epoch, 'weights': weights}
         return figures
 
     def kept(self) -> dict[str, Tensor]:
-        """The weights that the run is for."""
         if self.recipe.keep == 'best':
             return self.best['weights']
         model = self.average if self.recipe.keep == 'ema' else self.network
         assert model is not None
         return model.state_dict()
+
+    def judge(self, folder: Path) -> dict[str, Any]:
+        """Load the file as a user would and evaluate it on all that is not for training."""
+        model = resolve(folder).load(self.world.device).model
+        return {name: evaluate(model, self.monitor.get(name) or make(), self.world, self.dtype)
+                for name, make in self.batches.items()}
+
+    def headline(self, source: Source) -> str:
+        parts = [f'{name} {len(split)}' for name, split in (
+            ('training', source.train), ('validation', source.val), ('test', source.test)) if split is not None]
+        beginning = f'from {self.recipe.from_weights}' if self.recipe.from_weights else 'from scratch'
+        return (f'{sum(p.numel() for p in self.network.parameters()):,} parameters, {beginning}; '
+                f'{source.name}, images: {", ".join(parts)}')
+
+    def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
+        return [f'Weights, curves and card are in {folder}.', *(
+            f'{name} accuracy: {split["top1"]:.2f} % of {split["images"]} images' for name, split in figures.items())]
+
+    def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
+        rows = ''.join(f'| {name} | {split["images"]} | {split["top1"]:.2f} | {split["loss"]:.4f} |\n'
+                       for name, split in figures.items())
+        args = ''.join(f', {key}={value!r}' for key, value in without_rates(self.recipe.model_args).items())
+        return {
+            'note': '', 'table': f'| measured on | images | top-1, % | loss |\n|---|---|---|---|\n{rows}',
+            'use': f'''```python
+import timm
+import tinyvit_zoo
+weights = dict(file='weights.safetensors')
+model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
+```
+''', 'classes': f', {self.cfg["num_classes"]} classes'}
 
     def state_dict(self) -> dict[str, Any]:
         average = self.average.state_dict() if self.average is not None else {}
@@ -80,30 +139,6 @@ class Supervised:
         if self.average is not None:
             self.average.load_state_dict(state['average'])
         self.best, self.steps = state['best'], state['steps']
-
-
-def supervised_batches(recipe: Recipe, split: Any, cfg: Mapping[str, Any], world: World, **options: Any) -> Any:
-    """The training images, by device batches; streamed ones come augmented."""
-    return make_batches(
-        split, cfg['input_size'][1:], recipe.batch_size, world.device, train=True, seed=recipe.seed, rank=world.rank,
-        world_size=world.size, stream_transform=training_transform(recipe, cfg), **options)
-
-
-def supervised_task(
-        recipe: Recipe, network: nn.Module, cfg: Mapping[str, Any], augmented: bool, monitor: Mapping[str, Any],
-        eval_every: int,
-) -> Supervised:
-    """`augmented`: the batches are; `monitor`: names and functions of the model that measure it, for the log."""
-    augment = None if augmented else make_augment(recipe, cfg['mean'], cfg['std'])
-    return Supervised(recipe, network, augment, make_mix(recipe, cfg['num_classes']), monitor, eval_every)
-
-
-def make_augment(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Augment:
-    return Augment(
-        (recipe.img_size, recipe.img_size), mean, std, flip=recipe.flip, crop_padding=recipe.crop_padding,
-        crop_scale=recipe.crop_scale, crop_ratio=recipe.crop_ratio, interpolation=recipe.crop_interpolation,
-        auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter, erase=recipe.erase,
-        erase_mode=recipe.erase_mode, erase_area=recipe.erase_area, erase_aspect=recipe.erase_aspect)
 
 
 def make_mix(recipe: Recipe, num_classes: int) -> Mix | None:

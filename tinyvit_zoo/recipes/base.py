@@ -1,6 +1,11 @@
-"""What a recipe is: everything that decides which weights a training makes, and nothing else.
+"""Recipes: all that decides which weights a training makes, and nothing else.
 
 Where the images lie, the device, precision and checkpoints are options of the command: see `tinyvit-zoo train --help`.
+To add a recipe from outside: `RECIPES[recipe.name] = recipe`, or `PRETRAININGS`; ten lines do:
+
+    RECIPES['cct_2_3x2.mine'] = Recipe(
+        name='cct_2_3x2.mine', about='Flowers of my garden, from scratch.', img_size=32, epochs=50, batch_size=64,
+        lr=1e-3, warmup_epochs=5, crop_scale=(0.6, 1.), smoothing=0.1, mixup=0.2)
 """
 from __future__ import annotations
 
@@ -8,6 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import ZooError
+from .ranges import BELOW_1, FINITE, FROM_0, FROM_1, PART, POSITIVE, SEED, SHARE, Choice, check_fields, limited
+
+SCHEDULES = Choice(('cosine', 'later_cosine', 'linear'))
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecipe:
@@ -21,38 +30,40 @@ class BaseRecipe:
     about: str
     published: float | None = None      # the paper's top-1
     dataset: str = ''                   # key of tinyvit_zoo.data.datasets.DATASETS: normalisation; '' computes it
-    mean: tuple[float, float, float] | None = None      # where the paper's are not those of `dataset`
-    std: tuple[float, float, float] | None = None
+    # where the paper's are not those of `dataset`
+    mean: tuple[float, float, float] | None = limited(None, FINITE.of(3))
+    std: tuple[float, float, float] | None = limited(None, POSITIVE.of(3))
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    img_size: int = 32
-    crop_pct: float = 1.
+    img_size: int = limited(32, FROM_1)
+    crop_pct: float = limited(1., PART)
 
-    epochs: int = 300                   # of the schedule; the cool-down comes after them
-    batch_size: int = 128
-    accumulate: int = 1                 # parts a batch goes through the model in
+    epochs: int = limited(300, FROM_1)  # of the schedule; the cool-down comes after them
+    batch_size: int = limited(128, FROM_1)
+    accumulate: int = limited(1, FROM_1)  # parts a batch goes through the model in
     opt: str = 'adamw'                  # timm's names
-    lr: float = 5e-4
-    momentum: float = 0.9               # of SGD
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None               # to where it goes, as half a cosine; None: constant
+    lr: float = limited(5e-4, FROM_0)
+    momentum: float = limited(0.9, SHARE)  # of SGD
+    betas: tuple[float, float] = limited((0.9, 0.999), BELOW_1.of(2))
+    weight_decay: float = limited(0.05, FROM_0)
+    weight_decay_end: float | None = limited(None, FROM_0)  # to where it goes, as half a cosine; None: constant
     decay_all: bool = False             # decay biases, norms, tables and tokens too
-    schedule: str = 'cosine'            # its beginning cut off by the warm-up; 'later_cosine': after it; or 'linear'
-    warmup_epochs: float = 10.
-    warmup_lr: float = 0.
-    min_lr: float = 0.
-    cooldown_epochs: int = 0            # at min_lr
-    clip: float = 0.                    # largest norm of a gradient
-    clip_mode: str = 'norm'             # of all tensors together, or of each: 'tensor'
+    # its beginning cut off by the warm-up; 'later_cosine': after it; or 'linear'
+    schedule: str = limited('cosine', SCHEDULES)
+    warmup_epochs: float = limited(10., FROM_0)
+    warmup_lr: float = limited(0., FROM_0)
+    min_lr: float = limited(0., FROM_0)
+    cooldown_epochs: int = limited(0, FROM_0)  # at min_lr
+    clip: float = limited(0., FROM_0)  # largest norm of a gradient
+    clip_mode: str = limited('norm', Choice(('norm', 'tensor')))  # of all tensors together, or of each: 'tensor'
 
-    flip: float = 0.5
-    crop_padding: int = 0
-    crop_scale: tuple[float, float] | None = None
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = limited(0.5, SHARE)
+    crop_padding: int = limited(0, FROM_0)
+    crop_scale: tuple[float, float] | None = limited(None, POSITIVE.of(2))
+    crop_ratio: tuple[float, float] = limited((3 / 4, 4 / 3), POSITIVE.of(2))
     crop_interpolation: str = 'bilinear'
-    color_jitter: tuple[float, float, float, float] | None = None
+    color_jitter: tuple[float, float, float, float] | None = limited(None, FROM_0.of(4))
 
-    seed: int = 0
+    seed: int = limited(0, SEED)
 
     @property
     def model(self) -> str:
@@ -61,6 +72,17 @@ class BaseRecipe:
     @property
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
+
+    def check(self) -> None:
+        """Raise ZooError for values that are not allowed, or do not go together."""
+        check_fields(self)
+        if (self.mean is None) != (self.std is None):
+            raise ZooError(f'mean is {self.mean} and std is {self.std}: give both or neither.')
+        if self.epochs <= self.warmup_epochs:
+            raise ZooError(f'warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs: take fewer.')
+        if self.weight_decay_end is not None and not self.weight_decay:
+            raise ZooError(f'weight_decay is 0, and weight_decay_end {self.weight_decay_end:g}: parameters that are '
+                           f'not decayed at first never are. Begin with 1e-8.')
 
     def command(self, data: str) -> str:
         """Return the command line that trains it on the source `data`."""
@@ -76,23 +98,29 @@ class Recipe(BaseRecipe):
     """A supervised training: a classifier from scratch, or from weights."""
     from_weights: str = ''              # NAME.TAG, a file, a run directory, or the pre-training that makes them
 
-    layer_decay: float = 1.
-    ema: float = 0.                     # decay of the averaged weights, per step
-    keep: str = 'last'                  # the weights kept: 'last', 'ema', or 'best' of a validation split
+    layer_decay: float = limited(1., PART)
+    ema: float = limited(0., SHARE)  # decay of the averaged weights, per step
+    # the weights kept: 'last', 'ema', or 'best' of a validation split
+    keep: str = limited('last', Choice(('last', 'ema', 'best')))
 
-    smoothing: float = 0.
-    mixup: float = 0.
-    cutmix: float = 0.
-    mix_prob: float = 1.
-    mix_switch_prob: float = 0.5
-    mix_mode: str = 'batch'             # one mixture a batch, or one an image: 'elem'
-    mix_off_epoch: int = 0              # no mixing from here on; 0: never off
+    smoothing: float = limited(0., SHARE)
+    mixup: float = limited(0., FROM_0)
+    cutmix: float = limited(0., FROM_0)
+    mix_prob: float = limited(1., SHARE)
+    mix_switch_prob: float = limited(0.5, SHARE)
+    mix_mode: str = limited('batch', Choice(('batch', 'elem')))  # one mixture a batch, or one an image: 'elem'
+    mix_off_epoch: int = limited(0, FROM_0)  # no mixing from here on; 0: never off
 
     auto_augment: str = ''
-    erase: float = 0.
+    erase: float = limited(0., SHARE)
     erase_mode: str = 'pixel'
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
-    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    erase_area: tuple[float, float] = limited((0.02, 1 / 3), POSITIVE.of(2))
+    erase_aspect: tuple[float, float] = limited((0.3, 1 / 0.3), POSITIVE.of(2))
+
+    def check(self) -> None:
+        super().check()
+        if self.keep == 'ema' and not self.ema:
+            raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
 
     @property
     def _verb(self) -> str:
@@ -106,7 +134,7 @@ class Pretraining(BaseRecipe):
     method_args: Mapping[str, Any] = field(default_factory=dict)    # arguments of its constructor
     teacher: str = ''                   # whose attention is distilled: a model of timm's or ours, NAME[.TAG]
     teacher_weights: str = ''           # its weights, a file or a run directory; '': those that its name stands for
-    schedule: str = 'later_cosine'
+    schedule: str = limited('later_cosine', SCHEDULES)
 
     @property
     def _verb(self) -> str:

@@ -17,7 +17,7 @@ _KEPT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """`checkpoint-STEP.pt`: a SHA-256 of what follows, then torch's own format. Older ones than the last two go."""
+    """Write `checkpoint-STEP.pt`: a SHA-256 of the rest, then torch's format. All but the last two are removed."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -27,20 +27,20 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """List them, oldest first."""
     return sorted(folder.glob('checkpoint-*.pt'))
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that is sound; None where there is none at all. A damaged one is named and passed over."""
-    found = checkpoints(folder)
-    for path in reversed(found):
+    """Read the newest sound checkpoint; None where there is none at all. A damaged one is named and passed over."""
+    paths = checkpoints(folder)
+    for path in reversed(paths):
         state = _read(path)
         if state is not None:
             return state
         say(f'{path} is damaged: the one before it is used.')
-    if found:
-        raise ZooError(f'No checkpoint in {folder} is sound ({len(found)} damaged): remove them to begin anew.')
+    if paths:
+        raise ZooError(f'No checkpoint in {folder} is sound ({len(paths)} damaged): remove them to begin anew.')
     return None
 
 

@@ -1,7 +1,7 @@
-"""The one loop. A task says what is trained and what its loss is; the loop does the rest.
+"""The training loop, for every method.
 
 Same seed, same machine, same number of processes: the same bits on a CPU, also where the run was killed at any moment
-and resumed. Everything random comes from torch's global generators (dropout) and from `generator` (augmentation), whose
+and resumed. Random numbers come from torch's global generators (dropout) and from `generator` (augmentation), whose
 states are in the checkpoint; the order of the images is a function of seed and epoch. On a GPU some kernels add in an
 order of their own, so there the figures agree to rounding only.
 """
@@ -12,54 +12,28 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.batches import Batches
 from ..errors import ZooError
+from ..methods import Task
 from ..recipes import BaseRecipe
 from ..runtime.precision import autocast
 from ..runtime.world import World
-from ..training.schedule import learning_rate, weight_decay
 from . import checkpoint
 from .optimizer import clip_gradients, make_optimizer, set_learning_rate
 from .run_dir import Run
+from .schedule import learning_rate, weight_decay
 
-_CHECK_EVERY = 20  # steps between two looks at what needs the host or the other processes
-
-
-class Task(Protocol):
-    """What is trained. `network` is what the optimizer sees; its calls go through `forward`, which may be wrapped."""
-    @property
-    def network(self) -> nn.Module: ...
-
-    def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Augment a batch: what `loss` takes."""
-
-    def loss(self, forward: Any, *inputs: Tensor) -> Tensor: ...
-
-    def before_step(self, progress: float) -> None:
-        """Between the backward pass and the optimizer. `progress` goes from 0 to 1 over the training."""
-
-    def after_step(self, progress: float) -> None:
-        """Averages, teachers."""
-
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """Figures for the log after an epoch; empty where none are due."""
-
-    def saved(self, folder: Path, step: int) -> None:
-        """A checkpoint has been written; on the first process only."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+_CHECK_EVERY = 20  # steps between two checks that need the host or the other processes
 
 
 class Stopped(Exception):
-    """A signal ended the run; the checkpoint is written."""
+    """A signal ended the run, after its checkpoint was written."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -67,13 +41,10 @@ class Stopped(Exception):
 
 
 class Loop:
-    """Trains `task` on `batches` as `recipe` says.
-
-    `batches` is what `data.loaders.make_batches` gives.
-    """
+    """Train `task` on `batches` as `recipe` says."""
 
     def __init__(
-            self, task: Task, batches: Any, recipe: BaseRecipe, run: Run, world: World,
+            self, task: Task, batches: Batches, recipe: BaseRecipe, run: Run, world: World,
             dtype: torch.dtype | None = None, compile: bool = False, checkpoint_minutes: float = 1.,
     ) -> None:
         if not len(batches):
@@ -94,8 +65,8 @@ class Loop:
         if compile:
             self.forward = torch.compile(self.forward)
         self.epoch = self.batch = self.step = 0
-        self.losses: list[Tensor] = []      # of this epoch, on the device until someone looks
-        self.checked = 0                    # how many of them have been looked at
+        self.losses: list[Tensor] = []      # of this epoch, on the device until they are checked
+        self.checked = 0                    # how many of them are
         self.seconds = 0.                   # of training in this epoch, over all sessions
 
     @property
@@ -103,9 +74,8 @@ class Loop:
         return len(self.batches) * self.recipe.total_epochs
 
     def train(self) -> None:
-        """From where it stands to the end. Raises Stopped after a signal."""
-        self.run.progress.start(self.step, self.total_steps)
-        with _signals() as caught:
+        """Train to the end. Raises Stopped after a signal."""
+        with _signals() as caught, self.run.progressing(self.step, self.total_steps):
             while self.epoch < self.recipe.total_epochs:
                 self._train_epoch(caught)
                 self._end_epoch()
@@ -132,12 +102,12 @@ class Loop:
         set_learning_rate(self.optimizer, learning_rate(recipe, epoch), weight_decay(recipe, epoch))
         total = torch.zeros((), device=self.world.device)
         chunks = list(zip(images.chunk(parts), labels.chunk(parts), strict=True))  # may be fewer than were asked for
-        for i, (some, theirs) in enumerate(chunks, start=1):
-            inputs = self.task.prepare(some, theirs, self.epoch, self.generator)
+        for i, (part, part_labels) in enumerate(chunks, start=1):
+            inputs = self.task.prepare(part, part_labels, self.epoch, self.generator)
             alone = self.world.size > 1 and i < len(chunks)
             with self.forward.no_sync() if alone else nullcontext():
                 with autocast(self.world.device, self.dtype):
-                    loss = self.task.loss(self.forward, *inputs) * (len(some) / len(images))
+                    loss = self.task.loss(self.forward, *inputs) * (len(part) / len(images))
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         self.task.before_step(self.step / self.total_steps)
@@ -151,7 +121,7 @@ class Loop:
         self.losses.append(total)
 
     def _due(self, caught: list[int], always: bool = False) -> bool:
-        """Whether to write a checkpoint now. Now and then also looks at the losses and shows the progress."""
+        """Return whether to write a checkpoint now. Now and then, check the losses and show the progress."""
         many = self.world.size > 1
         if not always and self.step % _CHECK_EVERY and (many or self.world.device.type == 'cuda'):
             return False
@@ -159,12 +129,12 @@ class Loop:
             self._check_losses()
             lr = self.optimizer.param_groups[0]['lr']
             loss = f', loss {self.losses[-1].item():.3f}' if self.losses else ''
-            self.run.progress.show(self.step, f'epoch {self.epoch + 1}/{self.recipe.total_epochs}{loss}, lr {lr:.2e}')
+            self.run.show(self.step, f'epoch {self.epoch + 1}/{self.recipe.total_epochs}{loss}, lr {lr:.2e}')
         late = time.monotonic() - self.saved_at >= self.seconds_between
         return self.world.any(bool(caught) or (late and self.world.first))
 
     def _check_losses(self) -> None:
-        """ZooError at the first loss that is no number."""
+        """Raise ZooError at the first loss that is no number."""
         values = torch.stack(self.losses[self.checked:]).tolist() if len(self.losses) > self.checked else []
         for i, value in enumerate(values, start=self.step - len(values)):
             if not math.isfinite(value):
@@ -188,7 +158,7 @@ class Loop:
             self.run.log(row)
 
     def save(self) -> None:
-        """A checkpoint with all that the rest of the run depends on."""
+        """Write a checkpoint with all that the rest of the run depends on."""
         self._check_losses()
         random = self.world.gather(self._random_state())
         if self.world.first:
@@ -198,12 +168,12 @@ class Loop:
                 'network': self.task.network.state_dict(), 'task': self.task.state_dict(),
                 'streamed': self.batches.streamed,
                 'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'random': random})
-            self.task.saved(self.run.folder, self.step)
+            self.run.draw_images(self.step, self.task.drawn(), self.task.cfg)
         self.world.barrier()
         self.saved_at = time.monotonic()
 
     def restore(self) -> bool:
-        """Take up the newest sound checkpoint of the run; False where there is none."""
+        """Load the newest sound checkpoint of the run; False where there is none."""
         state = checkpoint.load_checkpoint(self.run.folder, self.run.say)
         if state is None:
             if self.world.first:
@@ -223,11 +193,11 @@ class Loop:
         self.task.load_state_dict(state['task'])
         self.optimizer.load_state_dict(state['optimizer'])
         self.scaler.load_state_dict(state['scaler'])
-        own = state['random'][self.world.rank]
-        torch.set_rng_state(own['cpu'])
-        self.generator.set_state(own['generator'])
-        if 'cuda' in own:
-            torch.cuda.set_rng_state(own['cuda'], self.world.device)
+        random = state['random'][self.world.rank]
+        torch.set_rng_state(random['cpu'])
+        self.generator.set_state(random['generator'])
+        if 'cuda' in random:
+            torch.cuda.set_rng_state(random['cuda'], self.world.device)
         if self.world.first:
             self.run.cut_log(self.step)
         return True
@@ -245,7 +215,7 @@ def _mix(seed: int, rank: int) -> int:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The SIGINT and SIGTERM that came meanwhile; the loop ends at a step's end. A second one ends it at once."""
+    """Yield a list that collects SIGINT and SIGTERM: the loop then ends after its step. Another ends it at once."""
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:

@@ -1,18 +1,20 @@
-"""The optimizer, the learning rate as a function of the step, clipping, and number formats."""
+"""The optimizer, and clipping."""
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
-from ..errors import ZooError
+from ..errors import ZooError, nearest
 from ..recipes import BaseRecipe, Recipe
 
 
 def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's, with its groups: layer decay, and no weight decay for what `model.no_weight_decay()` names."""
+    """Make timm's optimizer with its groups: layer decay, no weight decay for what `model.no_weight_decay()` names."""
+    if recipe.opt not in list_optimizers():
+        raise ZooError(f'There is no optimizer {recipe.opt!r}.{nearest(recipe.opt, list_optimizers())}')
     options: dict[str, Any] = {}
     if 'adam' in recipe.opt:
         options['betas'] = recipe.betas
@@ -23,17 +25,16 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
     if recipe.decay_all and layer_decay == 1.:
         params = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': recipe.weight_decay}]
     try:
-        optimizer = create_optimizer_v2(
+        return create_optimizer_v2(
             params, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             filter_bias_and_bn=not recipe.decay_all,
             layer_decay=layer_decay if layer_decay != 1. else None, **options)
     except (ValueError, TypeError, AssertionError) as e:
         raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Take adamw or sgd.') from e
-    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
-    """Of every group by its scale; the weight decay of those that have one."""
+    """Set the rate of every group by its scale, and the weight decay of those that have one."""
     for group in optimizer.param_groups:
         group['lr'] = lr * group.get('lr_scale', 1.)
         if group['weight_decay']:
@@ -41,7 +42,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay: float)
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float, mode: str) -> None:
-    """Norms down to `limit`: of all gradients together ('norm'), or of each by itself ('tensor'). No host sync."""
+    """Clip norms to `limit`: of all gradients together ('norm'), or of each by itself ('tensor'). No host sync."""
     grads = [p.grad for p in parameters if p.grad is not None]
     if mode == 'norm':
         torch.nn.utils.clip_grad_norm_(parameters, limit)

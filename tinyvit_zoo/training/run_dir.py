@@ -1,20 +1,24 @@
-"""The run directory: the recipe as used, what it ran on, a line of log an epoch, curves, and what came out."""
+"""The run directory: the recipe as used, the machine, a line of log an epoch, pictures, weights and results."""
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..runtime.files import write_whole
 from ..runtime.machine import machine
+from ..runtime.picture import new_figure, write_picture
+from ..runtime.progress import Progress
 
-PRETRAINING = 'pretraining'     # the part of a run directory that the pre-training before it has
+PRETRAINING = 'pretraining'     # the folder of the pre-training that comes first
 
 
 class Run:
@@ -22,12 +26,13 @@ class Run:
 
     def __init__(self, folder: Path, quiet: bool = False, tensorboard: bool = False) -> None:
         self.folder, self.quiet = folder, quiet
-        self.progress = Progress(quiet)
+        self.progress: Progress | None = None
+        self.pictures = True
         self.make_writer = _tensorboard() if tensorboard and not quiet else None
         self.writer: Any = None
 
     def open(self, recipe: BaseRecipe, facts: Mapping[str, Any], resume: bool) -> None:
-        """Begin the directory, or go on with it; refused where it holds another run or one that would be lost."""
+        """Begin the directory, or go on with it. ZooError where it holds another run, or one that would be lost."""
         wanted = json.loads(json.dumps({'recipe': dataclasses.asdict(recipe), **facts}))
         path = self.folder / 'recipe.json'
         self.check(resume)
@@ -35,14 +40,14 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
-        found = read_recipe(path)
-        changes = differences({key: found.get(key) for key in wanted}, wanted)
+        written = read_recipe(path)
+        changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is the run of another recipe ({"; ".join(changes)}): resume it as it was '
                            f'begun, or choose another --output.')
 
     def check(self, resume: bool) -> None:
-        """ZooError where the directory cannot be begun, or not gone on with."""
+        """Raise ZooError where the directory cannot be begun, or not gone on with."""
         if (self.folder / 'recipe.json').exists():
             if not resume:
                 raise ZooError(f'{self.folder} holds a run already: go on with it by --resume, or choose another '
@@ -51,22 +56,24 @@ class Run:
             raise ZooError(f'{self.folder} holds other files and no run: choose an empty or new --output.')
 
     def say(self, text: str) -> None:
-        """A line for the terminal and for train.log."""
+        """Print a line, and append it to train.log."""
         if not self.quiet:
-            self.progress.clear()
+            if self.progress:
+                self.progress.clear()
             print(text, flush=True)
             if self.folder.is_dir():
                 with open(self.folder / 'train.log', 'a', encoding='utf-8') as file:
                     file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
 
     def log(self, row: dict[str, Any]) -> None:
-        """One epoch: a line of log.jsonl, one to read, and the curves."""
+        """Log an epoch: a line of log.jsonl, one to read, and the curves."""
         with open(self.folder / 'log.jsonl', 'a', encoding='utf-8') as file:
             file.write(json.dumps(row) + '\n')
+        self.show(row['step'])
         shown = [key for key in row if key.endswith(('top1', 'spread'))]
         figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in shown)
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
-                 f'{row["images_per_second"]:.0f} images/s{self.progress.left(row["step"])}')
+                 f'{row["images_per_second"]:.0f} images/s{self.progress.left() if self.progress else ""}')
         if self.make_writer:
             self.writer = self.writer or self.make_writer(str(self.folder / 'tensorboard'))
             for key in row.keys() - {'epoch', 'step'}:
@@ -81,90 +88,84 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith('}')]  # a kill may have cut the last one
 
     def cut_log(self, step: int) -> None:
-        """Forget the epochs that a resumed run does again."""
+        """Drop the epochs that a resumed run does again."""
         kept = ''.join(json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step)
         write_whole(self.folder / 'log.jsonl', kept.encode())
 
-    def pyplot(self) -> Any:
-        """matplotlib's, for files; None, and said once, where it is missing."""
-        try:
-            import matplotlib
-        except ImportError:
-            if not hasattr(self, '_told'):
-                self._told = True
-                self.say("No pictures without matplotlib: pip install 'tinyvit-zoo[train]'.")
-            return None
-        matplotlib.use('agg')
-        from matplotlib import pyplot
+    @contextmanager
+    def progressing(self, step: int, total: int) -> Iterator[None]:
+        """Show the progress meanwhile, on a terminal: elsewhere there is a line for each epoch."""
+        with Progress(total, unit='step', done=step, quiet=self.quiet, lines=False) as self.progress:
+            yield
+        self.progress = None
 
-        return pyplot
+    def show(self, step: int, note: str = '') -> None:
+        if self.progress:
+            self.progress.show(step, note)
+
+    def figure(self, rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+        """Make a figure and its axes; (None, None), and a line once, where matplotlib is missing."""
+        try:
+            return new_figure(rows, columns, size)
+        except ZooError:
+            if self.pictures:
+                self.say("No pictures without matplotlib: pip install 'tinyvit-zoo[train]'.")
+            self.pictures = False
+            return None, None
 
     def draw(self) -> None:
-        """curves.png: loss and accuracy over the epochs."""
-        pyplot = self.pyplot()
-        if pyplot is None:
+        """Draw curves.png: loss and accuracy over the epochs."""
+        figure, axes = self.figure(1, 2, (10, 3.6))
+        if figure is None:
             return
-        rows = self.rows()
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
+        rows, (left, right) = self.rows(), axes[0]
         left.plot([r['epoch'] for r in rows], [r['train_loss'] for r in rows], label='training')
         for key in dict.fromkeys(key for r in rows for key in r):
             points = [(r['epoch'], r[key]) for r in rows if key in r]
-            axes = left if key.endswith('_loss') else right if key.endswith('_top1') else None
-            if axes and key != 'train_loss':
-                axes.plot(*zip(*points, strict=True), marker='.', label=key.rpartition('_')[0])
+            panel = left if key.endswith('_loss') else right if key.endswith('_top1') else None
+            if panel and key != 'train_loss':
+                panel.plot(*zip(*points, strict=True), marker='.', label=key.rpartition('_')[0])
         left.set(xlabel='epoch', ylabel='loss')
         right.set(xlabel='epoch', ylabel='top-1, %')
-        for axes in (left, right):
-            axes.grid(alpha=0.3)
-            axes.legend()
-        partial = self.folder / '.curves.partial.png'
-        figure.savefig(partial, dpi=110)
-        pyplot.close(figure)
-        partial.replace(self.folder / 'curves.png')
+        for panel in (left, right):
+            panel.grid(alpha=0.3)
+            panel.legend()
+        write_picture(figure, self.folder / 'curves.png', dpi=110)
 
-
-class Progress:
-    """Where the training stands: one line that is written over on a terminal, nothing elsewhere (epochs are lines)."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.terminal = sys.stdout.isatty() and not quiet
-        self.begun, self.first, self.total, self.shown = time.monotonic(), 0, 0, False
-
-    def start(self, step: int, total: int) -> None:
-        self.begun, self.first, self.total = time.monotonic(), step, total
-
-    def show(self, step: int, text: str) -> None:
-        if self.terminal:
-            print(f'\r\033[K{100 * step / max(self.total, 1):3.0f}% {text}{self.left(step)}', end='', flush=True)
-            self.shown = True
-
-    def clear(self) -> None:
-        if self.shown:
-            print('\r\033[K', end='')
-            self.shown = False
-
-    def left(self, step: int) -> str:
-        """', 3 min left', from the speed so far."""
-        if step <= self.first or step >= self.total:
-            return ''
-        seconds = (time.monotonic() - self.begun) / (step - self.first) * (self.total - step)
-        unit, name = next((u, n) for u, n in ((3600, 'h'), (60, 'min'), (0, 's')) if seconds >= 2 * u)
-        return f', {seconds / max(unit, 1):.0f} {name} left'
+    def draw_images(self, step: int, rows: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> None:
+        """Draw `reconstructions/STEP.png`: rows of normalized images [B, C, H, W] by their titles; none where none are.
+        """
+        if not rows:
+            return
+        columns = len(next(iter(rows.values())))
+        figure, axes = self.figure(len(rows), columns, (1.1 * columns + 1, 3.6))
+        if figure is None:
+            return
+        for (name, images), line in zip(rows.items(), axes, strict=True):
+            mean, std = (images.new_tensor(cfg[key])[:, None, None] for key in ('mean', 'std'))
+            line[0].set_ylabel(name)
+            for pixels, panel in zip((images * std + mean).clamp(0, 1).permute(0, 2, 3, 1), line, strict=True):
+                panel.imshow(pixels.float().cpu().numpy())
+                panel.set(xticks=[], yticks=[])
+        figure.suptitle(f'step {step}')
+        folder = self.folder / 'reconstructions'
+        folder.mkdir(exist_ok=True)
+        write_picture(figure, folder / f'{step:08d}.png', dpi=110)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A run directory's recipe.json."""
+    """Read a run directory's recipe.json."""
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-        if isinstance(found, dict) and isinstance(found.get('recipe'), dict):
-            return found
+        content = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(content, dict) and isinstance(content.get('recipe'), dict):
+            return content
     except ValueError:
         pass
     raise ZooError(f'{path} is damaged, expected the recipe of a run: begin anew in another --output.')
 
 
 def differences(old: Any, new: Any, name: str = '') -> list[str]:
-    """'lr 0.001 -> 0.002' for each value in which two JSON documents differ."""
+    """Return 'lr 0.001 -> 0.002' for each value in which two JSON documents differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for key in dict.fromkeys([*old, *new])
                 for line in differences(old.get(key), new.get(key), key)]
@@ -172,7 +173,7 @@ def differences(old: Any, new: Any, name: str = '') -> list[str]:
 
 
 def _tensorboard() -> Any:
-    """The class that writes events; ZooError where its package is missing."""
+    """Return the class that writes events; ZooError where its package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:

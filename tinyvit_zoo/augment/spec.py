@@ -1,0 +1,78 @@
+"""The augmentation of a training, said once: for batches on the device, and for Pillow images one at a time."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+from PIL import ImageOps
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+
+from ..recipes import BaseRecipe
+from .batched import Augment
+from .pillow import blur, policy
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """The arguments of `batched.Augment`. Pillow images are augmented from the same distribution, by other draws."""
+    img_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = 'bilinear'
+    flip: float = 0.
+    crop_padding: int = 0
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    auto_augment: str = ''
+    color_jitter: tuple[float, float, float, float] | None = None
+    color_jitter_prob: float = 1.
+    grey: float = 0.
+    blur: float = 0.
+    blur_sigma: tuple[float, float] = (0.1, 2.)
+    solarize: float = 0.
+    erase: float = 0.
+    erase_mode: str = 'pixel'
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    @classmethod
+    def of(cls, recipe: BaseRecipe, cfg: Mapping[str, Any]) -> AugmentSpec:
+        """Make the spec of a recipe, at the size and with the normalization statistics of `cfg`."""
+        named = {field.name: getattr(recipe, field.name) for field in fields(cls) if hasattr(recipe, field.name)}
+        return cls(**{**named, 'img_size': tuple(cfg['input_size'][1:]), 'mean': cfg['mean'], 'std': cfg['std'],
+                      'interpolation': recipe.crop_interpolation})
+
+    def batched(self) -> Augment:
+        """Make the augmentation of uint8 batches."""
+        return Augment(**vars(self))
+
+    def pillow(self) -> Callable[[Any], Tensor]:
+        """Make the transform from a Pillow image to a normalized tensor: timm's and torchvision's steps."""
+        steps = [*self._crop(), transforms.RandomHorizontalFlip(self.flip)]
+        if self.auto_augment:
+            steps.append(policy(self.auto_augment, min(self.img_size), self.mean))
+        if self.color_jitter:
+            jitter = transforms.ColorJitter(*self.color_jitter)
+            always = self.color_jitter_prob == 1
+            steps.append(jitter if always else transforms.RandomApply([jitter], self.color_jitter_prob))
+        if self.grey or self.blur or self.solarize:
+            steps += [transforms.RandomGrayscale(self.grey),
+                      transforms.RandomApply([partial(blur, sigma=self.blur_sigma)], self.blur),
+                      transforms.RandomApply([ImageOps.solarize], self.solarize)]
+        steps += [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
+        if self.erase:
+            steps.append(RandomErasing(
+                self.erase, *self.erase_area, *self.erase_aspect, mode=self.erase_mode, device='cpu'))
+        return transforms.Compose(steps)
+
+    def _crop(self) -> list[Any]:
+        if self.crop_scale:
+            return [RandomResizedCropAndInterpolation(
+                self.img_size, self.crop_scale, self.crop_ratio, interpolation=self.interpolation)]
+        return [transforms.Resize(min(self.img_size), transforms.InterpolationMode.BICUBIC),
+                transforms.CenterCrop(self.img_size), transforms.RandomCrop(self.img_size, self.crop_padding)]

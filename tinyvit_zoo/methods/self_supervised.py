@@ -1,0 +1,199 @@
+"""Pre-training: an encoder, by any method, without labels. k-NN accuracy and the spread of its features are watched."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor
+
+from ..augment.spec import AugmentSpec
+from ..data.sources import Source
+from ..data.splits import draw
+from ..errors import ZooError, nearest
+from ..measure.bench import evaluation_batches
+from ..measure.features import extract, knn, spread
+from ..models import require_plain
+from ..models.mae_lite import encoder_tensors
+from ..recipes import Pretraining
+from ..weights import read_weights, unwrap
+from ..weights.resolve import resolve
+from .method import Method, Task, check_model
+
+_BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # most images to evaluate on and to show
+_COLLAPSED = 0.2                                # of the spread that random weights have
+METHODS: dict[str, type[Method]] = {}           # filled by tinyvit_zoo.methods
+
+
+class SelfSupervised(Task):
+    """The pre-training of `network`, a method with its encoder."""
+    recipe: Pretraining
+    network: Method
+    title = 'Pre-training'
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cfg = {key: value for key, value in self.cfg.items() if key != 'label_names'} | {'num_classes': 0}
+        self.views = self.network.views(AugmentSpec.of(self.recipe, self.cfg))
+        # what a method draws for an image does not depend on how many processes share the batch
+        self.generator = torch.Generator(self.world.device).manual_seed(self.recipe.seed)
+        self.figures: dict[str, dict[str, float]] = {}      # before the training, and when last evaluated
+
+    @classmethod
+    def check(cls, recipe: Pretraining) -> None:
+        if recipe.method not in METHODS:
+            raise ZooError(f'There is no method {recipe.method!r}.{nearest(recipe.method, METHODS)} Expected '
+                           f'{", ".join(METHODS)}.')
+        method = METHODS[recipe.method]
+        known = inspect.signature(method).parameters
+        for name in recipe.method_args:
+            if name not in known or name in ('encoder', 'teacher'):
+                raise ZooError(f'{recipe.method} has no argument {name!r} (method_args).{nearest(name, known)}')
+        if ('teacher' in known) != bool(recipe.teacher):
+            raise ZooError(f'{recipe.method} learns from a teacher: name one by --teacher, with --teacher-weights FILE.'
+                           if 'teacher' in known else f'{recipe.method} has no use for a teacher: leave it out.')
+        unused = [name for name in ('crop_padding', 'crop_ratio', 'color_jitter')
+                  if method.own_views and getattr(recipe, name) != getattr(Pretraining, name)]
+        if unused:
+            raise ZooError(f'{recipe.method} makes views of its own and has no use for {", ".join(unused)}: leave it '
+                           f'out.')
+        if method.whole_batches and (recipe.accumulate > 1 or recipe.batch_size < 2):
+            raise ZooError(f'{recipe.method} tells the images of a batch apart, all at once: take accumulate 1 and a '
+                           f'batch_size of 2 or more (they are {recipe.accumulate} and {recipe.batch_size}).')
+        method.check_encoder(timm.create_model(recipe.model, device='meta'))
+        check_model(recipe)
+
+    @classmethod
+    def make_network(cls, recipe: Pretraining, cfg: Mapping[str, Any], device: torch.device) -> Method:
+        torch.manual_seed(recipe.seed)
+        args = dict(recipe.method_args)
+        if recipe.teacher:
+            args['teacher'] = make_teacher(recipe).to(device)
+        encoder = make_encoder(recipe)
+        try:
+            return METHODS[recipe.method](encoder, **args).to(device)
+        except (TypeError, ValueError, IndexError) as e:
+            raise ZooError(f'{recipe.method} cannot be made with the method_args {dict(recipe.method_args)}: {e}. '
+                           f'Expected values like its own.') from e
+
+    def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        world = self.world
+        drawn = self.network.draw(len(images) * world.size, self.generator)
+        return (*self.views(images, generator), *(rows[world.rank::world.size] for rows in drawn))
+
+    def before_step(self, progress: float) -> None:
+        self.network.before_step(progress)
+
+    def after_step(self, progress: float) -> None:
+        self.network.after_step(progress)
+
+    def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
+        """Training images vote on held-out ones, where there are neither validation nor test images."""
+        self.say, self.classes = say, len(source.class_names)
+        bank, queries = source.train, source.val or source.test
+        if queries is None:
+            held = draw(bank.labels, len(bank) // 5, 0)
+            bank, queries = bank.select(~held), bank.select(held)
+        self.bank, self.queries = (
+            evaluation_batches(split if len(split) <= most else split.select(draw(split.labels, most, 0)),
+                               2 * self.recipe.batch_size, self.cfg, self.world, **loading)
+            for split, most in ((bank, _BANK), (queries, _QUERIES)))
+
+    def begin(self) -> None:
+        before = self.figures['untrained'] = self.figures['last'] = self.look()
+        self.say(f'before training: k-NN top-1 {before["knn_top1"]:.2f} %, spread {before["spread"]:.3f}')
+
+    def look(self) -> dict[str, float]:
+        """Return k-NN accuracy and spread of the encoder's features."""
+        bank, features = (extract(self.network.kept(), batches, self.world, self.dtype)
+                          for batches in (self.bank, self.queries))
+        return {'knn_top1': knn(*bank, *features, num_classes=self.classes), 'spread': spread(features[0])}
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        if not self.due(epoch):
+            return {}
+        before, figures = self.figures['untrained'], self.look()
+        if figures['spread'] < _COLLAPSED * before['spread']:
+            self.say(f'The encoder has collapsed: the spread of its features is {figures["spread"]:.1e}, with random '
+                     f'weights it was {before["spread"]:.1e}. Try a lower --lr, a longer --warmup-epochs or a larger '
+                     f'--batch-size.')
+        elif trouble := self.network.trouble():
+            self.say(f'Nothing is learned any more: {trouble}.')
+        self.figures['last'] = figures
+        return figures
+
+    def drawn(self) -> dict[str, Tensor]:
+        images, _ = next(iter(self.queries))
+        return self.network.drawn(images[:_PICTURES])
+
+    def kept(self) -> dict[str, Tensor]:
+        return self.network.kept().state_dict()
+
+    def judge(self, folder: Path) -> dict[str, Any]:
+        return {'knn': self.figures}
+
+    def headline(self, source: Source) -> str:
+        encoder = sum(p.numel() for p in self.network.encoder.parameters())
+        trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        return (f'{self.recipe.method}, {encoder:,} parameters in the encoder, {trained:,} trained; {source.name}, '
+                f'{len(source.train)} images without their labels')
+
+    def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
+        return [f'The encoder and its card are in {folder}: `tinyvit-zoo train --from {folder} --data ...` fine-tunes '
+                f'it.', f'k-NN accuracy: {self.figures["last"]["knn_top1"]:.2f} % (untrained '
+                        f'{self.figures["untrained"]["knn_top1"]:.2f} %)']
+
+    def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
+        rows = ''.join(f'| {name} | {self.figures[key]["knn_top1"]:.2f} | {self.figures[key]["spread"]:.2f} |\n'
+                       for name, key in (('random weights', 'untrained'), ('these', 'last')))
+        return {'note': f' An encoder without classifier, pre-trained by {self.recipe.method}; no label was learned '
+                        f'from.',
+                'table': f'| encoder | k-NN top-1, % | spread of the features |\n|---|---|---|\n{rows}',
+                'use': '`tinyvit-zoo train --from DIR --data SOURCE` fine-tunes it. ', 'classes': ''}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'generator': self.generator.get_state(), 'figures': self.figures}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state['generator'])
+        self.figures = state['figures']
+
+
+def make_encoder(recipe: Pretraining) -> Any:
+    """Make the encoder, without classifier. timm's ViTs end in a norm after the blocks only if they read the token."""
+    args = {'num_classes': 0, 'img_size': recipe.img_size, **recipe.model_args}
+    if isinstance(timm.create_model(recipe.model, device='meta', **args), VisionTransformer):
+        args['global_pool'] = 'token'
+    return timm.create_model(recipe.model, **args)
+
+
+def make_teacher(recipe: Pretraining) -> Any:
+    """Make the model whose attention is distilled; all its weights must be there."""
+    name = recipe.teacher
+    if not timm.is_model(name):
+        raise ZooError(f'There is no model {name!r} to be a teacher.{nearest(name, timm.list_models())}')
+    args = {'num_classes': 0, 'img_size': recipe.img_size, 'global_pool': 'token'}
+    try:
+        require_plain(timm.create_model(name, device='meta', **args))
+    except Exception as e:  # models of other kinds have other arguments
+        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels: {e} Expected a plain vision '
+                       f'transformer, as deit_tiny_patch16_224.') from e
+    if not recipe.teacher_weights:
+        try:
+            return timm.create_model(name, pretrained=True, **args)
+        except (RuntimeError, OSError) as e:
+            raise ZooError(f'There are no weights for the teacher {name} ({e}): give --teacher-weights FILE.') from e
+    path = resolve(f'{name}={recipe.teacher_weights}').file
+    assert path is not None     # NAME=FILE has one
+    teacher = timm.create_model(name, **args)
+    tensors, _ = encoder_tensors(unwrap(read_weights(path)))
+    tensors.setdefault('pos_embed', teacher.pos_embed)  # fixed in pre-training
+    try:
+        teacher.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise ZooError(f'{path} holds no weights of {name} at {recipe.img_size} pixels: {e}') from e
+    return teacher

@@ -1,0 +1,63 @@
+"""Values that a setting may have; kept beside the setting, as metadata of its field."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..errors import ZooError
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number, or a tuple of `length` of them, that `fits`. None stands for a setting left out, and fits too."""
+    expected: str
+    fits: Callable[[float], bool]
+    length: int = 1
+
+    def of(self, length: int) -> Range:
+        return Range(self.expected, self.fits, length)
+
+    def check(self, **values: Any) -> None:
+        """Raise ZooError for a value out of its range, or of too few or too many numbers."""
+        for name, value in values.items():
+            numbers = value if self.length > 1 else (value,)
+            if value is not None and (
+                    not isinstance(numbers, (tuple, list)) or len(numbers) != self.length or not all(
+                    isinstance(number, (int, float)) and self.fits(number) for number in numbers)):
+                each = f'{self.length} numbers, each ' if self.length > 1 else ''
+                raise ZooError(f'{name} is {value!r}, expected {each}{self.expected}.')
+
+
+@dataclass(frozen=True)
+class Choice:
+    names: tuple[str, ...]
+
+    def check(self, **values: Any) -> None:
+        for name, value in values.items():
+            if value not in self.names:
+                raise ZooError(f'{name} is {value!r}, expected {" or ".join(map(repr, self.names))}.')
+
+
+FROM_1 = Range('a number from 1 up', lambda v: 1 <= v < math.inf)
+FROM_0 = Range('0 or more', lambda v: 0 <= v < math.inf)
+FROM_0_TO_INFINITY = Range('0 or more', lambda v: v >= 0)
+SHARE = Range('0 to 1', lambda v: 0 <= v <= 1)
+PART = Range('above 0, and at most 1', lambda v: 0 < v <= 1)
+BELOW_1 = Range('0 or more, and less than 1', lambda v: 0 <= v < 1)
+POSITIVE = Range('above 0', lambda v: 0 < v < math.inf)
+FINITE = Range('finite', math.isfinite)
+SEED = Range('from -2**63 to 2**64 - 1, as torch takes it', lambda v: -2 ** 63 <= v < 2 ** 64)
+
+
+def limited(default: Any, allowed: Range | Choice) -> Any:
+    """A field of a dataclass with its default and the values it may have, which `check_fields` checks."""
+    return field(default=default, metadata={'allowed': allowed})
+
+
+def check_fields(instance: Any) -> None:
+    """Raise ZooError for the first field whose value is not allowed."""
+    for each in fields(instance):
+        if 'allowed' in each.metadata:
+            each.metadata['allowed'].check(**{each.name: getattr(instance, each.name)})
