@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyvit_zoo.publish.cards import cost, figure, in_order
+from tinyvit_zoo.publish.cards import cost, in_order
 from tinyvit_zoo.runtime.picture import new_figure, require_matplotlib, write_picture
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ def points() -> list[Point]:
     """One for each weight with a figure: the measured one, where there is one."""
     found = []
     for weight in in_order():
-        top1 = figure(weight)
-        if top1:
+        figures = weight.measured or weight.published
+        if figures:
             family = next(name for name in COLOURS if weight.name.startswith(f'{name}_'))
             panel = PANELS.get(weight.dataset, 'other data sets')
             label = weight.name if weight.dataset in PANELS else f'{weight.name} ({weight.data.title})'
             found.append({
                 'name': label, 'panel': panel, 'family': family, 'macs': round(cost(weight).macs / 1e6, 3),
-                'top1': top1[0], 'measured': top1[1]})
+                'top1': figures['top1'], 'measured': weight.measured is not None})
     return found
 
 

@@ -26,10 +26,8 @@ from torch import nn
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.data.datasets import spec_of
-from tinyvit_zoo.publish.cards import card
+from tinyvit_zoo.publish.cards import card, recipe_text
 from tinyvit_zoo.publish.hub import _write_config, build_repository, push
-from tinyvit_zoo.recipes.settings import describe
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
 from tinyvit_zoo.weights.catalogue import pretrained_cfgs
 
@@ -158,7 +156,7 @@ def test_front_matter_holds_what_was_measured(built: Path) -> None:
 def test_readme_has_the_card_the_recipe_and_the_curves(built: Path) -> None:
     text = (built / 'README.md').read_text()
     assert card(catalogue()[NAME]) in text
-    assert describe(NAME, spec_of) in text and '](curves.png)' in text
+    assert recipe_text(NAME) in text and '](curves.png)' in text
 
 
 def test_snippets_of_the_readme_run(

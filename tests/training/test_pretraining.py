@@ -289,8 +289,7 @@ def test_fine_tunings_begin_with_pretrainings_that_there_are() -> None:
     replace(recipe, name=f'vit_lite_2_4.{method}') for method, recipe in own.PRETRAINING_PRESETS.items())],
     ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinyvit_zoo.data.datasets import spec_of
-    from tinyvit_zoo.recipes.settings import describe
+    from tinyvit_zoo.publish.cards import recipe_text
 
     if recipe.method == 'd_mae':  # without fetching the teacher's weights
         recipe = replace(recipe, teacher=recipe.teacher or 'vit_lite_4_4')
@@ -300,7 +299,7 @@ def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest
     method = SelfSupervised.make_network(recipe, {}, torch.device('cpu'))
     assert method.kept().num_classes == 0
     if recipe.name in PRETRAININGS:
-        assert recipe.name not in RECIPES and f'method: {recipe.method}' in describe(recipe.name, spec_of)
+        assert recipe.name not in RECIPES and f'method: {recipe.method}' in recipe_text(recipe.name)
 
 
 def test_the_schedules_of_a_pretraining() -> None:

@@ -478,15 +478,15 @@ def test_epochs_scale_the_schedule() -> None:
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
     """At its size, with its arguments; it is shown with all its settings."""
-    from tinyvit_zoo.data.datasets import DATASETS, spec_of
-    from tinyvit_zoo.recipes.settings import describe
+    from tinyvit_zoo.data.datasets import DATASETS
+    from tinyvit_zoo.publish.cards import recipe_text
     model = timm.create_model(
         recipe.model, img_size=recipe.img_size, num_classes=DATASETS[recipe.dataset].num_classes, device='meta',
         **recipe.model_args)
     assert model.num_classes == DATASETS[recipe.dataset].num_classes
     start = timm.get_pretrained_cfg(recipe.from_weights) if recipe.from_weights not in PRETRAININGS else None
     assert start is None or not recipe.from_weights or start.tag == recipe.from_weights.partition('.')[2]
-    assert f'lr                   {recipe.lr}' in describe(recipe.name, spec_of)
+    assert f'lr                   {recipe.lr}' in recipe_text(recipe.name)
     with pytest.raises(AttributeError):
         recipe.lr = 1.
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..data.datasets import spec_of
+from ..publish.cards import recipe_text
 from ..recipes import PRETRAININGS, RECIPES
-from ..recipes.settings import describe
 
 NAME = 'recipes'
 SUMMARY = 'list recipes, or show one in full'
@@ -18,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     if args.name:
-        return describe(args.name, spec_of)
+        return recipe_text(args.name)
     return '\n'.join([
         f'{"recipe":34} {"paper":>7}  epochs',
         *(f'{r.name:34} {r.published or "-":>7}  {r.epochs:>6}' for r in RECIPES.values()), '',

@@ -1,9 +1,14 @@
-"""What there is to say of a weight, in Markdown: for MODEL_CARDS.md and for the Hub."""
+"""Cards of weights in Markdown, for MODEL_CARDS.md and the Hub, and recipes as text."""
 from __future__ import annotations
 
+import sys
+import textwrap
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ..data.datasets import spec_of
+from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, find_pretraining, find_recipe
+from ..recipes.settings import settings
 from ..weights.catalogue import Weight, catalogue
 
 if TYPE_CHECKING:
@@ -22,7 +27,7 @@ _PAPERS = {
 
 
 def card(weight: Weight) -> str:
-    """A table of all that is known, without a title."""
+    """Return all that is known of the weights as a table, without a title."""
     rows = ''.join(f'| {title} | {text} |\n' for title, text in _rows(weight).items() if text)
     return f'| | |\n|---|---|\n{rows}'
 
@@ -31,19 +36,22 @@ def _rows(weight: Weight) -> dict[str, str]:
     import timm
 
     cfg, counted = timm.get_pretrained_cfg(weight.name), cost(weight)
+    family = sys.modules[timm.models.model_entrypoint(weight.architecture).__module__].__doc__ or ''
+    default = timm.get_pretrained_cfg(weight.architecture).tag == weight.tag
     size = ' x '.join(map(str, weight.input_size))
     return {
         'use': _use(weight),
-        'architecture': f'{_family(weight)} Paper: {cfg.paper_name} ({cfg.paper_ids})',
+        'architecture': f'`{weight.architecture}`{", its default weights" if default else ""}. '
+                        f'{family.splitlines()[0].rstrip(".")}. Paper: {cfg.paper_name} ({cfg.paper_ids})',
         'file': _file(weight),
         'training data': weight.data.about,
         'recipe': _recipe(weight),
-        'preprocessing': f'{size} pixels from 0 to 1, `crop_pct` {cfg.crop_pct:g}, {cfg.interpolation} where they are '
-                         f'resized; mean {_numbers(cfg.mean)}, std {_numbers(cfg.std)}',
+        'preprocessing': f'{size} pixels from 0 to 1, `crop_pct` {cfg.crop_pct:g}, {cfg.interpolation} resizing; '
+                         f'mean {_numbers(cfg.mean)}, std {_numbers(cfg.std)}',
         'measured': _measured(weight),
         'published': _published(weight),
-        'the two': _beside(weight),
-        'parameters, MACs': f'{counted.params:,}; {counted.macs / 1e6:,.2f} M multiply-adds an image, attention '
+        'difference': _difference(weight),
+        'parameters, MACs': f'{counted.params:,}; {counted.macs / 1e6:,.2f} M multiply-adds per image, attention '
                             f'included, norms and activations not',
         'throughput': _throughput(weight),
         'limits': _limits(weight),
@@ -56,52 +64,40 @@ def _rows(weight: Weight) -> dict[str, str]:
 def _use(weight: Weight) -> str:
     data = weight.data
     if weight.encoder:
-        return (f'Features of images like those of {data.title}; to begin a training on labelled ones with. It has no '
-                f'classifier.')
+        return f'Features of images like those of {data.title}; a start for training on labels. No classifier.'
     names = f' ({", ".join(data.label_names)})' if 0 < len(data.label_names) <= 10 else ''
-    return (f'Telling the {data.num_classes} classes of {data.title} apart{names}; to begin a training on images of '
-            f"one's own with; to compare methods by.")
-
-
-def _family(weight: Weight) -> str:
-    """The first line of the file that the model is in, and which default it is."""
-    import sys
-
-    import timm
-
-    doc = sys.modules[timm.models.model_entrypoint(weight.architecture).__module__].__doc__ or ''
-    default = timm.get_pretrained_cfg(weight.architecture).tag == weight.tag
-    return (f'`{weight.architecture}`{", whose default these weights are" if default else ""}. '
-            f'{doc.splitlines()[0].rstrip(".")}.')
+    return (f'Classification into the {data.num_classes} classes of {data.title}{names}; fine-tuning on images of '
+            f"one's own; comparison of methods.")
 
 
 def _file(weight: Weight) -> str:
     if weight.file:
         return f'`{weight.file}`, ships with the package, half precision; sha256 `{weight.sha256}`'
-    digest = f'; sha256 `{weight.sha256}`' if weight.sha256 else '; its digest is not known'
+    digest = f'sha256 `{weight.sha256}`' if weight.sha256 else 'digest unknown'
     place = f'<{weight.url}>' if weight.url else f'`{weight.hf_hub_id}` on the Hugging Face Hub'
-    return f'{place}, fetched when it is asked for{digest}'
+    return f'{place}, downloaded on first use; {digest}'
 
 
 def _recipe(weight: Weight) -> str:
-    made = weight.trained
-    if not made:
+    run = weight.trained
+    if not run:
         return f"{weight.recipe}: the authors' training ({weight.origin})"
-    return (f'`{weight.recipe}` (`tinyvit-zoo recipes {weight.recipe}` shows it): `{made["command"]}`; '
-            f'{made["minutes"]:g} minutes on {made["machine"]}, {made["date"]}. Every epoch: `weights/{made["log"]}`')
+    return (f'`{weight.recipe}` (`tinyvit-zoo recipes {weight.recipe}` shows it): `{run["command"]}`; '
+            f'{run["minutes"]:g} minutes on {run["machine"]}, {run["date"]}. Log: `weights/{run["log"]}`')
 
 
 def _measured(weight: Weight) -> str:
-    found = weight.measured
-    if not found:
-        return 'nothing, by us'
-    top5 = f', {found["top5"]:.2f} % top-5' if 'top5' in found else ''
-    return (f'{found["top1"]:.2f} % top-1{top5}, loss {found["loss"]:.4f}, {found["on"]} ({found["images"]:,}), the '
-            f'file as it is loaded, fp32; {found["date"]}, {found["machine"]}: `{found["command"]}`')
+    figures = weight.measured
+    if not figures:
+        return 'not by us'
+    top5 = f', {figures["top5"]:.2f} % top-5' if 'top5' in figures else ''
+    return (f'{figures["top1"]:.2f} % top-1{top5}, loss {figures["loss"]:.4f}, {figures["on"]} '
+            f'({figures["images"]:,}), the file as it is loaded, fp32; {figures["date"]}, {figures["machine"]}: '
+            f'`{figures["command"]}`')
 
 
-def _beside(weight: Weight) -> str:
-    """How far what we measured is from the best published figure of the architecture on the same data set."""
+def _difference(weight: Weight) -> str:
+    """Compare the measured figure with the best that is published for the architecture on the same dataset."""
     same = (weight.architecture, weight.dataset, weight.input_size)
     figures = [(w.published['top1'], w.name) for w in catalogue().values()
                if w.published and (w.architecture, w.dataset, w.input_size) == same]
@@ -110,13 +106,13 @@ def _beside(weight: Weight) -> str:
     best, name = max(figures)
     points = weight.measured['top1'] - best
     of = 'its recipe' if name == weight.name else f'`{name}`'
-    return f'{abs(points):.2f} points {"above" if points >= 0 else "below"} the {best:.2f} % published of {of}'
+    return f'{abs(points):.2f} points {"above" if points >= 0 else "below"} the {best:.2f} % published for {of}'
 
 
 def _published(weight: Weight) -> str:
     if not weight.published:
         return 'no figure'
-    of = 'of the recipe, in the hands of its authors: ' if weight.ours else ''
+    of = "the recipe's, trained by its authors: " if weight.ours else ''
     return f'{of}{weight.published["top1"]:.2f} % top-1 ({weight.published["source"]})'
 
 
@@ -130,23 +126,38 @@ def _throughput(weight: Weight) -> str:
 
 def _limits(weight: Weight) -> str:
     size = weight.input_size[-1]
-    classes = '' if weight.encoder else ' Whatever the image, the answer is one of its classes.'
-    return (f'Made for {size} px: larger images lose what is finer, smaller ones were not in the training.{classes} '
-            f'Not for decisions about people. Nothing is claimed of noisy, shifted or attacked images.')
+    classes = '' if weight.encoder else ' Every image is assigned to one of its classes.'
+    return (f'Trained at {size} px: finer detail of larger images is lost, smaller images were not seen.{classes} '
+            f'Not for decisions about people. Not tested on noisy, shifted or attacked images.')
 
 
 def _licence(weight: Weight, licence: str) -> str:
     if weight.ours:
-        return f'{licence} for the weights; the images remain their makers\''
-    return "the authors state none: ask them" if licence == 'unknown' else f"{licence}, of the authors' repository"
+        return f"{licence} for the weights; the images remain their makers'"
+    return 'the authors state none: ask them' if licence == 'unknown' else f"{licence}, of the authors' repository"
 
 
 def _numbers(values: tuple[float, ...]) -> str:
     return ', '.join(f'{value:g}' for value in values)
 
 
+def recipe_text(name: str) -> str:
+    """Show a recipe in full: its origin, its figures, its command and every setting."""
+    recipe: BaseRecipe = find_pretraining(name) if name in PRETRAININGS else find_recipe(name)
+    about = [f'method: {recipe.method}' if isinstance(recipe, Pretraining) else (
+        f'published: {recipe.published or "no figure"}')]
+    weight = catalogue().get(name)
+    if weight and weight.measured and weight.trained:
+        figures, run = weight.measured, weight.trained
+        about += [f'measured: {figures["top1"]:.2f} % of {figures["images"]:,} {figures["on"]}; '
+                  f'{run["minutes"]:g} minutes on {run["machine"]}']
+    return '\n'.join([
+        name, textwrap.fill(recipe.about, 100), *about, f'command: {recipe.command(spec_of(recipe.dataset))}', '',
+        *(f'{key:20} {getattr(recipe, key)}' for key in settings(type(recipe)))])
+
+
 def cost(weight: Weight) -> Count:
-    """Parameters and multiply-adds of an image, at the size and with the classes of the weight."""
+    """Count parameters and multiply-adds per image, at the size and with the classes of the weights."""
     return _counted(weight.architecture, weight.input_size, 0 if weight.encoder else weight.data.num_classes)
 
 
@@ -161,14 +172,8 @@ def _counted(architecture: str, input_size: tuple[int, int, int], num_classes: i
     return count(model)
 
 
-def figure(weight: Weight) -> tuple[float, bool] | None:
-    """Top-1 and whether we measured it ourselves; None where there is no figure."""
-    found = weight.measured or weight.published
-    return (found['top1'], weight.measured is not None) if found else None
-
-
 def in_order() -> list[Weight]:
-    """All weights, by architecture, each one's default first."""
+    """Return all weights, by architecture, the default of each first."""
     import timm
 
     from ..models import list_models

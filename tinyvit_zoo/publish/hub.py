@@ -178,9 +178,7 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
 
 def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
     """The card of the Hub: front matter, the card that MODEL_CARDS.md has too, usage, the recipe, the curves."""
-    from ..data.datasets import spec_of
-    from ..recipes.settings import describe
-    from .cards import card
+    from .cards import card, recipe_text
 
     usage = _USAGE + (_FEATURES if weight.encoder else _CLASSES)
     return '\n'.join([
@@ -188,7 +186,7 @@ def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
         f'# {weight.name}\n',
         card(weight),
         usage.replace('{repo_id}', repo_id),
-        f'## Recipe\n\n```text\n{describe(weight.recipe, spec_of)}\n```\n',
+        f'## Recipe\n\n```text\n{recipe_text(weight.recipe)}\n```\n',
         '## Training\n\n![Loss and accuracy over the epochs](curves.png)\n'])
 
 

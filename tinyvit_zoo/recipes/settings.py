@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..errors import ZooError, nearest
-from . import FINETUNING_PRESET, PRETRAININGS, BaseRecipe, Pretraining, Recipe, find_pretraining, find_recipe
+from . import FINETUNING_PRESET, BaseRecipe, Pretraining, Recipe
 
 _FIXED = ('name', 'about', 'published', 'method')       # fields that no option overrides
 _EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4}
@@ -86,13 +85,3 @@ def override(recipe: AnyRecipe, changes: Mapping[str, Any]) -> AnyRecipe:
             scaled['mix_off_epoch'] = recipe.mix_off_epoch and max(1, round(recipe.mix_off_epoch * ratio))
         changes = {**scaled, **changes}
     return dataclasses.replace(recipe, **changes)
-
-
-def describe(name: str, spec_of: Callable[[str], str]) -> str:
-    """Show a recipe in full: its origin, its command and every setting. `spec_of`: of `data.datasets`."""
-    recipe = find_pretraining(name) if name in PRETRAININGS else find_recipe(name)
-    made = f'method: {recipe.method}' if isinstance(recipe, Pretraining) else (
-        f'published: {recipe.published or "no figure"}')
-    return '\n'.join([
-        recipe.name, textwrap.fill(recipe.about, 100), made, f'command: {recipe.command(spec_of(recipe.dataset))}', '',
-        *(f'{key:20} {getattr(recipe, key)}' for key in settings(type(recipe)))])
