@@ -53,7 +53,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', f'{hub.url}/{{{template}')
         monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
         monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'token'))
-        monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
+        monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True, raising=False)
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
         monkeypatch.setenv('HF_TOKEN', TOKEN)
         monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)
