@@ -1,4 +1,5 @@
 """What a user gets: a package with nothing beside it, a light import, documents that are true."""
+import ast
 import json
 import subprocess
 import sys
@@ -8,6 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ELSEWHERE = {  # test files without a file of the package, and why
+    'models/test_contract.py': 'what timm asks of every family',
+    'publish/test_hub_client.py': 'huggingface_hub and the Hub of the tests',
+    'publish/test_ship.py': 'tools/ship_weights.py',
+    'tools/test_convert.py': 'tools/convert_checkpoint.py',
+}
+FILES = sorted((ROOT / 'tinyvit_zoo').rglob('*.py'))
 
 
 def python(*args: str) -> str:
@@ -20,6 +28,33 @@ def test_import_is_light() -> None:
     added = {name.partition('.')[0] for name in python('-c', code).split()}
     assert not added & {'matplotlib', 'sklearn', 'pytest', 'tensorboard', 'onnx', 'fvcore', 'pandas', 'scipy'}
     assert 'tinyvit_zoo.cli.main' not in added
+
+
+def test_files_and_functions_are_short() -> None:
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding='utf-8') for path in FILES}
+    sizes = {name: text.count('\n') for name, text in texts.items()}
+    assert {name: size for name, size in sizes.items() if size > 350} == {}
+    functions = {f'{name}:{node.name}': node.end_lineno - node.lineno + 1
+                 for name, text in texts.items() for node in ast.walk(ast.parse(text))
+                 if isinstance(node, ast.FunctionDef) and node.end_lineno}
+    assert {name: size for name, size in functions.items() if size > 50} == {}
+
+
+def test_private_names_stay_in_their_module() -> None:
+    """import-linter sees modules, not names."""
+    imports = [(path.name, alias.name) for path in FILES for node in ast.walk(ast.parse(path.read_text('utf-8')))
+               if isinstance(node, ast.ImportFrom) and (node.level or 'tinyvit_zoo' in str(node.module))
+               for alias in node.names]
+    assert [(file, name) for file, name in imports if name.startswith('_') and not name.startswith('__')] == []
+
+
+def test_tests_lie_where_the_code_does() -> None:
+    """tests/ROOM/test_FILE.py tests ROOM/FILE.py, or the folder as a whole: test_ROOM.py, test_ROOM_TOPIC.py."""
+    paths = [(path, path.stem.removeprefix('test_'), path.parent.name) for path in (ROOT / 'tests').glob('*/test_*.py')]
+    rooms = {room: ROOT / room if room == 'tools' else ROOT / 'tinyvit_zoo' / room for _, _, room in paths}
+    astray = [f'{room}/{path.name}' for path, name, room in paths
+              if name.partition('_')[0] != room and not (rooms[room] / f'{name}.py').exists()]
+    assert sorted(set(astray) - ELSEWHERE.keys()) == []
 
 
 @pytest.mark.slow
