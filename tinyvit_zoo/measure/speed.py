@@ -1,4 +1,4 @@
-"""How long models take, side by side: contenders in turn, so that a noisy machine is noisy for all."""
+"""Time models side by side: contenders take turns, so that a noisy machine affects all of them."""
 from __future__ import annotations
 
 import math
@@ -20,7 +20,7 @@ Step = Callable[[], object]
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What figures were taken on."""
+    """Return the device, versions and date of a measurement."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
     return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
             'tinyvit_zoo': __version__, 'date': time.strftime('%Y-%m-%d')}
@@ -28,7 +28,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def make_step(model: nn.Module, images: Tensor, train: bool, bf16: bool,
               prepare: Callable[[Tensor], Tensor] = lambda images: images) -> Step:
-    """One pass over a batch, `prepare`d anew each time; in training the loss and the backward pass with it."""
+    """Return a function that passes a batch through `prepare` and the model; in training with loss and backward."""
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def inference() -> object:
@@ -47,7 +47,7 @@ def make_step(model: nn.Module, images: Tensor, train: bool, bf16: bool,
 
 
 def seconds(step: Step, device: torch.device) -> float:
-    """Time of one call: on a GPU between two of its events, the queue empty before."""
+    """Time one call; on a GPU by its events, after the queue is empty."""
     if device.type != 'cuda':
         begun = time.perf_counter()
         step()
@@ -62,7 +62,7 @@ def seconds(step: Step, device: torch.device) -> float:
 
 
 def rounds(steps: dict[str, Step], device: torch.device, budget: float) -> dict[str, list[float]]:
-    """Times of each contender, in turn, for about `budget` seconds and at least 3 rounds after a warm-up."""
+    """Time the contenders in turn for about `budget` seconds, 3 rounds or more, after two calls of warm-up."""
     for step in steps.values():
         step()
         step()
@@ -75,7 +75,7 @@ def rounds(steps: dict[str, Step], device: torch.device, budget: float) -> dict[
 
 
 def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
-    """A row a contender; ratios of speed are to the first of them, round by round."""
+    """Return a row for each contender; ratios of speed are to the first of them, round by round."""
     baseline = next(iter(times.values()))
     rows = []
     for name, values in times.items():
@@ -88,14 +88,14 @@ def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """The least of the values that `percent` of them do not exceed."""
+    """Return the nearest-rank percentile."""
     return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
 
 
 def held_memory(step: Step, model: nn.Module, images: Tensor) -> int:
-    """Bytes at the worst moment of a step: weights, images and what the step holds.
+    """Return the peak memory of a step in bytes, with weights and images.
 
-    On a GPU what its allocator gave out, on other devices what torch's operators made (not what they use inside).
+    On a GPU as its allocator reports; elsewhere tensors made by torch's operators, without their internal buffers.
     """
     tensors = [*model.parameters(), *model.buffers(), images]
     step()
