@@ -1,8 +1,8 @@
-"""The hook of `tinyvit-zoo autoload on`: once timm.models is imported, tinyvit_zoo is, so that its models register.
+"""The hook of `tinyvit-zoo autoload on`: import tinyvit_zoo once timm.models is imported.
 
-The start-up file executes this file by its path at every start of the interpreter (see autoload.py). It is never
-imported, and it may not import the package it lies in, which brings torch: what it imports is loaded in every Python
-anyway. Nothing in it may raise into the interpreter or into `import timm`.
+The start-up file executes this file by its path at every start of the interpreter (see autoload.py). It may not import
+the package that it lies in, which brings torch, but only modules that every Python has loaded. Nothing in it may raise
+into the interpreter or into `import timm`.
 """
 import sys
 from _thread import get_ident
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-# timm itself is followed too: it imports timm.models halfway down, and tinyvit_zoo is to find both of them whole.
+# timm is followed too: it imports timm.models halfway down, and tinyvit_zoo needs both of them whole.
 FOLLOWED = ('timm', 'timm.models')
 PACKAGE = 'tinyvit_zoo'
 
 
 class TimmFinder:
-    """Comes before the other finders, has them find timm and timm.models, and follows how those two are executed.
+    """Let the other finders find timm and timm.models, and follow how those two are executed.
 
-    It never leaves sys.meta_path: in Pythons before 3.14 a thread that walks the list when an entry is taken out of it
-    passes over a finder, and fails to import something that is there.
+    It stays in sys.meta_path: before Python 3.14, a thread that walks the list while an entry is removed skips a
+    finder, and fails to import something that is there.
     """
 
     def __init__(self) -> None:
-        self.asking: set[int] = set()    # threads that are asking the other finders: to them this one knows nothing
+        self.asking: set[int] = set()    # threads that ask the other finders: for them this one finds nothing
         self.running: list[str] = []     # which of the two are being executed, the outer one first
 
     def find_spec(self, name: str, path: 'Sequence[str] | None' = None,
@@ -45,7 +45,7 @@ class TimmFinder:
 
 
 class FollowedLoader:
-    """A spec's own loader in everything, up to the moment it executes the module: then it takes its place again."""
+    """Stand in for a spec's own loader until the module is executed."""
 
     def __init__(self, spec: 'ModuleSpec', running: 'list[str]') -> None:
         self.spec, self.loader, self.running = spec, spec.loader, running
@@ -75,13 +75,13 @@ def find_elsewhere(name: str, path: 'Sequence[str] | None', target: 'ModuleType 
 
 
 def register() -> None:
-    """Imports the package, unless somebody has or is at it: to wait for another thread here could be a deadlock."""
+    """Import the package, unless a thread has begun to: waiting for it here could be a deadlock."""
     if PACKAGE in sys.modules:
         return
     try:
         __import__(PACKAGE)
     except Exception as error:
-        if not (isinstance(error, ModuleNotFoundError) and error.name == PACKAGE):  # that one: uninstalled, no fault
+        if not (isinstance(error, ModuleNotFoundError) and error.name == PACKAGE):  # which is: uninstalled
             warn(error)
 
 
@@ -92,17 +92,17 @@ def warn(error: Exception) -> None:
         warnings.warn(f'tinyvit_zoo autoload failed ({reason}); timm goes on without its models. To turn it off: '
                       '`tinyvit-zoo autoload off`, or delete tinyvit_zoo_autoload.pth from site-packages.',
                       RuntimeWarning, stacklevel=2)
-    except Exception:  # warnings may have been made errors: `import timm` goes on all the same
+    except Exception:  # warnings may be errors: `import timm` goes on all the same
         pass
 
 
 def install() -> None:
-    """Waits for timm.models, or registers at once where it is there already (a site directory added late)."""
+    """Wait for timm.models, or register at once if it is imported already (a site directory added late)."""
     if 'timm.models' in sys.modules:
         register()
     elif not any(type(finder).__module__ == __name__ for finder in sys.meta_path):
         sys.meta_path.insert(0, TimmFinder())
 
 
-if __name__ == 'tinyvit_zoo_autoload':  # the name the start-up file executes it under
+if __name__ == 'tinyvit_zoo_autoload':  # as the start-up file names it
     install()

@@ -1,50 +1,36 @@
-"""`tinyvit-zoo autoload on|off|status`: timm knows the zoo's models in processes that never name the zoo.
+"""Register the zoo's models with timm at every start of Python: `tinyvit-zoo autoload on|off|status`.
 
-timm has no plugin discovery, so `import tinyvit_zoo` is what registers our models. Where that line cannot be written,
-`on` puts one start-up file, `tinyvit_zoo_autoload.pth`, into the site-packages directory this distribution is installed
-in, and its name into the distribution's RECORD, so that `pip uninstall` takes it along. Its one line executes
-`_startup.py`, which imports nothing until timm.models has been imported, and tinyvit_zoo then.
-
-It is off unless switched on. Left behind without the package it does nothing; a package that fails to import costs one
-warning, never an `import timm`. Its limits are in `LIMITS`, which is also the command's help.
+timm discovers no plugins: `import tinyvit_zoo` registers our models. Where that line cannot be written, `on` puts a
+start-up file, `tinyvit_zoo_autoload.pth`, into the site-packages that this distribution is installed in, and its name
+into the distribution's RECORD, so that `pip uninstall` removes it. Its one line executes `_startup.py`, which imports
+tinyvit_zoo once timm.models has been imported, and nothing before. Left behind without the package it does nothing; a
+package that fails to import costs one warning, never an `import timm`.
 
 PEP 829 (Python 3.15) replaces import lines in `.pth` files by `.start` files; CPython ignores the lines from 3.18 on,
-where `on` refuses. The successor is not written: it can only name a function of an importable module, and importing one
-of this package is importing torch, at every start of the interpreter; and up to 3.17 the `.pth` file does the work.
+where `on` refuses. A `.start` file can only name a function of an importable module, and importing one of this package
+imports torch, at every start of the interpreter.
 """
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import os
 import shutil
 import site
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from tinyvit_zoo.errors import ZooError
+from .errors import ZooError
+from .runtime.files import written_whole
 
-__all__ = ['LIMITS', 'Status', 'status', 'switch_off', 'switch_on']
-
-LIMITS = """\
-limits:
-  - It works in the environment it is switched on in and in no other, from the next start of Python.
-  - `pip uninstall tinyvit-zoo` removes it. So do an upgrade and a reinstall: switch it on again after them.
-  - Python reads no start-up files with -S (-I alone is fine), in frozen applications (PyInstaller and the like), in zip
-    applications that bring their own packages, nor from directories that are merely on PYTHONPATH (pip --target). For a
-    `pip install --user` it reads none with -s, -I or PYTHONNOUSERSITE.
-  - Python 3.18 will ignore import lines in .pth files (PEP 829), which this relies on: `on` refuses there.
-  - Every process that imports timm.models then imports tinyvit_zoo as well. Should that fail, it warns once and timm
-    goes on without our models.
-Code that can say `import tinyvit_zoo` needs none of this.
-"""
+__all__ = ['Status', 'status', 'switch_off', 'switch_on']
 
 DISTRIBUTION = 'tinyvit-zoo'
-NAME = 'tinyvit_zoo_autoload'  # under which the hook is executed, and knows by it that it is not imported
+NAME = 'tinyvit_zoo_autoload'  # the hook's __name__, by which it knows that it is not imported
 FILE = f'{NAME}.pth'
 HOOK = '_startup.py'
 IGNORED_FROM = (3, 18)  # PEP 829, and "pending removal" in CPython's documentation
@@ -52,8 +38,7 @@ IGNORED_FROM = (3, 18)  # PEP 829, and "pending removal" in CPython's documentat
 
 @dataclass(frozen=True)
 class Status:
-    """What `status` found; as a string it is the line to print."""
-
+    """Whether autoload is on; as a string, the line to print."""
     on: bool
     path: Path   # of the start-up file, whether it exists or not
     ours: bool   # it exists and executes the hook of this installation
@@ -69,8 +54,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Installation:
-    """Where the distribution lies: its site-packages, the list of its files, the hook to execute."""
-
+    """The distribution's site-packages, the list of its files, the hook to execute."""
     folder: Path
     record: Path
     hook: Path
@@ -81,21 +65,21 @@ class Installation:
 
 
 def switch_on() -> Path:
-    """Writes the start-up file, or renews it, and returns its path; switching on twice changes nothing."""
+    """Write or renew the start-up file and return its path; switching on twice changes nothing."""
     if sys.version_info >= IGNORED_FROM:
         raise ZooError(f'autoload: this is Python {sys.version_info[0]}.{sys.version_info[1]}, which ignores import '
                        'lines in .pth files; expected 3.17 or older; put `import tinyvit_zoo` into your code')
     here = find_installation()
     content = start_up_file(here.hook)
     with explained(here):
-        # RECORD first: killed in between, it names a file that is not there, and pip passes over those.
+        # RECORD first: a kill in between leaves a name without a file there, which pip skips
         replace(here.record, with_line(here.record.read_bytes(), content))
         replace(here.file, content)
     return here.file
 
 
 def switch_off() -> bool:
-    """Removes the start-up file and its line in RECORD; says whether there was a file."""
+    """Remove the start-up file and its line in RECORD; return whether there was a file."""
     here = find_installation()
     with explained(here):
         was_on = here.file.exists()
@@ -113,13 +97,16 @@ def status() -> Status:
 
 
 def find_installation() -> Installation:
-    """The installed distribution; a source tree's egg-info is none, for it has no RECORD."""
+    """Find the installed distribution; a source tree's egg-info has no RECORD and does not count."""
     for found in metadata.distributions(name=DISTRIBUTION):
         records = [file for file in found.files or () if file.name == 'RECORD' and file.parent.suffix == '.dist-info']
         if not records:
             continue
         folder = Path(str(found.locate_file(''))).resolve()
-        check_start_up_files_are_read(folder)
+        known = [*site.getsitepackages(), site.getusersitepackages()]   # on sys.path alone, .pth files are not read
+        if folder not in [Path(one).resolve() for one in known]:
+            raise ZooError(f'autoload: {DISTRIBUTION} is installed in {folder}, where Python reads no start-up files; '
+                           f'expected {known[0]}; install it there, or put `import tinyvit_zoo` into your code')
         hook = folder / 'tinyvit_zoo' / HOOK
         if not hook.exists():  # an editable install: the package stays where it is developed
             hook = Path(__file__).resolve().with_name(HOOK)
@@ -129,20 +116,12 @@ def find_installation() -> Installation:
                    '`import tinyvit_zoo` into your code')
 
 
-def check_start_up_files_are_read(folder: Path) -> None:
-    """On sys.path is not enough: Python looks for `.pth` files in its site directories only."""
-    known = [*site.getsitepackages(), site.getusersitepackages()]
-    if folder not in [Path(one).resolve() for one in known]:
-        raise ZooError(f'autoload: {DISTRIBUTION} is installed in {folder}, where Python reads no start-up files; '
-                       f'expected {known[0]}; install it there with pip, or put `import tinyvit_zoo` into your code')
-
-
 def start_up_file(hook: Path) -> bytes:
-    """A comment and one line, which does nothing where the hook is gone or out of reach.
+    """Return a comment and one line, which does nothing if the hook is gone or out of reach.
 
-    It imports what is loaded already and takes the hook's compiled file, so that it costs a tenth of a millisecond (in
-    a venv, Python executes it twice). importlib.machinery, the public name of that loader, would cost twenty times as
-    much. The path is bytes: Pythons decode these files in different ways, and a C locale cannot encode every string.
+    It imports only loaded modules and reads the hook's compiled file: a tenth of a millisecond (in a venv, Python
+    executes it twice), where importlib.machinery, the public name of that loader, takes twenty times as long. The path
+    is bytes: Pythons decode these files in different ways, and a C locale cannot encode every string.
     """
     return (
         '# Registers the models of tinyvit_zoo when timm.models is imported. '
@@ -157,7 +136,7 @@ def literal(path: Path) -> str:
 
 
 def with_line(record: bytes, content: bytes) -> bytes:
-    """Our line goes to the top: there it comes off without a trace, however the last line ends."""
+    """Add our line at the top, where it comes off without a trace however the last line ends."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()
     end = '\r\n' if b'\r\n' in record else '\n'
     return f'{FILE},sha256={digest},{len(content)}{end}'.encode() + without_line(record)
@@ -168,25 +147,20 @@ def without_line(record: bytes) -> bytes:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Beside and renamed, with the permissions of the file it replaces; nothing where the content is there already."""
+    """Write the file with the permissions of the one it replaces, unless it has this content already."""
     if path.exists() and path.read_bytes() == content:
         return
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        beside.write_bytes(content)
+    with written_whole(path) as partial:
+        partial.write_bytes(content)
         if path.exists():
-            shutil.copymode(path, beside)
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+            shutil.copymode(path, partial)
 
 
-@contextlib.contextmanager
+@contextmanager
 def explained(here: Installation) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise ZooError(f'autoload: {error.filename or here.folder}: {error.strerror or error}; expected to read and '
-                       f'write {here.file} and {here.record}; run it as the owner of this environment, or put '
-                       '`import tinyvit_zoo` into your code') from error
+    except (OSError, ZooError) as error:
+        reason = getattr(error.__cause__ or error, 'strerror', None) or error
+        raise ZooError(f'autoload: {reason}; expected to read and write {here.file} and {here.record}; run it as the '
+                       'owner of this environment, or put `import tinyvit_zoo` into your code') from error
