@@ -75,7 +75,7 @@ def _complain(message: str) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(_complain(f'{message} (see `{self.prog} --help`)'))
+        raise ZooError(f'{message} (see `{self.prog} --help`)')
 
 
 def _parser() -> argparse.ArgumentParser:
