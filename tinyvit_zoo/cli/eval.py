@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ZooError
 from ..runtime.picture import check_picture
 from ..runtime.text import table
+from ._options import add_device, positive
 
 if TYPE_CHECKING:
     from ..measure.bench import Bench
@@ -85,43 +86,43 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'models', metavar='MODEL', nargs='*', help='NAME[.TAG] of the zoo or timm, NAME.untrained (random weights), '
         'NAME[.TAG]=FILE, or the directory of a training run')
-    parser.add_argument('--all', action='store_true', help='instead: every weight of the catalogue whose data set is '
-                        'given, beside the figure it has there; exit code 1 where one differs')
+    parser.add_argument('--all', action='store_true', help='instead, compare all weights for the given data sets with '
+                        'the catalogue; exit with code 1 if a figure differs')
     parser.add_argument(
         '--data', metavar='[KEY=]SOURCE', action='append', required=True, help='digits, cifar10:DIR, npz:FILE, '
-        'folder:DIR, ...; KEY (c10, c100, ...) says which data set a file holds. With --all, any number of them')
-    parser.add_argument('--split', default='test', choices=['test', 'val', 'train'], help='to judge on (default: test)')
-    parser.add_argument('--download', action='store_true', help='fetch the data set where it is not there')
+        'folder:DIR, ...; KEY (c10, c100, ...) names the data set that a file holds; can be repeated with --all')
+    parser.add_argument('--split', default='test', choices=['test', 'val', 'train'], help='split to evaluate on (default: test)')
+    parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
     measures = parser.add_argument_group('measures beside the accuracy')
-    measures.add_argument('--knn', action='store_true', help='nearest neighbours (20, weighted) on frozen features')
-    measures.add_argument('--probe', action='store_true', help='a linear classifier on frozen features, its strength '
-                          'of regularisation chosen on a fifth of the training images')
+    measures.add_argument('--knn', action='store_true', help='classify frozen features by 20 weighted nearest neighbours')
+    measures.add_argument('--probe', action='store_true', help='train a linear classifier on frozen features, its '
+                          'regularization chosen on a fifth of the training images')
     measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '
                           '--knn and --probe learn from (default: 1)')
     _add_robustness(parser)
-    shown = parser.add_argument_group('what is shown')
-    shown.add_argument('--per-class', action='store_true', help='the accuracy of every class')
-    shown.add_argument('--confusion', type=Path, metavar='FILE', help='the confusion matrix, as .png, .pdf or .svg')
-    shown.add_argument('--json', action='store_true', help='the same and more, for programs')
-    machine = parser.add_argument_group('how it is computed')
+    shown = parser.add_argument_group('output')
+    shown.add_argument('--per-class', action='store_true', help='print the accuracy of each class')
+    shown.add_argument('--confusion', type=Path, metavar='FILE', help='draw the confusion matrix as .png, .pdf or .svg')
+    shown.add_argument('--json', action='store_true', help='print JSON, with more fields')
+    machine = parser.add_argument_group('computation')
     machine.add_argument('--precision', default='fp32', choices=['fp32', 'bf16', 'fp16', 'auto'],
-                         help='default: fp32, which the figures of the catalogue were measured in')
-    machine.add_argument('--batch-size', type=int, default=256, metavar='N', help='default: 256')
-    machine.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
-    machine.add_argument('--img-size', type=int, metavar='N', help='another than that of the weights')
+                         help='default: fp32, as for the figures of the catalogue')
+    machine.add_argument('--batch-size', type=positive, default=256, metavar='N', help='default: 256')
+    add_device(machine)
+    machine.add_argument('--img-size', type=positive, metavar='N', help='default: that of the weights')
 
 
 def _add_robustness(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('robustness')
     group.add_argument(
-        '--corruptions', metavar='DIR', nargs='?', const=True, help='error on the fifteen corruptions of CIFAR-10-C or '
-        'CIFAR-100-C, unpacked in DIR; without DIR on similar ones of our own, made of the images of --data')
-    group.add_argument('--attack', choices=['fgsm', 'pgd'], help='accuracy on images changed so that the model errs')
+        '--corruptions', metavar='DIR', nargs='?', const=True, help='measure the error on the fifteen corruptions of '
+        'CIFAR-10-C or CIFAR-100-C, unpacked in DIR; without DIR on similar ones of our own, made from --data')
+    group.add_argument('--attack', choices=['fgsm', 'pgd'], help='measure the accuracy under adversarial attack')
     group.add_argument(
-        '--radius', type=float, nargs='+', metavar='R', help=f'of the attack in grey levels (1/255), one or several '
+        '--radius', type=float, nargs='+', metavar='R', help=f'radii of the attack in grey levels (1/255) '
         f'(default: {_RADIUS:g})')
-    group.add_argument('--steps', type=int, metavar='N', help=f'of pgd (default: {_STEPS})')
-    group.add_argument('--plot', type=Path, metavar='FILE', help='their picture, as .png, .pdf or .svg')
+    group.add_argument('--steps', type=int, metavar='N', help=f'steps of pgd (default: {_STEPS})')
+    group.add_argument('--plot', type=Path, metavar='FILE', help='draw both as .png, .pdf or .svg')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -155,21 +156,16 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ZooError for impossible options, before anything is read."""
     asked = [name for name in MEASURES if getattr(args, name)]
     if bool(args.models) == args.all:
-        raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows the weights there '
-                       'are.')
+        raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows all weights.')
     if args.all and (asked or args.per_class or args.confusion or args.img_size or args.split != 'test'):
         raise ZooError('--all compares the test accuracy with the catalogue, and nothing else: leave the other '
                        'measures, --per-class, --confusion, --img-size and --split out.')
     if len(args.data) > 1 and not args.all:
-        raise ZooError('--data is given twice: one data set at a time (any number with --all).')
-    for name in ('batch_size', 'img_size'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ZooError(f'--{name.replace("_", "-")} is {value}, expected a number from 1 up.')
+        raise ZooError('--data is given twice: give one data set (any number with --all).')
     if args.fraction != 1 and not (args.knn or args.probe):
-        raise ZooError('--fraction is of the training images, for --knn and --probe: give one of them.')
+        raise ZooError('--fraction is the share of training images for --knn and --probe: give one of them.')
     if args.split == 'train' and (args.knn or args.probe):
-        raise ZooError('--knn and --probe learn from the training images: judge them on --split test or val.')
+        raise ZooError('--knn and --probe train on the training images: give --split test or val.')
     _check_robustness(args)
     for option in ('plot', 'confusion'):
         if path := getattr(args, option):
@@ -180,9 +176,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _check_robustness(args: argparse.Namespace) -> None:
     if (args.radius or args.steps is not None) and not args.attack:
-        raise ZooError('--radius and --steps are of an attack: give --attack pgd.')
+        raise ZooError('--radius and --steps are for attacks: give --attack pgd.')
     if args.attack == 'fgsm' and args.steps is not None:
-        raise ZooError('--steps is of pgd, fgsm has one: leave it out, or give --attack pgd.')
+        raise ZooError('--steps is for pgd, fgsm takes one: leave it out, or give --attack pgd.')
     if args.attack:
         _attacks(args)
     if args.plot and not (args.corruptions or args.attack):
@@ -211,7 +207,7 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     asked = [name for name in MEASURES if getattr(args, name)]
     loaded = bench.loaded
     if not asked:
-        bench.check_classes('give --knn or --probe to judge its features, or the data it was trained on')
+        bench.check_classes('give --knn or --probe to evaluate its features, or the data it was trained on')
     return {
         'model': loaded.title, 'data': bench.source.name, 'split': bench.split, 'epochs': loaded.epochs,
         'parameters': sum(p.numel() for p in loaded.model.parameters()), 'input_size': list(loaded.cfg['input_size']),

@@ -27,15 +27,15 @@ class _Run(NamedTuple):
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('runs', metavar='RUN', nargs='+', type=Path, help='run directories of `tinyvit-zoo train '
                         '--fraction F`; runs of one recipe and one fraction (other seeds) are averaged')
-    parser.add_argument('--output', type=Path, default=Path('fractions.png'), metavar='FILE', help='the picture, as '
-                        '.png, .pdf or .svg (default: fractions.png)')
+    parser.add_argument('--output', type=Path, default=Path('fractions.png'), metavar='FILE', help='.png, .pdf or .svg '
+                        '(default: fractions.png)')
 
 
 def run(args: argparse.Namespace) -> str:
     check_picture('--output', args.output)
     runs = [_read(folder) for folder in args.runs]
     if others := {run.data for run in runs} - {runs[0].data}:
-        raise ZooError(f'Runs are of different data ({runs[0].data}, {", ".join(sorted(others))}): draw those of one.')
+        raise ZooError(f'Runs are of different data ({runs[0].data}, {", ".join(sorted(others))}): give runs on one data set.')
     if len({run.fraction for run in runs}) == 1:
         raise ZooError(f'All runs trained on {runs[0].fraction:.0%} of the images: add some of another --fraction.')
     points = _points(runs)
@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _read(folder: Path) -> _Run:
-    found = []
+    documents = []
     for name, lacking in (('recipe.json', 'is no run directory'), ('result.json', 'is a run that has not ended')):
         try:
-            found.append(json.loads((folder / name).read_text(encoding='utf-8')))
+            documents.append(json.loads((folder / name).read_text(encoding='utf-8')))
         except (OSError, ValueError) as e:
-            raise ZooError(f'{folder} {lacking} (no {name} that can be read): give finished runs of `tinyvit-zoo '
+            raise ZooError(f'{folder} {lacking} (no readable {name}): give finished runs of `tinyvit-zoo '
                            f'train`.') from e
-    run, result = found
+    run, result = documents
     if 'test' not in result['figures']:
         raise ZooError(f'{folder} has no test accuracy, its data had no test images: give runs that have one.')
     start = run['recipe'].get('from_weights')
@@ -61,7 +61,7 @@ def _read(folder: Path) -> _Run:
 
 
 def _points(runs: Sequence[_Run]) -> dict[str, dict[float, list[_Run]]]:
-    """By series and fraction, fractions rising."""
+    """Group runs by series, then by fraction in rising order."""
     points: dict[str, dict[float, list[_Run]]] = {}
     for run in sorted(runs, key=lambda run: run.fraction):
         points.setdefault(run.series, {}).setdefault(run.fraction, []).append(run)
@@ -69,7 +69,7 @@ def _points(runs: Sequence[_Run]) -> dict[str, dict[float, list[_Run]]]:
 
 
 def _spread(runs: Sequence[_Run]) -> tuple[float, float, float]:
-    """Mean, smallest, largest."""
+    """Return the mean, the lowest and the highest accuracy."""
     values = [run.top1 for run in runs]
     return sum(values) / len(values), min(values), max(values)
 
@@ -85,7 +85,7 @@ def _table(points: dict[str, dict[float, list[_Run]]]) -> str:
 
 
 def _draw(points: dict[str, dict[float, list[_Run]]], data: str, path: Path) -> None:
-    """Means, with a bar from the lowest to the highest run."""
+    """Draw means, with a bar from the lowest to the highest run."""
     figure, ((axes,),) = new_figure(1, 1, (6, 4))
     for series, by_fraction in points.items():
         spreads = [_spread(runs) for runs in by_fraction.values()]

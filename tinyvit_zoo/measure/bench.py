@@ -74,7 +74,7 @@ class Bench:
     def features(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features and labels of the training images, then of the images evaluated on."""
         if self.split == 'train':
-            raise ZooError('--knn and --probe learn from the training images: judge them on --split test or val.')
+            raise ZooError('--knn and --probe train on the training images: give --split test or val.')
         return tuple(  # type: ignore[return-value]
             part for split in ('train', self.split)
             for part in extract(self.loaded.model, self.batches(split), self.world, self.dtype))

@@ -1,8 +1,16 @@
-"""A model as ONNX or as a program of torch.export, and whether that gives what the model gives."""
+"""Export models to ONNX or torch.export, with their preprocessing beside the file.
+
+The exported file takes normalized images of any batch size. It is written under its name only after it has given the
+logits of the model: on random images, and on test images where a source of them is given.
+"""
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ZooError
+from ..measure.bench import Bench, open_bench_source
+from ..runtime.world import World
+from ..version import __version__
+from ..weights.resolve import Loaded
 
 TOLERANCE = 1e-4        # between two logits of float32
 Function = Callable[[Tensor], Tensor]
@@ -27,11 +39,82 @@ def require_onnx() -> None:
         raise ZooError(f"ONNX needs {e.name}, which is not installed: pip install 'tinyvit-zoo[export]'.") from e
 
 
+# -- a file and its preprocessing --------------------------------------------------------------------------------------
+def export_with_preprocessing(
+        loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False, data: str = '',
+) -> dict[str, Any]:
+    """Write `output` (.onnx or .pt2) and, as .json, its preprocessing and the figures of the checks; return those.
+
+    With `data`, a source, both the model and the file are evaluated on its test images.
+    """
+    bench = None
+    if data:
+        bench = Bench(loaded, open_bench_source(data, 'test'), 'test', World(0, 1, torch.device('cpu')), None, 64)
+        bench.check_classes('give the data it was trained on, or leave --data out')
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix='.export-') as folder:
+        partial, beside = Path(folder, output.name), Path(folder, 'preprocessing.json')
+        figures = export(loaded.model, loaded.cfg['input_size'], partial, any_size=any_size, int8=int8)
+        report = {**_preprocessing(loaded), **figures}
+        if bench:
+            report['measured'] = {'data': data, **_compare(bench, load_exported(partial), strict=not int8)}
+        report['sha256'] = hashlib.sha256(partial.read_bytes()).hexdigest()
+        beside.write_text(json.dumps(report, indent=1), encoding='utf-8')
+        os.replace(beside, output.with_suffix('.json'))
+        os.replace(partial, output)
+    return report
+
+
+def check_replaceable(output: Path) -> None:
+    """Raise ZooError if the .json beside `output` would replace something that no export wrote."""
+    beside = output.with_suffix('.json')
+    if not beside.exists():
+        return
+    try:
+        content = json.loads(beside.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or 'made_by' not in content or content.get('format') != output.suffix[1:]:
+        raise ZooError(f'{beside} exists and is not from an export to {output.name}, whose preprocessing would replace '
+                       f'it: choose another name.')
+
+
+def _preprocessing(loaded: Loaded) -> dict[str, Any]:
+    """Describe inputs and outputs for users who have the file alone."""
+    cfg = loaded.cfg
+    names = (loaded.model.pretrained_cfg or {}).get('label_names') or []
+    return {
+        'model': loaded.title, 'made_by': f'tinyvit_zoo {__version__}', 'input': 'images', 'output': 'logits',
+        'layout': 'float32 [batch, channels, height, width], RGB',
+        'steps': 'resize (the shorter side to height / crop_pct), crop the middle, divide by 255, subtract mean, '
+                 'divide by std',
+        'input_size': list(cfg['input_size']), 'interpolation': cfg['interpolation'], 'crop_pct': cfg['crop_pct'],
+        'mean': list(cfg['mean']), 'std': list(cfg['std']), 'num_classes': loaded.model.num_classes,
+        'label_names': list(names)}
+
+
+@torch.inference_mode()
+def _compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
+    """Return the accuracy of the model and of the file, and how far they differ; ZooError if `strict` and too far."""
+    correct, same, count, worst = [0, 0], 0, 0, torch.zeros(())
+    for images, labels in bench.batches('test'):
+        logits = [function(images) for function in (bench.loaded.model, exported)]
+        classes = [each.argmax(1) for each in logits]
+        correct = [total + int((each == labels).sum()) for total, each in zip(correct, classes, strict=True)]
+        same += int((classes[0] == classes[1]).sum())
+        worst = torch.maximum(worst, (logits[0] - logits[1]).abs().max())  # keeps NaN
+        count += len(labels)
+    if strict and not worst <= TOLERANCE:
+        raise ZooError(f'The exported file gives other logits than the model on {bench.source.name} (by {worst:.1e}, '
+                       f'expected at most {TOLERANCE:g}): it was not written; tell the maintainers.')
+    return {'images': count, 'top1_model': 100 * correct[0] / count, 'top1': 100 * correct[1] / count,
+            'same_class': 100 * same / count, 'largest_difference': worst.item()}
+
+
 # -- exporting ---------------------------------------------------------------------------------------------------------
 def export(
         model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False, int8: bool = False,
 ) -> dict[str, Any]:
-    """Write `path` (.onnx or .pt2) and check it; ZooError where it does not give what the model gives."""
+    """Write `path` (.onnx or .pt2); raise ZooError if it does not give the logits of the model."""
     model = copy.deepcopy(model).eval()
     if path.suffix == '.onnx':
         module: Any
@@ -45,42 +128,38 @@ def export(
         torch.export.save(program, path)
     sizes = [tuple(input_size[1:])]
     if any_size:
-        sizes += [_other_size(model, input_size)]
+        sizes += [_other_size(input_size)]
     exported = load_exported(path)
     worst = torch.tensor([difference(exported, model, (input_size[0], *size)) for size in sizes]).max().item()
     if not worst <= TOLERANCE:
-        raise ZooError(f'{path.name} gives other numbers than the model (by {worst:.1e}, at most {TOLERANCE:g} is '
-                       f'rounding): it was not written; export the other format, and tell the maintainers.')
+        raise ZooError(f'{path.name} gives other logits than the model (by {worst:.1e}, expected at most '
+                       f'{TOLERANCE:g}): it was not written; export the other format, and tell the maintainers.')
     if int8:
         _quantize(path)
     return {'format': path.suffix[1:], 'any_size': any_size, 'int8': int8, 'largest_difference': worst}
 
 
 def _program(model: nn.Module, input_size: Sequence[int], any_size: bool) -> Any:
-    """`torch.export` with a free batch, and free height and width where they are wanted."""
+    """Export with a free batch, and with free height and width for `any_size`."""
     images = torch.randn(2, *input_size)
     shape: dict[int, Any] = {0: torch.export.Dim('batch')}
     if any_size:
         shape.update({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC})
-        images = torch.randn(2, input_size[0], *_other_size(model, input_size))
+        images = torch.randn(2, input_size[0], *_other_size(input_size))
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
     except Exception as e:  # the exporter has many of its own
-        raise ZooError(_refusal(e, any_size)) from e
+        if any_size:
+            raise ZooError(f'The model does not take images of any size ({_short(e)}): leave --any-size out; '
+                           f'--img-size sets another one.') from e
+        raise ZooError(f'torch.export cannot export the model ({_short(e)}): tell the maintainers.') from e
     return program
 
 
-def _other_size(model: nn.Module, input_size: Sequence[int]) -> tuple[int, int]:
+def _other_size(input_size: Sequence[int]) -> tuple[int, int]:
     """Twice as high and three times as wide: whole patches and windows, whatever they are."""
     return 2 * input_size[1], 3 * input_size[2]
-
-
-def _refusal(error: Exception, any_size: bool) -> str:
-    if any_size:
-        return (f'The model does not take images of any size ({_short(error)}): leave --any-size out, --img-size sets '
-                f'another one.')
-    return f'torch.export cannot export the model ({_short(error)}): tell the maintainers.'
 
 
 def _short(error: BaseException) -> str:
@@ -99,7 +178,7 @@ def _write_onnx(program: Any, path: Path) -> None:
 
 
 def _quantize(path: Path) -> None:
-    """Weights of linear layers to 8 bits, a scale a channel; activations are quantised as they come.
+    """Quantize the weights of linear layers to 8 bits, with a scale for each channel, and activations dynamically.
 
     Convolutions and the products of attention stay in float32.
     """
@@ -114,12 +193,12 @@ def _quantize(path: Path) -> None:
                              weight_type=QuantType.QInt8, extra_options={'MatMulConstBOnly': True})
         load_exported(path)
     except Exception as e:  # ONNX and its runtime have many of their own
-        raise ZooError(f'The model cannot be brought to 8 bits ({_short(e)}): leave --int8 out.') from e
+        raise ZooError(f'The model cannot be quantized ({_short(e)}): leave --int8 out.') from e
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' own reports on what they do."""
+    """Silence the exporters' warnings and logs."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -132,7 +211,7 @@ def _quiet() -> Iterator[None]:
 
 # -- checking ----------------------------------------------------------------------------------------------------------
 def load_exported(path: Path) -> Function:
-    """The logits of an exported file, on the CPU."""
+    """Return a function from images to the logits of an exported file, on the CPU."""
     if path.suffix == '.pt2':
         return torch.export.load(path).module()
     import onnxruntime
@@ -143,7 +222,7 @@ def load_exported(path: Path) -> Function:
 
 @torch.inference_mode()
 def difference(exported: Function, model: Function, input_size: Sequence[int]) -> float:
-    """The largest between two logits, on random images, of batches that are not the exported one."""
+    """Return the largest difference between logits on random images, for batch sizes other than the exported one."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(count, *input_size, generator=generator) for count in (1, 3)]
     return torch.stack([(exported(images) - model(images)).abs().max() for images in batches]).max().item()  # keeps NaN
