@@ -79,7 +79,7 @@ def test_maps_of_files_and_temperatures(weights: str, tmp_path: Path, capsys: py
     (['attention', 'sl_vit=none.pth', '--data', 'digits'], 'There is no weights file none.pth'),
     (['attention', 'sl_vit', 'sl_vit', '--data', 'digits'], 'given twice'),
     (['maps', 'sl_vit.untrained', '--data', 'digits', '--query', '3'], 'expected ROW,COL'),
-    (['maps', 'sl_vit.untrained', '--data', 'digits', '--images', '0'], '--images is 0'),
+    (['maps', 'sl_vit.untrained', '--data', 'digits', '--images', '0'], "--images: '0' is not a whole number"),
     (['maps', 'sl_vit.untrained', '--files', 'nowhere.png'], 'There is no image or folder'),
     (['similarity', 'sl_vit', 'sl_pit', 'sl_t2t', '--data', 'digits'], 'expected one or two'),
     (['similarity', 'sl_vit.untrained', '--data', 'digits', '--images', '3'], 'expected 4 or more'),

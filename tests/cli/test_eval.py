@@ -162,7 +162,7 @@ def test_robustness_of_the_weights_that_ship(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('argv, expected', [
     (['--radius', '8'], 'give --attack pgd'),
-    (['--attack', 'fgsm', '--steps', '3'], 'fgsm has one'),
+    (['--attack', 'fgsm', '--steps', '3'], 'fgsm takes one'),
     (['--attack', 'pgd', '--steps', '0'], 'steps is 0'),
     (['--attack', 'pgd', '--radius', '-1'], 'radius is -1'),
     (['--attack', 'pgd', '--radius', 'nan'], 'radius is nan'),

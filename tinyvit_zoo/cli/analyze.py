@@ -11,6 +11,7 @@ from ..errors import ZooError, nearest
 from ..runtime.files import written_whole
 from ..runtime.picture import require_matplotlib, write_picture
 from ..runtime.text import table
+from ._options import add_device, positive
 
 if TYPE_CHECKING:
     from ..interpret.analyses import Analysis
@@ -31,13 +32,13 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    'attention': _Kind('how far attention reaches and how spread it is, by layer and head', 256),
-    'similarity': _Kind('how alike the layers of a model are, or those of two (minibatch CKA)', 1024),
-    'maps': _Kind('where the heads look on images, and attention rolled out through all layers', 4),
-    'pooling': _Kind('the weights of sequence pooling over images', 256),
-    'temperatures': _Kind('the learned temperatures of locality attention'),
-    'positions': _Kind('how alike the positions of the table are'),
-    'support': _Kind('which analyses each model can have', models='*'),
+    'attention': _Kind('show how far attention reaches and how spread it is, by layer and head', 256),
+    'similarity': _Kind('compare the layers of a model, or of two, by minibatch CKA', 1024),
+    'maps': _Kind('show where heads look on images, and attention rolled out through all layers', 4),
+    'pooling': _Kind('show the weights of sequence pooling over images', 256),
+    'temperatures': _Kind('show the learned temperatures of locality attention'),
+    'positions': _Kind('show how similar position embeddings are'),
+    'support': _Kind('list the analyses that each model supports', models='*'),
 }
 
 
@@ -47,27 +48,28 @@ def add(parser: argparse.ArgumentParser) -> None:
         kind = kinds.add_parser(name, help=summary, description=f'{summary[0].upper()}{summary[1:]}.')
         kind.add_argument('models', metavar='MODEL', nargs=models, help=(
             "NAME[.TAG] of the zoo or timm's, NAME.untrained, NAME=FILE, or the directory of a training run"
-            if name != 'support' else 'beginning of a name, or with wildcards (default: all of the zoo)'))
+            if name != 'support' else 'start of a name, or a pattern with wildcards (default: all of the zoo)'))
         if name == 'support':
             continue
         kind.add_argument('--output', type=Path, default=Path('analysis'), metavar='DIR', help='default: analysis')
         kind.add_argument('--format', default='png', choices=['png', 'pdf', 'svg'], help='of the picture')
-        kind.add_argument('--device', default='auto', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)')
+        add_device(kind)
         if images:
             _add_images(kind, images)
         if name == 'similarity':
-            kind.add_argument('--batch-size', type=int, default=256, metavar='N', help='images of one estimate')
+            kind.add_argument('--batch-size', type=positive, default=256, metavar='N', help='images of one estimate')
         if name == 'maps':
             kind.add_argument('--layer', type=int, default=-1, metavar='I', help='from 0, or from the end (-1: last)')
-            kind.add_argument('--query', metavar='ROW,COL', help='whose attention (default: the class token, or the '
-                                                                 'mean of the patches)')
+            kind.add_argument('--query', metavar='ROW,COL', help='patch whose attention is shown (default: the class '
+                                                                 'token, or the mean of the patches)')
 
 
 def _add_images(kind: argparse.ArgumentParser, images: int) -> None:
     kind.add_argument('--data', metavar='SOURCE', help='digits, npz:FILE, folder:DIR, cifar10:DIR, ...')
     kind.add_argument('--split', default='test', choices=['train', 'val', 'test'], help='of SOURCE (default: test)')
-    kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE', help='files and folders, in place of --data')
-    kind.add_argument('--images', type=int, default=images, metavar='N', help=f'drawn at random (default: {images})')
+    kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE', help='files and folders, instead of --data')
+    kind.add_argument(
+        '--images', type=positive, default=images, metavar='N', help=f'drawn at random (default: {images})')
     kind.add_argument('--seed', type=int, default=0, help='of the draw')
 
 
@@ -94,11 +96,8 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ('images', 'batch_size'):
-        if getattr(args, name, 1) < 1:
-            raise ZooError(f'--{name.replace("_", "-")} is {getattr(args, name)}, expected a number from 1 up.')
     if args.kind == 'similarity' and len(args.models) > 2:
-        raise ZooError(f'{len(args.models)} models are given, expected one or two: the layers of one, or of two.')
+        raise ZooError(f'{len(args.models)} models are given, expected one or two.')
     if len(set(args.models)) < len(args.models):
         raise ZooError('A model is given twice: leave one out.')
 
@@ -114,7 +113,7 @@ def _query(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     if not re.fullmatch(r'\d+,\d+', text):
-        raise ZooError(f'--query is {text!r}, expected ROW,COL as 3,4: whose attention is shown.')
+        raise ZooError(f'--query is {text!r}, expected ROW,COL of a patch, such as 3,4.')
     row, col = map(int, text.split(','))
     return row, col
 

@@ -91,10 +91,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--data', metavar='[KEY=]SOURCE', action='append', required=True, help='digits, cifar10:DIR, npz:FILE, '
         'folder:DIR, ...; KEY (c10, c100, ...) names the data set that a file holds; can be repeated with --all')
-    parser.add_argument('--split', default='test', choices=['test', 'val', 'train'], help='split to evaluate on (default: test)')
+    parser.add_argument('--split', default='test', choices=['test', 'val', 'train'], help='default: test')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
     measures = parser.add_argument_group('measures beside the accuracy')
-    measures.add_argument('--knn', action='store_true', help='classify frozen features by 20 weighted nearest neighbours')
+    measures.add_argument('--knn', action='store_true', help='classify frozen features by 20 nearest neighbours')
     measures.add_argument('--probe', action='store_true', help='train a linear classifier on frozen features, its '
                           'regularization chosen on a fifth of the training images')
     measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '

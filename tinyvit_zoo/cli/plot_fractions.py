@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> str:
     check_picture('--output', args.output)
     runs = [_read(folder) for folder in args.runs]
     if others := {run.data for run in runs} - {runs[0].data}:
-        raise ZooError(f'Runs are of different data ({runs[0].data}, {", ".join(sorted(others))}): give runs on one data set.')
+        raise ZooError(f'Runs are of different data ({runs[0].data}, {", ".join(sorted(others))}): give runs on one.')
     if len({run.fraction for run in runs}) == 1:
         raise ZooError(f'All runs trained on {runs[0].fraction:.0%} of the images: add some of another --fraction.')
     points = _points(runs)
