@@ -1,28 +1,38 @@
-"""`tinyvit-zoo publish`: weights of ours as repositories on the Hugging Face Hub, each pushed in one commit.
+"""Publish weights of ours on the Hugging Face Hub: a repository each, pushed in one commit.
 
-A repository is built in a folder and loaded back from it before anything is pushed. What the Hub then holds under
-`ORG/NAME.TAG`: the shipped weights file, byte for byte, as model.safetensors; config.json, for timm and transformers;
-README.md, the card; log.jsonl and curves.png of the training.
+A repository is built in a folder and loaded back from it before anything is pushed. `ORG/NAME.TAG` holds the shipped
+file, byte for byte, as model.safetensors; config.json, for timm and transformers; README.md, the card; log.jsonl and
+curves.png of the training.
 """
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from timm.models._hub import save_config_for_hf
+from torch import nn
 
 from ..errors import ZooError, nearest
+from ..measure.prediction import label_names
 from ..runtime.files import written_whole
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-    from torch import nn
-
-    from ..weights import Weight
-
-__all__ = ['build_repository', 'publish', 'push', 'shipped']
+from ..training.run_dir import Run
+from ..weights import Weight, catalogue, read_weights
+from ..weights.catalogue import FOLDER
+from .cards import card, recipe_text
 
 _USAGE = '''## Usage
 
@@ -63,26 +73,31 @@ def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> I
 
     All are built before the first is pushed.
     """
-    repo_ids = {weight.name: _repo_id(namespace, weight.name) for weight in weights}
-    if output:
-        _check_free(output / repo_id for repo_id in repo_ids.values())
+    repositories = {_repo_id(namespace, weight.name): weight for weight in weights}
+    for target in (output / repo_id for repo_id in repositories) if output else ():
+        if target.exists():
+            raise ZooError(f'{target} is there already: remove it, or choose another --output.')
     with tempfile.TemporaryDirectory() as temp:
-        folders = {repo_ids[weight.name]: Path(temp, weight.name) for weight in weights}
-        for weight in weights:
-            build_repository(weight, repo_ids[weight.name], folders[repo_ids[weight.name]])
+        folders = {repo_id: Path(temp, weight.name) for repo_id, weight in repositories.items()}
+        for repo_id, folder in folders.items():
+            build_repository(repositories[repo_id], repo_id, folder)
         if output:
-            yield from (_keep(folder, output / repo_id) for repo_id, folder in folders.items())
+            yield from (_write(folder, output / repo_id) for repo_id, folder in folders.items())
             return
-        from huggingface_hub import HfApi
-        api = HfApi(token=True, library_name='tinyvit_zoo')  # True: the token that the client finds, or its complaint
+        api = HfApi(token=True, library_name='tinyvit_zoo')     # True: the token of the machine, which must be there
         for repo_id, folder in folders.items():
             yield f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}'
 
 
+def _write(folder: Path, target: Path) -> str:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(target) as partial:
+        shutil.copytree(folder, partial)
+    return f'written {target}'
+
+
 def shipped(name: str | None = None) -> list[Weight]:
     """Return our weights that ship with the package, or the one of this name; ZooError for any other."""
-    from ..weights import catalogue
-
     ours = {weight.name: weight for weight in catalogue().values() if weight.ours and weight.file}
     if not name:
         return list(ours.values())
@@ -96,9 +111,6 @@ def shipped(name: str | None = None) -> list[Weight]:
 
 
 def _repo_id(namespace: str, name: str) -> str:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     try:
         if '/' in namespace:
             raise HFValidationError
@@ -108,31 +120,11 @@ def _repo_id(namespace: str, name: str) -> str:
     return f'{namespace}/{name}'
 
 
-# -- a dry run ---------------------------------------------------------------------------------------------------------
-def _check_free(targets: Iterable[Path]) -> None:
-    for target in targets:
-        if target.exists():
-            raise ZooError(f'{target} is there already: remove it, or choose another --output.')
-
-
-def _keep(folder: Path, target: Path) -> str:
-    """Copied beside and renamed: whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as partial:
-        shutil.copytree(folder, partial)
-    return f'written {target}'
-
-
 # -- what is published -------------------------------------------------------------------------------------------------
 def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
-    """Write a new folder with all that the Hub is to hold, and load it back."""
-    import timm
-
-    from ..training.run_dir import Run
-    from ..weights.catalogue import FOLDER
-
+    """Write a new folder with the files of the repository, and load it back."""
     if not (weight.measured and weight.trained):
-        raise ZooError(f'{weight.name} has no measured figures or no training log, and a card is to have them.')
+        raise ZooError(f'{weight.name} has no measured figures or no training log, which its card needs.')
     model = timm.create_model(weight.name, pretrained=True)  # refuses a file that is not the catalogue's
     folder.mkdir(parents=True)
     shutil.copyfile(FOLDER / weight.file, folder / 'model.safetensors')
@@ -146,11 +138,7 @@ def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
 
 
 def _write_config(model: nn.Module, path: Path) -> None:
-    """timm's own, as transformers wants it: labels on top, fp32 although the file is half, the class count once."""
-    from timm.models._hub import save_config_for_hf
-
-    from ..measure.prediction import label_names
-
+    """Write timm's config as transformers needs it: labels on top, fp32 for a file in half precision."""
     names = label_names(model.pretrained_cfg) or None
     save_config_for_hf(model, str(path), model_config={'label_names': names, 'dtype': 'float32'})
     config = json.loads(path.read_text(encoding='utf-8'))
@@ -159,30 +147,23 @@ def _write_config(model: nn.Module, path: Path) -> None:
 
 
 def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
-    """What a user gets is what the package has, by timm and by transformers, which takes the file as it is."""
-    import timm
-    import torch
-
-    from ..weights import read_weights
-
-    ours = model.state_dict()
+    """Raise ZooError unless timm, and transformers, which takes the file as it is, get the tensors of the package."""
+    expected = model.state_dict()
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
-    for found in (loaded, read_weights(folder / 'model.safetensors')):
-        wrong = found.keys() ^ ours.keys()
-        wrong |= {
-            name for name in found.keys() - wrong if not torch.equal(found[name], ours[name].to(found[name].dtype))}
+    for tensors in (loaded, read_weights(folder / 'model.safetensors')):
+        wrong = tensors.keys() ^ expected.keys()
+        wrong |= {name for name in tensors.keys() - wrong
+                  if not torch.equal(tensors[name], expected[name].to(tensors[name].dtype))}
         if wrong:
             raise ZooError(f'{weight.file} would not load from the Hub as from here ({", ".join(sorted(wrong)[:3])}): '
-                           f'ship it again, as {weight.architecture} has its tensors.')
+                           f'ship it again with the tensor names of {weight.architecture}.')
 
 
 def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
-    """The card of the Hub: front matter, the card that MODEL_CARDS.md has too, usage, the recipe, the curves."""
-    from .cards import card, recipe_text
-
+    """Return the card of the Hub: front matter, the card of MODEL_CARDS.md, usage, the recipe, the curves."""
     usage = _USAGE + (_FEATURES if weight.encoder else _CLASSES)
     return '\n'.join([
-        f'---\n{_front_matter(weight, model)}---\n',
+        f'---\n{_front_matter(weight, model)}\n---\n',
         f'# {weight.name}\n',
         card(weight),
         usage.replace('{repo_id}', repo_id),
@@ -191,8 +172,6 @@ def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
 
 
 def _front_matter(weight: Weight, model: nn.Module) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
     figures: Mapping[str, Any] = weight.measured or {}
     kinds = {'top1': ('accuracy', 'Top-1 accuracy'), 'top5': ('accuracy', 'Top-5 accuracy'), 'loss': ('loss', 'Loss')}
     results = [
@@ -204,22 +183,19 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
         for key, (kind, title) in kinds.items() if key in figures]
     task = 'image-feature-extraction' if weight.encoder else 'image-classification'
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    data = ModelCardData(
+    return ModelCardData(
         license=cfg['license'], library_name='timm', pipeline_tag=task,
         tags=[task, 'timm', 'transformers', 'tinyvit_zoo', cfg['paper_ids'].lower()],
         datasets=[weight.data.hub_id] if weight.data.hub_id else None,
-        model_name=weight.name, eval_results=results)
-    return f'{data.to_yaml()}\n'
+        model_name=weight.name, eval_results=results).to_yaml()
 
 
 # -- the Hub -----------------------------------------------------------------------------------------------------------
 def push(api: HfApi, folder: Path, repo_id: str) -> str:
-    """One commit with all files that differ; returns 'published', 'updated' or 'unchanged'.
+    """Make one commit of all files that differ; return 'published', 'updated' or 'unchanged'.
 
-    Where it fails, a repository that was there is as it was, and one that was not is deleted again.
+    On failure an existing repository is left as it was, and a new one is deleted again.
     """
-    from huggingface_hub import CommitOperationAdd
-
     creating = created = False
     try:
         head = _head(api, repo_id)
@@ -231,7 +207,7 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
         message = f'{"Add" if created else "Update"} {repo_id.partition("/")[2]}'
         commit = api.create_commit(repo_id, files, commit_message=message, parent_commit=head)
     except BaseException as e:
-        # where no answer to the creation came, the repository may be there; where it was refused, it is not ours
+        # without an answer to the creation the repository may be there; where it was refused, it is not ours
         left = (created or (creating and not 400 <= _status(e) < 500)) and not _deleted(api, repo_id)
         if not isinstance(e, Exception):
             raise
@@ -241,9 +217,7 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
 
 
 def _head(api: HfApi, repo_id: str) -> str | None:
-    """The last commit; None where there is no such repository."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
+    """Return the last commit, None if there is no such repository."""
     try:
         return api.model_info(repo_id).sha
     except RepositoryNotFoundError:
@@ -253,40 +227,41 @@ def _head(api: HfApi, repo_id: str) -> str | None:
 def _deleted(api: HfApi, repo_id: str) -> bool:
     try:
         api.delete_repo(repo_id, missing_ok=True)
-    except Exception:  # what went wrong first is what the caller is told
+    except Exception:  # the caller reports the first error
         return False
     return True
 
 
 def _status(error: BaseException | None) -> int:
-    """The HTTP status behind an error; 0 where there was no answer."""
+    """Return the HTTP status behind an error, 0 if there was no answer."""
     while error is not None:
-        response = getattr(error, 'response', None)
-        if response is not None:
+        if (response := getattr(error, 'response', None)) is not None:
             return int(response.status_code)
         error = error.__cause__
     return 0
 
 
-def _reason(error: Exception, api: HfApi) -> str:
-    """What was wrong and what to do, in one line without the token."""
-    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+_ADVICE = {
+    401: 'it does not know the token: run `hf auth login`, or set HF_TOKEN.',
+    403: 'the token may not write there: take a namespace of yours, or a token with write access to it.',
+    404: 'there is nothing there that the token may see: check the namespace and the token.',
+    409: 'somebody created it meanwhile: try again.',
+    412: 'somebody changed it meanwhile: try again.',
+    429: 'too many requests: wait some minutes.',
+}
 
+
+def _reason(error: Exception, api: HfApi) -> str:
+    """Say in one line, without the token, what was wrong and what to do."""
     if isinstance(error, LocalTokenNotFoundError):
         return 'there is no token: run `hf auth login`, or set HF_TOKEN.'
     if isinstance(error, OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set: unset it, or take --dry-run.'
     status = _status(error)
-    if not status:
-        while error.__cause__ is not None:
-            error = error.__cause__  # type: ignore[assignment]
-        return f'{api.endpoint} cannot be reached, or broke off ({type(error).__name__}): try again.'
-    advice = {
-        401: 'it does not know the token: run `hf auth login`, or set HF_TOKEN.',
-        403: 'the token may not write there: take a namespace of yours, or a token with write access to it.',
-        404: 'there is nothing there that the token may see: check the namespace and the token.',
-        409: 'somebody created it meanwhile: try again.',
-        412: 'somebody changed it meanwhile: try again.',
-        429: 'too many requests: wait some minutes.',
-    }.get(status, 'it is out of order: try again later.' if status >= 500 else 'it does not take what was sent.')
-    return f'{api.endpoint} says {status}, {advice}'
+    if status:
+        other = 'it is out of order: try again later.' if status >= 500 else 'it does not take what was sent.'
+        return f'{api.endpoint} says {status}, {_ADVICE.get(status, other)}'
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f'{api.endpoint} cannot be reached, or broke off ({type(cause).__name__}): try again.'
