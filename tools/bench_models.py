@@ -1,4 +1,4 @@
-"""The `models` and `scaling` parts of benchmark.py: models beside plain ones, or beside each other."""
+"""`benchmark.py models` and `scaling`: models beside plain ones, or beside each other."""
 from __future__ import annotations
 
 import argparse
@@ -26,7 +26,7 @@ from tinyvit_zoo.measure.subjects import find_names, make_model
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
 
-_CLASSES = 10      # of contenders beside each other: heads alike
+_CLASSES = 10      # of all contenders
 
 Models = dict[str, nn.Module]
 Say = Callable[[dict[str, Any]], None]
@@ -41,8 +41,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--without', nargs='+', default=[], metavar='OPTION',
                         help='also time a model with OPTION=False (not with --baseline)')
     parser.add_argument('--products', action='store_true',
-                        help='also time the matrix products and convolutions of the plain model alone: what nobody can '
-                             'leave out (not with --baseline)')
+                        help='also time the matrix products and convolutions of the plain model alone, a lower bound '
+                             '(not with --baseline)')
     add_img_size(parser)
     parser.add_argument('--batch-size', type=positive, default=128)
 
@@ -59,12 +59,12 @@ def add_scaling(parser: argparse.ArgumentParser) -> None:
 
 def _add_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', nargs='+', metavar='NAME', help="models of the zoo, and timm's beside a --baseline")
-    parser.add_argument('--baseline', metavar='NAME', help='what ratios are to: a model of the zoo or of timm '
+    parser.add_argument('--baseline', metavar='NAME', help='reference of the ratios, a model of the zoo or of timm '
                                                            '(default: the plain implementation, or the first NAME)')
 
 
 def check_models(args: argparse.Namespace) -> None:
-    """Everything that could be wrong, before anything is timed."""
+    """Raise ZooError for impossible options, before anything is timed."""
     if args.baseline:
         args.names = find_names([args.baseline, *args.names])
         for option in ('without', 'products'):
@@ -82,11 +82,11 @@ def check_models(args: argparse.Namespace) -> None:
 
 
 def _common_size(args: argparse.Namespace) -> tuple[int, int, int]:
-    """Of the images that all contenders take."""
+    """Return the image size of all contenders, after a trial count of each."""
     sizes = {name: image_size(make_model(name, _CLASSES, args.img_size, 'meta'), args.img_size) for name in args.names}
     if len(set(sizes.values())) > 1:
-        found = ', '.join(f'{name} {height}x{width}' for name, (_, height, width) in sizes.items())
-        raise ZooError(f'The models take images of different sizes ({found}): give one for all by --img-size.')
+        text = ', '.join(f'{name} {height}x{width}' for name, (_, height, width) in sizes.items())
+        raise ZooError(f'The models take images of different sizes ({text}): give one for all by --img-size.')
     for name, size in sizes.items():
         count(make_model(name, _CLASSES, args.img_size, 'meta'), size)
     return sizes[args.names[0]]
@@ -103,7 +103,7 @@ def check_scaling(args: argparse.Namespace) -> None:
 
 # -- one run: contenders in turn ---------------------------------------------------------------------------------------
 def bench_models(args: argparse.Namespace, device: torch.device, say: Say) -> None:
-    """Each comparison in a process of its own: memory kept by an earlier one spares page faults, and changes ratios."""
+    """Run each comparison in its own process: memory kept by an earlier one spares page faults and changes ratios."""
     groups = [args.names] if args.baseline else [[name] for name in args.names]
     jobs = [argparse.Namespace(**{**vars(args), 'names': names, 'mode': mode, 'precision': precision, 'device': device})
             for names in groups for mode in args.mode for precision in args.precision]
@@ -114,7 +114,7 @@ def bench_models(args: argparse.Namespace, device: torch.device, say: Say) -> No
 
 
 def _bench_one(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One mode and precision, of contenders beside each other."""
+    """Time the contenders in one mode and precision."""
     if args.baseline:
         size = _common_size(args)
         models = {name: make_model(name, _CLASSES, args.img_size).to(args.device) for name in args.names}
@@ -134,7 +134,7 @@ def _with_compiled(models: Models, wanted: bool) -> Models:
 
 
 def beside_plain(name: str, args: argparse.Namespace) -> tuple[Models, tuple[int, int, int]]:
-    """The plain model first (the baseline), then ours; all with the same weights, which is checked."""
+    """Make the plain model (the baseline) and ours with the same weights; check that their logits agree."""
     torch.manual_seed(0)
     sized = {} if args.img_size is None else {'img_size': args.img_size}
     ours = timm.create_model(name, **sized).to(args.device)
@@ -151,10 +151,10 @@ def beside_plain(name: str, args: argparse.Namespace) -> tuple[Models, tuple[int
 
 
 class _Products(TorchDispatchMode):
-    """Notes the matrix products and convolutions of a step, to do them again without anything else.
+    """Record the matrix products and convolutions of a step, to repeat them alone.
 
-    Again means on other numbers: tensors of the same layout (maps: channels last, the faster one), as few as there are
-    different ones, so that they are more often in a cache than those of a model.
+    They are repeated on random tensors of the same layout (maps: channels last, the faster one), one for each distinct
+    shape, which therefore stay in a cache more often than those of a model.
     """
     names = ('mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward')
 
@@ -188,7 +188,7 @@ class _Products(TorchDispatchMode):
 
 
 def products_alone(step: Step) -> Step:
-    """The products of a step, and nothing else of it."""
+    """Return a function that repeats the products of a step."""
     with _Products() as products:
         step()
     return products.step
@@ -196,7 +196,7 @@ def products_alone(step: Step) -> Step:
 
 def bench(models: Models, images: Tensor, train: bool, bf16: bool, budget: float, products: bool = False,
           ) -> list[dict[str, Any]]:
-    """A row a model; what is compiled is compiled before the clock runs, and that time told apart."""
+    """Return a row for each model; compilation happens before the clock starts and is timed separately."""
     steps, memory, compiling = {}, {}, {}
     for name, model in models.items():
         steps[name] = make_step(model.train(train), images, train, bf16)
@@ -204,7 +204,7 @@ def bench(models: Models, images: Tensor, train: bool, bf16: bool, budget: float
             begun = time.perf_counter()
             steps[name]()
             compiling[name] = time.perf_counter() - begun
-        if images.device.type == 'cuda' or name not in compiling:  # elsewhere nothing sees into what is compiled
+        if images.device.type == 'cuda' or name not in compiling:  # operators in compiled code are hidden
             memory[name] = held_memory(steps[name], model, images)
     if products:
         steps['products alone'] = products_alone(steps['plain'])
@@ -235,7 +235,7 @@ def bench_scaling(args: argparse.Namespace, device: torch.device, say: Say) -> N
 
 
 def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:
-    """Images a second over the batch size at the largest image, and over the image size at the largest batch."""
+    """Plot images a second over batch size for the largest images, and over image size for the largest batches."""
     figure, (axes,) = new_figure(1, 2, (11, 4.2), sharey=True)
     for axis, x, fixed, label in ((axes[0], 'batch', 'img_size', 'batch size'),
                                   (axes[1], 'img_size', 'batch', 'image size, pixels')):

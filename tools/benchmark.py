@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed, side by side in one run.
+"""Measure speed, side by side in one run.
 
     tools/benchmark.py models cct_7_3x1 cct_2_3x2 --mode inference train --precision fp32 bf16 --compile
     tools/benchmark.py models sl_vit --mode train --without spt --products
@@ -12,25 +12,24 @@
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
 logits; with --baseline all of them beside that one, with heads of as many classes. The contenders take turns, so that a
-noisy machine is noisy for all; the ratio is the median over the rounds, with its range. Training is a step of the
-recipe without the optimizer: forward with the dropouts on, loss, backward. On a GPU its own events are the clock.
-`--without spt` also times the model without that option: what it costs is a share of the full model's time.
-`--products` also does the plain model's matrix products and convolutions, and nothing else: their ratio is about the
-best that an implementation could reach. Memory is what a step holds at its worst, weights with it: as the GPU's
-allocator says, elsewhere as torch's operators made it.
+noisy machine affects all of them; the ratio is the median over the rounds, with its range. Training is a step of the
+recipe without the optimizer: forward with dropout, loss, backward. On a GPU CUDA events are the clock. `--without spt`
+also times the model without that option, and prints the share of time saved. `--products` also times the plain model's
+matrix products and convolutions alone: their ratio is about the best that an implementation could reach. Memory is the
+peak of a step with the weights: as the GPU's allocator reports, elsewhere tensors made by torch's operators.
 
 `scaling` times models against each other over batch and image sizes.
 
 `augment` times the batched augmentation beside timm's Pillow pipeline of the same policy (random resized crop of 0.8 to
-1, flip, RandAugment, normalisation) in a loader with a worker a core; with --model, a training step with it beside one
-that only normalises.
+1, flip, RandAugment, normalization) in a loader with one worker per core; with --model, a training step with it beside
+one that only normalizes.
 
-`training` times `tinyvit-zoo train` by recipe, loading and augmenting included, beside a plain loop over the plain
-model on batches that lie ready; each in a process of its own, ours on a CPU once more in a process a core, as by
-`torchrun` (tools/bench_training.py).
+`training` times `tinyvit-zoo train` by recipe, with loading and augmentation, beside a plain loop over the plain model
+on batches made in advance; each in a process of its own, ours on a CPU also with one process per core, as by `torchrun`
+(tools/bench_training.py).
 
-`pretraining` times a step of each method that a model can be pre-trained by, beside a supervised step of it with crop
-and flip, on the same images, and says what memory each needs (tools/bench_pretraining.py).
+`pretraining` times a step of each method that supports a model, beside a supervised step with crop and flip, on the
+same images, and prints the memory of each (tools/bench_pretraining.py).
 """
 from __future__ import annotations
 
@@ -68,7 +67,7 @@ Say = Callable[[dict[str, Any]], None]
 
 
 class PillowImages(Dataset):
-    """Images in memory through a transform for Pillow's, as timm's data sets."""
+    """Arrays as Pillow images through a transform, as timm's datasets."""
 
     def __init__(self, images: np.ndarray, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.images, self.transform = images, transform
@@ -130,7 +129,8 @@ def bench_trainings(args: argparse.Namespace, device: torch.device, say: Say) ->
 
 
 def print_row(row: dict[str, Any]) -> None:
-    (low, high), what = row['ratio_range'], list(row)[:list(row).index('contender')]
+    low, high = row['ratio_range']
+    conditions = '  '.join(str(row[key]) for key in list(row)[:list(row).index('contender')])
     details = [f'{row["rounds"]} rounds']
     if row.get('memory_bytes') is not None:
         details.append(f'{row["memory_bytes"] / 2 ** 20:.0f} MiB')
@@ -138,7 +138,7 @@ def print_row(row: dict[str, Any]) -> None:
         details.append(f'compiled in {row["compile_seconds"]:.0f} s')
     if 'saved' in row:
         details.append(f'{row["saved"]:.1%} of the time of ours saved')
-    print(f'{"  ".join(str(row[key]) for key in what)}  {row["contender"]:22} {row["images_per_second"]:9.1f} images/s '
+    print(f'{conditions}  {row["contender"]:22} {row["images_per_second"]:9.1f} images/s '
           f'{row["ratio"]:6.2f}x  [{low:.2f}, {high:.2f}]  {row["median_ms"]:.2f} ms, p95 {row["p95_ms"]:.2f}  '
           f'{", ".join(details)}', flush=True)
 

@@ -1,8 +1,8 @@
-"""The models as one would first write them down: the yardstick of `benchmark.py models`.
+"""Straightforward implementations of the models: the baseline of `benchmark.py models`.
 
-Attention as two products and a softmax, masks made where they are used, channels first, ReLU before pooling, torch's
-own dropout. Same definition, same numbers, none of the care. The compact transformers are written out whole
-(`PlainCompact`). The other families are copies of ours with the modules of `PLAIN` put in the place of ours.
+Attention as two products and a softmax, masks built on every call, channels first, ReLU before pooling, torch's own
+dropout: the same definition and numbers without any optimization. The compact transformers are written out whole
+(`PlainCompact`); other families are copies of ours with the modules of `PLAIN` in place of ours.
 """
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class PlainCompact(nn.Module):
 
 
 class PlainLocalityAttention(nn.Module):
-    """Takes over the parameters of ours."""
+    """Uses the parameters of ours."""
 
     def __init__(self, ours: LocalityAttention) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class PlainLocalityAttention(nn.Module):
         self.attn_drop = ours.attn_drop
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the values of one head."""
+        """Return the output, and the values of the first head."""
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         logits = q @ k.transpose(-2, -1)
@@ -133,7 +133,7 @@ class PlainLocalityAttention(nn.Module):
 
 
 class PlainTokenAttention(PlainLocalityAttention):
-    """T2T's, which adds its values."""
+    """T2T's attention, which adds its values."""
 
     def forward(self, x: Tensor) -> Tensor:
         out, values = self.attend(x)
@@ -141,7 +141,7 @@ class PlainTokenAttention(PlainLocalityAttention):
 
 
 class PlainMixedAttention(nn.Module):
-    """CaiT's. Takes over the parameters of ours. Heads are mixed by einsum, where multi-head attention has them."""
+    """CaiT's attention with the parameters of ours; heads are mixed by einsum."""
 
     def __init__(self, ours: MixedAttention) -> None:
         super().__init__()
@@ -162,14 +162,14 @@ class PlainMixedAttention(nn.Module):
 
 
 def plain_talking_heads(ours: TalkingHeads) -> TalkingHeadAttn:
-    """timm's, which moves the heads back and forth to mix them."""
+    """Return timm's, which permutes the heads to mix them."""
     plain = TalkingHeadAttn(ours.qkv.in_features, ours.num_heads, qkv_bias=ours.qkv.bias is not None)
     plain.load_state_dict(ours.state_dict())
     return plain
 
 
 class PlainShiftedPatches(nn.Module):
-    """Takes over the parameters of ours. A shift is padding on one side and cropping on the other."""
+    """Uses the parameters of ours. A shift pads one side and crops the other."""
 
     def __init__(self, ours: ShiftedPatchTokenization) -> None:
         super().__init__()
@@ -192,9 +192,9 @@ class PlainShiftedMerging(PlainShiftedPatches):
 
 
 class PlainWindowAttention(nn.Module):
-    """Takes over the parameters of ours. Shift, cut into windows, attend, and all the way back.
+    """Uses the parameters of ours: shift, cut into windows, attend, and reverse.
 
-    For maps that are multiples of a window, as Swin's own code is.
+    For maps that are multiples of a window, as Swin's own code.
     """
 
     def __init__(self, ours: WindowAttention) -> None:
@@ -251,7 +251,7 @@ PLAIN: dict[type, Callable] = {
 
 
 class PlainCopy(nn.Module):
-    """A copy of `ours` with plain modules in it, which runs a batch whole."""
+    """A copy of `ours` with plain modules, which runs a batch whole."""
 
     def __init__(self, ours: nn.Module) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class PlainCopy(nn.Module):
 
 
 def plain(ours: nn.Module) -> nn.Module:
-    """The same model as `ours`, plainly, with a copy of its weights; ZooError where there is no plain one."""
+    """Return a plain implementation of `ours` with a copy of its weights; ZooError if there is none."""
     if isinstance(ours, CompactTransformer):
         return PlainCompact(ours)
     if not any(type(module) in PLAIN for module in ours.modules()):

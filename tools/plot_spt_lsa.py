@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The pictures of docs/spt_lsa.md: shifted patches and locality attention on one photograph.
+"""Draw the pictures of docs/spt_lsa.md: shifted patches and locality attention on one photograph.
 
     tools/plot_spt_lsa.py --out docs/images
 
 Needs matplotlib and scikit-learn (`pip install tinyvit-zoo[analysis,train]`). The photograph is scikit-learn's sample
 image china.jpg, by danielbuechele, CC BY 2.0 (https://www.flickr.com/photos/danielbuechele/6061409035/); cropped and
-made small here. What the pictures show comes out of the package's own layers.
+resized here. The pictures show the output of the package's own layers.
 """
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from torch import Tensor
 from tinyvit_zoo.layers import attend_locally, cut_patches, shift_diagonally
 from tinyvit_zoo.runtime.picture import new_figure, write_picture
 
-SIZE, PATCH = 64, 8  # as sl_vit_64 has it
+SIZE, PATCH = 64, 8  # of sl_vit_64
 GRID = SIZE // PATCH
-TOKEN = (2, 3)       # row and column of the token looked at
+TOKEN = (2, 3)       # row and column of the token shown
 SHIFTS = ('in place', 'right, down', 'left, down', 'right, up', 'left, up')
 RED, GREEN = '#e8332a', '#1a9850'
 
 
 def photograph() -> Tensor:
-    """[1, 3, 64, 64] in 0..1."""
+    """Return the photograph [1, 3, 64, 64] in 0..1."""
     from sklearn.datasets import load_sample_image
     image = torch.tensor(load_sample_image('china.jpg')).permute(2, 0, 1)[None].float() / 255
     return F.interpolate(image[:, :, 20:404, 150:534], (SIZE, SIZE), mode='bicubic', antialias=True).clamp(0, 1)
 
 
 def show(axes: Axes, image: Tensor, title: str = '') -> None:
-    """An image [3, H, W], pixels as squares."""
+    """Draw an image [3, H, W], pixels as squares."""
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation='nearest', extent=(0, image.shape[2], image.shape[1], 0))
     axes.set_title(title, fontsize=10)
     axes.set_xticks([])
@@ -49,7 +49,7 @@ def frame(axes: Axes, row: float, col: float, size: float, **style: object) -> N
 
 
 def plot_shifts(image: Tensor, path: Path) -> None:
-    """Above, the five copies; below, what lies in one patch of each, and where in the image all that was."""
+    """Draw the five copies, one patch of each below, and the area of the image that these cover."""
     copies = shift_diagonally(image, PATCH // 2).view(5, 3, SIZE, SIZE)
     row, col = TOKEN[0] * PATCH, TOKEN[1] * PATCH
     figure, axes = new_figure(2, 6, (12, 4.3))
@@ -73,9 +73,9 @@ def plot_shifts(image: Tensor, path: Path) -> None:
 
 
 def attention(image: Tensor, factor: float, masked: bool) -> Tensor:
-    """[tokens, tokens]: who looks at whom, where queries and keys are the patches, each made zero mean, unit variance.
+    """Return attention [tokens, tokens] with the normalized patches as queries and keys.
 
-    Read out of the layer's function with unit vectors for values.
+    The layer's function gives it for unit vectors as values.
     """
     patches = cut_patches(shift_diagonally(image, PATCH // 2), PATCH)[0]
     q = F.layer_norm(patches, patches.shape[1:])
@@ -87,7 +87,7 @@ def attention(image: Tensor, factor: float, masked: bool) -> Tensor:
 
 
 def plot_attention(image: Tensor, path: Path) -> None:
-    """One token's attention over the image, and its probabilities in falling order."""
+    """Draw one token's attention over the image, and its probabilities in falling order."""
     cases = [('plain softmax', 1., False), ('itself masked', 1., True), ('masked, temperature x 0.5', 0.5, True),
              ('masked, temperature x 2', 2., True)]
     token = TOKEN[0] * GRID + TOKEN[1]
