@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tinyvit_zoo
 from tinyvit_zoo import ZooError
+from tinyvit_zoo.kernels import window_attention
 from tinyvit_zoo.layers import WindowAttention, position, table_on_grid, window_mask, windows
 from tinyvit_zoo.measure import counting
 from tinyvit_zoo.models.ssl_small import checkpoint_filter_fn
@@ -231,9 +232,9 @@ def test_what_fills_up_a_window_is_never_seen(fused: bool, monkeypatch: pytest.M
             found = torch.where(padding.view(-1, area).repeat(len(x), 1)[None, :, None, :, None], 7., found)
         return found
 
-    given_order, given_gather = windows.window_order, windows._gather
+    given_order, given_gather = windows.window_order, window_attention._gather
     monkeypatch.setattr(windows, 'window_order', order)
-    monkeypatch.setattr(windows, '_gather', gather)
+    monkeypatch.setattr(window_attention, '_gather', gather)
     torch.testing.assert_close(model(x), expected)
     assert filled == [(2, 2)] * 4  # the blocks of the last stage
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import ZooError
 from ..layers import SequencePool
-from ..models import LocalPiT, LocalSwin
-from .places import Layer, attention_layers, block_layers, watch_attention
+from ..models import Layer, block_layers
+from .places import attention_layers, watch_attention
 
 _BYTES = 128 << 20      # of attention of one layer held at a time
 _MASKED = -1e30         # logits below are masked
@@ -129,9 +129,10 @@ def roll_out(heads: Sequence[Tensor]) -> Tensor:
 
 def no_rollout(model: Any) -> str:
     """Return why a model's attention cannot be rolled out; '' where it can."""
-    if any(layer.mixes_heads for layer in attention_layers(model)):
+    layers = attention_layers(model)
+    if any(layer.mixes_heads for layer in layers):
         return 'its heads are mixed behind the softmax, by numbers of either sign, so that attention is no share'
-    if isinstance(model, (LocalPiT, LocalSwin)):
+    if not any(layer.name.startswith('blocks.') for layer in layers):
         return 'its tokens are merged between the stages'
     return ''
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ZooError
-from .places import block_layers, see_features
+from ..models import block_layers
+from .places import see_features
 
 LEAST = 4               # images in a batch: the estimator divides by (n - 3)
 _CONSTANT = 1e-10       # share of the features' energy below which their variance is rounding

@@ -4,13 +4,12 @@ from timm.models import get_pretrained_cfg as _get_pretrained_cfg, model_entrypo
 
 from ..errors import ZooError, nearest
 from . import compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
-from ._build import build_model, check_tag
+from ._build import build_model, check_tag, timm_export
+from ._places import Layer, block_layers
 from ._tokens import TokenTransformer
-from ._vision import timm_export
 from .compact import CompactTransformer
-from .encoder import Recording, attention_logits, encode, record, require_plain
+from .encoder import Recording, attention_logits, encode, image_size, record, require_plain, take_any_size
 from .mae_lite import RelativeViT
-from .sizes import image_size, take_any_size
 from .sl_cait import LocalCaiT
 from .sl_pit import LocalPiT
 from .sl_swin import LocalSwin
@@ -19,10 +18,10 @@ from .sl_vit import LocalViT
 from .ssl_small import SslCaiT, SslSwin, SslViT
 
 __all__ = [
-    'FAMILIES', 'CompactTransformer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT', 'Recording',
-    'RelativeViT', 'SslCaiT', 'SslSwin', 'SslViT', 'TokenTransformer', 'attention_logits', 'build_model', 'check_name',
-    'check_tag', 'encode', 'image_size', 'list_models', 'record', 'require_plain', 'take_any_size', 'timm_export',
-    'with_tag',
+    'FAMILIES', 'CompactTransformer', 'Layer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT',
+    'Recording', 'RelativeViT', 'SslCaiT', 'SslSwin', 'SslViT', 'TokenTransformer', 'attention_logits', 'block_layers',
+    'build_model', 'check_name', 'check_tag', 'encode', 'image_size', 'list_models', 'record', 'require_plain',
+    'take_any_size', 'timm_export', 'with_tag',
 ]
 
 # Modules whose models are the zoo's. A family of another package joins by its name: see docs/extending.md.

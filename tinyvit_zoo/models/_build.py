@@ -21,7 +21,7 @@ from huggingface_hub import constants as hub_constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs
+from timm.models import VisionTransformer, build_model_with_cfg, get_arch_pretrained_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file, hf_split
@@ -34,8 +34,8 @@ from ..layers import adapt_patch_channels
 from ..weights import check_sha256, promised_sha256, read_cfg, read_weights, unwrap
 
 __all__ = [
-    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed', 'update_model_args',
-    'update_model_input_size', 'without',
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed', 'timm_export',
+    'update_model_args', 'update_model_input_size', 'without',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def build_model(
     classes, size and normalisation. Where all weights of an architecture are encoders, a model without weights is a
     classifier all the same.
     """
+    kwargs.setdefault('feature_cfg', dict(
+        out_indices=getattr(model_cls, 'default_out_indices', 3), feature_cls='getter'))
     if isinstance(pretrained_cfg, str):
         check_tag(variant, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
@@ -247,3 +249,17 @@ def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], model_args:
         return to_2tuple(size)
     given = any(overlay.get(key) for key in ('file', 'state_dict', 'url', 'hf_hub_id'))
     return None if given and 'input_size' not in overlay else tuple(cfg['input_size'][1:])
+
+
+def timm_export(model: nn.Module) -> dict[str, Any]:
+    """Arguments for `timm.models.save_for_hf` and `push_to_hf_hub` that make timm load the model without this package.
+
+        timm.models.save_for_hf(model, folder, **timm_export(model))
+
+    The export has the name of one of timm's ViTs, and all arguments in which ours differs from it.
+    """
+    if type(model) is not VisionTransformer:
+        raise ZooError(f"{type(model).__name__} is no class of timm's, which cannot load it alone: export it under its "
+                       f'own name, without timm_export.')
+    architecture = 'vit_small_patch16_224' if model.embed_dim == 384 else 'vit_tiny_patch16_224'
+    return dict(model_config=dict(pretrained_cfg=dict(architecture=architecture)), safe_serialization=True)

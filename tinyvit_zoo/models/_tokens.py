@@ -1,18 +1,20 @@
-"""What every plain token transformer of the zoo owes timm, so that a family's file holds the family alone."""
+"""The base of the token transformers: timm's contract, so that a family's file holds the family alone."""
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
-from timm.layers import _assert, get_device_dtype, global_pool_nlc, to_2tuple
+from timm.layers import _assert, get_device_dtype, global_pool_nlc, to_2tuple, trunc_normal_
 from timm.models import VisionTransformer, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..kernels.slicing import slice_length
-from ..layers import SequencePool, resize_table, table_on_grid
+from ..layers import SequencePool, resize_table, sine_table, table_on_grid
 from ._build import feature_take_indices, update_model_input_size
+from ._places import Layer, place
 
 _logger = logging.getLogger(__name__)
 
@@ -20,12 +22,15 @@ _logger = logging.getLogger(__name__)
 class TokenTransformer(nn.Module):
     """Tokens and positions, a stack of blocks of one width, a norm, a read-out and a linear head.
 
-    A family's constructor sets `tokenizer` (a module with `grid_size`, `largest_map` and `reduction`), `cls_token` and
-    `pos_embed` (None where there is none), `pos_drop`, `blocks` and `norm`, then calls `_init_head`.
+    A family's constructor calls `_init_tokens`, sets `blocks` and `norm`, then calls `_init_head`.
 
     The class token stands in front of the patches from the first block on, and has a row in the position table; where
     it comes in behind the blocks (`late_class_token=True`), the family's `_finish` brings it in.
     """
+    default_out_indices: Any = 3                # of features_only
+    map_features = False                        # features are maps [B, H, W, C], not tokens
+    tables: tuple[str, ...] = ('pos_embed', 'cls_token')    # in the order in which they are initialised
+    init_table: Callable[[Tensor], Any] = staticmethod(partial(trunc_normal_, std=0.02))
     if TYPE_CHECKING:
         tokenizer: Any
         cls_token: Tensor | None
@@ -50,6 +55,25 @@ class TokenTransformer(nn.Module):
         self.grad_checkpointing = False
         self.dynamic_img_size = False  # as timm's: take images of any size, with positions to match
 
+    def _init_tokens(
+            self, tokenizer: Any, dim: int, pos_drop_rate: float, pos_embed: str = 'learnable', **dd: Any) -> None:
+        """Set the tokenizer (with `grid_size`, `largest_map` and `reduction`), class token, positions and their drop.
+
+        `pos_embed`: 'learnable', 'sine' (fixed, a buffer) or 'none'.
+        """
+        self.tokenizer = tokenizer
+        self.grid_size = tokenizer.grid_size(self.img_size)
+        token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if self.num_prefix_tokens else None
+        if self.num_early_tokens == self.num_prefix_tokens:
+            self.cls_token = token
+        table = torch.empty(1, self.grid_size[0] * self.grid_size[1] + self.num_early_tokens, dim, **dd)
+        if pos_embed == 'sine':
+            self.register_buffer('pos_embed', table)
+        else:
+            self.pos_embed = nn.Parameter(table) if pos_embed == 'learnable' else None
+        self.cls_token = token  # a late one stands behind the positions among the parameters
+        self.pos_drop = nn.Dropout(pos_drop_rate)
+
     def _init_head(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
         self.global_pool, self.attn_pool = '', None
         self._set_pool(global_pool, **dd)
@@ -65,13 +89,22 @@ class TokenTransformer(nn.Module):
 
     @staticmethod
     def init_module(module: nn.Module) -> None:
-        """Initialise one module as the family's authors do; `init_weights` applies it to all."""
+        """Initialise one module as the family's authors do."""
         raise NotImplementedError
+
+    def init_weights(self) -> None:
+        self.apply(self.init_module)
+        for name in self.tables:
+            table = getattr(self, name)
+            if isinstance(table, nn.Parameter):
+                self.init_table(table)
+            elif table is not None:
+                table.copy_(sine_table(table.shape[1], table.shape[2], table.device, table.dtype))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         names = [name for name, _ in self.named_parameters()]
-        kept = ('.temperature', '.gamma', '.gamma_1', '.gamma_2')
+        kept = ('.temperature', '.gamma', '.gamma_1', '.gamma_2', '.relative_position_bias_table')
         return {name for name in names if name in ('pos_embed', 'cls_token') or name.endswith(kept)}
 
     @torch.jit.ignore
@@ -217,6 +250,8 @@ class TokenTransformer(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.map_features and self.global_pool != '':
+            x = x.flatten(1, 2)
         if self.attn_pool is not None:
             x = self.attn_pool(x)
         else:
@@ -232,9 +267,17 @@ class TokenTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def _largest_activation(self) -> int:
-        """Numbers in an image's largest one: qkv, or a map inside the tokenizer."""
+        """Numbers in an image's largest one: a map inside the tokenizer, or in the blocks."""
         tokens = self.grid_size[0] * self.grid_size[1] + self.num_early_tokens
-        return max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dim)
+        return max(self.tokenizer.largest_map(self.img_size), tokens * self._largest_width(tokens))
+
+    def _largest_width(self, tokens: int) -> int:
+        """Numbers a token in the largest activation of the blocks: queries, keys and values."""
+        return 3 * self.embed_dim
+
+    def block_layers(self) -> list[Layer]:
+        """The blocks with attention from the image on, and their places on it."""
+        return place('blocks', self.blocks, self.grid_size, self.tokenizer.reduction, self.num_early_tokens)
 
 
 class LateClassToken(TokenTransformer):
@@ -259,6 +302,10 @@ class LateClassToken(TokenTransformer):
             self.cls_token, self.class_blocks = None, nn.Sequential()
             self.num_prefix_tokens = 0
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def block_layers(self) -> list[Layer]:
+        grid, stride = self.grid_size, self.tokenizer.reduction
+        return super().block_layers() + place('class_blocks', self.class_blocks, grid, stride, 1, class_only=True)
 
     def _finish(self, x: Tensor) -> Tensor:
         if self.cls_token is not None:

@@ -15,6 +15,7 @@ one, see the weights' notes); max-pool comes before ReLU (the same values and gr
 """
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import SelfAttention, conv_pool_relu, sine_table
+from ..layers import SelfAttention, conv_pool_relu
 from ..weights import pretrained_cfgs, unwrap
 from ._build import build_model, renamed, without
 from ._tokens import TokenTransformer, fit_positions
@@ -143,6 +144,8 @@ class CompactTransformer(TokenTransformer):
         attn_drop_rate, drop_path_rate: the authors' defaults; drop path grows linearly from 0 over the blocks.
     """
     init_module = staticmethod(_init_module)
+    init_table = staticmethod(partial(trunc_normal_, std=0.2))
+    tables = ('pos_embed',)
 
     def __init__(
             self,
@@ -170,18 +173,8 @@ class CompactTransformer(TokenTransformer):
         if pos_embed not in ('learnable', 'sine', 'none'):
             raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable', 'sine' or 'none'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=int(class_token))
-        self.tokenizer = Tokenizer(kernel_size, num_convs, in_chans, embed_dim, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-
-        length = self.grid_size[0] * self.grid_size[1] + self.num_prefix_tokens
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
-        if pos_embed == 'sine':
-            self.register_buffer('pos_embed', torch.empty(1, length, embed_dim, **dd))
-        else:
-            learnable = pos_embed == 'learnable'
-            self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd)) if learnable else None
-        self.pos_drop = nn.Dropout(pos_drop_rate)
-
+        self._init_tokens(
+            Tokenizer(kernel_size, num_convs, in_chans, embed_dim, **dd), embed_dim, pos_drop_rate, pos_embed, **dd)
         self.blocks = nn.Sequential(*[
             Block(embed_dim, num_heads, mlp_ratio, attn_drop_rate, proj_drop_rate, rate, **dd)
             for rate in calculate_drop_path_rates(drop_path_rate, depth)])
@@ -190,12 +183,7 @@ class CompactTransformer(TokenTransformer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        self.apply(self.init_module)
-        if isinstance(self.pos_embed, nn.Parameter):
-            trunc_normal_(self.pos_embed, std=0.2)
-        elif self.pos_embed is not None:
-            length, dim = self.pos_embed.shape[1:]
-            self.pos_embed.copy_(sine_table(length, dim, self.pos_embed.device, self.pos_embed.dtype))
+        super().init_weights()
         if self.cls_token is not None:
             nn.init.zeros_(self.cls_token)
 
@@ -236,9 +224,7 @@ def _compact(variant: str, pretrained: bool, depth: int, kernel_size: int, num_c
     args = dict(
         depth=depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, kernel_size=kernel_size,
         num_convs=num_convs)
-    return build_model(
-        CompactTransformer, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls='getter'), **{**args, **kwargs})
+    return build_model(CompactTransformer, variant, pretrained, checkpoint_filter_fn, **{**args, **kwargs})
 
 
 def _vit_lite(variant: str, pretrained: bool, depth: int, patch: int, **kwargs: Any) -> Any:

@@ -28,18 +28,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
+from timm.layers import Attention, Format, PatchEmbed, maybe_add_mask, resolve_self_attn_mask
 from timm.models import VisionTransformer, checkpoint
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import LocalityAttention, SelfAttention
+from ..layers import SelfAttention
 from ._tokens import TokenTransformer
-from .mae_lite import RelativeBlock
+from .mae_lite import RelativeBlock, RelativeViT
 
 _PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
 
-__all__ = ['Recording', 'attention_logits', 'encode', 'record', 'require_plain']
+__all__ = ['Recording', 'attention_logits', 'encode', 'image_size', 'record', 'require_plain', 'take_any_size']
 
 
 def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -104,26 +104,35 @@ class Recording:
 def record(
         model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] = (), logits: Sequence[int] = (),
 ) -> Iterator[Recording]:
-    """Keep what passes through the blocks with these indices (from 0; negative ones count from the end).
+    """Keep the tensors that pass through the blocks with these indices (from 0; negative ones count from the end).
 
-    A second pass inside the `with` replaces what the first left. `Recording` says what is kept, `attention_logits`
-    what the logits are.
+    A second pass inside the `with` replaces what the first left.
     """
     require_plain(model)
     if model.grad_checkpointing:
         raise ZooError('Nothing can be recorded of blocks that are computed twice: call set_grad_checkpointing(False).')
     seen = Recording()
+
+    def keep_input(index: int, block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.inputs[index] = args[0]
+
+    def keep_output(index: int, block: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.outputs[index] = output
+
+    def keep_logits(index: int, attn: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        seen.logits[index] = attention_logits(attn, args[0], **kwargs)
+
     with ExitStack() as hooks:
         for index in inputs:
-            hook = partial(_keep_input, seen.inputs, index)
-            hooks.callback(_block(model, index).register_forward_pre_hook(hook).remove)
+            hook = _block(model, index).register_forward_pre_hook(partial(keep_input, index))
+            hooks.callback(hook.remove)
         for index in outputs:
-            hook = partial(_keep_output, seen.outputs, index)
-            hooks.callback(_block(model, index).register_forward_hook(hook).remove)
+            hook = _block(model, index).register_forward_hook(partial(keep_output, index))
+            hooks.callback(hook.remove)
         for index in logits:
             attn = _attention(_block(model, index))
-            hook = partial(_keep_logits, seen.logits, index)
-            hooks.callback(attn.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            hook = attn.register_forward_pre_hook(partial(keep_logits, index), with_kwargs=True)
+            hooks.callback(hook.remove)
         yield seen
 
 
@@ -135,36 +144,46 @@ def _block(model: Any, index: int) -> nn.Module:
 
 def _attention(block: nn.Module) -> nn.Module:
     attn: Any = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
-    if not isinstance(attn, (SelfAttention, LocalityAttention)) and type(attn) is not Attention:
+    if not isinstance(attn, SelfAttention) and type(attn) is not Attention:
         raise ZooError(f'The logits of {type(attn).__name__} cannot be read: only plain attention has one set of them, '
-                       f'heads apart, that the softmax is taken of.')
+                       f'heads apart, in front of the softmax.')
     return attn
-
-
-def _keep_input(kept: dict[int, Tensor], index: int, block: nn.Module, args: tuple[Tensor, ...]) -> None:
-    kept[index] = args[0]
-
-
-def _keep_output(
-        kept: dict[int, Tensor], index: int, block: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-    kept[index] = output
-
-
-def _keep_logits(
-        kept: dict[int, Tensor], index: int, attn: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-    kept[index] = attention_logits(attn, args[0], **kwargs)
 
 
 def attention_logits(
         attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """What the softmax of an attention module is taken of, for tokens [B, N, D] that enter it: [B, H, N, N].
+    """The input of the softmax of an attention module, for tokens [B, N, D] that enter it: [B, H, N, N].
 
-    Scaled. Locality attention: by its temperatures, and the masked diagonal holds a very low number. What is added to
-    the logits (relative biases, masks) is in it.
+    Scaled, by its temperatures for locality attention, whose masked diagonal holds a very low number. Relative biases
+    and masks are added.
     """
-    if isinstance(attn, (SelfAttention, LocalityAttention)):
+    if isinstance(attn, SelfAttention):
         return attn.logits(x)
     qkv = attn.qkv(x).unflatten(2, (3, attn.num_heads, attn.head_dim))  # timm's, which has no methods for it
     q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     logits = (attn.q_norm(q) * attn.scale) @ attn.k_norm(k).transpose(-2, -1)
     return maybe_add_mask(logits, resolve_self_attn_mask(x.shape[1], logits, attn_mask, is_causal))
+
+
+# -- images of other sizes -------------------------------------------------------------------------------------------
+def image_size(model: Any) -> tuple[int, int]:
+    """Height and width of the images that the model was made for."""
+    return model.img_size if hasattr(model, 'img_size') else model.patch_embed.img_size
+
+
+def take_any_size(model: Any) -> None:
+    """From here on the model takes images of any size: positions are interpolated (a sine table is made anew).
+
+    At the model's own size nothing changes, and no tensor does. timm's VisionTransformer takes what its patches divide.
+    """
+    if isinstance(model, RelativeViT):
+        raise ZooError('RelativeViT takes images of one size, its relative positions are those of one grid: take '
+                       'mae_lite_vit_tiny, whose weights it can start from.')
+    if isinstance(model, VisionTransformer) and isinstance(model.patch_embed, PatchEmbed):
+        # what `dynamic_img_size=True` makes of a new model
+        model.patch_embed.strict_img_size = model.patch_embed.flatten = False
+        model.patch_embed.output_fmt = Format.NHWC
+    elif not isinstance(model, TokenTransformer):
+        raise ZooError(f'{type(model).__name__} is not known to take images of any size: take a model of the zoo '
+                       f'(`tinyvit-zoo list`).')
+    model.dynamic_img_size = True

@@ -26,9 +26,8 @@ from torch import Tensor
 from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..weights import pretrained_cfgs, unwrap
-from ._build import renamed, without
+from ._build import Filter, ModelT, build_model, renamed, update_model_args, without
 from ._tokens import fit_positions, source_grid
-from ._vision import build_vision
 
 __all__ = ['RelativeViT']
 
@@ -205,6 +204,26 @@ def _fit_relative(
 
 
 # -- the models --------------------------------------------------------------------------------------------------------
+_POOLS = ('', 'avg', 'avgmax', 'max', 'token', 'map')
+
+
+def build_vision(
+        model_cls: type[ModelT], variant: str, pretrained: bool, filter_fn: Filter, args: Mapping[str, Any],
+        **kwargs: Any,
+) -> ModelT:
+    """Build a timm ViT of the architecture `args`, which timm's exports then state."""
+    merged = {**args, **kwargs}
+    size, patch, pool = to_2tuple(merged.get('img_size') or 224), merged['patch_size'], merged.get('global_pool')
+    if min(size) < patch:
+        raise ZooError(f'A {size[0]} x {size[1]} image gives no token: this model takes {patch} x {patch} pixels and '
+                       f'more.')
+    if pool is not None and pool not in _POOLS:
+        raise ZooError(f'global_pool is {pool!r}, expected {" or ".join(map(repr, _POOLS))}.')
+    model = build_model(model_cls, variant, pretrained, filter_fn, **merged)
+    update_model_args(model, **{name: merged[name] for name in args})
+    return model
+
+
 _TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=12)
 _SMALL = dict(patch_size=16, embed_dim=384, depth=12, num_heads=12)
 

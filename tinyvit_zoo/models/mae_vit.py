@@ -23,8 +23,7 @@ from torch import Tensor
 
 from ..weights import pretrained_cfgs, unwrap
 from ._tokens import fit_positions
-from ._vision import build_vision
-from .mae_lite import encoder_tensors
+from .mae_lite import build_vision, encoder_tensors
 
 __all__: list[str] = []
 

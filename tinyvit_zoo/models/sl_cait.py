@@ -44,6 +44,7 @@ class MixedAttention(nn.Module):
     `mask` is what becomes of a token's attention to itself: '' (nothing), 'paper' or 'authors' (see above).
     """
     mask: torch.jit.Final[str]
+    mixes_heads = True
 
     def __init__(
             self, dim: int, num_heads: int, head_dim: int, lsa: bool, mask: str, attn_drop: float, proj_drop: float,
@@ -166,6 +167,7 @@ class LocalCaiT(LateClassToken):
         drop_path_rate: the authors' default, the same in every block.
     """
     init_module = staticmethod(_init_module)
+    init_table = staticmethod(nn.init.normal_)
 
     def __init__(
             self,
@@ -197,10 +199,8 @@ class LocalCaiT(LateClassToken):
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
         self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
         tokenization = ShiftedPatchTokenization if spt else PatchTokenization
-        self.tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-        self.pos_embed = nn.Parameter(torch.empty(1, self.grid_size[0] * self.grid_size[1], embed_dim, **dd))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
+        tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
+        self._init_tokens(tokenizer, embed_dim, pos_drop_rate, **dd)
 
         def attention(mask: str) -> MixedAttention:
             return MixedAttention(embed_dim, num_heads, head_dim, lsa, mask, attn_drop_rate, proj_drop_rate, **dd)
@@ -210,7 +210,6 @@ class LocalCaiT(LateClassToken):
             Block(embed_dim, attention(lsa_mask if lsa else ''), mlp_hidden, _layer_scale(i), proj_drop_rate,
                   drop_path_rate, **dd)
             for i in range(depth)])
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
         self.class_blocks = nn.Sequential(*[
             ClassBlock(embed_dim, attention(''), mlp_hidden, 0.1, proj_drop_rate, drop_path_rate, **dd)
             for _ in range(class_depth)])
@@ -218,17 +217,9 @@ class LocalCaiT(LateClassToken):
         self._init_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    def init_weights(self) -> None:
-        self.apply(self.init_module)
-        for parameter in (self.pos_embed, self.cls_token):
-            if parameter is not None:  # a pruned model has no class token
-                nn.init.normal_(parameter)
-
-    def _largest_activation(self) -> int:
+    def _largest_width(self, tokens: int) -> int:
         """Keys and values, or the logits of all heads."""
-        tokens = self.grid_size[0] * self.grid_size[1]
-        widest = max(2 * self.inner_dim, self.num_heads * tokens)
-        return max(self.tokenizer.largest_map(self.img_size), tokens * widest)
+        return max(2 * self.inner_dim, self.num_heads * tokens)
 
 
 _AUTHORS_NAMES = (
@@ -267,9 +258,7 @@ def checkpoint_filter_fn(
 
 
 def _cait(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(
-        LocalCaiT, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls='getter'), **kwargs)
+    return build_model(LocalCaiT, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 default_cfgs = generate_default_cfgs(pretrained_cfgs(

@@ -18,15 +18,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Tuple
 
 import torch
-from timm.layers import to_2tuple
-from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..errors import ZooError
 from ..layers import LocalityBlock, PatchTokenization, ShiftedPatchTokenization, init_xavier
 from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model, feature_take_indices, renamed
-from ._tokens import TokenTransformer, fit_positions
+from ._build import adapt_linear_stem, build_model, renamed
+from ._stages import Stage, StagedTransformer
+from ._tokens import fit_positions
 from .sl_vit import AUTHORS_BLOCK_NAMES
 
 __all__ = ['LocalPiT']
@@ -66,25 +65,19 @@ class Pool(nn.Module):
         return torch.cat([self.class_proj(x[:, :1]), self.patches(maps)], dim=1)
 
 
-class Stage(nn.Module):
+class PiTStage(Stage):
     """Pooling (none in the first stage), then blocks."""
     if TYPE_CHECKING:
         pool: Any
 
     def __init__(self, pool: nn.Module, blocks: list[nn.Module]) -> None:
-        super().__init__()
-        self.pool = pool
-        self.blocks = nn.Sequential(*blocks)
+        super().__init__(pool=pool, blocks=nn.Sequential(*blocks))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.pool(x))
-
-    def on_grid(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """For a map of another size than the model's."""
-        return self.blocks(self.pool.on_grid(x, grid))
+    def before(self, x: Tensor) -> Tensor:
+        return self.pool(x)
 
 
-class LocalPiT(TokenTransformer):
+class LocalPiT(StagedTransformer):
     """PiT with a class token.
 
     Args:
@@ -102,6 +95,8 @@ class LocalPiT(TokenTransformer):
         pos_embed: nn.Parameter
         stages: Any
     init_module = staticmethod(init_xavier)
+    init_table = staticmethod(nn.init.normal_)
+    tables = ('cls_token', 'pos_embed')
 
     def __init__(
             self,
@@ -129,59 +124,40 @@ class LocalPiT(TokenTransformer):
         self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
         self.spt, self.embed_dims = spt, embed_dims
         tokenization = ShiftedPatchTokenization if spt else PatchTokenization
-        self.tokenizer = tokenization(in_chans, embed_dims[0], patch_size, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dims[0], **dd))
-        length = self.grid_size[0] * self.grid_size[1] + 1
-        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dims[0], **dd))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
+        tokenizer = tokenization(in_chans, embed_dims[0], patch_size, **dd)
+        self._init_tokens(tokenizer, embed_dims[0], pos_drop_rate, **dd)
 
         pools = [nn.Identity(), *(Pool(a, b, spt, **dd) for a, b in itertools.pairwise(embed_dims))]
         self.stages = nn.Sequential(*[
-            Stage(pool, [
+            PiTStage(pool, [
                 LocalityBlock(dim, heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, drop_path_rate, **dd)
                 for _ in range(depth)])
             for pool, dim, depth, heads in zip(pools, embed_dims, depths, num_heads, strict=True)])
-        self._set_grids(self._grids(self.img_size))
+        self._end_at(len(self.stages) - 1)
+        self._set_grids()
         self.norm = nn.LayerNorm(self.embed_dim, **dd)
         self._init_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    def init_weights(self) -> None:
-        self.apply(self.init_module)
-        nn.init.normal_(self.cls_token)
-        nn.init.normal_(self.pos_embed)
-
-    def _feature_info(self) -> list[dict[str, Any]]:
-        """The tokens after each stage."""
-        return [dict(module=f'stages.{i}', num_chs=dim, reduction=self.tokenizer.reduction * 2 ** i)
-                for i, dim in enumerate(self.embed_dims)]
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        fine = [(r'^stages\.(\d+)\.pool', (0,)), (r'^stages\.(\d+)\.blocks\.(\d+)', None), (r'^norm', (99999,))]
-        return dict(stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^stages\.(\d+)' if coarse else fine)
-
     def _grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Rows and columns of each stage's map; ZooError where one would have none."""
-        least = self.tokenizer.patch_size * (2 ** (len(self.stages) - 1) if self.spt else 1)
-        if min(img_size) < least:
-            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token in the last stage: this model takes '
-                           f'{least} x {least} pixels and more.')
+        self._check_size(img_size)
         grids = [self.tokenizer.grid_size(img_size)]
         for stage in self.stages[1:]:
             grids.append(stage.pool.patches.grid_size(grids[-1]))
         return grids
 
-    def _set_grids(self, grids: list[tuple[int, int]]) -> None:
-        for stage, grid in zip(self.stages[1:], grids[:-1], strict=True):
+    def _set_grids(self) -> None:
+        for stage, grid in zip(self.stages[1:], self._grids(self.img_size), strict=False):
             stage.pool.grid = grid
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        grids = self._grids(to_2tuple(img_size))
         super().set_input_size(img_size)
-        self._set_grids(grids)
+        self._set_grids()
+
+    def _end_at(self, last: int) -> None:
+        super()._end_at(last)
+        self.embed_dim = self.num_features
+        self.least_size = self.tokenizer.patch_size * (2 ** last if self.spt else 1)
 
     def forward_intermediates(
             self,
@@ -193,61 +169,29 @@ class LocalPiT(TokenTransformer):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> Any:
-        """The tokens after each stage; the arguments are TokenTransformer's.
-
-        The final LayerNorm has the last stage's width: `norm` is for that one, and the final features of a pass that
-        stops before it have none.
-        """
-        take, last = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[:last + 1] if stop_early else self.stages
-        x, taken = self._embed(x), []
-        for i, stage in enumerate(stages):
-            x = checkpoint(stage, x) if self.grad_checkpointing else stage(x)
-            if i in take:
-                taken.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
+        """The tokens after each stage; the arguments are TokenTransformer's."""
+        x, taken, take = self._run_stages(x, indices, norm, stop_early)
         grids = self._grids(self.img_size)
         outputs = self._as_outputs(taken, [grids[i] for i in take], return_prefix_tokens, output_fmt)
-        if intermediates_only:
-            return outputs
-        return self.norm(x) if len(stages) == len(self.stages) else x, outputs
-
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
-        """Drop the stages behind the last index, and with them the final norm and the head, which have their width."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        shorter = last < len(self.stages) - 1
-        self.stages = self.stages[:last + 1]
-        self.num_features = self.head_hidden_size = self.embed_dim = self.embed_dims[last]
-        if prune_norm or shorter:
-            self.norm = nn.Identity()
-        if prune_head or shorter:
-            self.reset_classifier(0, '')
-        return take
+        return outputs if intermediates_only else (x, outputs)
 
     @torch.jit.ignore
     def _features_of_any_size(self, x: Tensor) -> Tensor:
         grids = self._grids((x.shape[2], x.shape[3]))
         x = self.stages[0](self._embed(x))
-        for stage, grid in zip(self.stages[1:], grids[:-1], strict=True):
-            x = checkpoint(stage.on_grid, x, grid) if self.grad_checkpointing else stage.on_grid(x, grid)
+        for stage, grid in zip(self.stages[1:], grids, strict=False):
+            x = stage.forward_blocks(stage.pool.on_grid(x, grid))
         return self.norm(x)
 
-    def _largest_activation(self) -> int:
+    def _largest_width(self, tokens: int) -> int:
         """That of the first stage, whose map is the largest."""
-        tokens = self.grid_size[0] * self.grid_size[1] + 1
-        return max(self.tokenizer.largest_map(self.img_size), 3 * tokens * self.embed_dims[0])
+        return 3 * self.embed_dims[0]
 
     def forward_features(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if self.dynamic_img_size:
                 return self._features_of_any_size(x)
-        x = self._embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.stages, x)
-        else:
-            x = self.stages(x)
-        return self.norm(x)
+        return self.norm(self.stages(self._embed(x)))
 
 
 _AUTHORS_NAMES: tuple[tuple[str, Any], ...] = (
@@ -297,9 +241,7 @@ def checkpoint_filter_fn(
 
 
 def _sl_pit(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(
-        LocalPiT, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2), feature_cls='getter'), **kwargs)
+    return build_model(LocalPiT, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 default_cfgs = generate_default_cfgs(pretrained_cfgs(

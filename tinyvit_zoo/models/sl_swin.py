@@ -13,19 +13,19 @@ hold; temperatures, positions and biases are not decayed.
 """
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, _assert, calculate_drop_path_rates, to_2tuple, trunc_normal_
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.layers import DropPath, Mlp, _assert, calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import ShiftedMerging, ShiftedPatchTokenization, WindowAttention
 from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model, feature_take_indices, renamed
-from ._tokens import TokenTransformer, fit_positions
+from ._build import adapt_linear_stem, build_model, renamed
+from ._stages import Stage, StagedTransformer
+from ._tokens import fit_positions
 
 __all__ = ['LocalSwin']
 
@@ -96,22 +96,16 @@ class Block(nn.Module):
         return x
 
 
-class Stage(nn.Module):
+class SwinStage(Stage):
     """Blocks at one resolution, every other one shifted, then the merging (none behind the last stage)."""
+    if TYPE_CHECKING:
+        downsample: nn.Module
 
-    def __init__(self, blocks: list[Block], downsample: Optional[nn.Module]) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.blocks = nn.Sequential(*blocks)
-        self.downsample = downsample if downsample is not None else nn.Identity()
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module) -> None:
+        super().__init__(blocks=nn.Sequential(*blocks), downsample=downsample)
 
-    def forward_blocks(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.downsample(self.forward_blocks(x))
+    def after(self, x: Tensor) -> Tensor:
+        return self.downsample(x)
 
 
 def _init_module(module: nn.Module) -> None:
@@ -122,7 +116,7 @@ def _init_module(module: nn.Module) -> None:
         module.reset_own_parameters()
 
 
-class LocalSwin(TokenTransformer):
+class LocalSwin(StagedTransformer):
     """Swin, plain or local.
 
     Args:
@@ -139,6 +133,8 @@ class LocalSwin(TokenTransformer):
     if TYPE_CHECKING:
         layers: Any
     init_module = staticmethod(_init_module)
+    map_features = True
+    stages_name, taken_from, pooling = 'layers', '.blocks', ('downsample', 99998)
 
     def __init__(
             self,
@@ -166,72 +162,40 @@ class LocalSwin(TokenTransformer):
         if pos_embed not in ('learnable', 'none'):
             raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable' or 'none'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=0)
-        self.num_features = self.head_hidden_size = embed_dim * 2 ** (len(depths) - 1)
+        self.embed_dims = [embed_dim * 2 ** i for i in range(len(depths))]
+        self.num_features = self.head_hidden_size = self.embed_dims[-1]
         self.output_fmt, self.feature_dim = 'NHWC', -1
         self._traits = {'first_conv': None} if spt else {}  # a Linear stem is adapted by the filter
         self.patch_size, self.least_size = patch_size, patch_size * 2 ** (len(depths) - 1)
         self._check_size(self.img_size)
         kind = ShiftedPatchTokenization if spt else ConvTokenizer
-        self.tokenizer = kind(in_chans, embed_dim, patch_size, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-        length = self.grid_size[0] * self.grid_size[1]
-        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd)) if pos_embed == 'learnable' else None
-        self.cls_token = None
-        self.pos_drop = nn.Dropout(pos_drop_rate)
+        tokenizer = kind(in_chans, embed_dim, patch_size, **dd)
+        self._init_tokens(tokenizer, embed_dim, pos_drop_rate, pos_embed, **dd)
 
         merging = ShiftedMerging if spt else Merging
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.layers = nn.Sequential()
-        for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
-            dim = embed_dim * 2 ** i
-            blocks = [
+        for i, (dim, depth, heads) in enumerate(zip(self.embed_dims, depths, num_heads, strict=True)):
+            blocks: list[nn.Module] = [
                 Block(dim, heads, window_size, window_size // 2 * (j % 2), mlp_ratio, lsa, proj_drop_rate, rates[i][j],
                       **dd) for j in range(depth)]
-            self.layers.append(Stage(blocks, merging(dim, **dd) if i + 1 < len(depths) else None))
+            self.layers.append(SwinStage(blocks, merging(dim, **dd) if i + 1 < len(depths) else nn.Identity()))
         self.norm = nn.LayerNorm(self.num_features, **dd)
         self._init_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    def _feature_info(self) -> list[dict[str, Any]]:
-        """The map at the end of each stage."""
-        return [dict(module=f'layers.{i}.blocks', num_chs=self.embed_dim * 2 ** i, reduction=self.patch_size * 2 ** i)
-                for i in range(len(self.layers))]
-
-    def _check_size(self, img_size: tuple[int, int]) -> None:
-        if min(img_size) < self.least_size:
-            raise ZooError(f'A {img_size[0]} x {img_size[1]} image leaves no token in the last stage: this model takes '
-                           f'{self.least_size} x {self.least_size} pixels and more.')
-
-    def init_weights(self) -> None:
-        self.apply(self.init_module)
-        if self.pos_embed is not None:
-            trunc_normal_(self.pos_embed, std=0.02)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        tables = {name for name, _ in self.named_parameters() if name.endswith('relative_position_bias_table')}
-        return super().no_weight_decay() | tables
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        stage = r'^layers\.(\d+)'
-        blocks = [(rf'{stage}\.blocks\.(\d+)', None), (rf'{stage}\.downsample', (99998,)), (r'^norm', (99999,))]
-        return dict(stem=r'^pos_embed|^tokenizer', blocks=stage if coarse else blocks)
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.layers:
-            stage.grad_checkpointing = enable
+    def _grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
+        rows, cols = self.tokenizer.grid_size(img_size)
+        return [(rows >> i, cols >> i) for i in range(len(self.layers))]  # a merging leaves out an odd row or column
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size: the position table is resized; windows and their biases stay as they are."""
-        self._check_size(to_2tuple(img_size))
         super().set_input_size(img_size)
         for module in self.modules():
             if isinstance(module, WindowAttention):
                 module.attn_mask = None
 
-    def _embed_map(self, x: Tensor) -> Tensor:
+    def _first_map(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, H', W', D]"""
         _assert(x.shape[2] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
         _assert(x.shape[3] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
@@ -260,56 +224,21 @@ class LocalSwin(TokenTransformer):
         """
         if output_fmt not in ('NCHW', 'NHWC'):
             raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'.")
-        take, last = feature_take_indices(len(self.layers), indices)
-        x = self._embed_map(x)
-        taken = []
-        for i, stage in enumerate(self.layers[:last + 1] if stop_early else self.layers):
-            x = stage.forward_blocks(x)
-            if i in take:
-                taken.append(self.norm(x) if norm and i == len(self.layers) - 1 else x)
-            if i < len(self.layers) - 1:
-                x = stage.downsample(x)
+        x, taken, _ = self._run_stages(x, indices, norm, stop_early)
         if output_fmt == 'NCHW':
             taken = [y.permute(0, 3, 1, 2).contiguous() for y in taken]
-        if intermediates_only:
-            return taken
-        return (self.norm(x) if x.shape[-1] == self.num_features else x), taken
+        return taken if intermediates_only else (x, taken)
 
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
-        """Drop the stages behind the last index, and with them, or on request, the final norm and the head."""
-        take, last = feature_take_indices(len(self.layers), indices)
-        shorter = last + 1 < len(self.layers)
-        self.layers = self.layers[:last + 1]
-        if shorter:
-            self.layers[last].downsample = nn.Identity()
-            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
-        if prune_norm or shorter:
-            self.norm = nn.Identity()
-        if prune_head or shorter:
-            self.reset_classifier(0, '')
-        return take
+    def _end_at(self, last: int) -> None:
+        super()._end_at(last)
+        self.layers[last].downsample = nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.norm(self.layers(self._embed_map(x)))
+        return self.norm(self.layers(self._first_map(x)))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if self.global_pool == 'avg':
-            x = x.mean(dim=(1, 2))
-        elif self.global_pool == 'max':
-            x = x.amax(dim=(1, 2))
-        elif self.global_pool == 'avgmax':
-            x = 0.5 * (x.mean(dim=(1, 2)) + x.amax(dim=(1, 2)))
-        elif self.attn_pool is not None:
-            x = self.attn_pool(x.flatten(1, 2))
-        x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
-
-    def _largest_activation(self) -> int:
-        """Numbers in an image's largest one: qkv, the shifted map, or one inside the tokenizer."""
-        values = self.grid_size[0] * self.grid_size[1] * self.embed_dim
-        return max(self.tokenizer.largest_map(self.img_size), 5 * values)
+    def _largest_width(self, tokens: int) -> int:
+        """The shifted map."""
+        return 5 * self.embed_dim
 
 
 _AUTHORS_NAMES = (
@@ -378,9 +307,7 @@ default_cfgs = generate_default_cfgs(pretrained_cfgs(
 
 
 def _swin(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(
-        LocalSwin, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2), feature_cls='getter'), **kwargs)
+    return build_model(LocalSwin, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 @register_model

@@ -18,19 +18,20 @@ transformer scales its logits by the width of its input, not of its head.
 Where we differ from the authors: a LayerNorm that is never used is not there; the positions, a fixed sine table, are a
 buffer, and follow the image size.
 """
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Tuple
 
-import torch
 from timm.layers import Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ZooError
-from ..layers import LocalityAttention, LocalityBlock, shift_diagonally, sine_table
+from ..layers import LocalityAttention, LocalityBlock, shift_diagonally
 from ..weights import pretrained_cfgs, unwrap
 from ._build import build_model, renamed
+from ._places import Layer, place
 from ._tokens import TokenTransformer
 
 __all__ = ['LocalT2T']
@@ -140,9 +141,9 @@ class LocalT2T(TokenTransformer):
         drop_path_rate: of the body, growing linearly from 0 over the blocks.
     """
     if TYPE_CHECKING:
-        cls_token: Tensor
         pos_embed: Tensor
     init_module = staticmethod(_init_module)
+    tables = ('cls_token', 'pos_embed')
 
     def __init__(
             self,
@@ -169,14 +170,8 @@ class LocalT2T(TokenTransformer):
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
         self._traits = {'first_conv': None}  # a LayerNorm over channels stands before it: see checkpoint_filter_fn
-        self.tokenizer = TokensToToken(in_chans, embed_dim, num_unfolds, token_dim, spt, lsa, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
-        length = self.grid_size[0] * self.grid_size[1] + 1
-        self.register_buffer('pos_embed', torch.empty(1, length, embed_dim, **dd))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
-
+        tokenizer = TokensToToken(in_chans, embed_dim, num_unfolds, token_dim, spt, lsa, **dd)
+        self._init_tokens(tokenizer, embed_dim, pos_drop_rate, pos_embed='sine', **dd)
         self.blocks = nn.Sequential(*[
             Block(embed_dim, num_heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, rate, **dd)
             for rate in calculate_drop_path_rates(drop_path_rate, depth)])
@@ -184,11 +179,12 @@ class LocalT2T(TokenTransformer):
         self._init_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    def init_weights(self) -> None:
-        self.apply(self.init_module)
-        trunc_normal_(self.cls_token, std=0.02)
-        length, dim = self.pos_embed.shape[1:]
-        self.pos_embed.copy_(sine_table(length, dim, self.pos_embed.device, self.pos_embed.dtype))
+    def block_layers(self) -> list[Layer]:
+        """The token transformers too, on larger maps."""
+        height, width = self.img_size
+        steps = [place('tokenizer.steps', [step], (-(-height // half), -(-width // half)), half, 0, first=i)
+                 for i, step in enumerate(self.tokenizer.steps) for half in [2 << i]]
+        return [*itertools.chain(*steps), *super().block_layers()]
 
 
 _AUTHORS_NAMES = (
@@ -226,9 +222,7 @@ def _check_channels(tensors: Mapping[str, Tensor], model: LocalT2T) -> None:
 
 
 def _t2t(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(
-        LocalT2T, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls='getter'), **kwargs)
+    return build_model(LocalT2T, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 default_cfgs = generate_default_cfgs(pretrained_cfgs(

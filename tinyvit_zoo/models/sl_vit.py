@@ -13,7 +13,6 @@ temperatures are not to be weight-decayed.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -41,6 +40,8 @@ class LocalViT(TokenTransformer):
         cls_token: nn.Parameter
         pos_embed: nn.Parameter
     init_module = staticmethod(init_xavier)
+    init_table = staticmethod(nn.init.normal_)
+    tables = ('cls_token', 'pos_embed')
 
     def __init__(
             self,
@@ -67,25 +68,14 @@ class LocalViT(TokenTransformer):
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
         self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
         tokenization = ShiftedPatchTokenization if spt else PatchTokenization
-        self.tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
-        length = self.grid_size[0] * self.grid_size[1] + 1
-        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
-
+        tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
+        self._init_tokens(tokenizer, embed_dim, pos_drop_rate, **dd)
         self.blocks = nn.Sequential(*[
             LocalityBlock(embed_dim, num_heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, drop_path_rate, **dd)
             for _ in range(depth)])
         self.norm = nn.LayerNorm(embed_dim, **dd)
         self._init_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
-
-    def init_weights(self) -> None:
-        self.apply(self.init_module)
-        nn.init.normal_(self.cls_token)
-        nn.init.normal_(self.pos_embed)
 
 
 AUTHORS_BLOCK_NAMES = (
@@ -120,9 +110,7 @@ def checkpoint_filter_fn(
 
 
 def _sl_vit(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(
-        LocalViT, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls='getter'), **kwargs)
+    return build_model(LocalViT, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 default_cfgs = generate_default_cfgs(pretrained_cfgs(

@@ -72,12 +72,6 @@ class AnySize(TokenTransformer):
         grid = (x.shape[2] // patch, x.shape[3] // patch)
         return table_on_grid(self.pos_embed, self.grid_size, grid, self.num_early_tokens)
 
-    def init_weights(self) -> None:
-        self.apply(self.init_module)
-        for parameter in (self.pos_embed, self.cls_token):
-            if parameter is not None:
-                trunc_normal_(parameter, std=0.02)
-
 
 class SslViT(AnySize):
     """ViT with a class token.
@@ -111,12 +105,8 @@ class SslViT(AnySize):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
-        self.tokenizer = ConvTokenizer(in_chans, embed_dim, patch_size, norm=False, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
-        length = self.grid_size[0] * self.grid_size[1] + 1
-        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
+        tokenizer = ConvTokenizer(in_chans, embed_dim, patch_size, norm=False, **dd)
+        self._init_tokens(tokenizer, embed_dim, pos_drop_rate, **dd)
         self.blocks = nn.Sequential(*[
             LocalityBlock(
                 embed_dim, num_heads, mlp_ratio, False, attn_drop_rate, proj_drop_rate, rate, qkv_bias=True, **dd)
@@ -137,6 +127,7 @@ def _mix_heads(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 class TalkingHeads(nn.Module):
     """timm's TalkingHeadAttn, parameter for parameter; the heads come first, so that mixing them moves nothing."""
+    mixes_heads = True
 
     def __init__(
             self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float, device: Any = None,
@@ -220,29 +211,22 @@ class SslCaiT(AnySize, LateClassToken):
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
         self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
-        self.tokenizer = PatchTokenization(in_chans, embed_dim, patch_size, **dd)
-        self.grid_size = self.tokenizer.grid_size(self.img_size)
-        length = self.grid_size[0] * self.grid_size[1]
-        self.pos_embed = nn.Parameter(torch.empty(1, length, embed_dim, **dd))
-        self.pos_drop = nn.Dropout(pos_drop_rate)
+        self._init_tokens(PatchTokenization(in_chans, embed_dim, patch_size, **dd), embed_dim, pos_drop_rate, **dd)
         self.num_heads = num_heads
         self.blocks = nn.Sequential(*[
             LayerScaleBlock(
                 embed_dim, num_heads, mlp_ratio, qkv_bias=True, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate,
                 drop_path=drop_path_rate, attn_block=TalkingHeads, **dd)
             for _ in range(depth)])
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
         self.class_blocks = nn.Sequential(*[
             ClassBlock(embed_dim, num_heads, class_mlp_ratio, qkv_bias=True, **dd) for _ in range(class_depth)])
         self.norm = nn.LayerNorm(embed_dim, **dd)
         self._init_head(num_classes, global_pool, drop_rate, **dd)
         self.init_weights()
 
-    def _largest_activation(self) -> int:
+    def _largest_width(self, tokens: int) -> int:
         """Queries, keys and values, or the logits of all heads."""
-        tokens = self.grid_size[0] * self.grid_size[1]
-        widest = max(3 * self.embed_dim, self.num_heads * tokens)
-        return max(self.tokenizer.largest_map(self.img_size), tokens * widest)
+        return max(3 * self.embed_dim, self.num_heads * tokens)
 
 
 _AUTHORS_NAMES = (
@@ -288,10 +272,7 @@ default_cfgs = generate_default_cfgs(pretrained_cfgs(
 
 
 def _ssl(model_cls: type[AnySize], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    indices = (0, 1, 2) if model_cls is SslSwin else 3
-    return build_model(
-        model_cls, variant, pretrained, checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=indices, feature_cls='getter'), **kwargs)
+    return build_model(model_cls, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 def _ssl_swin(variant: str, pretrained: bool, **kwargs: Any) -> Any:
