@@ -191,17 +191,6 @@ def parse(text: str) -> dict[str, Weight]:
     return weights
 
 
-def check_recipes(weights: Iterable[Weight]) -> None:
-    """Raise ZooError if weights of ours have no recipe. Not part of `parse`: recipes are slow to import."""
-    from ..recipes import PRETRAININGS, RECIPES
-
-    known = {**RECIPES, **PRETRAININGS}
-    for weight in weights:
-        if weight.ours and weight.recipe not in known:
-            raise ZooError(f'catalogue.json, {weight.name}: there is no recipe {weight.recipe!r}.'
-                           f'{nearest(weight.recipe, known)} Weights of ours have the name of their recipe.')
-
-
 def _check(value: Any, hint: Any, where: str) -> None:
     """Raise ZooError unless a JSON value has this type."""
     args = typing.get_args(hint)

@@ -121,23 +121,37 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
     name, equals, place = spec.partition('=')
     if not equals or '/' in name or Path(spec).exists():
         name, place = architecture, spec
-    path = Path(place).expanduser()
+    path, file, recipe = Path(place).expanduser(), None, {}
     if path.is_dir():
-        resolved = Resolved(spec, name, _run_weights(path)) if name else _run(spec, path)
+        recipe, file = {} if name else _read_recipe(path), path / 'weights.safetensors'
+        name = name or recipe['name'].partition('.')[0]
+        if not file.is_file():
+            raise ZooError(f'{path} is a run that has not ended (no {file.name}): go on with it by `tinyvit-zoo train '
+                           f'... --resume`.')
     elif path.is_file():
-        resolved = Resolved(spec, name or _maker(path), path)
+        name, file = name or read_metadata(path).get('recipe', '').partition('.')[0], path
+        if not name:
+            raise ZooError(f'{path} does not say whose weights it holds: write NAME={path}.')
     elif place != spec:
         raise ZooError(f'There is no weights file {path}: expected {FORMS}.')
     elif path.suffix in _FILES or ('/' in spec and ':' not in spec):
         raise ZooError(f'There is no file or run directory {spec}: expected {FORMS}.')
     else:
-        resolved = Resolved(spec, spec)
-    if ':' in resolved.name:        # hf-hub:ORG/NAME and local-dir:FOLDER are looked up by timm
+        name = spec
+    resolved = Resolved(spec, name, file, recipe)
+    if ':' in name:                 # hf-hub:ORG/NAME and local-dir:FOLDER are looked up by timm
         return resolved
-    _check_name(resolved.name)
-    if resolved.file or '.' in resolved.name or not resolved.has_weights:
+    _check_name(name)
+    if file or '.' in name or not resolved.has_weights:
         return resolved
-    return Resolved(spec, next(iter(get_arch_pretrained_cfgs(resolved.name))))     # with the tag of the default
+    return Resolved(spec, next(iter(get_arch_pretrained_cfgs(name))))   # with the tag of the default
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    path = folder / 'recipe.json'
+    if not path.is_file():
+        raise ZooError(f'{folder} is no run directory (it has no recipe.json): expected {FORMS}.')
+    return json.loads(path.read_text(encoding='utf-8'))['recipe']
 
 
 def without_rates(model_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,30 +167,6 @@ def create_model(name: str, img_size: Any = None, **args: Any) -> Any:
         if 'img_size' not in str(e):
             raise
         return timm.create_model(name, **args)
-
-
-def _run_weights(folder: Path) -> Path:
-    path = folder / 'weights.safetensors'
-    if not path.is_file():
-        raise ZooError(f'{folder} is a run that has not ended (no {path.name}): go on with it by '
-                       f'`tinyvit-zoo train ... --resume`.')
-    return path
-
-
-def _run(spec: str, folder: Path) -> Resolved:
-    path = folder / 'recipe.json'
-    if not path.is_file():
-        raise ZooError(f'{folder} is no run directory (it has no recipe.json): expected {FORMS}.')
-    file, recipe = _run_weights(folder), json.loads(path.read_text(encoding='utf-8'))['recipe']
-    return Resolved(spec, recipe['name'].partition('.')[0], file, recipe)
-
-
-def _maker(path: Path) -> str:
-    """The architecture that a file of our training names in its metadata."""
-    name = read_metadata(path).get('recipe', '').partition('.')[0]
-    if not name:
-        raise ZooError(f'{path} does not say whose weights it holds: write NAME={path}.')
-    return name
 
 
 def _check_name(name: str) -> None:
