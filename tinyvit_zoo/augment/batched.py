@@ -5,14 +5,14 @@ All random numbers come from the generator given: its state is all a run needs t
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..errors import ZooError, nearest
+from ..errors import ZooError
+from ..recipes.ranges import FROM_0, POSITIVE, SHARE, Choice
 from . import geometry, ops
 from .ops import Constant, Op
 from .policies import ColorJitter, Policy, Single, choose_kernel, make_policy
@@ -54,6 +54,7 @@ class Augment:
                  grey: float = 0., blur: float = 0., blur_sigma: Range = (.1, 2.), solarize: float = 0.,
                  erase: float = 0., erase_mode: str = 'pixel', erase_area: Range = (.02, 1 / 3),
                  erase_aspect: Range = (.3, 1 / .3)) -> None:
+        SHARE.check(color_jitter_prob=color_jitter_prob, grey=grey, blur=blur, solarize=solarize)
         self.channels, self.normal = len(mean), _affine(tuple(mean), tuple(std))
         self.crop = _Crop(img_size, flip, crop_padding, crop_scale, crop_ratio, interpolation)
         fill = [min(255., round(255 * v)) for v in mean]
@@ -61,13 +62,10 @@ class Augment:
         if auto_augment:
             self.policies.append(make_policy(auto_augment, img_size, interpolation, fill))
         if color_jitter and any(color_jitter):
-            self.policies.append(ColorJitter(color_jitter, _probability('color_jitter_prob', color_jitter_prob)))
-        if _probability('grey', grey):
-            self.policies.append(Single(Op.COLOR, grey))
-        if _probability('blur', blur):
-            self.policies.append(Single(Op.BLUR, blur, *_range('blur_sigma', blur_sigma)))
-        if _probability('solarize', solarize):
-            self.policies.append(Single(Op.SOLARIZE, solarize, 128., 128.))
+            self.policies.append(ColorJitter(color_jitter, color_jitter_prob))
+        singles = (Single(Op.COLOR, grey), Single(Op.BLUR, blur, *_range('blur_sigma', blur_sigma)),
+                   Single(Op.SOLARIZE, solarize, 128., 128.))
+        self.policies += [single for single in singles if single.prob]
         self.erase = _Erase(erase, erase_mode, erase_area, erase_aspect)
         self.dense: bool | None = None
         self._pixels = self._augment
@@ -128,10 +126,10 @@ class _Crop:
 
     def __init__(self, img_size: tuple[int, int], flip: float, padding: int, scale: Range | None, ratio: Range,
                  interpolation: str) -> None:
-        self.img_size, self.flip, self.padding, self.ratio = img_size, _probability('flip', flip), padding, ratio
-        self.interpolation = _choice('interpolation', interpolation, ('bilinear', 'bicubic', 'random'))
-        self.scale = _range('crop_scale', scale, 1.) if scale else None
-        _range('crop_ratio', ratio)
+        SHARE.check(flip=flip)
+        Choice(('bilinear', 'bicubic', 'random')).check(interpolation=interpolation)
+        self.img_size, self.flip, self.padding, self.interpolation = img_size, flip, padding, interpolation
+        self.scale, self.ratio = scale and _range('crop_scale', scale, 1.), _range('crop_ratio', ratio)
         if padding < 0 or (padding and scale):
             raise ZooError(f'crop_padding {padding} with crop_scale {scale}: expected one of the two, and no negative '
                            'padding.')
@@ -173,7 +171,9 @@ class _Erase:
     """Fill a rectangle of normalized images with normal noise ('pixel') or 0 ('const'), as timm."""
 
     def __init__(self, prob: float, mode: str, area: Range, aspect: Range) -> None:
-        self.prob, self.mode = _probability('erase', prob), _choice('erase_mode', mode, ('pixel', 'const'))
+        SHARE.check(erase=prob)
+        Choice(('pixel', 'const')).check(erase_mode=mode)
+        self.prob, self.mode = prob, mode
         self.area, self.aspect = _range('erase_area', area, 1.), _range('erase_aspect', aspect)
         self.uniforms = 3 + 2 * _ATTEMPTS if prob else 0
 
@@ -212,12 +212,11 @@ class Mix:
 
     def __init__(self, num_classes: int, mixup: float = 0., cutmix: float = 0., prob: float = 1.,
                  switch_prob: float = .5, mode: str = 'batch', smoothing: float = 0.) -> None:
-        if mixup < 0 or cutmix < 0:
-            raise ZooError(f'mixup {mixup} and cutmix {cutmix} are parameters of a beta distribution: expected 0 (off) '
-                           'or more.')
-        self.num_classes, self.mixup, self.cutmix = num_classes, mixup, cutmix
-        self.prob, self.switch_prob = _probability('prob', prob), _probability('switch_prob', switch_prob)
-        self.mode, self.smoothing = _choice('mode', mode, ('batch', 'elem')), _probability('smoothing', smoothing)
+        FROM_0.check(mixup=mixup, cutmix=cutmix)
+        SHARE.check(prob=prob, switch_prob=switch_prob, smoothing=smoothing)
+        Choice(('batch', 'elem')).check(mode=mode)
+        self.num_classes, self.mixup, self.cutmix, self.smoothing = num_classes, mixup, cutmix, smoothing
+        self.prob, self.switch_prob, self.mode = prob, switch_prob, mode
 
     def __call__(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images and their soft targets [B, num_classes]; without mixing these are only smoothed."""
@@ -256,21 +255,8 @@ def mix(x: Tensor, targets: Tensor, lam: Tensor, cut: Tensor, row: Tensor, colum
     return torch.lerp(x.flip(0), x, weight), torch.lerp(targets.flip(0), targets, lam[:, None])
 
 
-# ---- checks
-def _probability(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ZooError(f'{name} is {value}: expected a probability, 0 to 1.')
-    return value
-
-
-def _choice(name: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise ZooError(f'There is no {name} {value!r}.{nearest(value, known)} Expected {", ".join(known)}.')
-    return value
-
-
-def _range(name: str, bounds: Range, most: float = sys.float_info.max) -> Range:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= most:
-        limit = ', at most 1' if most == 1 else ''
-        raise ZooError(f'{name} is {bounds}: expected two numbers above 0, the smaller first{limit}.')
+def _range(name: str, bounds: Range, most: float = math.inf) -> Range:
+    POSITIVE.of(2).check(**{name: bounds})
+    if not bounds[0] <= bounds[1] <= most:
+        raise ZooError(f'{name} is {bounds}, expected the smaller number first{", at most 1" if most == 1 else ""}.')
     return bounds

@@ -1,4 +1,4 @@
-"""Crops, resizing and affine maps of uint8 batches [B, C, H, W], each image with its own, rounded as Pillow rounds."""
+"""Crop, resize and map uint8 batches [B, C, H, W], each image by its own numbers, rounded as Pillow rounds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ Kernel = Union[str, Tensor]
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """0..255 to uint8, truncated; on the CPU several times faster than the direct conversion."""
+    """Truncate 0..255 to uint8; on the CPU several times faster than the direct conversion."""
     return x.to(torch.int16).to(torch.uint8)
 
 
 def as_rows(images: Tensor) -> Tensor:
-    """[B, H, C, W] float32: flattened, a batched product from the left works along H, one from the right along W."""
+    """Return [B, H, C, W] float32: flattened, bmm from the left works along H, from the right along W."""
     return images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
 
 
@@ -27,9 +27,8 @@ def as_images(rows: Tensor) -> Tensor:
 
 
 # ---- crops
-
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], padding: int, flip: Tensor) -> Tensor:
-    """Each image padded with black on all sides, cut at its own corner ([B] int64), flipped where `flip` is set."""
+    """Pad each image with black, cut it at its own corner ([B] int64), flip it where `flip` is set."""
     h, w = size
     column = torch.arange(w, device=images.device)
     columns = left[:, None] + torch.where(flip[:, None], w - 1 - column, column)
@@ -38,9 +37,9 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], paddi
     return _pixels(F.pad(images, (padding,) * 4), x, y)
 
 
-def resized_crop(images: Tensor, box: Sequence[Tensor], size: tuple[int, int], kernel: Kernel,
-                 flip: Tensor) -> Tensor:
-    """Each image's box (top, left, height, width: float32 whole numbers, [B]) resized as Pillow does, then flipped."""
+def resized_crop(
+        images: Tensor, box: Sequence[Tensor], size: tuple[int, int], kernel: Kernel, flip: Tensor) -> Tensor:
+    """Resize each image's box (top, left, height, width: float32 whole numbers, [B]) as Pillow does, then flip it."""
     b, c, h, w = images.shape
     top, left, height, width = box
     rows = _resize_matrix(top, height, h, size[0], kernel)
@@ -52,7 +51,7 @@ def resized_crop(images: Tensor, box: Sequence[Tensor], size: tuple[int, int], k
 
 def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int, kernel: Kernel, flip: Tensor | None = None,
                    ) -> Tensor:
-    """[B, out, size]: pixels `start` to `start + length` brought to `out`, averaged where that is fewer."""
+    """Return [B, out, size], which brings pixels `start` to `start + length` to `out`, antialiased."""
     target = torch.arange(out, dtype=torch.float32, device=start.device) + 0.5
     if flip is not None:
         target = torch.where(flip[:, None], out - target, target)
@@ -72,18 +71,17 @@ def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int, kernel: K
 
 
 def _cubic_resize(t: Tensor) -> Tensor:
-    """The kernel of Pillow's bicubic resize at distances `t` >= 0."""
+    """Return the kernel of Pillow's bicubic resize at distances `t` >= 0."""
     near = (1.5 * t - 2.5) * t * t + 1
     far = ((2.5 - 0.5 * t) * t - 4) * t + 2
     return torch.where(t < 1, near, torch.where(t < 2, far, 0.))
 
 
 # ---- affine maps
-
 def affine(images: Tensor, matrix: Sequence[Tensor], kernel: str, fill: Tensor) -> Tensor:
-    """Each output pixel from x' = a x + b y + c, y' = d x + e y + f of its centre: `matrix` is a to f, [B] each.
+    """Take each output pixel from x' = a x + b y + c, y' = d x + e y + f of its centre: `matrix` is a to f, [B] each.
 
-    As Pillow's transform: `fill` ([C] or a number) is what lies outside, and the border's pixels reach to its edge.
+    As Pillow's transform: `fill` ([C] or a number) lies outside, and the border's pixels reach to the edge.
     """
     h, w = images.shape[2:]
     a, b, c, d, e, f = matrix
@@ -101,13 +99,13 @@ def affine(images: Tensor, matrix: Sequence[Tensor], kernel: str, fill: Tensor) 
 
 
 def _within(position: Tensor, size: int) -> Tensor:
-    """1 from 0 up to but not at `size`, else 0."""
+    """Return 1 from 0 up to but not at `size`, else 0."""
     middle = (size - 1) / 2
     return (middle + 1 - (position.floor() - middle).abs_()).clamp_(0, 1)
 
 
 def _pixels(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The pixels at column `x` and row `y`, both [B, h, w] int64."""
+    """Return the pixels at column `x` and row `y`, both [B, h, w] int64."""
     b, c = images.shape[:2]
     index = (y * images.shape[3] + x).flatten(1)[:, None]
     return images.flatten(2).gather(2, index.expand(b, c, index.shape[2])).view(b, c, *x.shape[1:])
@@ -126,7 +124,7 @@ def _bilinear(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _bicubic(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """With Pillow's kernel for transforms, which neither its resize nor torch has."""
+    """Sample with Pillow's kernel for transforms, which neither its resize nor torch has."""
     source = images.to(torch.float32)
     total = torch.zeros_like(source)
     columns = _cubic_taps(x, images.shape[3])
@@ -137,7 +135,7 @@ def _bicubic(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _cubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """(pixel, weight) of the four neighbours along one axis; positions count pixel edges, so a centre is at a half."""
+    """Return (pixel, weight) of the four neighbours on an axis; positions count pixel edges, a centre is at a half."""
     base = (position - 0.5).floor()
     f = position - 0.5 - base
     weights = (-f * (1 - f).square(), 1 - f * f * (2 - f), f * (1 + f * (1 - f)), f * f * (f - 1))
@@ -146,7 +144,7 @@ def _cubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _truncate(x: Tensor) -> Tensor:
-    """As Pillow's transform; but weights that add up to a hair below 1 in float32 must not cost a grey level."""
+    """Truncate as Pillow; weights that add up to a hair below 1 in float32 must not cost a grey level."""
     return x.add_(1e-3).clamp_(0, 255).floor_()
 
 

@@ -1,7 +1,7 @@
-"""One operation an image on uint8 batches [B, C, H, W], each with its own strength, rounded as Pillow rounds.
+"""Apply an operation to each image of a uint8 batch [B, C, H, W], with its own strength, rounded as Pillow rounds.
 
-Nothing here draws a random number, and nothing waits for the device. On the CPU an operation runs on the images that
-have it; elsewhere it runs on all of them and the others keep what they had, so that no count has to come back.
+Nothing here draws random numbers or waits for the device. On the CPU an operation runs on the images that have it;
+elsewhere on all of them, and the others keep their pixels, so that no count has to come back.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .geometry import Kernel, affine, as_images, as_rows, to_bytes
 
 
 class Op(IntEnum):
-    """What an image undergoes in a layer, and what the operation's argument is."""
+    """The operations; each one's argument is in the comment."""
     IDENTITY = 0
     INVERT = 1
     POSTERIZE = 2           # bits kept, 0 to 8
@@ -61,10 +61,7 @@ class Layer(NamedTuple):
 
 
 def apply(images: Tensor, layer: Layer, known: frozenset[Op], dense: bool | None = None) -> Tensor:
-    """Every image after its own operation; `known` are those that may occur.
-
-    `dense` chooses between the two ways of the module's first lines; without it the device does.
-    """
+    """Apply to each image its own operation; `known` are those that may occur, `dense` overrides the device's way."""
     kind = _KIND_OF.on(images.device)[layer.op]
     if isinstance(layer.kernel, str):
         kernels = {_TRANSFORM: layer.kernel}
@@ -75,13 +72,13 @@ def apply(images: Tensor, layer: Layer, known: frozenset[Op], dense: bool | None
         return _apply_sparse(images, layer, kind, kernels)
     kinds = {_KIND[op] for op in known if op}
     for k in sorted(kinds | (kernels.keys() if _TRANSFORM in kinds else set())):
-        done = _function(k)(images, layer._replace(kernel=kernels.get(k, '')))
+        done = _KINDS[k - 1][0](images, layer._replace(kernel=kernels.get(k, '')))
         images = torch.where((kind == k)[:, None, None, None], done, images)
     return images
 
 
 def _apply_sparse(images: Tensor, layer: Layer, kind: Tensor, kernels: dict[int, str]) -> Tensor:
-    """Sorted by the kind, so that each kind's images are one slice."""
+    """Sort by kind, so that each kind's images are one slice."""
     order = kind.argsort()
     images, op, arg = (v.index_select(0, order) for v in (images, layer.op, layer.arg))
     end = 0
@@ -89,21 +86,20 @@ def _apply_sparse(images: Tensor, layer: Layer, kind: Tensor, kernels: dict[int,
         start, end = end, end + count
         if k and count:
             own = Layer(op[start:end], arg[start:end], kernels.get(k, ''), layer.fill)
-            images[start:end] = _function(k)(images[start:end], own)
+            images[start:end] = _KINDS[k - 1][0](images[start:end], own)
     return images.index_select(0, order.argsort())
 
 
 # ---- tables
-
 def _look_up(images: Tensor, tables: Tensor) -> Tensor:
-    """Values through uint8 tables of 256 entries, [B, C, 256]."""
+    """Map values by uint8 tables of 256 entries, [B, C, 256]."""
     b, c = images.shape[:2]
     first = torch.arange(0, b * c * 256, 256, dtype=torch.int32, device=images.device).view(b, c, 1, 1)
     return tables.reshape(-1).index_select(0, (images + first).view(-1)).view_as(images)
 
 
 def _bank() -> Tensor:
-    """[397, 256] tables of the operations that look at a value alone and have a whole argument, from 0 on."""
+    """Make tables [397, 256] of the operations on single values with a whole argument, from 0 on."""
     v = torch.arange(256)
     steps = 2 ** (8 - torch.arange(9))[:, None]
     thresholds, added = torch.arange(257)[:, None], torch.arange(129)[:, None]
@@ -125,7 +121,7 @@ def _point(images: Tensor, layer: Layer) -> Tensor:
 
 
 def _equalize(images: Tensor, layer: Layer) -> Tensor:
-    """Each channel's histogram made even in Pillow's integer arithmetic; left alone where its step would be 0."""
+    """Even out each channel's histogram in Pillow's integer arithmetic; a step of 0 leaves it as it is."""
     flat = images.flatten(2).long()
     one = torch.ones((), dtype=torch.int32, device=images.device)
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int32, device=images.device)
@@ -138,9 +134,8 @@ def _equalize(images: Tensor, layer: Layer) -> Tensor:
 
 
 # ---- colour
-
 def grey_level(images: Tensor) -> Tensor:
-    """[B, 1, H, W] float32 whole numbers: Pillow's luma of three channels; the mean of any other number of them."""
+    """Return [B, 1, H, W] float32 whole numbers: Pillow's luma of three channels, the mean of any other number."""
     if images.shape[1] != 3:
         return images.to(torch.float32).mean(1, keepdim=True).add_(0.5).floor_()
     # 16-bit fixed point; every sum stays below 2**24, so float32 holds it exactly.
@@ -150,13 +145,13 @@ def grey_level(images: Tensor) -> Tensor:
 
 
 def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's blend: 0 is the degenerate image, 1 the image itself, beyond 1 extrapolates; truncated."""
+    """Blend as Pillow: 0 is the degenerate image, 1 the image itself, beyond 1 extrapolates; truncated."""
     difference = (images - degenerate).mul_(factor[:, None, None, None])
     return to_bytes(difference.add_(degenerate).clamp_(0, 255))
 
 
 def _factor(images: Tensor, layer: Layer) -> Tensor:
-    """Brightness, contrast and colour: a blend with black, with the mean grey, and with the grey of each pixel."""
+    """Change brightness, contrast or colour: blend with black, the mean grey, or the grey of each pixel."""
     op = layer.op[:, None, None, None]
     grey = grey_level(images)
     mean = (grey.mean((1, 2, 3), keepdim=True) + 0.5).floor_()
@@ -166,7 +161,7 @@ def _factor(images: Tensor, layer: Layer) -> Tensor:
 
 
 def _auto_contrast(images: Tensor, layer: Layer) -> Tensor:
-    """Each channel stretched to 0..255; a channel of one value stays."""
+    """Stretch each channel to 0..255; a channel of one value stays."""
     low, high = (v.to(torch.float32) for v in (images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)))
     flat = low == high
     low, high = low.masked_fill(flat, 0.), high.masked_fill(flat, 255.)
@@ -177,12 +172,12 @@ _HUE_SHIFTS = Constant([[[5.]], [[3.]], [[1.]]])
 
 
 def _hue(images: Tensor, layer: Layer) -> Tensor:
-    """The hue turned in Pillow's 8-bit HSV. A grey image has none and stays."""
+    """Turn the hue in Pillow's 8-bit HSV. A grey image has none and stays."""
     if images.shape[1] == 1:
         return images
     if images.shape[1] != 3:
-        raise ZooError(f'The hue of {images.shape[1]} channels has no meaning: 1 or 3 are expected. '
-                       'Set the colour jitter\'s fourth number to 0.')
+        raise ZooError(f'Images have {images.shape[1]} channels, for their hue 1 or 3 are expected: set the colour '
+                       f"jitter's fourth number to 0.")
     x = images.to(torch.float32)
     value = x.amax(1)
     chroma = value - x.amin(1)
@@ -204,9 +199,8 @@ def _hue(images: Tensor, layer: Layer) -> Tensor:
 
 
 # ---- neighbourhoods
-
 def _sharpness(images: Tensor, layer: Layer) -> Tensor:
-    """The degenerate image is a 3x3 mean whose centre counts five times; Pillow leaves its border as it is."""
+    """Blend with a 3x3 mean whose centre counts five times; Pillow leaves the border as it is."""
     if min(images.shape[2:]) < 3:
         return images
     x = images.to(torch.float32)
@@ -218,7 +212,7 @@ def _sharpness(images: Tensor, layer: Layer) -> Tensor:
 
 
 def _box_matrix(radius: Tensor, size: int) -> Tensor:
-    """[B, size, size]: the mean over 2 * radius + 1 pixels, the border's pixels going on for ever.
+    """Return [B, size, size], the mean over 2 * radius + 1 pixels, the border's pixels going on for ever.
 
     Pixel j covers j - 0.5 to j + 0.5, the first and the last reach to infinity; the weight is the overlap.
     """
@@ -231,7 +225,7 @@ def _box_matrix(radius: Tensor, size: int) -> Tensor:
 
 
 def _blur(images: Tensor, layer: Layer) -> Tensor:
-    """Pillow's Gaussian blur: three box means an axis, of the fractional radius that gives the right variance."""
+    """Blur as Pillow: three box means an axis, of the fractional radius that gives the variance of the Gaussian."""
     b, c, h, w = images.shape
     variance = layer.arg.square() / 3
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
@@ -248,9 +242,8 @@ def _blur(images: Tensor, layer: Layer) -> Tensor:
 
 
 # ---- geometry
-
 def _transform(images: Tensor, layer: Layer) -> Tensor:
-    """Shear, translation and rotation (about the centre) as one affine map."""
+    """Shear, translate or rotate (about the centre) by one affine map."""
     h, w = images.shape[2:]
     op, arg, kernel, fill = layer
     angle = arg * (op == Op.ROTATE.value) * (-math.pi / 180)
@@ -272,11 +265,8 @@ _KINDS: tuple[tuple[Callable[[Tensor, Layer], Tensor], tuple[Op, ...]], ...] = (
     (_hue, (Op.HUE,)),
     (_blur, (Op.BLUR,)),
     (_transform, (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE)),
+    (_transform, ()),           # with the bicubic kernel where each image has its own
 )
 _KIND = {op: k for k, (_, members) in enumerate(_KINDS, 1) for op in members}
 _KIND_OF = Constant([_KIND.get(op, 0) for op in Op])
-_TRANSFORM = len(_KINDS)
-
-
-def _function(kind: int) -> Callable[[Tensor, Layer], Tensor]:
-    return _KINDS[min(kind, _TRANSFORM) - 1][0]
+_TRANSFORM = len(_KINDS) - 1

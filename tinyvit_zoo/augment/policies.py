@@ -73,10 +73,7 @@ class ColorJitter(Policy):
 
 # ---- RandAugment
 class _Level(NamedTuple):
-    """The argument at a level from 0 to 10: offset + direction * slope * level, truncated and clamped.
-
-    The direction 0 stands for a random sign.
-    """
+    """The argument at a level from 0 to 10: offset + direction (0: random) * slope * level, truncated and clamped."""
     slope: float = 0.
     offset: float = 0.
     direction: int = 1
@@ -89,19 +86,13 @@ def _levels(increasing: bool, size: tuple[int, int]) -> dict[str, _Level]:
     """Return timm's operations; `increasing` ones always grow in strength with the level, as the older do not."""
     enhance = _Level(0.09, 1., 0, low=0.1) if increasing else _Level(0.18, 0.1)
     return {
-        'AutoContrast': _Level(),
-        'Equalize': _Level(),
-        'Invert': _Level(),
+        **dict.fromkeys(('AutoContrast', 'Equalize', 'Invert'), _Level()),
+        **dict.fromkeys(('Color', 'Contrast', 'Brightness', 'Sharpness'), enhance),
+        **dict.fromkeys(('ShearX', 'ShearY'), _Level(0.03, direction=0)),
         'Rotate': _Level(3., direction=0),
         'Posterize': _Level(0.4, 4 * increasing, 1 - 2 * increasing, True, 0., 8.),
         'Solarize': _Level(25.6, 256 * increasing, 1 - 2 * increasing, True, 0., 256.),
         'SolarizeAdd': _Level(11., whole=True, high=128.),
-        'Color': enhance,
-        'Contrast': enhance,
-        'Brightness': enhance,
-        'Sharpness': enhance,
-        'ShearX': _Level(0.03, direction=0),
-        'ShearY': _Level(0.03, direction=0),
         'TranslateX': _Level(0.045 * size[1], direction=0),
         'TranslateY': _Level(0.045 * size[0], direction=0),
         'Desaturate': _Level(0.05, 0.5, -1, low=0., high=0.5),
