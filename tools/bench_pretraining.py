@@ -103,14 +103,14 @@ def _loop(name: str, model: str, batch_size: int, world: World, dtype: torch.dty
             crop_scale=recipe.crop_scale, crop_interpolation=recipe.crop_interpolation)
         network = timm.create_model(model, num_classes=10, **recipe.model_args)
         task: Any = Supervised(supervised, cfg, world, dtype, network.to(world.device).train())
-        return Loop(task, _Length(), supervised, None, world, dtype), recipe.img_size  # type: ignore[arg-type]
+        return Loop(task, _Length(), None), recipe.img_size  # type: ignore[arg-type]
     recipe = replace(recipe, batch_size=batch_size)
     args = dict(recipe.method_args)
     if name == 'd_mae':  # a teacher of the same size, with random weights: the time is that of any
         args['teacher'] = make_encoder(recipe).to(world.device)
     method = METHODS[name](make_encoder(recipe), **args).to(world.device).train()
     task = SelfSupervised(recipe, cfg, world, dtype, method)
-    return Loop(task, _Length(), recipe, None, world, dtype), recipe.img_size  # type: ignore[arg-type]
+    return Loop(task, _Length(), None), recipe.img_size  # type: ignore[arg-type]
 
 
 def _peak(device: torch.device) -> int:

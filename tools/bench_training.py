@@ -97,7 +97,7 @@ def _ours(recipe: Recipe, cfg: dict[str, Any], source: Any, world: World, dtype:
     network = Supervised.make_network(recipe, cfg, world.device).train()
     task = Supervised(recipe, cfg, world, dtype, network)
     batches = make_batches(source.train, cfg['input_size'][1:], recipe.batch_size, world.device, train=True)
-    loop = Loop(task, batches, recipe, None, world, dtype)  # type: ignore[arg-type]
+    loop = Loop(task, batches, None)  # type: ignore[arg-type]
     ready = _batches(recipe, cfg, source, world)
     return lambda: loop.train_step(*next(ready))
 

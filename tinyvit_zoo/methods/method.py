@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -61,9 +62,9 @@ class Method(nn.Module):
 class Task:
     """A training as the loop sees it: `network` is what the optimizer sees, and `views` makes its inputs.
 
-    `forward` is the network, perhaps wrapped. `cfg` holds the preprocessing and classes of the weights, in timm's
-    fields.
+    `cfg`: preprocessing and classes of the weights to be, in timm's fields. `progress`: from 0 to 1 over the training.
     """
+    network: Any
     views: Views | OneView
     title = 'Training'          # of the card's section
 
@@ -78,63 +79,64 @@ class Task:
 
     @classmethod
     def make_network(cls, recipe: Any, cfg: Mapping[str, Any], device: torch.device) -> Any:
-        """Make the network with the weights to begin with, or random ones drawn from the recipe's seed."""
+        """Make the network with the weights to start from, or random ones drawn from the recipe's seed."""
         raise NotImplementedError
+
+    def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
+        """Prepare the images that `evaluate` and `judge` use; `loading` are options of `make_batches`."""
+
+    def begin(self) -> None:
+        """Evaluate before the first step."""
 
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Augment a batch to the inputs of `loss`."""
         raise NotImplementedError
 
     def loss(self, forward: Any, *inputs: Tensor) -> Tensor:
+        """Compute the loss; `forward` is the network, perhaps wrapped."""
         return forward(*inputs)
 
     def before_step(self, progress: float) -> None:
-        """Act between the backward pass and the optimizer. `progress` goes from 0 to 1 over the training."""
+        """Act between the backward pass and the optimizer."""
 
     def after_step(self, progress: float) -> None:
         """Update averages and teachers."""
-
-    def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
-        """Get the images that `evaluate` and `judge` look at; `loading` are options of `make_batches`."""
-
-    def begin(self) -> None:
-        """Evaluate before the first step."""
 
     def due(self, epoch: int) -> bool:
         return not epoch % self.eval_every or epoch == self.recipe.total_epochs
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Return figures for the log after an epoch; none where none are due."""
-        return {}
+        raise NotImplementedError
 
     def drawn(self) -> dict[str, Tensor]:
         """Return rows of normalized images to show at a checkpoint, by their titles."""
         return {}
-
-    def kept(self) -> dict[str, Tensor]:
-        """Return the tensors that the training is for."""
-        raise NotImplementedError
-
-    def judge(self, folder: Any) -> dict[str, Any]:
-        """Return the figures of the weights kept, which lie in `folder`."""
-        raise NotImplementedError
-
-    def headline(self, source: Source) -> str:
-        raise NotImplementedError
-
-    def summary(self, folder: Any, figures: Mapping[str, Any]) -> list[str]:
-        """Return the last lines to print."""
-        raise NotImplementedError
-
-    def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
-        """Return parts of the card: 'note', 'table', 'use'."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return the tensors that the training is for."""
+        raise NotImplementedError
+
+    def judge(self, folder: Path) -> dict[str, Any]:
+        """Return the figures of the kept weights, which lie in `folder`."""
+        raise NotImplementedError
+
+    def headline(self, source: Source) -> str:
+        raise NotImplementedError
+
+    def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
+        """Return the last lines to print."""
+        raise NotImplementedError
+
+    def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
+        """Return parts of the card: 'note', 'table', 'use', 'classes'."""
+        raise NotImplementedError
 
 
 def check_model(recipe: BaseRecipe) -> None:

@@ -20,11 +20,10 @@ SCHEDULES = Choice(('cosine', 'later_cosine', 'linear'))
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecipe:
-    """What every recipe has. Its name is that of the weights it makes: `architecture.tag`.
+    """The settings of every recipe. Its name is that of the weights it makes: `architecture.tag`.
 
-    `about` says where it comes from, what was chosen where that is silent, and what came out. A schedule is a function
-    of the step; lengths are in epochs, one pass over the training images each. The learning rate is that of the whole
-    batch, over all processes.
+    `about` says where it comes from, and what was chosen where that is silent. Lengths are in epochs, each one pass
+    over the training images. The learning rate is that of the whole batch, over all processes.
     """
     name: str
     about: str

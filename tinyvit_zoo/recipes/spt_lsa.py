@@ -14,7 +14,7 @@ BASE = Recipe(
     warmup_lr=1e-6, min_lr=1e-6, crop_padding=4, erase=0.25, erase_mode='const', erase_area=(0.02, 0.4),
     erase_aspect=(0.3, 1 / 0.3), mixup=1., cutmix=1., mix_prob=0.5, smoothing=0.1)
 
-DATASETS: dict[str, dict[str, Any]] = {  # the AutoAugment policy; digits are not mirrored
+SETTINGS: dict[str, dict[str, Any]] = {  # that differ by dataset; street numbers are not mirrored
     'c10': dict(auto_augment='cifar10'),
     'c100': dict(auto_augment='cifar10', mean=(0.5070, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
     'svhn': dict(auto_augment='svhn', flip=0.), 'timnet': dict(auto_augment='imagenet', img_size=64),
@@ -35,10 +35,10 @@ def _recipe(model: str, dataset: str, published: float) -> Recipe:
              + '. Erased pixels take the mean colour. Not run by us yet.')
     return replace(
         BASE, name=f'{architecture}.{dataset}', dataset=dataset, published=published, about=about,
-        lr=3e-3 if vit else 1e-3, **DATASETS[dataset])
+        lr=3e-3 if vit else 1e-3, **SETTINGS[dataset])
 
 
 RECIPES = [
     _recipe(model, dataset, top1)
-    for model, figures in _TOP1.items() for dataset, top1 in zip(DATASETS, figures, strict=True)
+    for model, figures in _TOP1.items() for dataset, top1 in zip(SETTINGS, figures, strict=True)
 ]

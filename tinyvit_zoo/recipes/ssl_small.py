@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from .base import Pretraining, Recipe
-from .spt_lsa import BASE, DATASETS
+from .spt_lsa import BASE, SETTINGS
 
-_DATASETS = {**DATASETS, 'cinic10': DATASETS['c10']}
+_SETTINGS = {**SETTINGS, 'cinic10': SETTINGS['c10']}
 _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet, CINIC-10
     'ssl_vit': (96.41, 79.15, 98.03, 63.36, 86.91),
     'ssl_swin': (96.18, 80.95, 98.01, 65.13, 87.84),
@@ -28,7 +28,7 @@ def _recipe(model: str, dataset: str, published: float) -> Recipe:
         from_weights=f'{architecture}.{dataset}_selfdistill', decay_all=False,
         about='From the teacher of a self-distillation on the same images. Weight decay as our models have it, not on '
               'everything: chosen. Not run by us yet.',
-        **_DATASETS[dataset])
+        **_SETTINGS[dataset])
 
 
 _EPOCHS = 200
@@ -43,7 +43,7 @@ _CHOSEN = {'svhn': ' Crops as on CIFAR: chosen.', 'cinic10': ' Crops as on CIFAR
 
 
 def _pretraining(model: str, dataset: str) -> Pretraining:
-    ours = {key: value for key, value in _DATASETS[dataset].items() if key != 'auto_augment'}
+    ours = {key: value for key, value in _SETTINGS[dataset].items() if key != 'auto_augment'}
     return replace(
         _SELF_DISTILL, name=f'{_architecture(model, dataset)}.{dataset}_selfdistill', dataset=dataset,
         about=f'The authors\' pre-training on the training images.{_CHOSEN.get(dataset, "")} Not run by us yet.',
@@ -52,6 +52,6 @@ def _pretraining(model: str, dataset: str) -> Pretraining:
 
 RECIPES = [
     _recipe(model, dataset, top1)
-    for model, figures in _TOP1.items() for dataset, top1 in zip(_DATASETS, figures, strict=True)
+    for model, figures in _TOP1.items() for dataset, top1 in zip(_SETTINGS, figures, strict=True)
 ]
-PRETRAININGS = [_pretraining(model, dataset) for model in _TOP1 for dataset in _DATASETS]
+PRETRAININGS = [_pretraining(model, dataset) for model in _TOP1 for dataset in _SETTINGS]

@@ -21,9 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.batches import Batches
 from ..errors import ZooError
 from ..methods import Task
-from ..recipes import BaseRecipe
 from ..runtime.precision import autocast
-from ..runtime.world import World
 from . import checkpoint
 from .optimizer import clip_gradients, make_optimizer, set_learning_rate
 from .run_dir import Run
@@ -41,20 +39,19 @@ class Stopped(Exception):
 
 
 class Loop:
-    """Train `task` on `batches` as `recipe` says."""
+    """Train `task` on `batches` as its recipe says, and write what `run` keeps."""
 
-    def __init__(
-            self, task: Task, batches: Batches, recipe: BaseRecipe, run: Run, world: World,
-            dtype: torch.dtype | None = None, compile: bool = False, checkpoint_minutes: float = 1.,
-    ) -> None:
+    def __init__(self, task: Task, batches: Batches, run: Run, compile: bool = False, checkpoint_minutes: float = 1.,
+                 ) -> None:
+        recipe, world = task.recipe, task.world
         if not len(batches):
             raise ZooError(f'The training data hold less than one batch of {recipe.batch_size} images: take a smaller '
                            f'--batch-size.')
-        self.task, self.batches, self.recipe, self.run = task, batches, recipe, run
-        self.world, self.dtype = world, dtype
+        self.task, self.batches, self.run = task, batches, run
+        self.recipe, self.world, self.dtype = recipe, world, task.dtype
         self.seconds_between, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.optimizer = make_optimizer(recipe, task.network)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
         self.generator = torch.Generator(world.device).manual_seed(_mix(recipe.seed, world.rank))
         torch.manual_seed(_mix(recipe.seed, world.rank) + 1)  # dropout and drop path
         self.parameters = [p for p in task.network.parameters() if p.requires_grad]
@@ -165,9 +162,8 @@ class Loop:
             checkpoint.save_checkpoint(self.run.folder, self.step, {
                 'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
-                'network': self.task.network.state_dict(), 'task': self.task.state_dict(),
-                'streamed': self.batches.streamed,
-                'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(), 'random': random})
+                'streamed': self.batches.streamed, 'random': random,
+                **{name: part.state_dict() for name, part in self._parts().items()}})
             self.run.draw_images(self.step, self.task.drawn(), self.task.cfg)
         self.world.barrier()
         self.saved_at = time.monotonic()
@@ -189,10 +185,8 @@ class Loop:
         self.seconds = state['seconds']
         self.losses = list(state['losses'].to(self.world.device))
         self.checked = len(self.losses)
-        self.task.network.load_state_dict(state['network'])
-        self.task.load_state_dict(state['task'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.scaler.load_state_dict(state['scaler'])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         random = state['random'][self.world.rank]
         torch.set_rng_state(random['cpu'])
         self.generator.set_state(random['generator'])
@@ -201,6 +195,9 @@ class Loop:
         if self.world.first:
             self.run.cut_log(self.step)
         return True
+
+    def _parts(self) -> dict[str, Any]:
+        return {'network': self.task.network, 'task': self.task, 'optimizer': self.optimizer, 'scaler': self.scaler}
 
     def _random_state(self) -> dict[str, Tensor]:
         state = {'cpu': torch.get_rng_state(), 'generator': self.generator.get_state()}

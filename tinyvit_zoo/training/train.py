@@ -83,7 +83,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     task.watch(source, run.say, options.loading)
     if options.compile and world.device.type != 'cpu':
         task.views.compile()
-    loop = Loop(task, batches, recipe, run, world, dtype, options.compile, options.checkpoint_minutes)
+    loop = Loop(task, batches, run, options.compile, options.checkpoint_minutes)
     if options.resume:
         run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: from the beginning.')
     precision = str(dtype or torch.float32).removeprefix('torch.')
@@ -170,16 +170,9 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
         known = None
     begin = recipe.from_weights if isinstance(recipe, Recipe) else ''
     start = resolve(begin, recipe.model).cfg if begin else {}
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    if recipe.mean and recipe.std:
-        mean, std = recipe.mean, recipe.std
-    elif known:
-        mean, std = known.mean, known.std
-    elif 'mean' in start:
-        mean, std = start['mean'], start['std']
-    else:
-        mean, std = normalization(source, recipe.img_size)
+    stated = vars(recipe), vars(known) if known else {}, start
+    mean, std = next(((each['mean'], each['std']) for each in stated if each.get('mean')), None) or normalization(
+        source, recipe.img_size)
     named = any(not name.isdigit() for name in source.class_names)
     names = source.class_names if named or not known else known.label_names or source.class_names
     return {
