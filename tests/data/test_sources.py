@@ -1,5 +1,6 @@
-"""Every source from a small copy of its published layout, and the line that each wrong layout gets."""
-import itertools
+"""Every source from a small copy of its published layout, and the line that each wrong one gets."""
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,33 +11,12 @@ import fakes
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_cases import decoded, refusal, sizes
 
 from tinyvit_zoo.data.datasets import DATASETS
-from tinyvit_zoo.data.images import decode
-from tinyvit_zoo.data.sources import Source, normalization, open_source, syntax
-from tinyvit_zoo.data.splits import Split, draw, nested
+from tinyvit_zoo.data.sources import normalization, open_source, syntax
 from tinyvit_zoo.errors import ZooError
 
-
-def refusal(spec: object, **options: Any) -> str:
-    with pytest.raises(ZooError) as caught:
-        open_source(str(spec), **options)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
-
-
-def decoded(split: Split | None, channels: int = 3) -> torch.Tensor:
-    assert split is not None
-    first = split.read(0)
-    return decode(split.images, (first.height, first.width), channels, split.index)
-
-
-def sizes(source: Source) -> tuple[int, ...]:
-    return tuple(0 if split is None else len(split) for split in (source.train, source.val, source.test))
-
-
-# --- torchvision's ---
 
 @pytest.mark.parametrize('name, module, write', [
     ('cifar10', 'cifar', fakes.cifar10),
@@ -103,114 +83,6 @@ def test_a_missing_library_names_the_pip_command(
     monkeypatch.setitem(sys.modules, module, None)
     assert f"pip install 'tinyvit-zoo[{'hf' if module == 'datasets' else 'train'}]'" in refusal(name)
 
-
-# --- Tiny-ImageNet and CINIC-10 ---
-
-def test_tiny_imagenet_as_published(tmp_path: Path) -> None:
-    """Labels of `val` come from its annotations; grey images become RGB; the unlabelled `test` is left alone."""
-    fakes.tiny_imagenet(tmp_path)
-    source = open_source(f'tiny_imagenet:{tmp_path}')
-    assert sizes(source) == (12, 0, 6) and source.class_names == ('goldfish', 'bullfrog', 'slug')
-    assert source.test is not None and source.test.labels.tolist() == [1, 0, 2, 1, 0, 2]
-    grey = next(i for i in range(12) if 'grey' in source.train.name(i))
-    pixels = decoded(source.train)[grey]
-    assert pixels.shape == (3, 64, 64) and (pixels[0] == pixels[2]).all()
-    assert source.info == DATASETS['timnet']
-
-
-def test_tiny_imagenet_with_val_sorted_into_folders(tmp_path: Path) -> None:
-    fakes.tiny_imagenet(tmp_path)
-    lines = (tmp_path / 'val/val_annotations.txt').read_text().splitlines()
-    for file, name in (line.split('\t')[:2] for line in lines):
-        (tmp_path / 'val' / name).mkdir(exist_ok=True)
-        (tmp_path / 'val/images' / file).rename(tmp_path / 'val' / name / file)
-    (tmp_path / 'val/images').rmdir()
-    (tmp_path / 'val/val_annotations.txt').unlink()
-    source = open_source(f'tiny_imagenet:{tmp_path}')
-    assert source.test is not None and source.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-@pytest.mark.parametrize('harm, message', [
-    (lambda root: (root / 'val').rename(root / 'other'), 'Tiny-ImageNet has train, val'),
-    (lambda root: (root / 'val/images/001.JPEG').unlink(), '1 images .* are not in'),
-    (lambda root: (root / 'val/val_annotations.txt').write_text('000.JPEG\tn77\n'), 'line 1'),
-    (lambda root: (root / 'val/val_annotations.txt').write_text(''), 'line 1'),
-])
-def test_tiny_imagenet_in_a_wrong_layout(harm: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
-    fakes.tiny_imagenet(tmp_path)
-    harm(tmp_path)
-    with pytest.raises(ZooError, match=message):
-        open_source(f'tiny_imagenet:{tmp_path}')
-
-
-def test_cinic10(tmp_path: Path) -> None:
-    names = DATASETS['c10'].label_names
-    for i, split in enumerate(('train', 'valid', 'test'), start=1):
-        fakes.image_folder(tmp_path / split, dict.fromkeys(names, i), 32)
-    source = open_source(f'cinic10:{tmp_path}')
-    assert sizes(source) == (10, 20, 30) and source.class_names == names
-    (tmp_path / 'train' / 'cat').rename(tmp_path / 'train' / 'kitten')
-    assert 'missing: cat; too many: kitten' in refusal(f'cinic10:{tmp_path}')
-    (tmp_path / 'valid').rename(tmp_path / 'v')
-    assert 'has test, train, v, but CINIC-10 has train, valid, test' in refusal(f'cinic10:{tmp_path}')
-
-
-# --- folders ---
-
-@pytest.mark.parametrize('validation', ['val', 'valid', 'Validation'])
-def test_folder_with_splits(validation: str, tmp_path: Path) -> None:
-    for i, split in enumerate(('train', validation, 'test'), start=1):
-        fakes.image_folder(tmp_path / split, {'b': i, 'a': 2 * i})
-    (tmp_path / '.hidden').mkdir()
-    (tmp_path / 'train' / '.hidden').mkdir()
-    (tmp_path / 'train' / 'a' / '.000.png').write_bytes(b'resource fork')
-    (tmp_path / 'train' / 'a' / 'notes.txt').write_text('not an image')
-    source = open_source(f'folder:{tmp_path}', val_fraction=0.3)
-    assert sizes(source) == (3, 6, 9) and source.class_names == ('a', 'b') and source.info is None
-    assert source.train.labels.tolist() == [0, 0, 1] and source.name == tmp_path.name
-
-
-def test_folder_with_images_deeper_down_and_other_endings(tmp_path: Path) -> None:
-    fakes.image_folder(tmp_path / 'a', {'2024/may': 5, 'more': 5}, ending='JPG')
-    fakes.image_folder(tmp_path, {'b': 10}, ending='webp')
-    assert sizes(open_source(f'folder:{tmp_path}')) == (16, 0, 4)
-
-
-def test_one_folder_is_split_the_same_for_every_seed(tmp_path: Path) -> None:
-    """A run with another seed must not train on what this one is tested on."""
-    fakes.image_folder(tmp_path, {'a': 20, 'b': 10, 'train': 5, 'lone': 1})
-    first, second = open_source(f'folder:{tmp_path}'), open_source(f'folder:{tmp_path}', seed=1)
-    assert first.test is not None and second.test is not None
-    assert first.test.labels.bincount(minlength=4).tolist() == [4, 2, 0, 1]  # of a, b, lone, train
-    assert [first.test.name(i) for i in range(7)] == [second.test.name(i) for i in range(7)]
-    names = {split.name(i) for split in (first.train, first.test) for i in range(len(split))}
-    assert len(names) == 36 == len(first.train) + len(first.test)
-
-
-@pytest.mark.parametrize('layout, message', [
-    ({}, 'has no folders: expected a folder for each class'),
-    ({'only': 3}, 'has only: expected a folder for each class, two classes or more'),
-    ({'train/a': 2, 'train/b': 2, 'test/a': 1, 'test/c': 1}, r'test are not .* \(missing: b; too many: c\)'),
-    ({'train/a': 2, 'train/b': 2, 'val/a': 1}, r'val are not .* \(missing: b\)'),
-    ({'train/a': 2, 'train/b': 2, 'val/a': 1, 'valid/a': 1}, 'val, valid: expected one of them'),
-    ({'train/a': 2, 'train/b': 0}, 'no images in b'),
-    ({'test/a': 1, 'test/b': 1, 'training/a': 2, 'x/a': 2}, 'test, training, x and no train'),
-    ({'train': 3, 'test': 3}, 'train has no folders and 3 loose images'),
-    ({'pets/cat': 2, 'pets/dog': 2}, 'give folder:.*pets'),
-    ({'a': 1, 'b': 1}, 'too few to hold out a fifth'),
-])
-def test_folder_in_a_wrong_layout(layout: dict[str, int], message: str, tmp_path: Path) -> None:
-    fakes.image_folder(tmp_path, layout)
-    with pytest.raises(ZooError, match=message):
-        open_source(f'folder:{tmp_path}')
-    assert '\n' not in refusal(f'folder:{tmp_path}')
-
-
-def test_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert 'There is no folder' in refusal(f'folder:{tmp_path / "none"}')
-
-
-# --- npz ---
 
 def write_npz(path: Path, **changes: Any) -> Path:
     arrays = {'train_images': fakes.pixels(20, 28, 28), 'train_labels': np.arange(20)[:, None] % 4,
@@ -279,8 +151,6 @@ def test_npz_cut_short_or_changed(tmp_path: Path) -> None:
     assert 'damaged' in refusal(f'npz:{path}')
 
 
-# --- digits ---
-
 def test_digits_is_embedded_and_split_once() -> None:
     first, second = open_source('digits'), open_source('digits', seed=5)
     assert sizes(first) == (1437, 0, 360) == sizes(second)
@@ -301,61 +171,6 @@ def test_digits_constants_are_what_is_measured() -> None:
     assert mean[0] == pytest.approx(source.info.mean[0], abs=1e-4)
     assert std[0] == pytest.approx(source.info.std[0], abs=1e-4)
 
-
-# --- Hugging Face ---
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a data set as parquet files, as the Hub holds them, and returns its name."""
-    datasets = pytest.importorskip('datasets')
-    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
-
-    def write(names: list[str] | None = None, column: str = 'label', **splits: list[int]) -> str:
-        kind = datasets.ClassLabel(names=names) if names else datasets.Value('int64')
-        features = datasets.Features({'img': datasets.Image(), column: kind, 'id': datasets.Value('int64')})
-        (tmp_path / 'set').mkdir()
-        for split, labels in splits.items():
-            rows = {'img': [Image.fromarray(fakes.pixels(9, 7, 3)) for _ in labels], column: labels,
-                    'id': list(range(len(labels)))}
-            datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / 'set' / f'{split}-0.parquet')
-        return str(tmp_path / 'set')
-
-    return write
-
-
-def test_hub(hub: Callable[..., str]) -> None:
-    name = hub(['x', 'y'], train=[0, 1, 1], validation=[0], test=[1, 0])
-    source = open_source(f'hf:{name}')
-    assert sizes(source) == (3, 1, 2) and source.class_names == ('x', 'y')
-    assert source.test is not None and source.test.labels.tolist() == [1, 0]
-    assert decoded(source.train).shape == (3, 3, 9, 7)
-    assert source.train.name(2) == f'{name} train[2]'
-
-
-def test_hub_with_plain_numbers_and_withheld_test_labels(hub: Callable[..., str]) -> None:
-    source = open_source(f'hf:{hub(column="fine_label", train=[0, 1, 2], test=[-1, -1])}')
-    assert sizes(source) == (3, 0, 0) and source.class_names == ('0', '1', '2')
-
-
-@pytest.mark.parametrize('options, message', [
-    (dict(names=['x', 'y'], test=[0, 1]), 'has the splits test: expected train'),
-    (dict(names=['x', 'y'], column='mood', train=[0, 0]), 'of 1 out of 2 classes'),
-    (dict(column='mood', train=[0, 1]), 'has the columns img, mood, id'),
-    (dict(train=[0, 1], test=[0, 3]), 'labels from 0 to 3: expected 0 to 1'),
-    (dict(train=[0, None]), 'images without a label'),
-    (dict(train=[-1, -1]), 'have no labels'),
-])
-def test_hub_sets_that_do_not_fit(options: dict[str, Any], message: str, hub: Callable[..., str]) -> None:
-    with pytest.raises(ZooError, match=message):
-        open_source(f'hf:{hub(**options)}')
-
-
-def test_hub_set_that_is_not_there(tmp_path: Path) -> None:
-    pytest.importorskip('datasets')
-    assert 'cannot be loaded' in refusal(f'hf:{tmp_path / "none"}')
-
-
-# --- syntax, parts, figures ---
 
 @pytest.mark.parametrize('spec, message', [
     ('cifar', 'Did you mean cifar10 or cifar100'),
@@ -409,28 +224,6 @@ def test_fractions_are_balanced_nested_and_leave_validation_alone() -> None:
     assert small < large
     shares = quarter.train.labels.bincount() / whole.train.labels.bincount()
     assert shares.min() > 0.24 and shares.max() < 0.26
-
-
-def test_every_share_of_uneven_classes_is_part_of_the_larger_ones() -> None:
-    """With one of each class, and in proportion, to three images of 100 where the small classes have theirs first."""
-    labels = torch.cat([torch.full((n,), i) for i, n in enumerate((100, 47, 10, 3, 1))])[torch.randperm(161)]
-    masks = [nested(labels, count, 0) for count in range(162)]
-    for count, (smaller, larger) in enumerate(itertools.pairwise(masks)):
-        assert smaller.sum() == count and not (smaller & ~larger).any()
-    for count, mask in enumerate(masks[5:], 5):
-        taken = labels[mask].bincount(minlength=5)
-        assert taken.min() >= 1 and ((taken - labels.bincount() * count / 161).abs() < 3).all()
-
-
-@pytest.mark.parametrize('count', [0, 1, 7, 50, 110, 111, 500])
-def test_draw_takes_the_number_asked_for(count: int) -> None:
-    """In proportion to within one image a class, and one of each class is always left."""
-    labels = torch.cat([torch.full((n,), i) for i, n in enumerate((100, 10, 3, 1, 1))])[torch.randperm(115)]
-    drawn = labels[draw(labels, count, 0)].bincount(minlength=5)
-    assert drawn.sum() == min(count, 110)
-    assert (labels.bincount() - drawn >= 1).all()
-    if count <= 50:
-        assert ((drawn - labels.bincount() * count / 115).abs() <= 1).all()
 
 
 def test_normalisation_is_known_or_measured(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Folders of images from a small copy of their layout, and the line that each wrong layout gets."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+from data_cases import decoded, refusal, sizes
+
+from tinyvit_zoo.data.datasets import DATASETS
+from tinyvit_zoo.data.sources import open_source
+from tinyvit_zoo.errors import ZooError
+
+
+def test_tiny_imagenet_as_published(tmp_path: Path) -> None:
+    """Labels of `val` come from its annotations; grey images become RGB; the unlabelled `test` is left alone."""
+    fakes.tiny_imagenet(tmp_path)
+    source = open_source(f'tiny_imagenet:{tmp_path}')
+    assert sizes(source) == (12, 0, 6) and source.class_names == ('goldfish', 'bullfrog', 'slug')
+    assert source.test is not None and source.test.labels.tolist() == [1, 0, 2, 1, 0, 2]
+    grey = next(i for i in range(12) if 'grey' in source.train.name(i))
+    pixels = decoded(source.train)[grey]
+    assert pixels.shape == (3, 64, 64) and (pixels[0] == pixels[2]).all()
+    assert source.info == DATASETS['timnet']
+
+
+def test_tiny_imagenet_with_val_sorted_into_folders(tmp_path: Path) -> None:
+    fakes.tiny_imagenet(tmp_path)
+    lines = (tmp_path / 'val/val_annotations.txt').read_text().splitlines()
+    for file, name in (line.split('\t')[:2] for line in lines):
+        (tmp_path / 'val' / name).mkdir(exist_ok=True)
+        (tmp_path / 'val/images' / file).rename(tmp_path / 'val' / name / file)
+    (tmp_path / 'val/images').rmdir()
+    (tmp_path / 'val/val_annotations.txt').unlink()
+    source = open_source(f'tiny_imagenet:{tmp_path}')
+    assert source.test is not None and source.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize('harm, message', [
+    (lambda root: (root / 'val').rename(root / 'other'), 'Tiny-ImageNet has train, val'),
+    (lambda root: (root / 'val/images/001.JPEG').unlink(), '1 images .* are not in'),
+    (lambda root: (root / 'val/val_annotations.txt').write_text('000.JPEG\tn77\n'), 'line 1'),
+    (lambda root: (root / 'val/val_annotations.txt').write_text(''), 'line 1'),
+])
+def test_tiny_imagenet_in_a_wrong_layout(harm: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    fakes.tiny_imagenet(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(ZooError, match=message):
+        open_source(f'tiny_imagenet:{tmp_path}')
+
+
+def test_cinic10(tmp_path: Path) -> None:
+    names = DATASETS['c10'].label_names
+    for i, split in enumerate(('train', 'valid', 'test'), start=1):
+        fakes.image_folder(tmp_path / split, dict.fromkeys(names, i), 32)
+    source = open_source(f'cinic10:{tmp_path}')
+    assert sizes(source) == (10, 20, 30) and source.class_names == names
+    (tmp_path / 'train' / 'cat').rename(tmp_path / 'train' / 'kitten')
+    assert 'missing: cat; too many: kitten' in refusal(f'cinic10:{tmp_path}')
+    (tmp_path / 'valid').rename(tmp_path / 'v')
+    assert 'has test, train, v, but CINIC-10 has train, valid, test' in refusal(f'cinic10:{tmp_path}')
+
+
+@pytest.mark.parametrize('validation', ['val', 'valid', 'Validation'])
+def test_folder_with_splits(validation: str, tmp_path: Path) -> None:
+    for i, split in enumerate(('train', validation, 'test'), start=1):
+        fakes.image_folder(tmp_path / split, {'b': i, 'a': 2 * i})
+    (tmp_path / '.hidden').mkdir()
+    (tmp_path / 'train' / '.hidden').mkdir()
+    (tmp_path / 'train' / 'a' / '.000.png').write_bytes(b'resource fork')
+    (tmp_path / 'train' / 'a' / 'notes.txt').write_text('not an image')
+    source = open_source(f'folder:{tmp_path}', val_fraction=0.3)
+    assert sizes(source) == (3, 6, 9) and source.class_names == ('a', 'b') and source.info is None
+    assert source.train.labels.tolist() == [0, 0, 1] and source.name == tmp_path.name
+
+
+def test_folder_with_images_deeper_down_and_other_endings(tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path / 'a', {'2024/may': 5, 'more': 5}, ending='JPG')
+    fakes.image_folder(tmp_path, {'b': 10}, ending='webp')
+    assert sizes(open_source(f'folder:{tmp_path}')) == (16, 0, 4)
+
+
+def test_one_folder_is_split_the_same_for_every_seed(tmp_path: Path) -> None:
+    """A run with another seed must not train on what this one is tested on."""
+    fakes.image_folder(tmp_path, {'a': 20, 'b': 10, 'train': 5, 'lone': 1})
+    first, second = open_source(f'folder:{tmp_path}'), open_source(f'folder:{tmp_path}', seed=1)
+    assert first.test is not None and second.test is not None
+    assert first.test.labels.bincount(minlength=4).tolist() == [4, 2, 0, 1]  # of a, b, lone, train
+    assert [first.test.name(i) for i in range(7)] == [second.test.name(i) for i in range(7)]
+    names = {split.name(i) for split in (first.train, first.test) for i in range(len(split))}
+    assert len(names) == 36 == len(first.train) + len(first.test)
+
+
+@pytest.mark.parametrize('layout, message', [
+    ({}, 'has no folders: expected a folder for each class'),
+    ({'only': 3}, 'has only: expected a folder for each class, two classes or more'),
+    ({'train/a': 2, 'train/b': 2, 'test/a': 1, 'test/c': 1}, r'test are not .* \(missing: b; too many: c\)'),
+    ({'train/a': 2, 'train/b': 2, 'val/a': 1}, r'val are not .* \(missing: b\)'),
+    ({'train/a': 2, 'train/b': 2, 'val/a': 1, 'valid/a': 1}, 'val, valid: expected one of them'),
+    ({'train/a': 2, 'train/b': 0}, 'no images in b'),
+    ({'test/a': 1, 'test/b': 1, 'training/a': 2, 'x/a': 2}, 'test, training, x and no train'),
+    ({'train': 3, 'test': 3}, 'train has no folders and 3 loose images'),
+    ({'pets/cat': 2, 'pets/dog': 2}, 'give folder:.*pets'),
+    ({'a': 1, 'b': 1}, 'too few to hold out a fifth'),
+])
+def test_folder_in_a_wrong_layout(layout: dict[str, int], message: str, tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path, layout)
+    with pytest.raises(ZooError, match=message):
+        open_source(f'folder:{tmp_path}')
+    assert '\n' not in refusal(f'folder:{tmp_path}')
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert 'There is no folder' in refusal(f'folder:{tmp_path / "none"}')

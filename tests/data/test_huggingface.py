@@ -1,0 +1,65 @@
+"""Datasets of the Hub from parquet files, and the line that each unfit one gets."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+from data_cases import decoded, refusal, sizes
+from PIL import Image
+
+from tinyvit_zoo.data.sources import open_source
+from tinyvit_zoo.errors import ZooError
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a data set as parquet files, as the Hub holds them, and returns its name."""
+    datasets = pytest.importorskip('datasets')
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+
+    def write(names: list[str] | None = None, column: str = 'label', **splits: list[int]) -> str:
+        kind = datasets.ClassLabel(names=names) if names else datasets.Value('int64')
+        features = datasets.Features({'img': datasets.Image(), column: kind, 'id': datasets.Value('int64')})
+        (tmp_path / 'set').mkdir()
+        for split, labels in splits.items():
+            rows = {'img': [Image.fromarray(fakes.pixels(9, 7, 3)) for _ in labels], column: labels,
+                    'id': list(range(len(labels)))}
+            datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / 'set' / f'{split}-0.parquet')
+        return str(tmp_path / 'set')
+
+    return write
+
+
+def test_hub(hub: Callable[..., str]) -> None:
+    name = hub(['x', 'y'], train=[0, 1, 1], validation=[0], test=[1, 0])
+    source = open_source(f'hf:{name}')
+    assert sizes(source) == (3, 1, 2) and source.class_names == ('x', 'y')
+    assert source.test is not None and source.test.labels.tolist() == [1, 0]
+    assert decoded(source.train).shape == (3, 3, 9, 7)
+    assert source.train.name(2) == f'{name} train[2]'
+
+
+def test_hub_with_plain_numbers_and_withheld_test_labels(hub: Callable[..., str]) -> None:
+    source = open_source(f'hf:{hub(column="fine_label", train=[0, 1, 2], test=[-1, -1])}')
+    assert sizes(source) == (3, 0, 0) and source.class_names == ('0', '1', '2')
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(names=['x', 'y'], test=[0, 1]), 'has the splits test: expected train'),
+    (dict(names=['x', 'y'], column='mood', train=[0, 0]), 'of 1 out of 2 classes'),
+    (dict(column='mood', train=[0, 1]), 'has the columns img, mood, id'),
+    (dict(train=[0, 1], test=[0, 3]), 'labels from 0 to 3: expected 0 to 1'),
+    (dict(train=[0, None]), 'images without a label'),
+    (dict(train=[-1, -1]), 'have no labels'),
+])
+def test_hub_sets_that_do_not_fit(options: dict[str, Any], message: str, hub: Callable[..., str]) -> None:
+    with pytest.raises(ZooError, match=message):
+        open_source(f'hf:{hub(**options)}')
+
+
+def test_hub_set_that_is_not_there(tmp_path: Path) -> None:
+    pytest.importorskip('datasets')
+    assert 'cannot be loaded' in refusal(f'hf:{tmp_path / "none"}')
