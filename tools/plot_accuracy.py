@@ -1,4 +1,4 @@
-"""The picture of MODEL_CARDS.md: accuracy against multiply-adds. The PNG keeps what it shows: is it stale?"""
+"""Draw accuracy against multiply-adds for MODEL_CARDS.md. The PNG holds its points, to tell whether it is stale."""
 from __future__ import annotations
 
 import json
@@ -18,22 +18,22 @@ COLOURS = {'vit_lite': 'tab:green', 'cvt': 'tab:orange', 'cct': 'tab:blue', 'sl'
 
 
 def points() -> list[Point]:
-    """One for each weight with a figure: the measured one, where there is one."""
-    found = []
+    """Make a point for all weights with a figure: the measured one, if there is one."""
+    shown = []
     for weight in in_order():
         figures = weight.measured or weight.published
         if figures:
             family = next(name for name in COLOURS if weight.name.startswith(f'{name}_'))
             panel = PANELS.get(weight.dataset, 'other data sets')
             label = weight.name if weight.dataset in PANELS else f'{weight.name} ({weight.data.title})'
-            found.append({
+            shown.append({
                 'name': label, 'panel': panel, 'family': family, 'macs': round(cost(weight).macs / 1e6, 3),
                 'top1': figures['top1'], 'measured': weight.measured is not None})
-    return found
+    return shown
 
 
 def drawn(path: Path) -> list[Point] | None:
-    """The points that a picture shows; None where it is not there or tells none."""
+    """Read the points of a picture, None if it is missing or holds none."""
     from PIL import Image
 
     if not path.is_file():
@@ -42,27 +42,27 @@ def drawn(path: Path) -> list[Point] | None:
         return json.loads(getattr(image, 'text', {}).get('Description', 'null'))
 
 
-def draw(found: list[Point], path: Path) -> None:
+def draw(shown: list[Point], path: Path) -> None:
     require_matplotlib()
     from matplotlib.lines import Line2D
 
-    panels = [title for title in (*PANELS.values(), 'other data sets') if any(p['panel'] == title for p in found)]
-    groups = [sorted((p for p in found if p['panel'] == title), key=lambda p: p['top1']) for title in panels]
+    panels = [title for title in (*PANELS.values(), 'other data sets') if any(p['panel'] == title for p in shown)]
+    groups = [sorted((p for p in shown if p['panel'] == title), key=lambda p: p['top1']) for title in panels]
     figure, axes = new_figure(
-        len(panels), 1, (9, 1.2 * len(panels) + 0.21 * len(found)), height_ratios=[6 + len(group) for group in groups])
+        len(panels), 1, (9, 1.2 * len(panels) + 0.21 * len(shown)), height_ratios=[6 + len(group) for group in groups])
     for axis, title, group in zip(axes[:, 0], panels, groups, strict=True):
         _panel(axis, title, group)
-    families = [name for name in COLOURS if any(p['family'] == name for p in found)]
+    families = [name for name in COLOURS if any(p['family'] == name for p in shown)]
     handles = [Line2D([], [], marker='o', linestyle='', color=COLOURS[name], label=name) for name in families]
     for fill, label in (('grey', 'measured by us'), ('white', 'published only')):
         handles.append(Line2D([], [], marker='o', linestyle='', color='grey', markerfacecolor=fill, label=label))
     figure.legend(handles=handles, loc='outside upper center', ncols=len(handles), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(figure, path, dpi=110, metadata={'Description': json.dumps(found)})
+    write_picture(figure, path, dpi=110, metadata={'Description': json.dumps(shown)})
 
 
 def _panel(axis: Axes, title: str, group: list[Point]) -> None:
-    """Names stand in a column to the right, in the order of accuracy, each with a line to its point."""
+    """Draw a panel, with names in a column to the right by accuracy, each with a line to its point."""
     from matplotlib.ticker import LogLocator
 
     axis.set(xscale='log', title=title, xlabel='million multiply-adds an image', ylabel='top-1, %')

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Put the weights of a finished run into the package: half precision, measured, catalogued, with the documents renewed.
+"""Ship the weights of a finished run with the package: half precision, measured, in the catalogue and the documents.
 
     python tools/ship_weights.py runs/digits --data digits
     python tools/ship_weights.py runs/c10 --data cifar10:DIR
 
-What is measured is the file that ships, in fp32, on the test images of --data. Beside it go the log of the run, its
-curves, and inputs with their outputs, which a test holds every later version to. Nothing is written before all is
-right.
+The file that ships is measured in fp32 on the test images of --data. With it go the log of the run, its curves, and
+inputs with their outputs, which a test compares later versions with. Nothing is written before every check has passed.
+What `pretrained=True` loads does not change: `default` in catalogue.json is set by hand.
 """
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from tinyvit_zoo.weights.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVES, FIXTURES = ROOT / 'docs' / 'images' / 'curves', ROOT / 'tests' / 'fixtures' / 'weights'
-MAX_BYTES = 55_000_000      # of all weights together: a wheel is to stay below 60 MB
+MAX_BYTES = 55_000_000      # of all weights together, for a wheel below 60 MB
 TOLERANCE = 1.              # points of top-1 between the run and the shipped file, for rounding
-SECONDS = 5.                # of a measurement of speed
-COPIES = {  # sha256 of the test images of copies that are not quite the set: what a card says of a figure on them
+SECONDS = 5.                # for measuring speed
+COPIES = {  # sha256 of the test images of inexact copies: the note on figures that were measured on them
     'ed874213b1287572bc88d88d4429064ae54eeeaf13226713cc51e18004be98ff':
         'Trained and measured on a copy of CIFAR-10 of which 99 images (79 for training, 20 for testing) are JPEG '
         're-encodings of the originals: the figure is a CIFAR-10 figure to within 0.2 points.',
@@ -60,7 +60,7 @@ COPIES = {  # sha256 of the test images of copies that are not quite the set: wh
 # -- the run ----------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What a run directory holds, checked: the recipe is the one of its name, and was gone through to the end."""
+    """The files of a run directory, checked: it followed the recipe of its name to the end."""
     folder: Path
     recipe: BaseRecipe
     facts: dict[str, Any]
@@ -81,7 +81,7 @@ class FinishedRun:
 def read_run(folder: Path) -> FinishedRun:
     for name in ('recipe.json', 'result.json', 'log.jsonl', 'train.log', 'curves.png', 'weights.safetensors'):
         if not (folder / name).is_file():
-            raise ZooError(f'{folder} is no finished run ({name} is not there): go on with it by `tinyvit-zoo train '
+            raise ZooError(f'{folder} is not a finished run ({name} is missing): go on with it by `tinyvit-zoo train '
                            f'RECIPE --resume`, or give another.')
     facts, result = (_read_json(folder / name) for name in ('recipe.json', 'result.json'))
     name = str(result.get('weights'))
@@ -103,18 +103,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e:
-        raise ZooError(f'{path} is no JSON ({e}): take the run directory as the training left it.') from e
+        raise ZooError(f'{path} is not JSON ({e}): give the run directory as the training left it.') from e
 
 
 def check_recipe(folder: Path, recipe: BaseRecipe, facts: Mapping[str, Any]) -> None:
-    """ZooError unless the run followed the recipe of its name to the letter, on all of the images."""
-    told = ('about', 'published')   # say something of the training, and change nothing in it
+    """Raise ZooError unless the run followed the recipe of its name to the letter, on all images."""
+    texts = {'about': '', 'published': None}        # change nothing in the training
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
     defaults = {f.name: f.default for f in dataclasses.fields(recipe) if f.default is not dataclasses.MISSING}
-    found = {**json.loads(json.dumps(defaults)), **facts['recipe']}     # a field may be younger than the run
-    changes = differences(*({k: v for k, v in settings.items() if k not in told} for settings in (wanted, found)))
+    used = {**json.loads(json.dumps(defaults)), **facts['recipe']}      # a field may be newer than the run
+    changes = differences({**wanted, **texts}, {**used, **texts})
     changes += [f'fraction 1 -> {facts["fraction"]}'] if facts['fraction'] != 1 else []
-    held = facts['val_fraction'] if found.get('keep') != 'best' else 0.
+    held = facts['val_fraction'] if used.get('keep') != 'best' else 0.
     changes += [f'val_fraction 0 -> {held}'] if held else []
     if changes:
         raise ZooError(f'{folder} is not the recipe {recipe.name} ({"; ".join(changes)}): weights of this name are '
@@ -122,7 +122,7 @@ def check_recipe(folder: Path, recipe: BaseRecipe, facts: Mapping[str, Any]) -> 
 
 
 def open_data(run: FinishedRun, spec: str) -> Source:
-    """The images the run was trained on, by its own record of them; ZooError for others, or without test images."""
+    """Open the images that the run was trained on; ZooError for others, or without test images."""
     source = open_source(spec, val_fraction=run.facts['val_fraction'], seed=run.recipe.seed)
     digest = hashlib.sha256(source.train.labels.numpy().tobytes()).hexdigest()[:16]
     trained = run.facts['data']
@@ -131,7 +131,7 @@ def open_data(run: FinishedRun, spec: str) -> Source:
                        f'{trained["source"]}, other labels): give that by --data.')
     if len(source.class_names) != DATASETS[run.recipe.dataset].num_classes:
         raise ZooError(f'{spec} has {len(source.class_names)} classes, {DATASETS[run.recipe.dataset].title} '
-                       f'{DATASETS[run.recipe.dataset].num_classes}: give the data set of the recipe.')
+                       f'{DATASETS[run.recipe.dataset].num_classes}: give the dataset of the recipe.')
     if source.test is None:
         raise ZooError(f'{spec} has no test images to measure the weights on: give a source that has.')
     return source
@@ -139,7 +139,7 @@ def open_data(run: FinishedRun, spec: str) -> Source:
 
 # -- the file and its figures -----------------------------------------------------------------------------------------
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """fp16 for what is fp32; ZooError where a value does not fit."""
+    """Convert fp32 to fp16; ZooError if a value does not fit."""
     half = {name: tensor.half() if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
     broken = [name for name, tensor in half.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -148,7 +148,7 @@ def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict[str, Any] | None:
-    """Figures of the file at `path`; None of an encoder, which has no classes. ZooError if they are not the run's."""
+    """Measure the file at `path`; None for an encoder. ZooError if the figures differ from those of the run."""
     model = resolve(path, run.recipe.model).load(world.device).model
     if not run.cfg['num_classes']:
         return None
@@ -165,8 +165,8 @@ def measured(run: FinishedRun, path: Path, source: Source, world: World) -> dict
 
 
 def throughput(model: torch.nn.Module, cfg: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """Images a second of inference, the median over batches of 128 in fp32."""
-    images, batch_size = torch.randn(128, *cfg['input_size'], device=next(model.parameters()).device), 128
+    """Measure images per second of inference in fp32, the median over batches of 128."""
+    images = torch.randn(128, *cfg['input_size'], device=next(model.parameters()).device)
     times: list[float] = []
     with torch.inference_mode():
         for _ in range(3):
@@ -177,13 +177,13 @@ def throughput(model: torch.nn.Module, cfg: Mapping[str, Any], command: str) -> 
             if images.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - begun)
-    return {'images_per_second': round(batch_size / sorted(times)[len(times) // 2], 1), 'batch_size': batch_size,
+    return {'images_per_second': round(len(images) / sorted(times)[len(times) // 2], 1), 'batch_size': len(images),
             'machine': _machine(machine()), 'date': _today(), 'command': command}
 
 
 @torch.no_grad()
 def examples(model: torch.nn.Module, cfg: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Four made-up pictures (coarse noise, as bytes) and what the model says of them in float64."""
+    """Make four pictures of coarse noise, as bytes, and compute the outputs for them in float64."""
     _, height, width = cfg['input_size']
     noise = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 6))
     pixels = torch.nn.functional.interpolate(torch.from_numpy(noise).double(), (height, width), mode='bilinear')
@@ -196,13 +196,13 @@ def _today() -> str:
     return datetime.date.today().isoformat()
 
 
-def _machine(told: Mapping[str, str]) -> str:
-    return f'{told["device"]}, threads: {told["threads"]}, torch {told["torch"]}'
+def _machine(facts: Mapping[str, str]) -> str:
+    return f'{facts["device"]}, threads: {facts["threads"]}, torch {facts["torch"]}'
 
 
 # -- the entry --------------------------------------------------------------------------------------------------------
 def entry(run: FinishedRun, sha256: str, figures: Mapping[str, Any] | None, note: str) -> dict[str, Any]:
-    """The catalogue's, with the fields that say something."""
+    """Make the entry of the catalogue, without fields that are empty."""
     recipe, cfg, data = run.recipe, run.cfg, DATASETS[run.recipe.dataset]
     own = (tuple(cfg['mean']), tuple(cfg['std'])) != (data.mean, data.std)
     paper = timm.get_pretrained_cfg(recipe.model).paper_ids
@@ -221,7 +221,7 @@ def entry(run: FinishedRun, sha256: str, figures: Mapping[str, Any] | None, note
 
 
 def with_entry(text: str, new: Mapping[str, Any]) -> str:
-    """Put an entry in the place of the one of its name, whose `default` it keeps, or at the end; checked."""
+    """Add an entry to the text of a catalogue; it replaces that of the same name but for `default`."""
     entries = {entry['name']: entry for entry in json.loads(text)}
     default = {key: value for key, value in entries.get(new['name'], {}).items() if key == 'default'}
     entries[new['name']] = {'name': new['name'], **default, **new}
@@ -231,10 +231,10 @@ def with_entry(text: str, new: Mapping[str, Any]) -> str:
 
 
 def check_room(name: str, size: int, sha256: str, replace: bool) -> None:
-    """ZooError if another file would be lost, or the package grow too large."""
+    """Raise ZooError if another file would be lost, or the package would grow too large."""
     old = catalogue().get(name)
     if old and old.sha256 != sha256 and not replace:
-        raise ZooError(f'{name} is shipped already, and is another file: say --replace to give it up.')
+        raise ZooError(f'{name} ships already with other content: give --replace to replace it.')
     others = sum(p.stat().st_size for p in FOLDER.glob('*.safetensors') if p.name != f'{name}.safetensors')
     if others + size > MAX_BYTES:
         raise ZooError(f'{name} takes {size / 1e6:.1f} MB beside {others / 1e6:.1f} MB of others, expected at most '
@@ -243,7 +243,6 @@ def check_room(name: str, size: int, sha256: str, replace: bool) -> None:
 
 # -- the command ------------------------------------------------------------------------------------------------------
 def ship(args: argparse.Namespace, world: World) -> str:
-    """Returns what there is to say."""
     run = read_run(args.run)
     source = open_data(run, args.data)
     name, recipe = run.recipe.name, run.recipe
@@ -268,14 +267,14 @@ def ship(args: argparse.Namespace, world: World) -> str:
     write_whole(CURVES / f'{name}.png', (run.folder / 'curves.png').read_bytes())
     write_whole(FOLDER / 'catalogue.json', text.encode())   # last: until here the package is as it was
     if subprocess.run([sys.executable, str(ROOT / 'tools' / 'update_docs.py')], cwd=ROOT).returncode:
-        raise ZooError(f'{name} ships, but the documents are as they were: mend that and run tools/update_docs.py.')
-    said = f'{figures["top1"]:.2f} % of {figures["images"]} images' if figures else 'an encoder, without a figure'
-    return (f'{name} ships: {len(content) / 1e6:.2f} MB, {said}. What pretrained=True gives is as it was: `default` in '
-            f'catalogue.json says it. Look at `git status`, run tests/weights, commit.')
+        raise ZooError(f'{name} ships, but the documents are not updated: correct that and run tools/update_docs.py.')
+    summary = f'{figures["top1"]:.2f} % of {figures["images"]} images' if figures else 'an encoder, without a figure'
+    return (f'{name} ships: {len(content) / 1e6:.2f} MB, {summary}. What pretrained=True loads is unchanged: see '
+            f'`default` in catalogue.json. Look at `git status`, run tests/weights, commit.')
 
 
 def caveat(source: Source) -> str:
-    """What a card has to say of these test images, where they are a copy that is known not to be quite the set."""
+    """Return the note for figures on these test images, if they are a known inexact copy of the dataset."""
     images = source.test.images if source.test else None
     return COPIES.get(hashlib.sha256(images.pixels.numpy()).hexdigest(), '') if isinstance(images, ArrayImages) else ''
 
@@ -287,8 +286,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--data', metavar='SOURCE', required=True, help='what it was trained on: cifar10:DIR, ...')
     parser.add_argument('--device', default='cpu', help='to measure on (default: cpu)')
     parser.add_argument('--benchmark', action='store_true', help='measure inference speed too; on an idle machine')
-    parser.add_argument('--replace', action='store_true', help='give up other weights of this name that ship already')
-    parser.add_argument('--note', metavar='TEXT', default='', help='what else a user has to know; goes on the card')
+    parser.add_argument('--replace', action='store_true', help='replace other weights of this name that ship already')
+    parser.add_argument('--note', metavar='TEXT', default='', help='a caveat for the card')
     args = parser.parse_args(argv)
     try:
         with join_world(args.device) as world:

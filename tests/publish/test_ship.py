@@ -140,8 +140,12 @@ def test_what_ships(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shipping_again(place: Place) -> None:
-    """The same run: the same file, one entry. Another one is refused until it is asked for."""
+    """The same run: the same file, one entry. Another one needs --replace, and none becomes the default or ends it."""
     assert place.ship()[0] == 0
+    catalogue = place.folder / 'weights' / 'catalogue.json'
+    (entry,) = json.loads(catalogue.read_text())
+    assert 'default' not in entry
+    catalogue.write_text(f'[\n  {json.dumps({"name": NAME, "default": True, **entry})}\n]\n')
     before = place.files()
     assert place.ship()[0] == 0
     assert place.files() == before
@@ -150,7 +154,8 @@ def test_shipping_again(place: Place) -> None:
     assert code == 2 and '--replace' in said and place.files() == before
     assert place.ship('--replace')[0] == 0
     assert place.files().keys() == before.keys() and place.files() != before
-    assert len(json.loads((place.folder / 'weights' / 'catalogue.json').read_text())) == 1
+    (entry,) = json.loads(catalogue.read_text())
+    assert entry['default']
 
 
 def _metadata(run: Path) -> dict[str, str]:
@@ -176,7 +181,7 @@ def _edited_pretraining(run: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Place], object], str]] = {
-    'unfinished': (lambda p: (p.run / 'result.json').unlink(), 'is no finished run (result.json'),
+    'unfinished': (lambda p: (p.run / 'result.json').unlink(), 'is not a finished run (result.json'),
     'short log': (lambda p: (p.run / 'log.jsonl').write_text((p.run / 'log.jsonl').read_text().partition('\n')[0]),
                   'has 1 epochs, expected 1 to 3'),
     'edited recipe': (lambda p: p.edit('recipe.json', lambda c: c['recipe'].update(lr=0.1)), 'lr 0.002 -> 0.1'),
@@ -185,7 +190,7 @@ DAMAGE: dict[str, tuple[Callable[[Place], object], str]] = {
     'part of the data': (lambda p: p.edit('recipe.json', lambda c: c.update(fraction=0.5)), 'fraction 1 -> 0.5'),
     'edited pre-training': (lambda p: _edited_pretraining(p.run), 'pretraining is not the recipe mae_vit_c10.c10_mae'),
     'no such recipe': (lambda p: p.edit('result.json', lambda c: c.update(weights='cct_2_3x2.c11')), 'no recipe'),
-    'damaged record': (lambda p: _cut(p.run, 'result.json'), 'is no JSON'),
+    'damaged record': (lambda p: _cut(p.run, 'result.json'), 'is not JSON'),
     'truncated weights': (lambda p: _cut(p.run, 'weights.safetensors'), 'is damaged'),
     'other architecture': (lambda p: _resave(p.run, lambda t: {k: v for k, v in t.items() if k != 'norm.weight'}),
                            'norm.weight is missing'),
