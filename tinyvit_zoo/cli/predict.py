@@ -32,11 +32,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..measure.prediction import check_device, check_image, classify, image_files, load_classifier
+    from ..measure.prediction import check_image, classify, image_files, load_classifier
     from ..models import with_tag
+    from ..runtime.world import choose_device
 
     name = with_tag(args.model)
-    check_device(args.device)
+    choose_device(args.device)  # before anything is loaded
     paths = image_files(args.images)
     for path in paths:
         check_image(path)  # before any weights are fetched

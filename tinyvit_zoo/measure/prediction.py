@@ -43,13 +43,6 @@ def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
     return model, labels if len(labels) == count else [str(i) for i in range(count)]
 
 
-def check_device(name: str) -> None:
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as e:  # each kind of device has its own errors
-        raise ZooError(f'Device {name!r} cannot be used here: {one_line(e).split(". ")[0]}. Take cpu.') from e
-
-
 def image_files(given: Sequence[Path]) -> list[Path]:
     """The files among `given` as they come, for a folder the images in it and below, sorted and without hidden ones."""
     files: list[Path] = []

@@ -12,9 +12,9 @@ from ..errors import ZooError
 
 @contextmanager
 def written_whole(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a path in the same folder to write to, renamed to `path` at the end; an error removes what it holds.
+    """Yield a path beside `path` for a file or folder, renamed to it at the end, and removed after an error.
 
-    It may become a file, with the ending of `path`, or a folder. `shared`: several processes may write `path` at once.
+    It has the ending of `path`. `shared`: several processes may write `path` at once.
     """
     partial = path.with_name(f'.partial-{os.getpid() if shared else ""}{path.name}')
     try:

@@ -10,7 +10,7 @@ from ..version import __version__
 
 
 def machine() -> dict[str, str]:
-    """Versions and hardware, for whoever wonders why figures differ."""
+    """Return versions and hardware, to explain why figures differ."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
     import timm
     return {

@@ -11,7 +11,7 @@ _FORMATS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """The type for autocast, None for plain float32. 'auto' is bf16 where the device has units for it."""
+    """Return the type for autocast, None for plain float32. 'auto' is bf16 if the device has units for it."""
     if name == 'auto':
         return torch.bfloat16 if _has_bf16(device) else None
     if name not in _FORMATS:

@@ -11,37 +11,27 @@ from tqdm.auto import tqdm
 LINE_SECONDS = 10.      # between two lines where no bar can be shown
 
 
-class Progress:
-    """A tqdm bar on a terminal or in a notebook; elsewhere, with `lines`, a line on stderr every ten seconds."""
+class Progress(tqdm):
+    """A tqdm bar on a terminal or in a notebook; elsewhere, with `lines`, a line on stderr every ten seconds.
 
-    def __init__(
-            self, total: int, title: str = '', unit: str = 'image', done: int = 0, quiet: bool = False,
-            lines: bool = True,
-    ) -> None:
-        self.total, self.title, self.first, self.done = total, title, done, done
-        self.begun = self._shown = time.monotonic()
-        self._bar = tqdm(total=total, desc=title, unit=unit, initial=done, leave=False, disable=quiet or None)
-        self._lines = lines and not quiet and self._bar.disable
+    `clear` takes the bar off its line, before something else is printed.
+    """
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+    def __init__(self, total: int, title: str = '', unit: str = 'image', done: int = 0, quiet: bool = False,
+                 lines: bool = True) -> None:
+        super().__init__(total=total, desc=title, unit=unit, initial=done, leave=False, disable=quiet or None)
+        self.title, self.first, self.done, self.lines = title, done, done, lines and not quiet and self.disable
+        self.begun = self.shown = time.monotonic()
 
     def show(self, done: int, note: str = '') -> None:
         """Show that `done` of the total are done, with a short `note`."""
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(done - self.done)
+        self.set_postfix_str(note, refresh=False)
+        self.update(done - self.done)
         self.done = done
-        if self._lines and time.monotonic() - self._shown >= LINE_SECONDS:
-            self._shown = time.monotonic()
-            text = ', '.join(filter(None, (f'{self.title}: {done:,} of {self.total:,}', note)))
-            print(f'{text}{self.left()}', file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Take the bar off the line, before something else is printed."""
-        self._bar.clear()
+        if self.lines and time.monotonic() - self.shown >= LINE_SECONDS:
+            self.shown = time.monotonic()
+            text = f'{self.title}: {done:,} of {self.total:,}{", " if note else ""}{note}{self.left()}'
+            print(text, file=sys.stderr, flush=True)
 
     def left(self) -> str:
         """Return ', 3 min left', from the speed so far; '' before the first and after the last."""

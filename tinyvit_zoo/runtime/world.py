@@ -16,7 +16,7 @@ from ..errors import ZooError
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this training. Every method is a plain no-operation where there is one."""
+    """The processes of this training; with one, every method does nothing."""
     rank: int
     size: int
     device: torch.device
@@ -36,7 +36,7 @@ class World:
         return bool(self.sum(torch.tensor(float(flag), device=self.device)))
 
     def gather(self, value: Any) -> list[Any]:
-        """A value of each process, on every process."""
+        """Return the value of each process, on every process."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
@@ -44,7 +44,7 @@ class World:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """The first process goes ahead: it downloads and decodes, the others find what it has kept."""
+        """Let the first process go ahead and download and decode; the others read its cache."""
         if not self.first:
             self.barrier()
         yield
@@ -58,10 +58,10 @@ class World:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """This process's place, from what `torchrun` sets. `device`: 'auto', 'cpu', 'cuda', 'cuda:1', ..."""
+    """Yield this process's place, from what `torchrun` sets. `device`: 'auto', 'cpu', 'cuda', 'cuda:1', ..."""
     size, rank, local = (int(os.environ.get(key, default)) for key, default in (
         ('WORLD_SIZE', 1), ('RANK', 0), ('LOCAL_RANK', 0)))
-    chosen = _device(device, local if size > 1 else None)
+    chosen = choose_device(device, local if size > 1 else None)
     if size == 1:
         yield World(0, 1, chosen)
         return
@@ -72,7 +72,8 @@ def join_world(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int | None) -> torch.device:
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device, checked to work; 'auto' is a GPU if there is one. `local_rank` picks one of several."""
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     if name == 'cuda' and local_rank is not None:
