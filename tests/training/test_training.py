@@ -220,6 +220,15 @@ def test_another_recipe_is_refused_and_the_difference_shown(
     assert {path: path.read_bytes() for path in stopped.iterdir()} == before
 
 
+def test_a_recipe_described_in_other_words_goes_on(data: str, finished: Path, stopped: Path) -> None:
+    path = stopped / 'recipe.json'
+    facts = json.loads(path.read_text())
+    facts['recipe']['about'] = 'In the words of an earlier version.'
+    path.write_text(json.dumps(facts))
+    assert run(data, stopped, '--resume') == 0
+    assert_same_bits(finished, stopped)
+
+
 def test_a_folder_with_other_things_is_left_alone(
         data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'thesis.tex').write_text('...')

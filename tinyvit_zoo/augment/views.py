@@ -20,20 +20,6 @@ _WHOLE: tuple[dict[str, Any], ...] = dict(blur=1., solarize=0.), dict(blur=0.1, 
 _LOCAL_BLUR = 0.5
 
 
-class OneView:
-    """An augmented image: uint8 [B, C, H, W] to float32 of the same shape."""
-
-    def __init__(self, spec: AugmentSpec) -> None:
-        self.pillow: Callable[[], Callable[[Any], Tensor] | None] = spec.pillow
-        self.augment = spec.batched()
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        return (self.augment(images, generator) if images.dtype == torch.uint8 else images,)
-
-    def compile(self) -> None:
-        self.augment.compile()
-
-
 class Views:
     """Each argument is a size: pairs of a spec and of how many views it makes. Returns [V, B, C, H, W] for each."""
 
@@ -57,6 +43,19 @@ class Views:
         for size in self.sizes:
             for _, augment in size:
                 augment.compile()
+
+
+class OneView(Views):
+    """A single view: uint8 [B, C, H, W] to float32 of the same shape."""
+
+    def __init__(self, spec: AugmentSpec) -> None:
+        super().__init__([(1, spec)])
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (self.sizes[0][0][1](images, generator) if images.dtype == torch.uint8 else images,)
+
+    def pillow(self) -> Callable[[Any], Tensor] | None:
+        return self.specs[0][0][1].pillow()
 
 
 class _Stack:

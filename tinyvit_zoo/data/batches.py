@@ -40,17 +40,16 @@ class Batches:
     streamed = False
 
     def __init__(self, order: _Order, device: torch.device) -> None:
-        self.device, self.num_images = device, order.num_images
-        self._keys = _Keys(order)
+        self.device, self.num_images, self._order = device, order.num_images, order
 
     def __len__(self) -> int:
-        return self._keys.order.num_batches
+        return self._order.num_batches
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Iterate over this epoch from now on, without its first `start_batch` batches."""
         if not 0 <= start_batch <= len(self):
             raise ZooError(f'start_batch is {start_batch}, expected 0 to {len(self)}, the batches of an epoch.')
-        self._keys.epoch, self._keys.start_batch = epoch, start_batch
+        self._order.epoch, self._order.start_batch = epoch, start_batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         raise NotImplementedError
@@ -141,8 +140,8 @@ def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool
     return images if split.index is None else images.index_select(0, split.index)
 
 
-class _Order:
-    """The order of the images, and the share of this process."""
+class _Order(Sampler):
+    """The order of the images, the share of this process, and where it stands: `epoch` and `start_batch`."""
 
     def __init__(self, count: int, batch_size: int, train: bool, seed: int, rank: int, world_size: int) -> None:
         if not 0 <= rank < world_size:
@@ -158,31 +157,22 @@ class _Order:
                                 count, batch_size)
         self._count, self._batch_size, self._train, self._seed = count, batch_size, train, seed
         self._rank, self._world_size = rank, world_size
+        self.epoch = self.start_batch = 0
         whole, rest = divmod(count, batch_size)
         self.num_images = whole * batch_size if train else count
         self.num_batches = whole + (not train and rest > rank)
 
-    def batches(self, epoch: int) -> list[Tensor]:
+    def batches(self) -> list[Tensor]:
+        """Return the indices of the coming batches of this epoch."""
         order = torch.arange(self._count)
         if self._train:
-            order = torch.randperm(self._count, generator=generator(self._seed, _ORDER, epoch))
+            order = torch.randperm(self._count, generator=generator(self._seed, _ORDER, self.epoch))
         parts = order[:self.num_images].split(self._batch_size)
-        return [part[self._rank::self._world_size] for part in parts[:self.num_batches]]
-
-
-class _Keys(Sampler):
-    """The coming batches as lists of (epoch, index): persistent workers learn the epoch from it."""
-
-    def __init__(self, order: _Order) -> None:
-        self.order = order
-        self.epoch = self.start_batch = 0
-
-    def batches(self) -> list[Tensor]:
-        return self.order.batches(self.epoch)[self.start_batch:]
+        return [part[self._rank::self._world_size] for part in parts[self.start_batch:self.num_batches]]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.batches():
-            yield [(self.epoch, i) for i in batch.tolist()]
+        """Yield batches of (epoch, index): persistent workers learn the epoch from it."""
+        return ([(self.epoch, i) for i in batch.tolist()] for batch in self.batches())
 
 
 class _MemoryBatches(Batches):
@@ -192,7 +182,7 @@ class _MemoryBatches(Batches):
         self._images, self._labels, self._transform = images.to(device), labels.to(device), transform
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self._keys.batches()
+        batches = self._order.batches()
         if not batches:
             return
         sizes = [len(batch) for batch in batches]
@@ -233,7 +223,7 @@ class _StreamBatches(Batches):
         super().__init__(order, device)
         self.streamed, self._transform = samples.transform is not None, transform
         self._loader = DataLoader(
-            samples, batch_sampler=self._keys, num_workers=workers, persistent_workers=workers > 0,
+            samples, batch_sampler=order, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=device.type == 'cuda', timeout=_TIMEOUT if workers else 0,
             generator=torch.Generator())  # its own: the loop's random numbers are not to depend on the loader
 

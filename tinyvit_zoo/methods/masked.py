@@ -46,6 +46,7 @@ class MaskedModel(Method):
         normalize_targets: predict pixels less their patch's mean, over its standard deviation.
     """
     decoder_pos_embed: Tensor
+    pictures = 8
 
     def __init__(
             self, encoder: Any, decoder_dim: int, decoder_depth: int, decoder_heads: int, mlp_ratio: float,

@@ -27,12 +27,13 @@ class Method(nn.Module):
     encoder: Any
     whole_batches = False       # compares the images of a batch, which cannot be split
     own_views = False           # has no use for the recipe's padding, aspect ratio and colours
+    pictures = 0                # how many images `drawn` shows at a checkpoint
 
     @classmethod
     def check_encoder(cls, encoder: Any) -> None:
         """Raise ZooError for a kind of encoder that the method cannot use, whatever its arguments and weights."""
 
-    def views(self, spec: AugmentSpec) -> Views | OneView:
+    def views(self, spec: AugmentSpec) -> Views:
         """Make the augmentation, of which `forward` gets the results."""
         return OneView(spec)
 
@@ -65,7 +66,7 @@ class Task:
     `cfg`: preprocessing and classes of the weights to be, in timm's fields. `progress`: from 0 to 1 over the training.
     """
     network: Any
-    views: Views | OneView
+    views: Views
     title = 'Training'          # of the card's section
 
     def __init__(self, recipe: Any, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, network: Any,

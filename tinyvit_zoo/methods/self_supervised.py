@@ -24,9 +24,9 @@ from ..weights import read_weights, unwrap
 from ..weights.resolve import resolve
 from .method import Method, Task, check_model
 
-_BANK, _QUERIES, _PICTURES = 5000, 1000, 8      # most images to evaluate on and to show
-_COLLAPSED = 0.2                                # of the spread that random weights have
-METHODS: dict[str, type[Method]] = {}           # filled by tinyvit_zoo.methods
+_BANK, _QUERIES = 5000, 1000    # most images to evaluate on
+_COLLAPSED = 0.2                # of the spread that random weights have
+METHODS: dict[str, type[Method]] = {}   # filled by tinyvit_zoo.methods
 
 
 class SelfSupervised(Task):
@@ -127,8 +127,10 @@ class SelfSupervised(Task):
         return figures
 
     def drawn(self) -> dict[str, Tensor]:
+        if not self.network.pictures:
+            return {}
         images, _ = next(iter(self.queries))
-        return self.network.drawn(images[:_PICTURES])
+        return self.network.drawn(images[:self.network.pictures])
 
     def kept(self) -> dict[str, Tensor]:
         return self.network.kept().state_dict()

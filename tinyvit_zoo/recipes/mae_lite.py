@@ -31,35 +31,31 @@ _TRANSFER = Recipe(
     crop_scale=(0.08, 1.), crop_interpolation='bicubic')
 
 
-def _recipe(base: Recipe, name: str, weights: str, published: float | None, about: str, layer_decay: float) -> Recipe:
-    return replace(base, name=name, from_weights=weights, published=published, about=f'{about} {_NOT_RUN}',
-                   layer_decay=layer_decay)
-
-
 _TINY, _RPE, _SMALL = 'mae_lite_vit_tiny', 'mae_lite_vit_tiny_rpe', 'mae_lite_vit_small'
+_SCRATCH = 'From scratch; the settings of the improved fine-tuning without layer decay: chosen.'
+_LONG = replace(_IMPROVED, epochs=1000)
+_ROWS: list[tuple[Recipe, str, str, float | None, float, str]] = [   # base, name, from, top-1, layer decay, about
+    (_DEFAULT, f'{_TINY}.in1k_mae_ft100', f'{_TINY}.in1k_mae_400e', 76.2, 0.85, 'Default fine-tuning after MAE.'),
+    (_IMPROVED, f'{_TINY}.in1k_mae', f'{_TINY}.in1k_mae_400e', 78.0, 0.85, 'Improved fine-tuning after MAE.'),
+    (_IMPROVED, f'{_TINY}.in1k_dmae', f'{_TINY}.in1k_dmae_400e', 78.4, 0.85,
+     'Improved fine-tuning after MAE with distillation.'),
+    (_IMPROVED, f'{_TINY}.in1k_d2mae', f'{_TINY}.in1k_d2mae_400e', 78.7, 0.85,
+     'Improved fine-tuning after MAE with decoupled distillation.'),
+    (_IMPROVED, f'{_TINY}.in1k_moco3', f'{_TINY}.in1k_moco3_400e', 76.8, 0.75, 'Improved fine-tuning after MoCo-v3.'),
+    (_IMPROVED, f'{_TINY}.in1k', '', 75.8, 1., _SCRATCH),
+    (_LONG, f'{_RPE}.in1k_mae_1000e', f'{_TINY}.in1k_mae_400e', 79.0, 0.85,
+     'Fine-tuning for 1000 epochs with relative positions.'),
+    (_LONG, f'{_RPE}.in1k_d2mae_1000e', f'{_TINY}.in1k_d2mae_400e', 79.4, 0.85,
+     'Fine-tuning for 1000 epochs with relative positions, after decoupled distillation.'),
+    (_IMPROVED, f'{_SMALL}.in1k', '', 80.2, 1., _SCRATCH),
+    (_IMPROVED, f'{_SMALL}.in1k_mae', f'{_SMALL}.in1k_mae_400e', 82.1, 0.75, 'Improved fine-tuning after MAE.'),
+    (_IMPROVED, f'{_SMALL}.in1k_dmae', f'{_SMALL}.in1k_dmae_400e', 82.5, 0.75,
+     'Improved fine-tuning after MAE with distillation.'),
+    (_TRANSFER, f'{_TINY}.c100_mae', f'{_TINY}.in1k_mae_400e', None, 0.75, 'Transfer to CIFAR-100 at 224 px.'),
+]
 RECIPES = [
-    _recipe(_DEFAULT, f'{_TINY}.in1k_mae_ft100', f'{_TINY}.in1k_mae_400e', 76.2, 'Default fine-tuning after MAE.',
-            0.85),
-    _recipe(_IMPROVED, f'{_TINY}.in1k_mae', f'{_TINY}.in1k_mae_400e', 78.0, 'Improved fine-tuning after MAE.', 0.85),
-    _recipe(_IMPROVED, f'{_TINY}.in1k_dmae', f'{_TINY}.in1k_dmae_400e', 78.4,
-            'Improved fine-tuning after MAE with distillation.', 0.85),
-    _recipe(_IMPROVED, f'{_TINY}.in1k_d2mae', f'{_TINY}.in1k_d2mae_400e', 78.7,
-            'Improved fine-tuning after MAE with decoupled distillation.', 0.85),
-    _recipe(_IMPROVED, f'{_TINY}.in1k_moco3', f'{_TINY}.in1k_moco3_400e', 76.8,
-            'Improved fine-tuning after MoCo-v3.', 0.75),
-    _recipe(_IMPROVED, f'{_TINY}.in1k', '', 75.8,
-            'From scratch; the settings of the improved fine-tuning without layer decay: chosen.', 1.),
-    replace(_recipe(_IMPROVED, f'{_RPE}.in1k_mae_1000e', f'{_TINY}.in1k_mae_400e', 79.0,
-                    'Fine-tuning for 1000 epochs with relative positions.', 0.85), epochs=1000),
-    replace(_recipe(_IMPROVED, f'{_RPE}.in1k_d2mae_1000e', f'{_TINY}.in1k_d2mae_400e', 79.4,
-                    'Fine-tuning for 1000 epochs with relative positions, after decoupled distillation.', 0.85),
-            epochs=1000),
-    _recipe(_IMPROVED, f'{_SMALL}.in1k', '', 80.2,
-            'From scratch; the settings of the improved fine-tuning without layer decay: chosen.', 1.),
-    _recipe(_IMPROVED, f'{_SMALL}.in1k_mae', f'{_SMALL}.in1k_mae_400e', 82.1, 'Improved fine-tuning after MAE.', 0.75),
-    _recipe(_IMPROVED, f'{_SMALL}.in1k_dmae', f'{_SMALL}.in1k_dmae_400e', 82.5,
-            'Improved fine-tuning after MAE with distillation.', 0.75),
-    _recipe(_TRANSFER, f'{_TINY}.c100_mae', f'{_TINY}.in1k_mae_400e', None, 'Transfer to CIFAR-100 at 224 px.', 0.75),
+    replace(base, name=name, from_weights=weights, published=top1, layer_decay=decay, about=f'{about} {_NOT_RUN}')
+    for base, name, weights, top1, decay, about in _ROWS
 ]
 
 _PRETRAINING = Pretraining(

@@ -41,6 +41,8 @@ class Run:
             write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
         written = read_recipe(path)
+        described = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decides no weights
+        written['recipe'] |= described
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is the run of another recipe ({"; ".join(changes)}): resume it as it was '
