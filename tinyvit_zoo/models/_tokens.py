@@ -28,7 +28,6 @@ class TokenTransformer(nn.Module):
     it comes in behind the blocks (`late_class_token=True`), the family's `_finish` brings it in.
     """
     default_out_indices: Any = 3                # of features_only
-    map_features = False                        # features are maps [B, H, W, C], not tokens
     tables: tuple[str, ...] = ('pos_embed', 'cls_token')    # in the order in which they are initialised
     init_table: Callable[[Tensor], Any] = staticmethod(partial(trunc_normal_, std=0.02))
     if TYPE_CHECKING:
@@ -53,6 +52,7 @@ class TokenTransformer(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens  # of the features that `forward_features` returns
         self.num_early_tokens = 0 if late_class_token else num_prefix_tokens  # of what the blocks take
         self.grad_checkpointing = False
+        self.map_features = False  # whether features are maps [B, H, W, C], not tokens
         self.dynamic_img_size = False  # as timm's: take images of any size, with positions to match
 
     def _init_tokens(

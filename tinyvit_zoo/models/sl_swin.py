@@ -133,7 +133,6 @@ class LocalSwin(StagedTransformer):
     if TYPE_CHECKING:
         layers: Any
     init_module = staticmethod(_init_module)
-    map_features = True
     stages_name, taken_from, pooling = 'layers', '.blocks', ('downsample', 99998)
 
     def __init__(
@@ -164,7 +163,7 @@ class LocalSwin(StagedTransformer):
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=0)
         self.embed_dims = [embed_dim * 2 ** i for i in range(len(depths))]
         self.num_features = self.head_hidden_size = self.embed_dims[-1]
-        self.output_fmt, self.feature_dim = 'NHWC', -1
+        self.map_features, self.output_fmt, self.feature_dim = True, 'NHWC', -1
         self._traits = {'first_conv': None} if spt else {}  # a Linear stem is adapted by the filter
         self.patch_size, self.least_size = patch_size, patch_size * 2 ** (len(depths) - 1)
         self._check_size(self.img_size)
