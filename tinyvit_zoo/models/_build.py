@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import sys
 import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +23,13 @@ from huggingface_hub import constants as hub_constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from timm.layers import to_2tuple
-from timm.models import VisionTransformer, build_model_with_cfg, get_arch_pretrained_cfgs
+from timm.models import (
+    VisionTransformer,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_arch_pretrained_cfgs,
+    register_model,
+)
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file, hf_split
@@ -31,10 +39,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
-from ..weights import check_sha256, promised_sha256, read_cfg, read_weights, unwrap
+from ..weights import check_sha256, pretrained_cfgs, promised_sha256, read_cfg, read_weights, unwrap
 
 __all__ = [
-    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'renamed', 'timm_export',
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'register_family',
+    'renamed', 'timm_export',
     'update_model_args', 'update_model_input_size', 'without',
 ]
 
@@ -94,6 +103,36 @@ def build_model(
         raise ZooError(f'The weights of {variant} are damaged or not weights ({e}): delete the cached file.') from e
     model.pretrained_cfg.pop('state_dict', None)
     return model
+
+
+def register_family(
+        module: str, build: Callable[..., nn.Module], variants: Mapping[str, tuple[str, int, Mapping[str, Any]]],
+        aliases: Mapping[str, str] = MappingProxyType({}), **cfg: Any,
+) -> None:
+    """Register models with timm: entrypoints NAME(pretrained=False, **kwargs) and `default_cfgs` in the module.
+
+    Args:
+        module: name of the family's module.
+        build: from (variant, pretrained, **kwargs) to the model.
+        variants: by name the dataset and image size that it is meant for, and its own arguments.
+        aliases: variants that take the weights of another.
+        cfg: fields of timm's pretrained cfg that all have in common.
+    """
+    family = sys.modules[module]
+    shared = dict(fixed_input_size=True, classifier='head', license='apache-2.0', **cfg)
+    meant_for = {name: (dataset, size) for name, (dataset, size, _) in variants.items()}
+    family.default_cfgs = generate_default_cfgs(  # type: ignore[attr-defined]
+        pretrained_cfgs(meant_for, aliases, **shared))
+    for name, (_, _, args) in variants.items():
+        entrypoint = partial(_create, build, name, args)
+        entrypoint.__name__, entrypoint.__module__ = name, module  # type: ignore[attr-defined]
+        setattr(family, name, register_model(entrypoint))
+
+
+def _create(
+        build: Callable[..., nn.Module], name: str, args: Mapping[str, Any], pretrained: bool = False, **kwargs: Any,
+) -> nn.Module:
+    return build(name, pretrained, **{**args, **kwargs})
 
 
 class _ShapesAlone(TorchDispatchMode):

@@ -21,13 +21,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import SelfAttention, conv_pool_relu
-from ..weights import pretrained_cfgs, unwrap
-from ._build import build_model, renamed, without
+from ..weights import unwrap
+from ._build import build_model, register_family, renamed, without
 from ._tokens import TokenTransformer, fit_positions
 
 __all__ = ['CompactTransformer']
@@ -219,134 +218,38 @@ def checkpoint_filter_fn(
 _SHAPES = {2: (128, 2, 1.), 4: (128, 2, 1.), 6: (256, 4, 2.), 7: (256, 4, 2.), 14: (384, 6, 3.)}
 
 
-def _compact(variant: str, pretrained: bool, depth: int, kernel_size: int, num_convs: int, **kwargs: Any) -> Any:
+def _args(depth: int, kernel_size: int, num_convs: int, **kwargs: Any) -> dict[str, Any]:
     embed_dim, num_heads, mlp_ratio = _SHAPES[depth]
-    args = dict(
-        depth=depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, kernel_size=kernel_size,
-        num_convs=num_convs)
-    return build_model(CompactTransformer, variant, pretrained, checkpoint_filter_fn, **{**args, **kwargs})
+    return dict(depth=depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, kernel_size=kernel_size,
+                num_convs=num_convs, **kwargs)
 
 
-def _vit_lite(variant: str, pretrained: bool, depth: int, patch: int, **kwargs: Any) -> Any:
-    return _compact(variant, pretrained, depth, patch, 0, **{'class_token': True, 'global_pool': 'token', **kwargs})
+def _vit_lite(depth: int, patch: int) -> dict[str, Any]:
+    return _args(depth, patch, 0, class_token=True, global_pool='token')
 
 
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {
-        **dict.fromkeys([
-            'vit_lite', 'vit_lite_2_4', 'vit_lite_4_4', 'vit_lite_6_4', 'vit_lite_7_4', 'vit_lite_7_8', 'vit_lite_7_16',
-            'cvt_2_4', 'cvt_4_4', 'cvt_6_4', 'cvt_7_4', 'cct_2_3x2', 'cct_4_3x2', 'cct_6_3x1', 'cct_6_3x2', 'cct_7_3x1',
-            'cct_7_3x2', 'cct_7_3x1_sine'], ('c10', 32)),
-        **dict.fromkeys(['cct_7_7x2', 'cct_7_7x2_sine'], ('fl102', 224)),
-        'cct_14_7x2': ('in1k', 224),
-    },
-    aliases={'vit_lite': 'vit_lite_7_4'},
-    fixed_input_size=True, first_conv='tokenizer.convs.0', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2104.05704', paper_name='Escaping the Big Data Paradigm with Compact Transformers',
-    origin_url='https://github.com/SHI-Labs/Compact-Transformers'))
-
-
-@register_model
-def vit_lite(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    """ViT-Lite 7/4, the paper's ViT-Lite."""
-    return _vit_lite('vit_lite', pretrained, 7, 4, **kwargs)
-
-
-@register_model
-def vit_lite_2_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _vit_lite('vit_lite_2_4', pretrained, 2, 4, **kwargs)
-
-
-@register_model
-def vit_lite_4_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _vit_lite('vit_lite_4_4', pretrained, 4, 4, **kwargs)
-
-
-@register_model
-def vit_lite_6_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _vit_lite('vit_lite_6_4', pretrained, 6, 4, **kwargs)
-
-
-@register_model
-def vit_lite_7_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _vit_lite('vit_lite_7_4', pretrained, 7, 4, **kwargs)
-
-
-@register_model
-def vit_lite_7_8(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _vit_lite('vit_lite_7_8', pretrained, 7, 8, **kwargs)
-
-
-@register_model
-def vit_lite_7_16(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _vit_lite('vit_lite_7_16', pretrained, 7, 16, **kwargs)
-
-
-@register_model
-def cvt_2_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cvt_2_4', pretrained, 2, 4, 0, **kwargs)
-
-
-@register_model
-def cvt_4_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cvt_4_4', pretrained, 4, 4, 0, **kwargs)
-
-
-@register_model
-def cvt_6_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cvt_6_4', pretrained, 6, 4, 0, **kwargs)
-
-
-@register_model
-def cvt_7_4(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cvt_7_4', pretrained, 7, 4, 0, **kwargs)
-
-
-@register_model
-def cct_2_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_2_3x2', pretrained, 2, 3, 2, **kwargs)
-
-
-@register_model
-def cct_4_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_4_3x2', pretrained, 4, 3, 2, **kwargs)
-
-
-@register_model
-def cct_6_3x1(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_6_3x1', pretrained, 6, 3, 1, **kwargs)
-
-
-@register_model
-def cct_6_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_6_3x2', pretrained, 6, 3, 2, **kwargs)
-
-
-@register_model
-def cct_7_3x1(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_7_3x1', pretrained, 7, 3, 1, **kwargs)
-
-
-@register_model
-def cct_7_3x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_7_3x2', pretrained, 7, 3, 2, **kwargs)
-
-
-@register_model
-def cct_7_7x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_7_7x2', pretrained, 7, 7, 2, **kwargs)
-
-
-@register_model
-def cct_14_7x2(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_14_7x2', pretrained, 14, 7, 2, **kwargs)
-
-
-@register_model
-def cct_7_3x1_sine(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_7_3x1_sine', pretrained, 7, 3, 1, **{'pos_embed': 'sine', **kwargs})
-
-
-@register_model
-def cct_7_7x2_sine(pretrained: bool = False, **kwargs: Any) -> CompactTransformer:
-    return _compact('cct_7_7x2_sine', pretrained, 7, 7, 2, **{'pos_embed': 'sine', **kwargs})
+register_family(__name__, partial(build_model, CompactTransformer, filter_fn=checkpoint_filter_fn), {
+    'vit_lite': ('c10', 32, _vit_lite(7, 4)),
+    'vit_lite_2_4': ('c10', 32, _vit_lite(2, 4)),
+    'vit_lite_4_4': ('c10', 32, _vit_lite(4, 4)),
+    'vit_lite_6_4': ('c10', 32, _vit_lite(6, 4)),
+    'vit_lite_7_4': ('c10', 32, _vit_lite(7, 4)),
+    'vit_lite_7_8': ('c10', 32, _vit_lite(7, 8)),
+    'vit_lite_7_16': ('c10', 32, _vit_lite(7, 16)),
+    'cvt_2_4': ('c10', 32, _args(2, 4, 0)),
+    'cvt_4_4': ('c10', 32, _args(4, 4, 0)),
+    'cvt_6_4': ('c10', 32, _args(6, 4, 0)),
+    'cvt_7_4': ('c10', 32, _args(7, 4, 0)),
+    'cct_2_3x2': ('c10', 32, _args(2, 3, 2)),
+    'cct_4_3x2': ('c10', 32, _args(4, 3, 2)),
+    'cct_6_3x1': ('c10', 32, _args(6, 3, 1)),
+    'cct_6_3x2': ('c10', 32, _args(6, 3, 2)),
+    'cct_7_3x1': ('c10', 32, _args(7, 3, 1)),
+    'cct_7_3x2': ('c10', 32, _args(7, 3, 2)),
+    'cct_7_3x1_sine': ('c10', 32, _args(7, 3, 1, pos_embed='sine')),
+    'cct_7_7x2': ('fl102', 224, _args(7, 7, 2)),
+    'cct_7_7x2_sine': ('fl102', 224, _args(7, 7, 2, pos_embed='sine')),
+    'cct_14_7x2': ('in1k', 224, _args(14, 7, 2)),
+}, aliases={'vit_lite': 'vit_lite_7_4'}, first_conv='tokenizer.convs.0', paper_ids='arXiv:2104.05704',
+    paper_name='Escaping the Big Data Paradigm with Compact Transformers',
+    origin_url='https://github.com/SHI-Labs/Compact-Transformers')

@@ -13,20 +13,20 @@ As a fine-tuned classifier such a model has no norm behind the blocks. As an enc
 pretraining/mae_lite.py for the rest. The authors' pre-trained files load into either, see `checkpoint_filter_fn`.
 """
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Optional
 
 import torch
 from timm.layers import RelPosBias, maybe_add_mask, resize_rel_pos_bias_table, resolve_self_attn_mask, to_2tuple
-from timm.models import VisionTransformer, generate_default_cfgs, register_model
+from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from ..errors import ZooError
 from ..layers import sincos2d_table
-from ..weights import pretrained_cfgs, unwrap
-from ._build import Filter, ModelT, build_model, renamed, update_model_args, without
+from ..weights import unwrap
+from ._build import Filter, build_model, register_family, renamed, update_model_args, without
 from ._tokens import fit_positions, source_grid
 
 __all__ = ['RelativeViT']
@@ -208,47 +208,31 @@ _POOLS = ('', 'avg', 'avgmax', 'max', 'token', 'map')
 
 
 def build_vision(
-        model_cls: type[ModelT], variant: str, pretrained: bool, filter_fn: Filter, args: Mapping[str, Any],
-        **kwargs: Any,
-) -> ModelT:
-    """Build a timm ViT of the architecture `args`, which timm's exports then state."""
-    merged = {**args, **kwargs}
-    size, patch, pool = to_2tuple(merged.get('img_size') or 224), merged['patch_size'], merged.get('global_pool')
+        variant: str, pretrained: bool, model_cls: Any, filter_fn: Filter, own_args: Iterable[str], **kwargs: Any,
+) -> Any:
+    """Build a timm ViT; those of its arguments that timm's exports shall state are named by `own_args`."""
+    size, patch, pool = to_2tuple(kwargs.get('img_size') or 224), kwargs['patch_size'], kwargs.get('global_pool')
     if min(size) < patch:
         raise ZooError(f'A {size[0]} x {size[1]} image gives no token: this model takes {patch} x {patch} pixels and '
                        f'more.')
     if pool is not None and pool not in _POOLS:
         raise ZooError(f'global_pool is {pool!r}, expected {" or ".join(map(repr, _POOLS))}.')
-    model = build_model(model_cls, variant, pretrained, filter_fn, **merged)
-    update_model_args(model, **{name: merged[name] for name in args})
+    model = build_model(model_cls, variant, pretrained, filter_fn, **kwargs)
+    update_model_args(model, **{name: kwargs[name] for name in own_args})
     return model
 
 
+def _build(variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    model_cls = RelativeViT if variant.endswith('_rpe') else VisionTransformer
+    return build_vision(variant, pretrained, model_cls, checkpoint_filter_fn, _TINY, **{'global_pool': 'avg', **kwargs})
+
+
 _TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=12)
-_SMALL = dict(patch_size=16, embed_dim=384, depth=12, num_heads=12)
 
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    dict.fromkeys(['mae_lite_vit_tiny', 'mae_lite_vit_tiny_rpe', 'mae_lite_vit_small'], ('in1k', 224)),
-    aliases={}, fixed_input_size=True, first_conv='patch_embed.proj', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2205.14443', paper_name='A Closer Look at Self-Supervised Lightweight Vision Transformers',
-    origin_url='https://github.com/wangsr126/MAE-Lite'))
-
-
-def _mae_lite(model_cls: Any, variant: str, pretrained: bool, args: dict[str, Any], **kwargs: Any) -> Any:
-    return build_vision(
-        model_cls, variant, pretrained, checkpoint_filter_fn, args, **{'global_pool': 'avg', **kwargs})
-
-
-@register_model
-def mae_lite_vit_tiny(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _mae_lite(VisionTransformer, 'mae_lite_vit_tiny', pretrained, _TINY, **kwargs)
-
-
-@register_model
-def mae_lite_vit_tiny_rpe(pretrained: bool = False, **kwargs: Any) -> RelativeViT:
-    return _mae_lite(RelativeViT, 'mae_lite_vit_tiny_rpe', pretrained, _TINY, **kwargs)
-
-
-@register_model
-def mae_lite_vit_small(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _mae_lite(VisionTransformer, 'mae_lite_vit_small', pretrained, _SMALL, **kwargs)
+register_family(__name__, _build, {
+    'mae_lite_vit_tiny': ('in1k', 224, _TINY),
+    'mae_lite_vit_tiny_rpe': ('in1k', 224, _TINY),
+    'mae_lite_vit_small': ('in1k', 224, {**_TINY, 'embed_dim': 384}),
+}, first_conv='patch_embed.proj', paper_ids='arXiv:2205.14443',
+    paper_name='A Closer Look at Self-Supervised Lightweight Vision Transformers',
+    origin_url='https://github.com/wangsr126/MAE-Lite')

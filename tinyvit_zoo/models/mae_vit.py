@@ -16,12 +16,14 @@ with the LayerNorms at five operations a value), 0.611G with the two products in
 MLPs. Counters know layers by their class, and skip an attention that they have not met.
 """
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from timm.models import VisionTransformer, generate_default_cfgs, register_model
+from timm.models import VisionTransformer
 from torch import Tensor
 
-from ..weights import pretrained_cfgs, unwrap
+from ..weights import unwrap
+from ._build import register_family
 from ._tokens import fit_positions
 from .mae_lite import build_vision, encoder_tensors
 
@@ -45,23 +47,10 @@ def checkpoint_filter_fn(
     return fit_positions(encoder_tensors(unwrap(state_dict))[0], model, source_size)
 
 
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {'mae_vit_c10': ('c10', 36), 'mae_vit_c100': ('c100', 36)},
-    aliases={}, fixed_input_size=True, first_conv='patch_embed.proj', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2402.03752',
-    paper_name='Pre-training of Lightweight Vision Transformers on Small Datasets with Minimally Scaled Images'))
+_ARGS = {**_PUBLISHED, **CHOSEN}
 
-
-def _mae_vit(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_vision(
-        VisionTransformer, variant, pretrained, checkpoint_filter_fn, {**_PUBLISHED, **CHOSEN}, **kwargs)
-
-
-@register_model
-def mae_vit_c10(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _mae_vit('mae_vit_c10', pretrained, **kwargs)
-
-
-@register_model
-def mae_vit_c100(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    return _mae_vit('mae_vit_c100', pretrained, **kwargs)
+register_family(
+    __name__, partial(build_vision, model_cls=VisionTransformer, filter_fn=checkpoint_filter_fn, own_args=_ARGS),
+    {'mae_vit_c10': ('c10', 36, _ARGS), 'mae_vit_c100': ('c100', 36, _ARGS)},
+    first_conv='patch_embed.proj', paper_ids='arXiv:2402.03752',
+    paper_name='Pre-training of Lightweight Vision Transformers on Small Datasets with Minimally Scaled Images')

@@ -17,18 +17,19 @@ which masks nothing (the logit becomes 0). Ours masks, and after the mixing, who
 low logit into a very high one. `lsa_mask='authors'` does as they do.
 """
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Optional, Tuple
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
-from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model, renamed
+from ..weights import unwrap
+from ._build import adapt_linear_stem, build_model, register_family, renamed
 from ._tokens import LateClassToken, fit_positions
+from .sl_vit import PLAIN, SPT_LSA
 
 __all__ = ['LocalCaiT']
 
@@ -257,35 +258,9 @@ def checkpoint_filter_fn(
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-def _cait(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(LocalCaiT, variant, pretrained, checkpoint_filter_fn, **kwargs)
-
-
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {
-        **dict.fromkeys(['plain_cait', 'sl_cait'], ('c10', 32)),
-        **dict.fromkeys(['plain_cait_64', 'sl_cait_64'], ('timnet', 64)),
-    },
-    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
-    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
-
-
-@register_model
-def plain_cait(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('plain_cait', pretrained, **{'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def plain_cait_64(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('plain_cait_64', pretrained, **{'patch_size': 8, 'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def sl_cait(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('sl_cait', pretrained, **kwargs)
-
-
-@register_model
-def sl_cait_64(pretrained: bool = False, **kwargs: Any) -> LocalCaiT:
-    return _cait('sl_cait_64', pretrained, **{'patch_size': 8, **kwargs})
+register_family(__name__, partial(build_model, LocalCaiT, filter_fn=checkpoint_filter_fn), {
+    'plain_cait': ('c10', 32, PLAIN),
+    'plain_cait_64': ('timnet', 64, {'patch_size': 8, **PLAIN}),
+    'sl_cait': ('c10', 32, {}),
+    'sl_cait_64': ('timnet', 64, {'patch_size': 8}),
+}, first_conv='tokenizer.proj', **SPT_LSA)

@@ -15,18 +15,18 @@ convolutions without overlap are a Linear over patches; the temperatures are not
 import itertools
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Tuple
 
 import torch
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import LocalityBlock, PatchTokenization, ShiftedPatchTokenization, init_xavier
-from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model, renamed
+from ..weights import unwrap
+from ._build import adapt_linear_stem, build_model, register_family, renamed
 from ._stages import Stage, StagedTransformer
 from ._tokens import fit_positions
-from .sl_vit import AUTHORS_BLOCK_NAMES
+from .sl_vit import AUTHORS_BLOCK_NAMES, PLAIN, SPT_LSA
 
 __all__ = ['LocalPiT']
 
@@ -240,35 +240,9 @@ def checkpoint_filter_fn(
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-def _sl_pit(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(LocalPiT, variant, pretrained, checkpoint_filter_fn, **kwargs)
-
-
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {
-        **dict.fromkeys(['plain_pit', 'sl_pit'], ('c10', 32)),
-        **dict.fromkeys(['plain_pit_64', 'sl_pit_64'], ('timnet', 64)),
-    },
-    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
-    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
-
-
-@register_model
-def plain_pit(pretrained: bool = False, **kwargs: Any) -> LocalPiT:
-    return _sl_pit('plain_pit', pretrained, **{'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def plain_pit_64(pretrained: bool = False, **kwargs: Any) -> LocalPiT:
-    return _sl_pit('plain_pit_64', pretrained, **{'patch_size': 4, 'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def sl_pit(pretrained: bool = False, **kwargs: Any) -> LocalPiT:
-    return _sl_pit('sl_pit', pretrained, **kwargs)
-
-
-@register_model
-def sl_pit_64(pretrained: bool = False, **kwargs: Any) -> LocalPiT:
-    return _sl_pit('sl_pit_64', pretrained, **{'patch_size': 4, **kwargs})
+register_family(__name__, partial(build_model, LocalPiT, filter_fn=checkpoint_filter_fn), {
+    'plain_pit': ('c10', 32, PLAIN),
+    'plain_pit_64': ('timnet', 64, {'patch_size': 4, **PLAIN}),
+    'sl_pit': ('c10', 32, {}),
+    'sl_pit_64': ('timnet', 64, {'patch_size': 4}),
+}, first_conv='tokenizer.proj', **SPT_LSA)

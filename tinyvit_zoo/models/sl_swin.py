@@ -13,19 +13,20 @@ hold; temperatures, positions and biases are not decayed.
 """
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, _assert, calculate_drop_path_rates
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import ShiftedMerging, ShiftedPatchTokenization, WindowAttention
-from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model, renamed
+from ..weights import unwrap
+from ._build import adapt_linear_stem, build_model, register_family, renamed
 from ._stages import Stage, StagedTransformer
 from ._tokens import fit_positions
+from .sl_vit import PLAIN, SPT_LSA
 
 __all__ = ['LocalSwin']
 
@@ -296,35 +297,9 @@ def checkpoint_filter_fn(
     return fit_positions(adapt_linear_stem(tensors, model, 'tokenizer'), model, source_size)
 
 
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {**dict.fromkeys(['plain_swin', 'sl_swin'], ('c10', 32)),
-     **dict.fromkeys(['plain_swin_64', 'sl_swin_64'], ('timnet', 64))},
-    aliases={},
-    fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
-    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
-
-
-def _swin(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(LocalSwin, variant, pretrained, checkpoint_filter_fn, **kwargs)
-
-
-@register_model
-def plain_swin(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
-    """The baseline: no shifted patches, no locality attention."""
-    return _swin('plain_swin', pretrained, **{'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def sl_swin(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
-    return _swin('sl_swin', pretrained, **kwargs)
-
-
-@register_model
-def plain_swin_64(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
-    return _swin('plain_swin_64', pretrained, **{'spt': False, 'lsa': False, 'patch_size': 4, **kwargs})
-
-
-@register_model
-def sl_swin_64(pretrained: bool = False, **kwargs: Any) -> LocalSwin:
-    return _swin('sl_swin_64', pretrained, **{'patch_size': 4, **kwargs})
+register_family(__name__, partial(build_model, LocalSwin, filter_fn=checkpoint_filter_fn), {
+    'plain_swin': ('c10', 32, PLAIN),
+    'plain_swin_64': ('timnet', 64, {'patch_size': 4, **PLAIN}),
+    'sl_swin': ('c10', 32, {}),
+    'sl_swin_64': ('timnet', 64, {'patch_size': 4}),
+}, first_conv='tokenizer.proj', **SPT_LSA)

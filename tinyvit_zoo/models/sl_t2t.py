@@ -20,19 +20,20 @@ buffer, and follow the image size.
 """
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Tuple
 
 from timm.layers import Mlp, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ZooError
 from ..layers import LocalityAttention, LocalityBlock, shift_diagonally
-from ..weights import pretrained_cfgs, unwrap
-from ._build import build_model, renamed
+from ..weights import unwrap
+from ._build import build_model, register_family, renamed
 from ._places import Layer, place
 from ._tokens import TokenTransformer
+from .sl_vit import PLAIN, SPT_LSA
 
 __all__ = ['LocalT2T']
 
@@ -221,35 +222,9 @@ def _check_channels(tensors: Mapping[str, Tensor], model: LocalT2T) -> None:
                        f'with in_chans={chans} and bring the images to {chans} channels (repeat a single one).')
 
 
-def _t2t(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(LocalT2T, variant, pretrained, checkpoint_filter_fn, **kwargs)
-
-
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {
-        **dict.fromkeys(['plain_t2t', 'sl_t2t'], ('c10', 32)),
-        **dict.fromkeys(['plain_t2t_64', 'sl_t2t_64'], ('timnet', 64)),
-    },
-    aliases={}, fixed_input_size=True, first_conv='tokenizer.steps.0.attn.qkv', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
-    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
-
-
-@register_model
-def plain_t2t(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
-    return _t2t('plain_t2t', pretrained, **{'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def plain_t2t_64(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
-    return _t2t('plain_t2t_64', pretrained, **{'num_unfolds': 3, 'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def sl_t2t(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
-    return _t2t('sl_t2t', pretrained, **kwargs)
-
-
-@register_model
-def sl_t2t_64(pretrained: bool = False, **kwargs: Any) -> LocalT2T:
-    return _t2t('sl_t2t_64', pretrained, **{'num_unfolds': 3, **kwargs})
+register_family(__name__, partial(build_model, LocalT2T, filter_fn=checkpoint_filter_fn), {
+    'plain_t2t': ('c10', 32, PLAIN),
+    'plain_t2t_64': ('timnet', 64, {'num_unfolds': 3, **PLAIN}),
+    'sl_t2t': ('c10', 32, {}),
+    'sl_t2t_64': ('timnet', 64, {'num_unfolds': 3}),
+}, first_conv='tokenizer.steps.0.attn.qkv', **SPT_LSA)

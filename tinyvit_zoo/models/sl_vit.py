@@ -11,14 +11,14 @@ Where we differ from the authors: the diagonal's mask comes from the shape, so t
 temperatures are not to be weight-decayed.
 """
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import LocalityBlock, PatchTokenization, ShiftedPatchTokenization, init_xavier
-from ..weights import pretrained_cfgs, unwrap
-from ._build import adapt_linear_stem, build_model, renamed
+from ..weights import unwrap
+from ._build import adapt_linear_stem, build_model, register_family, renamed
 from ._tokens import TokenTransformer, fit_positions
 
 __all__ = ['LocalViT']
@@ -109,35 +109,14 @@ def checkpoint_filter_fn(
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-def _sl_vit(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(LocalViT, variant, pretrained, checkpoint_filter_fn, **kwargs)
-
-
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {
-        **dict.fromkeys(['plain_vit', 'sl_vit'], ('c10', 32)),
-        **dict.fromkeys(['plain_vit_64', 'sl_vit_64'], ('timnet', 64)),
-    },
-    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
+PLAIN = dict(spt=False, lsa=False)
+SPT_LSA: dict[str, Any] = dict(
     paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
-    origin_url='https://github.com/aanna0701/SPT_LSA_ViT'))
+    origin_url='https://github.com/aanna0701/SPT_LSA_ViT')
 
-
-@register_model
-def plain_vit(pretrained: bool = False, **kwargs: Any) -> LocalViT:
-    return _sl_vit('plain_vit', pretrained, **{'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def plain_vit_64(pretrained: bool = False, **kwargs: Any) -> LocalViT:
-    return _sl_vit('plain_vit_64', pretrained, **{'patch_size': 8, 'spt': False, 'lsa': False, **kwargs})
-
-
-@register_model
-def sl_vit(pretrained: bool = False, **kwargs: Any) -> LocalViT:
-    return _sl_vit('sl_vit', pretrained, **kwargs)
-
-
-@register_model
-def sl_vit_64(pretrained: bool = False, **kwargs: Any) -> LocalViT:
-    return _sl_vit('sl_vit_64', pretrained, **{'patch_size': 8, **kwargs})
+register_family(__name__, partial(build_model, LocalViT, filter_fn=checkpoint_filter_fn), {
+    'plain_vit': ('c10', 32, PLAIN),
+    'plain_vit_64': ('timnet', 64, {'patch_size': 8, **PLAIN}),
+    'sl_vit': ('c10', 32, {}),
+    'sl_vit_64': ('timnet', 64, {'patch_size': 8}),
+}, first_conv='tokenizer.proj', **SPT_LSA)

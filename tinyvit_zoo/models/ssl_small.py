@@ -22,15 +22,14 @@ from typing import Any, Optional, Tuple
 
 import torch
 from timm.layers import _assert, calculate_drop_path_rates, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
 from timm.models.cait import LayerScaleBlock, LayerScaleBlockClassAttn
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import LocalityBlock, PatchTokenization, WindowAttention, table_on_grid
-from ..weights import pretrained_cfgs, unwrap
+from ..weights import unwrap
 from . import sl_swin
-from ._build import adapt_linear_stem, build_model, renamed, without
+from ._build import adapt_linear_stem, build_model, register_family, renamed, without
 from ._tokens import LateClassToken, TokenTransformer, fit_positions
 from .sl_swin import ConvTokenizer, LocalSwin
 
@@ -263,47 +262,21 @@ def checkpoint_filter_fn(
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-default_cfgs = generate_default_cfgs(pretrained_cfgs(
-    {**dict.fromkeys(['ssl_vit', 'ssl_swin', 'ssl_cait'], ('c10', 32)),
-     **dict.fromkeys(['ssl_vit_64', 'ssl_swin_64', 'ssl_cait_64'], ('timnet', 64))},
-    aliases={}, fixed_input_size=True, first_conv='tokenizer.proj', classifier='head', license='apache-2.0',
-    paper_ids='arXiv:2210.07240', paper_name='How to Train Vision Transformer on Small-scale Datasets?',
-    origin_url='https://github.com/hananshafi/vits-for-small-scale-datasets'))
+_CLASSES: dict[str, type[AnySize]] = {'vit': SslViT, 'swin': SslSwin, 'cait': SslCaiT}
+_SWIN = dict(spt=False, lsa=False, pos_embed='none')
 
 
-def _ssl(model_cls: type[AnySize], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return build_model(model_cls, variant, pretrained, checkpoint_filter_fn, **kwargs)
+def _build(variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    return build_model(_CLASSES[variant.split('_')[1]], variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
-def _ssl_swin(variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    return _ssl(SslSwin, variant, pretrained, **{'spt': False, 'lsa': False, 'pos_embed': 'none', **kwargs})
-
-
-@register_model
-def ssl_vit(pretrained: bool = False, **kwargs: Any) -> SslViT:
-    return _ssl(SslViT, 'ssl_vit', pretrained, **kwargs)
-
-
-@register_model
-def ssl_vit_64(pretrained: bool = False, **kwargs: Any) -> SslViT:
-    return _ssl(SslViT, 'ssl_vit_64', pretrained, **{'patch_size': 8, **kwargs})
-
-
-@register_model
-def ssl_swin(pretrained: bool = False, **kwargs: Any) -> SslSwin:
-    return _ssl_swin('ssl_swin', pretrained, **kwargs)
-
-
-@register_model
-def ssl_swin_64(pretrained: bool = False, **kwargs: Any) -> SslSwin:
-    return _ssl_swin('ssl_swin_64', pretrained, **{'patch_size': 4, **kwargs})
-
-
-@register_model
-def ssl_cait(pretrained: bool = False, **kwargs: Any) -> SslCaiT:
-    return _ssl(SslCaiT, 'ssl_cait', pretrained, **kwargs)
-
-
-@register_model
-def ssl_cait_64(pretrained: bool = False, **kwargs: Any) -> SslCaiT:
-    return _ssl(SslCaiT, 'ssl_cait_64', pretrained, **{'patch_size': 8, **kwargs})
+register_family(__name__, _build, {
+    'ssl_vit': ('c10', 32, {}),
+    'ssl_vit_64': ('timnet', 64, {'patch_size': 8}),
+    'ssl_swin': ('c10', 32, _SWIN),
+    'ssl_swin_64': ('timnet', 64, {'patch_size': 4, **_SWIN}),
+    'ssl_cait': ('c10', 32, {}),
+    'ssl_cait_64': ('timnet', 64, {'patch_size': 8}),
+}, first_conv='tokenizer.proj', paper_ids='arXiv:2210.07240',
+    paper_name='How to Train Vision Transformer on Small-scale Datasets?',
+    origin_url='https://github.com/hananshafi/vits-for-small-scale-datasets')
