@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Turn an authors' checkpoint into a file of ours: this zoo's tensor names, safetensors, nothing but the model.
+"""Convert an authors' checkpoint: tensor names of this zoo, safetensors, nothing but the model.
 
     python tools/convert_checkpoint.py finetune_300e.pth --model mae_lite_vit_tiny mae_lite.safetensors
     python tools/convert_checkpoint.py --list
 
-It says what it took, what it changed and what it dropped, by name, and checks that the file gives back the same model.
-What does not fit is refused. The class count is the file's; a pre-trained encoder has none. Exit code 2: nothing was
-written. (The authors' files load without conversion too: timm.create_model(NAME, pretrained=True,
+It lists the tensors that were taken, changed and dropped, and checks that the file gives the same model. Tensors that
+do not fit are refused. The class count is that of the file; a pre-trained encoder has none. Exit code 2: nothing was
+written. (The authors' files also load unconverted: timm.create_model(NAME, pretrained=True,
 pretrained_cfg_overlay=dict(file=PATH, num_classes=N)).)
 """
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tinyvit_zoo.models import check_name
 from tinyvit_zoo.runtime.files import written_whole
 from tinyvit_zoo.weights import catalogue, read_weights, save_weights, unwrap
 
-# On Google Drive, from where only a browser or gdown can fetch a file: model, tag of ours, id
+# On Google Drive, which needs a browser or gdown: model, our tag, id
 DRIVE = (
     ('mae_lite_vit_tiny', 'wang_in1k_mae_400e', '1ZQYlvCPLZrJDqn2lp4GCIVL246WPqgEf'),
     ('mae_lite_vit_tiny', 'wang_in1k_mae', '1VEpG2c5A62PefeecjQ3yaKfRlfph3LxO'),
@@ -58,7 +58,7 @@ Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Report:
-    """Names of tensors: taken as they are; changed, and what they come from; fresh; dropped (of the source)."""
+    """Names of tensors: taken as they are; changed, with their origin; fresh; dropped (names in the source)."""
     taken: list[str]
     changed: dict[str, list[str]]
     fresh: list[str]
@@ -73,10 +73,10 @@ class Report:
 
 
 def trace(source: Mapping[str, Tensor], convert: Convert) -> Report:
-    """Find out what becomes of each tensor by watching what `convert` does, not by what it says.
+    """Find out what `convert` makes of each tensor by observing it.
 
-    A tensor that comes out in the memory it went in with was taken. Of the others, each is filled with NaN in turn, and
-    what then comes out as NaN was made from it.
+    A tensor that comes out in the same memory was taken. Each of the others is filled with NaN in turn: what comes out
+    as NaN was made from it.
     """
     out = convert(source)
     given = {_memory(tensor): name for name, tensor in source.items()}
@@ -105,7 +105,7 @@ def _made_from(name: str, source: Mapping[str, Tensor], convert: Convert, candid
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log: filters speak of what they drop, at every call."""
+    """Silence the log: filters report what they drop, at every call."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -114,7 +114,7 @@ def _quiet() -> Iterator[None]:
 
 
 def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str:
-    """Write `target` from the file `source` for the model `name` built with `args`; returns what there is to say."""
+    """Write `target` from the file `source` for the model `name` built with `args`; return a report."""
     check_name(name)
     if '.' in name:
         raise ZooError(f'--model is {name}, expected a name without a tag: {name.partition(".")[0]}.')
@@ -145,7 +145,7 @@ def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str
 
 
 def _filter(name: str) -> Callable[..., dict[str, Tensor]]:
-    """The filter of the model's family, which every one has under this name."""
+    """Return the checkpoint filter of the model's family."""
     return sys.modules[timm.model_entrypoint(name).__module__].checkpoint_filter_fn
 
 
@@ -155,7 +155,7 @@ def _class_count(tensors: Mapping[str, Tensor], name: str) -> int:
 
 
 def _load(path: str, name: str, classes: int, args: Mapping[str, Any]) -> nn.Module:
-    """Through the strict loader, which names whatever is missing, surplus or misshapen."""
+    """Load strictly: missing, surplus and misshapen tensors are named."""
     overlay = {'file': path, 'num_classes': classes}
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **args).eval()
 
@@ -166,17 +166,17 @@ def _image_size(model: Any) -> tuple[int, int]:
 
 @torch.no_grad()
 def _check_same(model: nn.Module, back: nn.Module, size: list[int]) -> None:
-    ours, theirs = model.state_dict(), back.state_dict()
-    wrong = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    saved, loaded = model.state_dict(), back.state_dict()
+    wrong = [name for name in saved if not torch.equal(saved[name], loaded[name])]
     x = torch.randn(2, *size)
     if wrong or not torch.allclose(model(x), back(x), rtol=1e-5, atol=1e-6):
-        raise ZooError(f'What was written does not give back the same model ({", ".join(wrong) or "its output"} '
-                       f'differs): nothing is left of it.')
+        raise ZooError(f'The converted file does not give the same model ({", ".join(wrong) or "its output"} differs): '
+                       f'it was removed.')
 
 
 # -- where files are ---------------------------------------------------------------------------------------------------
 def how_to_fetch(source: str) -> str:
-    """What to do with a source that is no file here: a tag, a Drive link or id, an address, or a wrong path."""
+    """Say how to get a source that is not a file: a tag, a Drive link or id, an address, or a wrong path."""
     for model, tag, drive_id in DRIVE:
         if source == f'{model}.{tag}' or drive_id in source:
             return (f'{model}.{tag} is on Google Drive: save it in a browser from https://drive.google.com/file/d/'
@@ -204,12 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('target', nargs='?', type=Path, help='the .safetensors file to write')
     parser.add_argument('--model', help='name of the model, without a tag')
     parser.add_argument('--img-size', type=_size, metavar='PIXELS',
-                        help='resize the tables of positions to images of this size: 64, or 64x32 (height x width)')
-    parser.add_argument('--global-pool', help="another read-out than the model's: 'token' keeps the final norm of a "
+                        help='resize position embeddings to images of this size: 64, or 64x32 (height x width)')
+    parser.add_argument('--global-pool', help="pooling other than the model's: 'token' keeps the final norm of a "
                                               'pre-trained mae_lite encoder')
     parser.add_argument('--model-args', default='{}', metavar='DICT',
-                        help="other arguments of the model that the file is of, as \"{'in_chans': 1}\"")
-    parser.add_argument('--list', action='store_true', help='say which files there are, and how to fetch them')
+                        help="other arguments of the model, as \"{'in_chans': 1}\"")
+    parser.add_argument('--list', action='store_true', help='list known files, and how to fetch them')
     return parser
 
 
@@ -222,12 +222,12 @@ def _size(text: str) -> tuple[int, int]:
 
 def _model_args(text: str) -> dict[str, Any]:
     try:
-        found = ast.literal_eval(text)
+        model_args = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        found = None
-    if not isinstance(found, dict):
+        model_args = None
+    if not isinstance(model_args, dict):
         raise ZooError(f'--model-args is {text}, expected a dictionary like {{\'in_chans\': 1}}.')
-    return found
+    return model_args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         if not (args.source and args.model and args.target):
-            raise ZooError('Say SOURCE --model NAME OUT.safetensors, or --list for the files there are.')
+            raise ZooError('Give SOURCE --model NAME OUT.safetensors, or --list for known files.')
         options = {'img_size': args.img_size, 'global_pool': args.global_pool}
         given = {name: value for name, value in options.items() if value is not None}
         print(convert_checkpoint(args.source, args.model, args.target, **_model_args(args.model_args), **given))
