@@ -1,0 +1,140 @@
+"""The benchmark: contenders, what is timed, and what it refuses."""
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinyvit_zoo.measure import speed as timing
+from tinyvit_zoo.measure.counting import peak_memory
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+import bench_models
+import bench_training
+import benchmark
+import plain
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the benchmark, which must fail before it times; return the one line."""
+    def run_benchmark(*argv: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            sys.exit(benchmark.main(list(argv)))
+        out, err = capsys.readouterr()
+        assert exit_.value.code == 2 and err.count('\n') == 1 and 'images/s' not in out
+        return err
+    return run_benchmark
+
+
+def bench(tmp_path: Path, *argv: str) -> dict[str, Any]:
+    file = tmp_path / 'r.json'
+    assert benchmark.main([*argv, '--seconds', '0', '--json', str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_benchmark_beside_a_baseline(tmp_path: Path) -> None:
+    report = bench(tmp_path, 'models', 'cct_2_3x2', '--baseline', 'mobilenetv3_small_100', '--img-size', '32',
+                   '--mode', 'latency', 'train', '--batch-size', '4')
+    assert report['machine']['threads'] == torch.get_num_threads() and report['machine']['device']
+    rows = report['results']
+    assert [(row['mode'], row['batch'], row['contender']) for row in rows] == [
+        (mode, batch, name) for mode, batch in (('latency', 1), ('train', 4))
+        for name in ('mobilenetv3_small_100', 'cct_2_3x2')]
+    for row in rows:
+        assert row['images_per_second'] == pytest.approx(1e3 * row['batch'] / row['median_ms'])
+        assert row['median_ms'] <= row['p95_ms'] and row['ratio_range'][0] <= row['ratio'] <= row['ratio_range'][1]
+    model = timm.create_model('cct_2_3x2', device='meta')
+    assert rows[1]['memory_bytes'] == pytest.approx(peak_memory(model), rel=0.05)
+    assert rows[3]['memory_bytes'] > rows[1]['memory_bytes']
+
+
+def test_scaling(tmp_path: Path) -> None:
+    pytest.importorskip('matplotlib')
+    plot = tmp_path / 'p.png'
+    rows = bench(tmp_path, 'scaling', 'vit_lite_2_4', 'cvt_2_4', '--batch-sizes', '1', '3', '--img-sizes', '16', '32',
+                 '--plot', str(plot))['results']
+    assert [(row['img_size'], row['batch'], row['contender']) for row in rows] == [
+        (size, batch, name) for size in (16, 32) for batch in (1, 3) for name in ('vit_lite_2_4', 'cvt_2_4')]
+    assert plot.read_bytes().startswith(b'\x89PNG')
+
+
+def test_compile_time_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in the rounds."""
+    class Compiled(nn.Module):
+        first = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.2 if self.first else 0)
+            self.first = False
+            return x
+
+    monkeypatch.setattr(torch, 'compile', lambda model: Compiled())
+    models = bench_models._with_compiled({'a': nn.Identity()}, True)
+    plain, compiled = bench_models.bench(models, torch.zeros(2, 3), False, False, 0)
+    assert plain['compile_seconds'] is None and compiled['contender'] == 'a compiled'
+    assert compiled['compile_seconds'] >= 0.2 and compiled['p95_ms'] < 100
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_contender(tmp_path: Path) -> None:
+    script = tmp_path / 'contender.py'
+    script.write_text(
+        'import sys, torch\n'
+        'from tinyvit_zoo.runtime.world import join_world\n'
+        'with join_world("cpu") as world:\n'
+        '    print("ready" * world.first, end="\\n" * world.first, flush=True)\n'
+        '    while world.any(world.first and bool(sys.stdin.readline())):\n'
+        '        threads = world.sum(torch.tensor(10. ** world.rank * torch.get_num_threads())).item()\n'
+        '        print(f"{threads} {sys.argv[1]}\\n" * world.first, end="", flush=True)\n')
+    with bench_training.contender(script, '5', processes=2) as ask:
+        assert ask() == ask() == [11, 5]
+
+    assert 'ours, 3 processes' in bench_training._contenders(6, 'cpu', threads=3)
+    assert list(bench_training._contenders(7, 'cpu', threads=3)) == ['plain', 'ours']
+    assert list(bench_training._contenders(6, 'cuda', threads=3)) == ['plain', 'ours']
+    assert list(bench_training._contenders(6, 'cpu', threads=1)) == ['plain', 'ours']
+
+
+@pytest.mark.parametrize('name, train, bf16', [
+    ('sl_vit', True, False), ('cct_2_3x2', True, True), ('plain_swin', False, True)])
+def test_products_alone(name: str, train: bool, bf16: bool) -> None:
+    """All of a step's, as often and as large as in it."""
+    def flops(step: timing.Step) -> dict[str, int]:
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return {str(op): value for op, value in counter.get_flop_counts()['Global'].items()}
+
+    model = plain.plain(timm.create_model(name)).train(train)
+    step = timing.make_step(model, torch.randn(2, 3, 32, 32), train, bf16)
+    alone = flops(bench_models.products_alone(step))
+    assert alone == flops(step) and sum(alone.values()) > 1e8
+
+
+def test_benchmark_refuses_in_one_line(refused: Run, tmp_path: Path) -> None:
+    assert 'different sizes (resnet18 224x224, sl_vit 32x32)' in refused(
+        'models', 'sl_vit', '--baseline', 'resnet18')
+    assert 'no model' in refused('models', 'sl_vit', '--baseline', 'resnet19')
+    assert 'no plain implementation' in refused('models', 'mae_vit_c10')
+    for option in (('--without', 'spt'), ('--products',)):
+        assert 'leave out --baseline' in refused('models', 'sl_vit', '--baseline', 'plain_vit', *option)
+    assert 'this model takes 8 x 8' in refused('scaling', 'sl_swin', '--img-sizes', '32', '4')
+    assert 'cannot take 1 x 3 x 8 x 8' in refused('scaling', 'vit_tiny_patch16_224', '--img-sizes', '8')
+    if not torch.cuda.is_available():
+        assert "Device 'cuda' cannot be used here" in refused('models', 'sl_vit', '--device', 'cuda')
+
+
+def test_a_missing_extra_is_named(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    assert "pip install 'tinyvit-zoo[analysis]'" in refused('scaling', 'cct_2_3x2', '--plot', 'x.png')
