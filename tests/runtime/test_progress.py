@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tinyvit_zoo.runtime import progress
-from tinyvit_zoo.runtime.progress import Progress
+from tinyvit_zoo.runtime.progress import Progress, track
 
 
 def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +17,8 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capsy
         shown.show(1200, 'last')
     assert capsys.readouterr().err.splitlines() == [
         'decoding images: 600 of 1,200, 0 s left', 'decoding images: 1,200 of 1,200, last']
+    assert list(track('ab', 'letters', 'letter')) == ['a', 'b']
+    assert capsys.readouterr().err.splitlines()[-1] == 'letters: 2 of 2'
     for options in ({'quiet': True}, {'lines': False}):
         with Progress(2, **options) as shown:
             shown.show(1)

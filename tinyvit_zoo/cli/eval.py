@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,60 +24,8 @@ tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe
 tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 '''
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
+_MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'corruptions': 'mCE', 'attack': 'attack'}     # titles by option
 _RADIUS, _STEPS = 8., 20        # of attacks
-
-
-# -- measures beside the accuracy --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Measure:
-    """Figures that an option asks for: `run` computes them (for --json), `cell` and `details` format them."""
-    title: str
-    run: Callable[[Bench, argparse.Namespace], dict[str, Any]]
-    cell: Callable[[Mapping[str, Any]], float]      # in percent
-    details: Callable[[Mapping[str, Any]], str] | None = None
-
-
-def _knn(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
-    from ..measure.features import knn, spread
-    return {'top1': knn(*bench.features, num_classes=bench.num_classes), 'spread': spread(bench.features[2])}
-
-
-def _probe(bench: Bench, args: argparse.Namespace) -> dict[str, float]:
-    from ..measure.probe import probe
-    return probe(*bench.features, num_classes=bench.num_classes)
-
-
-def _corruptions(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    from ..measure.robustness import corruption_figures
-    return corruption_figures(bench, None if args.corruptions is True else Path(args.corruptions).expanduser())
-
-
-def _corruption_table(figures: Mapping[str, Any]) -> str:
-    from ..measure.robustness import errors_table
-    return errors_table(figures['errors'], figures['clean'], figures['source'])
-
-
-def _attack(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    from ..measure.robustness import attack_figures
-    return attack_figures(bench, _attacks(args))
-
-
-def _attack_table(figures: Mapping[str, Any]) -> str:
-    from ..measure.robustness import attack_table
-    return attack_table(figures)
-
-
-def _at_largest_radius(figures: Mapping[str, Any]) -> float:
-    return max(zip(figures['radii'], figures['top1s'], strict=True))[1]
-
-
-# Keys are options, without dashes; a measure runs where its option is set.
-MEASURES = {
-    'knn': Measure('k-NN', _knn, lambda figures: figures['top1']),
-    'probe': Measure('probe', _probe, lambda figures: figures['top1']),
-    'corruptions': Measure('mCE', _corruptions, lambda figures: figures['mce'], _corruption_table),
-    'attack': Measure('attack', _attack, _at_largest_radius, _attack_table),
-}
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -154,7 +101,7 @@ def run(args: argparse.Namespace) -> str:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ZooError for impossible options, before anything is read."""
-    asked = [name for name in MEASURES if getattr(args, name)]
+    asked = any(getattr(args, name) for name in _MEASURES)
     if bool(args.models) == args.all:
         raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows all weights.')
     if args.all and (asked or args.per_class or args.confusion or args.img_size or args.split != 'test'):
@@ -204,7 +151,7 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Return all figures of a model, as --json shows them."""
     from ..measure.accuracy import accuracy
 
-    asked = [name for name in MEASURES if getattr(args, name)]
+    asked = [name for name in _MEASURES if getattr(args, name)]
     loaded = bench.loaded
     if not asked:
         bench.check_classes('give --knn or --probe to evaluate its features, or the data it was trained on')
@@ -213,15 +160,29 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         'parameters': sum(p.numel() for p in loaded.model.parameters()), 'input_size': list(loaded.cfg['input_size']),
         'precision': str(bench.dtype or 'torch.float32').removeprefix('torch.'), 'device': str(bench.world.device),
         **({} if bench.class_mismatch else accuracy(bench)),
-        **{name: MEASURES[name].run(bench, args) for name in asked}}
+        **{name: _measure(name, bench, args) for name in asked}}
+
+
+def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    from ..measure.features import knn, spread
+    from ..measure.probe import probe
+    from ..measure.robustness import attack_figures, corruption_figures
+
+    if name == 'knn':
+        return {'top1': knn(*bench.features, num_classes=bench.num_classes), 'spread': spread(bench.features[2])}
+    if name == 'probe':
+        return probe(*bench.features, num_classes=bench.num_classes)
+    if name == 'attack':
+        return attack_figures(bench, _attacks(args))
+    return corruption_figures(bench, None if args.corruptions is True else Path(args.corruptions).expanduser())
 
 
 def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Bench]) -> str:
-    from ..measure.catalogue_check import check_catalogue, check_table, differs
+    from ..measure.catalogue_check import check_catalogue, check_table
 
     rows = check_catalogue(args.data, make_bench, download=args.download)
     text = json.dumps(rows, indent=2) if args.json else check_table(rows)
-    if differs(rows):
+    if any(row['outcome'] == 'DIFFERS' for row in rows):
         print(text, flush=True)
         raise SystemExit(1)
     return text
@@ -247,12 +208,13 @@ def _plot_robustness(record: Mapping[str, Any], path: Path) -> None:
 def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     if args.json:
         return json.dumps(records, indent=2)
-    shown = _one(records[0]) if len(records) == 1 else _many(records)
-    parts = [shown, *(_classes(record, len(records) > 1) for record in records if args.per_class)]
-    parts += [f'{record["model"]}\n{measure.details(record[name])}' for record in records
-              for name, measure in MEASURES.items() if name in record and measure.details]
+    many = len(records) > 1
+    parts = [_many(records) if many else _one(records[0])]
+    parts += [_classes(record, many) for record in records if args.per_class]
+    parts += [f'{record["model"]}\n{text}' for record in records for text in _details(record)]
     parts += [f'{args.plot}: error over severity and radius'] if args.plot else []
-    return '\n\n'.join([*parts, *([f'{args.confusion}: the confusion matrix'] if args.confusion else [])])
+    parts += [f'{args.confusion}: the confusion matrix'] if args.confusion else []
+    return '\n\n'.join(parts)
 
 
 def _one(record: Mapping[str, Any]) -> str:
@@ -264,19 +226,19 @@ def _one(record: Mapping[str, Any]) -> str:
                   ('top-1', f'{record["top1"]:.2f} %, 95 % interval {low:.2f} to {high:.2f}')]
         lines += [('top-5', f'{record["top5"]:.2f} %')] if 'top5' in record else []
         lines += [('loss', f'{record["loss"]:.4f}')]
-    lines += [(measure.title, f'{measure.cell(record[name]):.2f} %') for name, measure in MEASURES.items()
-              if name in record]
+    lines += [(title, f'{_cell(record, name)} %') for name, title in _MEASURES.items() if name in record]
     return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
                       *(f'  {title:8}{text}' for title, text in lines)])
 
 
 def _many(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table with a line for each model; '-' where it has no accuracy on these classes."""
-    asked = [(name, measure) for name, measure in MEASURES.items() if name in records[0]]
-    head = ['model', 'M params', 'epochs', 'top-1', '95 % interval', 'top-5', 'loss', *(m.title for _, m in asked)]
+    asked = [name for name in _MEASURES if name in records[0]]
+    titles = [_MEASURES[name] for name in asked]
+    head = ['model', 'M params', 'epochs', 'top-1', '95 % interval', 'top-5', 'loss', *titles]
     rows = [[
         record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-'), *_accuracy_cells(record),
-        *(f'{measure.cell(record[name]):.2f}' for name, measure in asked)] for record in records]
+        *(_cell(record, name) for name in asked)] for record in records]
     kept = [i for i in range(len(head)) if any(row[i] != '-' for row in rows)]
     return table([[row[i] for i in kept] for row in (head, *rows)])
 
@@ -284,9 +246,23 @@ def _many(records: Sequence[Mapping[str, Any]]) -> str:
 def _accuracy_cells(record: Mapping[str, Any]) -> list[str]:
     if 'top1' not in record:
         return ['-'] * 4
-    low, high = record['interval']
-    return [f'{record["top1"]:.2f}', f'{low:.2f} to {high:.2f}',
+    return [f'{record["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*record['interval']),
             f'{record["top5"]:.2f}' if 'top5' in record else '-', f'{record["loss"]:.4f}']
+
+
+def _cell(record: Mapping[str, Any], name: str) -> str:
+    """Return the figure that stands for a measure, in percent; of an attack that at the largest radius."""
+    figures = record[name]
+    if name == 'attack':
+        return f'{max(zip(figures["radii"], figures["top1s"], strict=True))[1]:.2f}'
+    return f'{figures["mce" if name == "corruptions" else "top1"]:.2f}'
+
+
+def _details(record: Mapping[str, Any]) -> list[str]:
+    from ..measure.robustness import attack_table, errors_table
+
+    tables = {'corruptions': errors_table, 'attack': attack_table}
+    return [tables[name](record[name]) for name in tables if name in record]
 
 
 def _classes(record: Mapping[str, Any], titled: bool) -> str:
@@ -294,10 +270,10 @@ def _classes(record: Mapping[str, Any], titled: bool) -> str:
         return f'{record["model"]}: no accuracy, and none by class.'
     rows = [('class', 'images', 'top-1', '95 % interval', 'most taken for')]
     for row in record['classes']:
-        taken = f'{row["most_taken_for"]} ({row["times"]})' if row['times'] else '-'
         if not row['images']:
             rows.append((row['class'], '0', '-', '-', '-'))
             continue
-        rows.append((row['class'], str(row['images']), f'{row["top1"]:.2f}', '{:.2f} to {:.2f}'.format(
-            *row['interval']), taken))
+        taken = f'{row["most_taken_for"]} ({row["times"]})' if row['times'] else '-'
+        interval = '{:.2f} to {:.2f}'.format(*row['interval'])
+        rows.append((row['class'], str(row['images']), f'{row["top1"]:.2f}', interval, taken))
     return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 4))

@@ -29,10 +29,6 @@ def check_catalogue(specs: Sequence[str], make_bench: MakeBench, **options: Any)
     return [_check_weight(weight, sources[weight.dataset], make_bench) for weight in weights]
 
 
-def differs(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row['outcome'] == 'DIFFERS' for row in rows)
-
-
 def _open_sources(specs: Sequence[str], **options: Any) -> dict[str, Source]:
     """Open each source, by the key of its dataset."""
     sources: dict[str, Source] = {}

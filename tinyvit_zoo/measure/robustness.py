@@ -133,15 +133,16 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
     return sum(sum(errors[name]) for name in CORRUPTIONS) / (len(CORRUPTIONS) * SEVERITIES)
 
 
-def errors_table(errors: Mapping[str, Sequence[float]], clean: float, source: str) -> str:
-    """Return a table with a line for each corruption, the means last."""
+def errors_table(figures: Mapping[str, Any]) -> str:
+    """Return `corruption_figures` as a table with a line for each corruption, the means last."""
+    errors = figures['errors']
     head = ''.join(f'{severity:>7}' for severity in _SEVERITIES)
-    lines = [f'Error in % by severity ({source})', f'{"":29}{head}   mean']
+    lines = [f'Error in % by severity ({figures["source"]})', f'{"":29}{head}   mean']
     for name, row in errors.items():
         lines.append(f'{name:20}{FAMILY.get(name, _EXTRA):9}' + _cells([*row, sum(row) / len(row)]))
     means = [sum(errors[name][s] for name in CORRUPTIONS) / len(CORRUPTIONS) for s in range(SEVERITIES)]
-    lines.append(f'{"mean of the fifteen":29}' + _cells([*means, mean_corruption_error(errors)]))
-    return '\n'.join([*lines, f'{"images as they are":64}{clean:7.2f}'])
+    lines.append(f'{"mean of the fifteen":29}' + _cells([*means, figures['mce']]))
+    return '\n'.join([*lines, f'{"images as they are":64}{figures["clean"]:7.2f}'])
 
 
 def _cells(values: Iterable[float]) -> str:
@@ -178,7 +179,7 @@ def _attack_name(attack: Mapping[str, Any]) -> str:
 
 
 def attack_table(attack: Mapping[str, Any]) -> str:
-    """Return a table of the accuracy at each radius."""
+    """Return `attack_figures` as a table."""
     rows = [f'{radius:13g}{top1:8.2f}' for radius, top1 in zip(attack['radii'], attack['top1s'], strict=True)]
     title = f'Top-1 in % under attack ({_attack_name(attack)}, maximum norm)'
     return '\n'.join([title, 'radius, 1/255   top-1', *rows])
