@@ -27,7 +27,7 @@ HERE = Path(__file__).parents[1]
 MODEL = ['--model', 'vit_lite_2_4', '--img-size', '16', '--model-args',
          "{'embed_dim': 32, 'attn_drop_rate': 0., 'drop_path_rate': 0.}"]
 PLAIN = ['--device', 'cpu', '--precision', 'fp32']
-SETTINGS = [*PLAIN, '--epochs', '3', '--batch-size', '16', '--warmup-epochs', '1', '--lr', '2e-3',
+SETTINGS = [*PLAIN, '--epochs', '2', '--batch-size', '16', '--warmup-epochs', '1', '--lr', '2e-3',
             '--method-args', "{'decoder_dim': 24}"]
 
 
@@ -77,7 +77,7 @@ def test_what_a_pretraining_leaves(finished: Path) -> None:
     assert all(0 <= row['knn_top1'] <= 100 and row['spread'] > 0 for row in rows)
     figures = json.loads((finished / 'result.json').read_text())['figures']['knn']
     assert figures['last']['knn_top1'] == rows[-1]['knn_top1'] and figures['untrained'] != figures['last']
-    assert (finished / 'reconstructions' / '00000018.png').stat().st_size > 5000
+    assert (finished / 'reconstructions' / '00000012.png').stat().st_size > 5000
 
 
 def test_the_file_holds_the_encoder_alone(finished: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_stopped_pretraining_goes_on_to_the_same_bits(
     if method != 'mae_small':
         assert pretrained(data, whole, method=method) == 0
     with monkeypatch.context() as patched:
-        stop_at(patched, 8, 18)
+        stop_at(patched, 8, 12)
         assert pretrained(data, output, '--eval-every', '1', method=method) == 128 + signal.SIGTERM
     assert checkpoint.checkpoints(output)[-1].name == 'checkpoint-00000008.pt'
     assert pretrained(data, output, '--eval-every', '1', '--resume', method=method) == 0
@@ -223,7 +223,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
              '--method-args', "{'decoder_block': 1, 'decoder_dim': 24}"]
     assert pretrained(data, tmp_path / 'whole', *teach, method='d_mae') == 0
     with monkeypatch.context() as patched:
-        stop_at(patched, 8, 18)
+        stop_at(patched, 8, 12)
         assert pretrained(data, tmp_path / 'run', *teach, method='d_mae') == 128 + signal.SIGTERM
     state = checkpoint._read(checkpoint.checkpoints(tmp_path / 'run')[-1])
     assert state and not any('teacher' in name for name in state['network'])
@@ -292,9 +292,10 @@ def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest
     from tinyvit_zoo.publish.cards import recipe_text
 
     if recipe.method == 'd_mae':  # without fetching the teacher's weights
-        recipe = replace(recipe, teacher=recipe.teacher or 'vit_lite_4_4')
+        teacher = 'vit_tiny_patch16_224' if recipe.teacher else 'vit_lite_4_4'  # smaller, with as many patches
+        recipe = replace(recipe, teacher=teacher)
         monkeypatch.setattr(self_supervised, 'make_teacher', lambda recipe: timm.create_model(
-            recipe.teacher.partition('.')[0], num_classes=0, img_size=recipe.img_size, global_pool='token'))
+            teacher, num_classes=0, img_size=recipe.img_size, global_pool='token', depth=1))
     check_recipe(recipe)
     method = SelfSupervised.make_network(recipe, {}, torch.device('cpu'))
     assert method.kept().num_classes == 0
@@ -328,7 +329,7 @@ def test_a_collapse_is_named(data: str, tmp_path: Path, capsys: pytest.CaptureFi
             self.task.network.encoder.norm.weight.data.zero_()
 
     monkeypatch.setattr(loop.Loop, 'train_step', collapse)
-    assert pretrained(data, tmp_path / 'run', '--eval-every', '1') == 0
+    assert pretrained(data, tmp_path / 'run', '--eval-every', '1', '--epochs', '3') == 0
     out = capsys.readouterr().out
     assert out.count('has collapsed') == 2 and out.index('has collapsed') > out.index('epoch 1:')
 
@@ -389,7 +390,8 @@ def test_the_teacher_must_fit(tmp_path: Path) -> None:
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
-def test_runs_are_drawn_by_what_they_began_with(data: str, finished: Path, tmp_path: Path) -> None:
+def test_runs_are_drawn_by_what_they_began_with(
+        data: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib = pytest.importorskip('matplotlib')
     matplotlib.use('agg')
     sys.path.insert(0, str(HERE.parent / 'tools'))
@@ -400,10 +402,10 @@ def test_runs_are_drawn_by_what_they_began_with(data: str, finished: Path, tmp_p
                '--batch-size', '16', '--warmup-epochs', '0') == 0
     before, after = plot_pretraining.read([finished, tuned])
     (epochs, values), = (zip(*one, strict=True) for one in before['mae_small'])
-    assert epochs == (0, 1, 2, 3) and len(set(values)) > 1
+    assert epochs == (0, 1, 2) and len(set(values)) > 1
     assert list(after) == ['mae_small'] and after['mae_small'][0][0][0] == 1
-    assert subprocess.run([sys.executable, 'tools/plot_pretraining.py', str(finished), str(tuned), '--out',
-                           str(tmp_path / 'curves.png')], cwd=HERE.parent).returncode == 0
+    monkeypatch.setattr(sys, 'argv', ['plot', str(finished), str(tuned), '--out', str(tmp_path / 'curves.png')])
+    assert plot_pretraining.main() == 0
     assert (tmp_path / 'curves.png').stat().st_size > 10_000
     with pytest.raises(ZooError, match=r'recipe\.json'):
         plot_pretraining.read([tmp_path])

@@ -114,7 +114,7 @@ def test_same_seed_same_bits_other_seed_other_bits(data: str, finished: Path, tm
 # -- kills and resumes -----------------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-def test_killed_twenty_times_it_ends_with_the_same_bits(data: str, finished: Path, tmp_path: Path) -> None:
+def test_killed_many_times_it_ends_with_the_same_bits(data: str, finished: Path, tmp_path: Path) -> None:
     server = subprocess.Popen(
         [sys.executable, str(HERE / 'training_cases.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin and server.stdout
@@ -125,7 +125,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(data: str, finished: Pat
         server.stdin.flush()
         return int(server.stdout.readline())
 
-    while kills < 20 and not (output / 'result.json').exists():
+    while kills < 12 and not (output / 'result.json').exists():
         child = start()
         before, begun = _newest(output), time.monotonic()
         while _newest(output) == before and alive(child) and time.monotonic() - begun < 60:
@@ -143,7 +143,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bits(data: str, finished: Pat
             time.sleep(0.05)
     server.stdin.close()
     server.wait(10)
-    assert kills >= 10 and len(seen) >= 5  # it was stopped at many places
+    assert kills >= 8 and len(seen) >= 5  # it was stopped at many places
     assert_same_bits(finished, output)
     strip = [{k: v for k, v in row.items() if 'second' not in k} for row in _rows(output)]
     assert strip == [{k: v for k, v in row.items() if 'second' not in k} for row in _rows(finished)]
@@ -303,11 +303,6 @@ def test_bad_values_are_one_line_and_leave_nothing(
     error = capsys.readouterr().err
     assert words in error and error.count('\n') == 1
     assert not (tmp_path / 'run').exists()
-
-
-@pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
-def test_every_recipe_passes_the_checks(recipe: Recipe) -> None:
-    check_recipe(replace(recipe, from_weights=''))
 
 
 # -- other ways to train
@@ -486,7 +481,8 @@ def test_epochs_scale_the_schedule() -> None:
 
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
-    """At its size, with its arguments; it is shown with all its settings."""
+    """At its size, with its arguments; it passes the checks and is shown with all its settings."""
+    check_recipe(replace(recipe, from_weights=''))
     from tinyvit_zoo.data.datasets import DATASETS
     from tinyvit_zoo.publish.cards import recipe_text
     model = timm.create_model(
