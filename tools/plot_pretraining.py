@@ -19,7 +19,7 @@ import numpy as np
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.methods import METHODS
 from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
-from tinyvit_zoo.training.run_dir import read_recipe
+from tinyvit_zoo.weights.resolve import read_recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,18 +30,11 @@ Curve = list[tuple[int, float]]     # epochs, percent
 Kinds = dict[str, list[Curve]]
 
 
-def recipe_of(folder: Path) -> dict[str, Any]:
-    about = folder / 'recipe.json'
-    if not about.is_file():
-        raise ZooError(f'{folder} has no recipe.json: expected the directory of a run.')
-    return read_recipe(about)['recipe']
-
-
 def kind_of(recipe: dict[str, Any]) -> str:
     """The method of a pre-training, or that a classifier began with."""
     if 'method' in recipe:
         return recipe['method']
-    return kind_of(recipe_of(Path(recipe['from_weights']))) if recipe['from_weights'] else SCRATCH
+    return kind_of(read_recipe(Path(recipe['from_weights']))['recipe']) if recipe['from_weights'] else SCRATCH
 
 
 def curve(folder: Path, field: str, first: Curve) -> Curve:
@@ -54,7 +47,7 @@ def read(folders: list[Path]) -> tuple[Kinds, Kinds]:
     before: Kinds = defaultdict(list)
     after: Kinds = defaultdict(list)
     for folder in folders:
-        recipe = recipe_of(folder)
+        recipe = read_recipe(folder)['recipe']
         if 'method' in recipe:
             figures = json.loads((folder / 'result.json').read_text(encoding='utf-8'))['figures']['knn']
             before[kind_of(recipe)].append(curve(folder, 'knn_top1', [(0, figures['untrained']['knn_top1'])]))

@@ -211,7 +211,7 @@ def test_a_chain_that_could_not_end_does_not_begin(tmp_path: Path, capsys: pytes
     assert run('train', 'mae_lite_vit_tiny.c100_mae', '--data', 'digits', '--output', str(tmp_path / 'run')) == 2
     assert 'pre-trained on other images' in capsys.readouterr().err and not (tmp_path / 'run').exists()
     assert run('train', 'cct_2_3x2.digits', '--pretraining', 'epochs=1') == 2
-    assert 'begin with one' in capsys.readouterr().err
+    assert 'start with one' in capsys.readouterr().err
 
 
 # -- distillation ------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'sl_swin'], 'sl_swin cannot be a teacher'),
     *((['self_distill', '--model', 'vit_lite_2_4', '--method-args', f'{{{args}}}'], words) for args, words in (
         ("'local_views': -1", 'local_views is -1'), ("'local_scale': (0.5,)", 'local_scale is (0.5,)'),
-        ("'local_scale': (0.5, 0.2)", 'the smaller first'), ("'teacher_temperature': 0.04", 'expected 2 numbers'),
+        ("'local_scale': (0.5, 0.2)", 'the smaller number'), ("'teacher_temperature': 0.04", 'expected 2 numbers'),
         ("'num_prototypes': 0", 'num_prototypes is 0'), ("'num_prototypes': 2.5", 'cannot be made with'))),
     *((['mae_small', '--model', 'vit_lite_2_4', '--method-args', f'{{{args}}}'], words) for args, words in (
         ("'mask_ratio': 'a'", "mask_ratio is 'a'"), ("'decoder_depth': -1", 'decoder_depth is -1'),
@@ -255,7 +255,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     *(([method, '--model', model], f'{kind} is no plain encoder') for method in ('mae_small', 'mae_lite')
       for model, kind in (('sl_swin', 'LocalSwin'), ('plain_swin', 'LocalSwin'), ('ssl_swin', 'SslSwin'))),
     (['mae_small', '--model', 'vit_lite_2_4', '--model-args', "{'foo': 1}"], "argument 'foo'"),
-    (['mae_small', '--model', 'vit_lite_2_4', '--crop-interpolation', 'foo'], "no interpolation 'foo'"),
+    (['mae_small', '--model', 'vit_lite_2_4', '--crop-interpolation', 'foo'], "interpolation is 'foo'"),
     (['mae_small', '--model', 'vit_lite_2_4', '--crop-padding', '2'], 'expected one of the two'),
     (['mae_small', '--model', 'vit_lite_2_4', '--flip', '2'], 'flip is 2.0'),
     (['mae_small', '--model', 'vit_lite_2_4', '--eval-every', '-1'], 'eval_every is -1'),
@@ -295,7 +295,7 @@ def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest
         teacher = 'vit_tiny_patch16_224' if recipe.teacher else 'vit_lite_4_4'  # smaller, with as many patches
         recipe = replace(recipe, teacher=teacher)
         monkeypatch.setattr(self_supervised, 'make_teacher', lambda recipe: timm.create_model(
-            teacher, num_classes=0, img_size=recipe.img_size, global_pool='token', depth=1))
+            teacher, num_classes=0, img_size=recipe.img_size, global_pool='token'))
     check_recipe(recipe)
     method = SelfSupervised.make_network(recipe, {}, torch.device('cpu'))
     assert method.kept().num_classes == 0
@@ -402,7 +402,7 @@ def test_runs_are_drawn_by_what_they_began_with(
                '--batch-size', '16', '--warmup-epochs', '0') == 0
     before, after = plot_pretraining.read([finished, tuned])
     (epochs, values), = (zip(*one, strict=True) for one in before['mae_small'])
-    assert epochs == (0, 1, 2) and len(set(values)) > 1
+    assert epochs == (0, 1, 2) and all(0 < value <= 100 for value in values)
     assert list(after) == ['mae_small'] and after['mae_small'][0][0][0] == 1
     monkeypatch.setattr(sys, 'argv', ['plot', str(finished), str(tuned), '--out', str(tmp_path / 'curves.png')])
     assert plot_pretraining.main() == 0

@@ -273,10 +273,10 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
 # -- what is refused
 @pytest.mark.parametrize('words, argv', [
-    ("no augmentation policy 'foo'", ['--auto-augment', 'foo']), ("no interpolation 'foo'", [
-        '--crop-interpolation', 'foo']), ("no erase_mode 'foo'", ['--erase', '.2', '--erase-mode', 'foo']),
+    ("no augmentation policy 'foo'", ['--auto-augment', 'foo']), ("interpolation is 'foo'", [
+        '--crop-interpolation', 'foo']), ("erase_mode is 'foo'", ['--erase', '.2', '--erase-mode', 'foo']),
     ('crop_scale is (0.8,), expected 2 numbers', ['--crop-padding', '0', '--crop-scale', '(0.8,)']),
-    ('expected two numbers', ['--crop-padding', '0', '--crop-scale', '(0.8, 0.2)']),
+    ('the smaller number first', ['--crop-padding', '0', '--crop-scale', '(0.8, 0.2)']),
     ('expected one of the two', ['--crop-padding', '4', '--crop-scale', '(0.8, 1.)']),
     ('crop_padding is -2', ['--crop-padding', '-2']), ('betas is (0.9,)', ['--betas', '(0.9,)']),
     ("betas is ('a', 'b')", ['--betas', "('a', 'b')"]), ('betas is (0.9, 1.0)', ['--betas', '(0.9, 1.)']),
@@ -288,7 +288,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     ('give both or neither', ['--mean', '(0.5, 0.5, 0.5)']), ("argument 'foo'", ['--model-args', "{'foo': 1}"]),
     ('drop_path_rate is 2', ['--model-args', "{'drop_path_rate': 2}"]),
     ('it comes from the images', ['--model-args', "{'num_classes': 5}"]),
-    ('cannot be made with the model_args', ['--model-args', "{'depth': 0}"]), ('as torch takes it', [
+    ('cannot be made with the model_args', ['--model-args', "{'embed_dim': 'a'}"]), ('as torch takes it', [
         '--seed', '99999999999999999999']), ('cooldown_epochs is -1', ['--cooldown-epochs', '-1', '--epochs', '1']),
     ('clip is -1.0', ['--clip', '-1']), ('ema is 2.0', ['--ema', '2']), ('layer_decay is 2.0', ['--layer-decay', '2']),
     ('weight_decay is -1.0', ['--weight-decay', '-1']), ('warmup_epochs is -1.0', ['--warmup-epochs', '-1']),

@@ -17,6 +17,7 @@ from ..runtime.files import write_whole
 from ..runtime.machine import machine
 from ..runtime.picture import new_figure, write_picture
 from ..runtime.progress import Progress
+from ..weights.resolve import read_recipe
 
 PRETRAINING = 'pretraining'     # the folder of the pre-training that comes first
 
@@ -40,7 +41,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
-        written = read_recipe(path)
+        written = read_recipe(self.folder)
         described = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decides no weights
         written['recipe'] |= described
         changes = differences({key: written.get(key) for key in wanted}, wanted)
@@ -153,17 +154,6 @@ class Run:
         folder = self.folder / 'reconstructions'
         folder.mkdir(exist_ok=True)
         write_picture(figure, folder / f'{step:08d}.png', dpi=110)
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a run directory's recipe.json."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-        if isinstance(content, dict) and isinstance(content.get('recipe'), dict):
-            return content
-    except ValueError:
-        pass
-    raise ZooError(f'{path} is damaged, expected the recipe of a run: begin anew in another --output.')
 
 
 def differences(old: Any, new: Any, name: str = '') -> list[str]:

@@ -121,9 +121,10 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
     name, equals, place = spec.partition('=')
     if not equals or '/' in name or Path(spec).exists():
         name, place = architecture, spec
-    path, file, recipe = Path(place).expanduser(), None, {}
+    path, file = Path(place).expanduser(), None
+    recipe: dict[str, Any] = {}
     if path.is_dir():
-        recipe, file = {} if name else _read_recipe(path), path / 'weights.safetensors'
+        recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
         name = name or recipe['name'].partition('.')[0]
         if not file.is_file():
             raise ZooError(f'{path} is a run that has not ended (no {file.name}): go on with it by `tinyvit-zoo train '
@@ -147,11 +148,18 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
     return Resolved(spec, next(iter(get_arch_pretrained_cfgs(name))))   # with the tag of the default
 
 
-def _read_recipe(folder: Path) -> dict[str, Any]:
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read the recipe.json of a run directory: 'recipe', and the data and options it was made with."""
     path = folder / 'recipe.json'
     if not path.is_file():
-        raise ZooError(f'{folder} is no run directory (it has no recipe.json): expected {FORMS}.')
-    return json.loads(path.read_text(encoding='utf-8'))['recipe']
+        raise ZooError(f'{folder} is no run directory (it has no {path.name}): expected {FORMS}.')
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(content['recipe'], dict):
+            return content
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise ZooError(f'{path} is damaged, expected the recipe of a run: start anew in another --output.')
 
 
 def without_rates(model_args: Mapping[str, Any]) -> dict[str, Any]:
