@@ -23,12 +23,10 @@ from tinyvit_zoo.augment import pillow
 from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods.momentum import average_
-from tinyvit_zoo.recipes import FINETUNING_PRESET, PRETRAININGS, RECIPES, Recipe
-from tinyvit_zoo.recipes.settings import override
+from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Recipe
 from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.training import checkpoint, loop
 from tinyvit_zoo.training.optimizer import clip_gradients, make_optimizer
-from tinyvit_zoo.training.presets import without_mirroring
 from tinyvit_zoo.training.schedule import learning_rate
 from tinyvit_zoo.training.train import check_recipe
 
@@ -467,16 +465,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
     assert not (tmp_path / 'run').exists()
-
-
-def test_digits_are_not_mirrored() -> None:
-    for data, flip in (('digits', 0), ('svhn:x', 0), ('folder:x', 0.5)):
-        assert without_mirroring(FINETUNING_PRESET, data).flip == flip
-
-
-def test_epochs_scale_the_schedule() -> None:
-    recipe = override(RECIPES['cct_7_3x1.c10'], {'epochs': 30})
-    assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs, recipe.mix_off_epoch) == (30, 1., 1, 18)
 
 
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)

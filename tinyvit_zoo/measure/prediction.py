@@ -1,4 +1,4 @@
-"""What a model sees in images, of any kind that Pillow reads."""
+"""Classify image files of any kind that Pillow reads."""
 from __future__ import annotations
 
 import contextlib
@@ -29,12 +29,12 @@ def label_names(cfg: Any) -> list[str]:
 
 def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Module, list[str]]:
     """Load `NAME.TAG`, or `weights` into its architecture; return the model and a name or number for each class."""
-    found = resolve(f'{name}={weights}' if weights else name)
-    if found.untrained:
-        raise ZooError(f'There are no weights of {found.architecture}: give some by --weights FILE.')
-    if not weights and not found.cfg['num_classes']:
+    resolved = resolve(f'{name}={weights}' if weights else name)
+    if resolved.untrained:
+        raise ZooError(f'There are no weights of {resolved.architecture}: give some by --weights FILE.')
+    if not weights and not resolved.cfg['num_classes']:
         raise ZooError(f'{name} has no classes to predict: it is an encoder, to train a classifier from.')
-    model = found.create().to(device).eval()
+    model = resolved.create().to(device).eval()
     count = int(model.num_classes)
     if not count:
         raise ZooError(f'{weights} does not state its classes, nor does {name}: expected a file of our training, or a '
@@ -44,7 +44,7 @@ def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:
-    """The files among `given` as they come, for a folder the images in it and below, sorted and without hidden ones."""
+    """Replace the folders among `given` by the images below them, sorted, hidden ones left out."""
     files: list[Path] = []
     for path in given:
         if not path.exists():
@@ -53,7 +53,7 @@ def image_files(given: Sequence[Path]) -> list[Path]:
             p for p in path.rglob('*') if p.suffix.lower() in EXTENSIONS and p.is_file()
             and not any(part.startswith('.') for part in p.relative_to(path).parts))
         if not inside:
-            raise ZooError(f'There are no images in {path}: expected files with the endings {" ".join(EXTENSIONS)}.')
+            raise ZooError(f'There are no images in {path}: expected files that end in {" ".join(EXTENSIONS)}.')
         files += inside
     return files
 
@@ -66,29 +66,29 @@ def check_image(path: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image, undecoded; what goes wrong with it here or inside the `with` is a ZooError that names it."""
+    """Open an image, undecoded; errors here and inside the `with` become a ZooError that names it."""
     try:
         with Image.open(path) as image:
             yield image
     except UnidentifiedImageError as e:
-        raise ZooError(f'{path} is not an image, or of no kind that Pillow reads: leave it out.') from e
+        raise ZooError(f'{path} is not an image that Pillow reads: leave it out.') from e
     except Exception as e:  # every decoder has its own errors for a damaged file
         raise ZooError(f'{path} cannot be read as an image ({one_line(e)}): repair it or leave it out.') from e
 
 
 def _read_image(path: Path) -> Image.Image:
-    """RGB, and upright where the camera noted how it was held."""
+    """Read an image as RGB, turned upright by its EXIF orientation."""
     with _opened(path) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith('I'):  # 16 bits: Pillow would cut off what is above 255
             upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 256).astype(np.uint8))
-        return upright.convert('RGBA').convert('RGB')  # by way of RGBA, or palettes with transparency draw a warning
+        return upright.convert('RGBA').convert('RGB')  # by way of RGBA: Pillow warns of palettes with transparency
 
 
 def classify(
         model: nn.Module, labels: Sequence[str], paths: Sequence[Path], topk: int, batch_size: int,
 ) -> list[list[dict[str, Any]]]:
-    """For each image its classes, the most probable first."""
+    """Return the `topk` classes of each image, the most probable first."""
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     device = next(model.parameters()).device
     batches = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]

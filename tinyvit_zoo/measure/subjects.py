@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from timm.models import is_model
 from torch import nn
 
-from ..errors import ZooError, nearest
-from ..models import check_tag, list_models
+from ..errors import ZooError
+from ..models import list_models
 from ..runtime.text import one_line
-from ..weights.resolve import create_model
+from ..weights.resolve import check_model, create_model
 
 
 def find_names(patterns: Sequence[str]) -> list[str]:
@@ -24,18 +23,9 @@ def find_names(patterns: Sequence[str]) -> list[str]:
                 raise ZooError(f'No model of the zoo matches {pattern!r}: `tinyvit-zoo list` shows all.')
             names.update(dict.fromkeys(matches))
         else:
-            _check(pattern)
+            check_model(pattern)
             names[pattern] = None
     return list(names)
-
-
-def _check(name: str) -> None:
-    architecture, _, tag = name.partition('.')
-    if not is_model(architecture):
-        raise ZooError(f'There is no model {architecture!r}, here or in timm.{nearest(architecture, list_models())} '
-                       f'`tinyvit-zoo list` shows all.')
-    if tag:
-        check_tag(architecture, tag)
 
 
 def make_model(

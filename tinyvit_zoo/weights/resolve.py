@@ -142,7 +142,7 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
     resolved = Resolved(spec, name, file, recipe)
     if ':' in name:                 # hf-hub:ORG/NAME and local-dir:FOLDER are looked up by timm
         return resolved
-    _check_name(name)
+    check_model(name)
     if file or '.' in name or not resolved.has_weights:
         return resolved
     return Resolved(spec, next(iter(get_arch_pretrained_cfgs(name))))   # with the tag of the default
@@ -177,7 +177,8 @@ def create_model(name: str, img_size: Any = None, **args: Any) -> Any:
         return timm.create_model(name, **args)
 
 
-def _check_name(name: str) -> None:
+def check_model(name: str) -> None:
+    """Raise ZooError that names the nearest if neither the zoo nor timm has the model, or this tag of it."""
     architecture, _, tag = name.partition('.')
     if not is_model(architecture):
         known = list_models()
