@@ -33,17 +33,9 @@ class SelfAttention(nn.Module):
     fused_attn: torch.jit.Final[bool]
 
     def __init__(
-            self,
-            dim: int,
-            num_heads: int,
-            attn_drop: float = 0.,
-            proj_drop: float = 0.,
-            head_dim: Optional[int] = None,
-            out_dim: Optional[int] = None,
-            scale: Optional[float] = None,
-            qkv_bias: bool = False,
-            device: Any = None,
-            dtype: Any = None,
+            self, dim: int, num_heads: int, attn_drop: float = 0., proj_drop: float = 0.,
+            head_dim: Optional[int] = None, out_dim: Optional[int] = None, scale: Optional[float] = None,
+            qkv_bias: bool = False, device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()

@@ -26,6 +26,14 @@ def shift_diagonally(x: Tensor, distance: int) -> Tensor:
     return torch.cat(copies, dim=1)
 
 
+def patch_grid(img_size: Tuple[int, int], patch: int) -> Tuple[int, int]:
+    """Rows and columns of patches in an image, without those that are not full; ZooError where there are none."""
+    if min(img_size) < patch:
+        raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {patch} x {patch} '
+                       f'pixels and more.')
+    return img_size[0] // patch, img_size[1] // patch
+
+
 class PatchTokenization(nn.Module):
     """Image to tokens [B, C, H, W] -> [B, N, D]: cut patches, Linear.
 
@@ -40,12 +48,7 @@ class PatchTokenization(nn.Module):
         self.proj = nn.Linear(in_chans * patch_size ** 2, embed_dim, device=device, dtype=dtype)
 
     def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Rows and columns of tokens for an image size; ZooError where there would be none."""
-        least = self.patch_size
-        if min(img_size) < least:
-            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x '
-                           f'{least} pixels and more.')
-        return img_size[0] // least, img_size[1] // least
+        return patch_grid(img_size, self.patch_size)
 
     def largest_map(self, img_size: Tuple[int, int]) -> int:
         """Values an image has where they are the most."""

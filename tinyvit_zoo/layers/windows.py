@@ -168,15 +168,8 @@ class WindowAttention(nn.Module):
     attn_mask: Optional[Tensor]
 
     def __init__(
-            self,
-            dim: int,
-            num_heads: int,
-            window_size: int,
-            shift: int,
-            lsa: bool = True,
-            proj_drop: float = 0.,
-            device: Any = None,
-            dtype: Any = None,
+            self, dim: int, num_heads: int, window_size: int, shift: int, lsa: bool = True, proj_drop: float = 0.,
+            device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()

@@ -1,15 +1,14 @@
-"""What a model costs: parameters, multiply-adds, activations and memory, counted and not estimated from names.
+"""Count what a model costs: parameters, multiply-adds, activations and memory.
 
     model = timm.create_model('cct_7_3x1', device='meta')   # no memory, no time; any device will do
     count(model).macs                                       # of one image, at the model's own size
     peak_memory(model, batch=128, train=True)               # bytes
 
 A multiply-add (MAC) is one multiplication and one addition in a convolution, a linear layer or a product of matrices,
-attention's two products with them. Norms, activations, softmax and additions are not counted: that is what papers mean
-by the word, but for slips. It is one half of what `torch.utils.flop_counter` says.
+attention's two products included. Norms, activations, softmax and additions are not counted, as in papers. It is one
+half of the figure of `torch.utils.flop_counter`.
 
-What is counted is what the definition multiplies, whichever way it runs: by a fused kernel, the plain formula or an
-operator of ours, on whichever device.
+The multiplications of the definition are counted, by whichever kernel and on whichever device it runs.
 """
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Count:
-    """What a batch of `batch` images of `input_size` costs. `macs` and `activations` are of the whole batch.
+    """The cost of a batch of `batch` images of `input_size`. `macs` and `activations` are of the whole batch.
 
     `params` are all parameters, `trainable` those that take gradients, `buffers` the values that are neither (fixed
     tables, running means). `parts` sum up to the model. `activations` are the values that come out of what `macs`

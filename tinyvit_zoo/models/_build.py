@@ -1,4 +1,4 @@
-"""From an entrypoint to a model through timm's builder, loading strictly and saying what is wrong.
+"""Register families with timm, and build their models through timm's builder, with strict loading.
 
 All of timm's private names that the models need are imported here and nowhere else.
 """
@@ -42,9 +42,8 @@ from ..layers import adapt_patch_channels
 from ..weights import check_sha256, pretrained_cfgs, promised_sha256, read_cfg, read_weights, unwrap
 
 __all__ = [
-    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'register_family',
-    'renamed', 'timm_export',
-    'update_model_args', 'update_model_input_size', 'without',
+    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'register_family', 'renamed',
+    'timm_export', 'update_model_args', 'update_model_input_size', 'without',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -136,7 +135,7 @@ def _create(
 
 
 class _ShapesAlone(TorchDispatchMode):
-    """Tensors without values have nothing to fill in, and torch takes long to find that out: ten times as long."""
+    """Skip the initialisation of tensors without values, which takes torch ten times as long as the rest."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         fills = func.overloadpacket.__name__ in _FILLS and args[0].is_meta
@@ -282,7 +281,7 @@ def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> d
 
 
 def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], model_args: Any) -> tuple[int, int] | None:
-    """The image size that the weights were made for; None for a file of the caller's that came without it."""
+    """The image size of the weights; None for a file of the caller's without one."""
     size = (model_args or {}).get('img_size')
     if size is not None:
         return to_2tuple(size)

@@ -22,6 +22,11 @@ _logger = logging.getLogger(__name__)
 class TokenTransformer(nn.Module):
     """Tokens and positions, a stack of blocks of one width, a norm, a read-out and a linear head.
 
+    Args of all families:
+        img_size: height and width, or one number for both.
+        drop_rate, pos_drop_rate: before the classifier; after the positions.
+        proj_drop_rate, attn_drop_rate: after each projection and in the MLP; of the attention weights.
+
     A family's constructor calls `_init_tokens`, sets `blocks` and `norm`, then calls `_init_head`.
 
     The class token stands in front of the patches from the first block on, and has a row in the position table; where
@@ -162,8 +167,7 @@ class TokenTransformer(nn.Module):
 
     @torch.jit.ignore
     def _fitted_positions(self, grid: tuple[int, int]) -> Tensor:
-        """The position table for another grid of tokens: interpolated if learned, else the sine table of that length.
-        """
+        """The position table for another grid of tokens: interpolated if learned, else a new sine table."""
         table = self.pos_embed
         assert table is not None
         if isinstance(table, nn.Parameter):
@@ -190,16 +194,9 @@ class TokenTransformer(nn.Module):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> Any:
-        """The tokens that enter the first block (index 0) and those after each block, as maps or as sequences.
+        """The tokens that enter the first block (index 0) and those after each block; the arguments are timm's.
 
-        Args:
-            x: images [B, C, H, W].
-            indices: the last n if a number, all if None, else these.
-            return_prefix_tokens: pairs of (intermediate, class token) where there is a class token.
-            norm: apply the final LayerNorm to each.
-            stop_early: leave out the blocks behind the last index.
-            output_fmt: 'NCHW' or 'NLC'.
-            intermediates_only: the list alone, else (final features, list).
+        They are maps with `output_fmt` 'NCHW', sequences with 'NLC'. `norm` is applied to each.
         """
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
         grid = self.tokenizer.grid_size(tuple(x.shape[2:]))
@@ -256,8 +253,7 @@ class TokenTransformer(nn.Module):
             x = self.attn_pool(x)
         else:
             x = global_pool_nlc(x, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
-        x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
+        return self.head_drop(x) if pre_logits else self.head(self.head_drop(x))
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():

@@ -24,7 +24,7 @@ from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import SelfAttention, conv_pool_relu
+from ..layers import SelfAttention, conv_pool_relu, init_trunc_normal, patch_grid
 from ..weights import unwrap
 from ._build import build_model, register_family, renamed, without
 from ._tokens import TokenTransformer, fit_positions
@@ -60,15 +60,11 @@ class Tokenizer(nn.Module):
 
     def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tokens for an image size; ZooError where there would be none."""
-        if min(img_size) < (1 if self.pooled else self.kernel_size):
-            least = 1 if self.pooled else self.kernel_size
-            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x '
-                           f'{least} pixels and more.')
-        height, width = img_size
+        if not self.pooled:
+            return patch_grid(img_size, self.kernel_size)
+        height, width = patch_grid(img_size, 1)
         for _ in self.convs:
-            height, width = self._conv_size(height), self._conv_size(width)
-            if self.pooled:
-                height, width = (height + 1) // 2, (width + 1) // 2
+            height, width = (self._conv_size(height) + 1) // 2, (self._conv_size(width) + 1) // 2
         return height, width
 
     def largest_map(self, img_size: tuple[int, int]) -> int:
@@ -118,13 +114,8 @@ class Block(nn.Module):
 
 def _init_module(module: nn.Module) -> None:
     """The authors' initialisation."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()
-    elif isinstance(module, nn.Conv2d):
+    init_trunc_normal(module)
+    if isinstance(module, nn.Conv2d):
         module.reset_parameters()  # for the bias
         nn.init.kaiming_normal_(module.weight)
 

@@ -21,11 +21,11 @@ from functools import partial
 from typing import Any, Optional, Tuple
 
 import torch
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
+from ..layers import Block, PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
 from ..weights import unwrap
 from ._build import adapt_linear_stem, build_model, register_family, renamed
 from ._tokens import LateClassToken, fit_positions
@@ -103,23 +103,8 @@ class MixedAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
 
-class Block(nn.Module):
+class MixedBlock(Block):
     """Pre-norm block of the patches, with LayerScale on both branches."""
-
-    def __init__(
-            self, dim: int, attn: MixedAttention, mlp_hidden: int, init_values: float, proj_drop: float,
-            drop_path: float, device: Any = None, dtype: Any = None,
-    ) -> None:
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, **dd)
-        self.attn = attn
-        self.ls1 = LayerScale(dim, init_values, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, mlp_hidden, drop=proj_drop, **dd)
-        self.ls2 = LayerScale(dim, init_values, **dd)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
@@ -127,7 +112,7 @@ class Block(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class ClassBlock(Block):
+class ClassBlock(MixedBlock):
     """The same for the class token, the first of the tokens: it attends to the others as they are, not to itself."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,8 +139,7 @@ def _layer_scale(index: int) -> float:
 class LocalCaiT(LateClassToken):
     """CaiT, by default with shifted patches and locality attention.
 
-    Args:
-        img_size: height and width, or one number for both.
+    Args (TokenTransformer has the rest):
         global_pool: 'token', 'seq', 'avg', 'max', 'avgmax', or '' for all tokens.
         depth, class_depth: blocks of the patches, and of the class token behind them.
         num_heads, head_dim: their product need not be `embed_dim`.
@@ -163,8 +147,6 @@ class LocalCaiT(LateClassToken):
         spt: shift and stack the image before cutting patches, LayerNorm after.
         lsa: a learned temperature for every head, and in the patch blocks the mask.
         lsa_mask: 'paper' (no patch attends to itself) or 'authors' (see the module's docstring).
-        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
-            projection and in the MLP; on the attention weights before they are mixed.
         drop_path_rate: the authors' default, the same in every block.
     """
     init_module = staticmethod(_init_module)
@@ -208,11 +190,11 @@ class LocalCaiT(LateClassToken):
 
         self.num_heads, self.inner_dim = num_heads, num_heads * head_dim
         self.blocks = nn.Sequential(*[
-            Block(embed_dim, attention(lsa_mask if lsa else ''), mlp_hidden, _layer_scale(i), proj_drop_rate,
-                  drop_path_rate, **dd)
+            MixedBlock(embed_dim, attention(lsa_mask if lsa else ''), mlp_hidden, proj_drop_rate, drop_path_rate,
+                       _layer_scale(i), **dd)
             for i in range(depth)])
         self.class_blocks = nn.Sequential(*[
-            ClassBlock(embed_dim, attention(''), mlp_hidden, 0.1, proj_drop_rate, drop_path_rate, **dd)
+            ClassBlock(embed_dim, attention(''), mlp_hidden, proj_drop_rate, drop_path_rate, 0.1, **dd)
             for _ in range(class_depth)])
         self.norm = nn.LayerNorm(embed_dim, **dd)
         self._init_head(num_classes, global_pool, drop_rate, **dd)

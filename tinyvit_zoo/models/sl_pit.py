@@ -80,14 +80,11 @@ class PiTStage(Stage):
 class LocalPiT(StagedTransformer):
     """PiT with a class token.
 
-    Args:
-        img_size: height and width, or one number for both.
+    Args (TokenTransformer has the rest):
         global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
         embed_dims, depths, num_heads: one a stage.
         spt: shift the image and the maps before patches are cut, at the input and in both poolings.
         lsa: learned temperatures, and no token attends to itself.
-        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
-            projection and in the MLP; of the attention weights. The authors have none.
         drop_path_rate: the same in every block.
     """
     if TYPE_CHECKING:

@@ -11,17 +11,18 @@ the bias of each offset in a window. `spt` puts shifted patches in the place of 
 Where we differ from the authors: images of any size and shape, with windows that are not full masked to what they
 hold; temperatures, positions and biases are not decayed.
 """
+import itertools
 import math
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, _assert, calculate_drop_path_rates
+from timm.layers import _assert, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import ShiftedMerging, ShiftedPatchTokenization, WindowAttention
+from ..layers import Block, ShiftedMerging, ShiftedPatchTokenization, WindowAttention, patch_grid
 from ..weights import unwrap
 from ._build import adapt_linear_stem, build_model, register_family, renamed
 from ._stages import Stage, StagedTransformer
@@ -45,12 +46,7 @@ class ConvTokenizer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else nn.Identity()
 
     def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of tokens for an image size; ZooError where there would be none."""
-        least = self.reduction
-        if min(img_size) < least:
-            raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {least} x '
-                           f'{least} pixels and more.')
-        return img_size[0] // least, img_size[1] // least
+        return patch_grid(img_size, self.reduction)
 
     def largest_map(self, img_size: tuple[int, int]) -> int:
         """Values an image has where they are the most."""
@@ -73,28 +69,6 @@ class Merging(nn.Module):
         B, height, width, C = x.shape
         x = x[:, :height // 2 * 2, :width // 2 * 2].reshape(B, height // 2, 2, width // 2, 2, C)
         return self.proj(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
-
-
-class Block(nn.Module):
-    """Window attention and an MLP, both residual and after a LayerNorm, on a map [B, H, W, C]."""
-
-    def __init__(
-            self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float, lsa: bool,
-            proj_drop: float, drop_path: float, device: Any = None, dtype: Any = None,
-    ) -> None:
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, **dd)
-        self.attn = WindowAttention(dim, num_heads, window_size, shift, lsa, proj_drop, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0. else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
 
 
 class SwinStage(Stage):
@@ -120,15 +94,12 @@ def _init_module(module: nn.Module) -> None:
 class LocalSwin(StagedTransformer):
     """Swin, plain or local.
 
-    Args:
-        img_size: height and width, or one number for both.
+    Args (TokenTransformer has the rest):
         global_pool: 'avg' (the authors'), 'max', 'avgmax', 'seq' (see SequencePool), or '' for the map.
         embed_dim: of the first stage; it doubles from stage to stage.
         depths, num_heads: of each stage.
         spt, lsa: shifted patch tokenization and locality self-attention.
         pos_embed: 'learnable' (a table is added to the tokens) or 'none' (then images of any size are taken).
-        drop_rate, pos_drop_rate, proj_drop_rate: before the classifier; after the positions; after each projection and
-            in the MLP.
         drop_path_rate: the authors' default; it grows linearly from 0 over all blocks.
     """
     if TYPE_CHECKING:
@@ -175,10 +146,11 @@ class LocalSwin(StagedTransformer):
         merging = ShiftedMerging if spt else Merging
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.layers = nn.Sequential()
-        for i, (dim, depth, heads) in enumerate(zip(self.embed_dims, depths, num_heads, strict=True)):
+        for i, (dim, heads) in enumerate(zip(self.embed_dims, num_heads, strict=True)):
             blocks: list[nn.Module] = [
-                Block(dim, heads, window_size, window_size // 2 * (j % 2), mlp_ratio, lsa, proj_drop_rate, rates[i][j],
-                      **dd) for j in range(depth)]
+                Block(dim, WindowAttention(dim, heads, window_size, shift, lsa, proj_drop_rate, **dd),
+                      int(dim * mlp_ratio), proj_drop_rate, rate, **dd)
+                for shift, rate in zip(itertools.cycle([0, window_size // 2]), rates[i], strict=False)]
             self.layers.append(SwinStage(blocks, merging(dim, **dd) if i + 1 < len(depths) else nn.Identity()))
         self.norm = nn.LayerNorm(self.num_features, **dd)
         self._init_head(num_classes, global_pool, drop_rate, **dd)
@@ -212,15 +184,9 @@ class LocalSwin(StagedTransformer):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> Any:
-        """The maps at the end of each stage, before its merging.
+        """The maps at the end of each stage, before its merging; the arguments are timm's.
 
-        Args:
-            x: images [B, C, H, W].
-            indices: the last n if a number, all if None, else these.
-            norm: apply the final LayerNorm to the last stage's map, the only one it fits.
-            stop_early: leave out the stages behind the last index.
-            output_fmt: 'NCHW' or 'NHWC'.
-            intermediates_only: the list alone, else (final features, list).
+        `norm` is for the last stage's map, the only one it fits; `output_fmt` is 'NCHW' or 'NHWC'.
         """
         if output_fmt not in ('NCHW', 'NHWC'):
             raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'.")

@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Tuple
 
-from timm.layers import Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ZooError
-from ..layers import LocalityAttention, LocalityBlock, shift_diagonally
+from ..layers import LocalityAttention, LocalityBlock, init_trunc_normal, shift_diagonally
 from ..weights import unwrap
 from ._build import build_model, register_family, renamed
 from ._places import Layer, place
@@ -117,28 +117,20 @@ class Block(LocalityBlock):
 
 def _init_module(module: nn.Module) -> None:
     """Initialise one module as T2T-ViT's authors do."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()
-    elif isinstance(module, LocalityAttention):
+    init_trunc_normal(module)
+    if isinstance(module, LocalityAttention):
         module.reset_temperature()
 
 
 class LocalT2T(TokenTransformer):
     """T2T-ViT, by default with shifted pixels and locality attention.
 
-    Args:
-        img_size: height and width, or one number for both.
+    Args (TokenTransformer has the rest):
         global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
         num_unfolds: each halves the map, the last at the body's width.
         token_dim: width of the token transformers.
         spt: stack the image with copies of itself shifted by one pixel.
         lsa: learned temperatures, and no token attends to itself, in the token transformers too.
-        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
-            projection of the body and in its MLP; of its attention weights. The authors have none.
         drop_path_rate: of the body, growing linearly from 0 over the blocks.
     """
     if TYPE_CHECKING:

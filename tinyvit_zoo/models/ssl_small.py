@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from typing import Any, Optional, Tuple
 
 import torch
-from timm.layers import _assert, calculate_drop_path_rates, trunc_normal_
+from timm.layers import _assert, calculate_drop_path_rates
 from timm.models.cait import LayerScaleBlock, LayerScaleBlockClassAttn
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..layers import LocalityBlock, PatchTokenization, WindowAttention, table_on_grid
+from ..layers import LocalityBlock, PatchTokenization, WindowAttention, init_trunc_normal, table_on_grid
 from ..weights import unwrap
 from . import sl_swin
 from ._build import adapt_linear_stem, build_model, register_family, renamed, without
@@ -42,14 +42,10 @@ _LAYER_SCALE = 1e-5    # where it starts
 
 def _init_module(module: nn.Module) -> None:
     """Initialise one module as the authors do."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
+    init_trunc_normal(module)
+    if isinstance(module, nn.Conv2d):
         module.reset_parameters()
     elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()
         module.eps = _EPS
     elif isinstance(module, WindowAttention):
         module.reset_own_parameters()
@@ -75,11 +71,8 @@ class AnySize(TokenTransformer):
 class SslViT(AnySize):
     """ViT with a class token.
 
-    Args:
-        img_size: height and width, or one number for both, of the position table.
+    Args (TokenTransformer has the rest):
         global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
-        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
-            projection and in the MLP; of the attention weights. The authors have none.
         drop_path_rate: the authors' default; it grows linearly from 0 over the blocks.
     """
 
@@ -176,13 +169,10 @@ class ClassBlock(LayerScaleBlockClassAttn):
 class SslCaiT(AnySize, LateClassToken):
     """CaiT: deep, with heads mixed and LayerScale on every branch; a class token comes in behind the patches' blocks.
 
-    Args:
-        img_size: height and width, or one number for both, of the position table.
+    Args (TokenTransformer has the rest):
         global_pool: 'token' (the authors'), 'seq', 'avg', 'max', 'avgmax', or '' for all tokens.
         depth, class_depth: blocks of the patches, and of the class token behind them.
         mlp_ratio, class_mlp_ratio: of either.
-        drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate: before the classifier; after the positions; after each
-            projection and in the MLP; on the attention weights. The last two in the patches' blocks.
         drop_path_rate: the authors' default, the same in every block of the patches, and none in the class blocks.
     """
 
