@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ELSEWHERE = {  # test files without a file of the package, and why
-    'models/test_contract.py': 'what timm asks of every family',
+ELSEWHERE = {  # test files without a file of the package, and their subject
+    'layers/test_sl_layers.py': 'the layers of SPT/LSA: layers/shifted.py, locality.py, merging.py',
+    'models/test_contract.py': 'the demands of timm on every family',
     'publish/test_hub_client.py': 'huggingface_hub and the Hub of the tests',
-    'publish/test_ship.py': 'tools/ship_weights.py',
-    'tools/test_convert.py': 'tools/convert_checkpoint.py',
+    'training/test_joint_runs.py': 'training/train.py with MoCo v3 and self-distillation',
+    'training/test_pretraining.py': 'training/train.py without labels',
 }
 FILES = sorted((ROOT / 'tinyvit_zoo').rglob('*.py'))
 

@@ -32,7 +32,7 @@ from ..layers import sincos2d_table
 from ..models import encode, record
 from ..recipes.ranges import FROM_0
 from ..weights import unwrap
-from .masked import MaskedModel, _patches
+from .masked import MaskedModel, patch_grid
 
 __all__ = ['DistilledAutoencoder', 'MaskedAutoencoder', 'checkpoint_filter_fn']
 
@@ -180,7 +180,7 @@ def _num_heads(model: Any) -> int:
 
 def _require_alike(student: Any, teacher: Any) -> None:
     """Attention can be compared only between the same tokens."""
-    both = [(model.num_prefix_tokens, _patches(model)[1]) for model in (student, teacher)]
+    both = [(model.num_prefix_tokens, patch_grid(model)[1]) for model in (student, teacher)]
     if both[0] != both[1]:
         described = [f'{prefix} + {rows} x {cols}' for prefix, (rows, cols) in both]
         raise ZooError(f'The student has {described[0]} tokens and its teacher {described[1]}: their attention can be '

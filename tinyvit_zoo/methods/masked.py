@@ -18,7 +18,7 @@ from ..models import encode, image_size, require_plain
 from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
 from .method import Method
 
-__all__ = ['MaskedModel', 'join_patches', 'random_keep']
+__all__ = ['MaskedModel', 'join_patches', 'patch_grid', 'random_keep']
 
 _OR_JOINT = 'Or a joint-embedding method (moco_v3, self_distill), which takes any model.'
 
@@ -63,7 +63,7 @@ class MaskedModel(Method):
         dd = get_device_dtype(encoder)
         self.encoder = encoder
         self.mask_ratio, self.normalize_targets = mask_ratio, normalize_targets
-        self.patch_size, self.grid_size = _patches(encoder)
+        self.patch_size, self.grid_size = patch_grid(encoder)
         self.prefix = int(encoder.num_prefix_tokens)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         if not 1 <= int(self.num_patches * (1 - mask_ratio)) < self.num_patches:
@@ -185,7 +185,7 @@ def _require_encoder(encoder: Any) -> None:
                        f'patches apart: create it with one, or take a joint-embedding method.')
 
 
-def _patches(encoder: Any) -> tuple[int, tuple[int, int]]:
+def patch_grid(encoder: Any) -> tuple[int, tuple[int, int]]:
     """The side of a patch, and the rows and columns of them."""
     patch = int(encoder.feature_info[0]['reduction'])
     height, width = image_size(encoder)
