@@ -98,11 +98,11 @@ def status() -> Status:
 
 def find_installation() -> Installation:
     """Find the installed distribution; a source tree's egg-info has no RECORD and does not count."""
-    for found in metadata.distributions(name=DISTRIBUTION):
-        records = [file for file in found.files or () if file.name == 'RECORD' and file.parent.suffix == '.dist-info']
+    for installed in metadata.distributions(name=DISTRIBUTION):
+        records = [file for file in installed.files or () if file.match('*.dist-info/RECORD')]
         if not records:
             continue
-        folder = Path(str(found.locate_file(''))).resolve()
+        folder = Path(str(installed.locate_file(''))).resolve()
         known = [*site.getsitepackages(), site.getusersitepackages()]   # on sys.path alone, .pth files are not read
         if folder not in [Path(one).resolve() for one in known]:
             raise ZooError(f'autoload: {DISTRIBUTION} is installed in {folder}, where Python reads no start-up files; '
@@ -111,7 +111,7 @@ def find_installation() -> Installation:
         if not hook.exists():  # an editable install: the package stays where it is developed
             hook = Path(__file__).resolve().with_name(HOOK)
         return Installation(folder, folder / str(records[0]), hook)
-    raise ZooError(f'autoload: no installed {DISTRIBUTION} with a RECORD of its files found (is this a source tree?); '
+    raise ZooError(f'autoload: no installed {DISTRIBUTION} with a RECORD of its files (is this a source tree?); '
                    'expected one in site-packages; install it (`pip install .` or `pip install -e .`), or put '
                    '`import tinyvit_zoo` into your code')
 

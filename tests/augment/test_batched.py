@@ -303,7 +303,7 @@ def test_mix_without_mixing_smooths() -> None:
     ({'crop_scale': (0.8, 1.), 'crop_padding': 4}, 'one of the two'),
     ({'color_jitter': (0.4, 0.4, 0.4, 0.6)}, 'colour jitter'),
     ({'blur': 0.5, 'blur_sigma': (2., 0.1)}, 'blur_sigma'),
-    ({'std': (0.2, 0.2)}, 'do not normalise'),
+    ({'std': (0.2, 0.2)}, 'do not normalize'),
 ])
 def test_mistakes_are_named(kwargs: dict, text: str) -> None:
     with pytest.raises(ZooError) as caught:

@@ -19,8 +19,8 @@ from .policies import ColorJitter, Policy, Single, choose_kernel, make_policy
 
 Range = tuple[float, float]
 _ATTEMPTS = 10              # timm's, to draw a box that fits
-_CHUNK_CPU = 1 << 20        # pixel values at once: what the cache holds
-_CHUNK = 1 << 26            # elsewhere: what the device's memory is asked for
+_CHUNK_CPU = 1 << 20        # pixel values at once, as the cache holds
+_CHUNK = 1 << 26            # elsewhere
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -33,7 +33,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Constant, Constant]:
     """Return the factor and the offset that normalize 0..255, [C, 1, 1]; ZooError where they cannot."""
     if len(mean) != len(std) or not min(std) > 0:
-        raise ZooError(f'The mean {mean} and the deviation {std} do not normalise: expected as many numbers in both, '
+        raise ZooError(f'The mean {mean} and the deviation {std} do not normalize: expected as many numbers in both, '
                        'and deviations above 0.')
     scale, bias = [[[1 / (255 * s)]] for s in std], [[[-m / s]] for m, s in zip(mean, std, strict=True)]
     return Constant(scale), Constant(bias)

@@ -57,7 +57,7 @@ class Layer(NamedTuple):
     op: Tensor                          # [B] int64
     arg: Tensor                         # [B] float32
     kernel: Kernel = 'bilinear'         # of the geometric operations
-    fill: Tensor | None = None          # [C] or [1]: what they see outside of the image; black without
+    fill: Tensor | None = None          # [C] or [1], outside of the image; black without
 
 
 def apply(images: Tensor, layer: Layer, known: frozenset[Op], dense: bool | None = None) -> Tensor:

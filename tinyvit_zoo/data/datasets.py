@@ -45,7 +45,7 @@ class Dataset:
     label_names: tuple[str, ...] = ()
     source: str = 'folder'                      # the name in `--data`
     opener: Torchvision | Callable[[str], Any] | str | None = None
-    place: str = 'PATH'                         # what follows the name and a colon; '': nothing does
+    place: str = 'PATH'                         # after the name and a colon; '': nothing
     mirrored: bool = True                       # whether flipped images stay of their class
     hub_id: str = ''                            # on the Hugging Face Hub
     about: str = ''                             # for model cards: its origin, size, licence and traps

@@ -14,7 +14,7 @@ from .splits import Parts, Split, draw
 
 _VALIDATION = ('val', 'valid', 'validation')
 _TEST_SHARE = 0.2   # of a folder that has no split of its own
-_TEST_SEED = 0      # never the run's: another seed must not train on what this one is tested on
+_TEST_SEED = 0      # never the run's: another seed must not train on these test images
 
 
 def open_folder(root: Path) -> Parts:
@@ -26,8 +26,8 @@ def open_folder(root: Path) -> Parts:
         if len(validation) > 1:
             raise ZooError(f'{root} has {_list(validation)}: expected one of them, remove or rename the other.')
         train, names = _class_folders(named['train'])
-        val, test = (_class_folders(found, names)[0] if found else None
-                     for found in (next(iter(validation), None), named.get('test')))
+        val, test = (_class_folders(folder, names)[0] if folder else None
+                     for folder in (next(iter(validation), None), named.get('test')))
         return Parts(train, val, test, names)
     if any(name in named and subfolders(named[name]) for name in ('test', *_VALIDATION)):
         raise ZooError(f'{root} has {_list(inside)} and no train: expected train, val and test with class folders '
@@ -92,24 +92,24 @@ def _require(root: Path, folders: Sequence[str], title: str, archive: str) -> No
 
 def _class_folders(root: Path, class_names: Sequence[str] | None = None) -> tuple[Split, tuple[str, ...]]:
     """Open the class folders in `root`, sorted; `class_names` are those it must have."""
-    found = {folder.name: _image_files(folder) for folder in subfolders(root)}
-    if class_names is None and len(found) < 2:
+    files = {folder.name: _image_files(folder) for folder in subfolders(root)}
+    if class_names is None and len(files) < 2:
         loose = sum(_is_image(path.name) for path in root.iterdir())
-        raise ZooError(f'{root} has {_list(list(found))}{f" and {loose} loose images" if loose else ""}: expected a '
+        raise ZooError(f'{root} has {_list(list(files))}{f" and {loose} loose images" if loose else ""}: expected a '
                        f'folder for each class, two classes or more.')
-    expected = found if class_names is None else class_names
+    expected = files if class_names is None else class_names
     differences = [f'{title} {_list(sorted(names))}' for title, names in (
-        ('missing:', set(expected) - set(found)), ('too many:', set(found) - set(expected))) if names]
+        ('missing:', set(expected) - set(files)), ('too many:', set(files) - set(expected))) if names]
     if differences:
         raise ZooError(f'The class folders of {root} are not the expected ones ({"; ".join(differences)}): every split '
                        f'needs the same.')
-    empty = [name for name, files in found.items() if not files]
+    empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise ZooError(f'{root} has no images in {_list(empty)}: expected {" ".join(EXTENSIONS)} files; add some, or '
                        f'remove the folder from every split.')
-    names = tuple(class_names or sorted(found))
-    labels = [torch.full((len(found[name]),), label) for label, name in enumerate(names)]
-    paths = [os.path.join(name, path) for name in names for path in found[name]]
+    names = tuple(class_names or sorted(files))
+    labels = [torch.full((len(files[name]),), label) for label, name in enumerate(names)]
+    paths = [os.path.join(name, path) for name in names for path in files[name]]
     return Split(FileImages(root, paths), torch.cat(labels)), names
 
 

@@ -204,7 +204,7 @@ def _for_each(
                 for failed in results:
                     bad += failed
                     shown.show(min(shown.done + _CHUNK, len(indices)))
-        except BaseException:  # Ctrl-C: what is queued need not be done
+        except BaseException:  # Ctrl-C: drop the queue
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if bad:

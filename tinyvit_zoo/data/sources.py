@@ -28,7 +28,7 @@ from .seeds import generator
 from .splits import Parts, Split, draw, nested
 
 _DIGITS_TEST = 360      # of 1,797
-_VAL, _FRACTION, _SAMPLE = 1, 2, 3      # what a seed is used for
+_VAL, _FRACTION, _SAMPLE = 1, 2, 3      # uses of a seed
 _SAMPLE_SIZE = 2000     # images that mean and deviation are measured on
 
 
@@ -44,7 +44,7 @@ class Source:
 
 
 def syntax() -> dict[str, str]:
-    """Return what may be written for each source, by the name before the colon."""
+    """Return the syntax of each source, by the name before the colon."""
     rows = {row.source: row.spec for row in DATASETS.values() if row.opener}
     return {'digits': 'digits', **rows, 'folder': 'folder:PATH', 'npz': 'npz:FILE', 'hf': 'hf:NAME'}
 
