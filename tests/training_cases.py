@@ -1,6 +1,7 @@
 """A small training for the tests, and a server that runs it in processes that are quick to start and to kill."""
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def run(data: str, output: Path, *more: str, model: str = 'cct_2_3x2') -> int:
                      '--precision', 'fp32', '--from-weights', '', '--layer-decay', '1', *SETTINGS, *more])
     except SystemExit as e:
         return int(e.code or 0)
+
+
+def torchrun(*argv: str, env: dict[str, str] | None = None) -> 'subprocess.CompletedProcess[str]':
+    """`tinyvit-zoo` in two processes, of one thread each."""
+    return subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
+         '--rdzv-endpoint', 'localhost:0', '-m', 'tinyvit_zoo', *argv],
+        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from training_cases import assert_same_bits, weights, write_npz
+from training_cases import assert_same_bits, torchrun, weights, write_npz
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
@@ -347,11 +346,8 @@ def test_images_without_a_test_part_are_judged_among_themselves(tmp_path: Path) 
 def test_two_processes_give_the_encoder_of_one(data: str, tmp_path: Path) -> None:
     """Each image has the mask that it would have had; with nothing else that is random, and SGD."""
     more = ['--opt', 'sgd', '--flip', '0', '--crop-scale', 'None', '--epochs', '2', '--warmup-epochs', '0']
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
-         '--rdzv-endpoint', 'localhost:0', str(HERE.parent / 'tools' / 'pretrain.py'), 'mae_small', '--data', data,
-         '--output', str(tmp_path / 'two'), *MODEL, *SETTINGS, *more],
-        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = torchrun('pretrain', 'mae_small', '--data', data, '--output', str(tmp_path / 'two'), *MODEL, *SETTINGS,
+                    *more)
     assert done.returncode == 0, done.stderr[-2000:]
     assert pretrained(data, tmp_path / 'one', *more) == 0
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
@@ -363,12 +359,8 @@ def test_two_processes_give_the_encoder_of_one(data: str, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_from_goes_through_torchrun(finished: Path, data: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
-         '--rdzv-endpoint', 'localhost:0', str(HERE.parent / 'tools' / 'train_weights.py'), '--from', str(finished),
-         '--data', data, '--output', str(tmp_path / 'run'), *PLAIN, '--epochs', '1', '--warmup-epochs', '0',
-         '--batch-size', '32'],
-        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = torchrun('train', '--from', str(finished), '--data', data, '--output', str(tmp_path / 'run'), *PLAIN,
+                    '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '32')
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'Done' not in done.stderr and (tmp_path / 'run' / 'result.json').exists()
 

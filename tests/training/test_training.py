@@ -16,7 +16,7 @@ import timm
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
-from training_cases import SETTINGS, alive, assert_same_bits, run, stop_at, weights, write_npz
+from training_cases import SETTINGS, alive, assert_same_bits, run, stop_at, torchrun, weights, write_npz
 
 import tinyvit_zoo
 from tinyvit_zoo.augment import pillow
@@ -486,12 +486,9 @@ def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
 
 # -- many processes --------------------------------------------------------------------------------------------------
 def _torchrun(data: str, output: Path, *more: str, env: dict | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '0', '--rdzv-backend',
-         'c10d', '--rdzv-endpoint', 'localhost:0', '-m', 'tinyvit_zoo', 'train', '--model',
-         'cct_2_3x2', '--from-weights', '', '--data', data, '--output', str(output), '--device', 'cpu', '--precision',
-         'fp32', '--layer-decay', '1', *SETTINGS, *PLAIN, '--ema', '0', *more],
-        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
+    return torchrun(
+        'train', '--model', 'cct_2_3x2', '--from-weights', '', '--data', data, '--output', str(output), '--device',
+        'cpu', '--precision', 'fp32', '--layer-decay', '1', *SETTINGS, *PLAIN, '--ema', '0', *more, env=env)
 
 
 @pytest.mark.slow
