@@ -146,7 +146,7 @@ def test_bf16_autocast(name: str, kwargs: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, kwargs, backend', [
-    *((*kind, 'inductor') for kind in KINDS[::4]), *((*case, 'aot_eager') for case in CASES[len(SMALL):])])
+    (*KINDS[0], 'inductor'), *((*case, 'aot_eager') for case in [*KINDS[4::4], *CASES[len(SMALL):]])])
 def test_compiles_to_one_graph(name: str, kwargs: dict, backend: str) -> None:
     """One graph, forward and backward. Of most, inductor's minute of C++ compiling is spared."""
     model = create(name, **kwargs)
@@ -156,15 +156,6 @@ def test_compiles_to_one_graph(name: str, kwargs: dict, backend: str) -> None:
     model.eval()
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name, kwargs', [*KINDS[::4], *CASES[len(SMALL):]])
-def test_exports_with_a_dynamic_batch(name: str, kwargs: dict) -> None:
-    model = create(name, **kwargs).eval()
-    program = torch.export.export(model, (image(model, 3),), dynamic_shapes=({0: torch.export.Dim('batch')},))
-    x = image(model, 5)
-    torch.testing.assert_close(program.module()(x), model(x))
 
 
 @pytest.mark.parametrize('name, kwargs', CASES)
