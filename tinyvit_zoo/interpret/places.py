@@ -83,7 +83,7 @@ def watch_attention(layers: Sequence[Layer], see: See) -> Iterator[None]:
 
 # -- features ----------------------------------------------------------------------------------------------------------
 def feature_names(model: Any) -> list[str]:
-    """What `see_features` shows of a model, from the image on; ZooError where that is nothing."""
+    """Names of the features that `see_features` shows, from the image on; ZooError where there are none."""
     why = no_features(model)
     if why:
         raise ZooError(f'The features of {type(model).__name__} cannot be read: {why}. Take {_KNOWN}.')

@@ -24,7 +24,7 @@ def sincos2d_table(
         grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, row_first: bool = False,
         device: Any = None, dtype: Any = None,
 ) -> Tensor:
-    """[1, prefix + N, dim]: one half of the channels tells the column, the other the row, each as [sin, cos].
+    """[1, prefix + N, dim]: one half of the channels encodes the column, the other the row, each as [sin, cos].
 
     The column comes first, as in MAE, or the row, as in MoCo-v3. Frequencies are 10000 ** (-i / (dim / 4)). Prefix
     tokens have no place: their rows are zero. Values are those of single precision, as in the files that hold them.
@@ -62,7 +62,7 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_
 
 @register_notrace_function
 def table_on_grid(table: Tensor, old: Tuple[int, int], new: Tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """What `resize_table` makes of a learned table, for every forward pass: gradients reach the table.
+    """Interpolate a learned table as `resize_table` does, in a forward pass: gradients reach the table.
 
     As a weighted sum of the entries: the backward pass of an interpolation on a GPU gives other bits each time, and a
     matrix product would be rounded under autocast.

@@ -60,12 +60,12 @@ def build_model(
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         **kwargs: Any,
 ) -> ModelT:
-    """timm's `build_model_with_cfg`, with three differences that only show when something is wrong.
+    """Build a model by timm's `build_model_with_cfg`, with stricter loading.
 
-    An unknown tag names the nearest; weight files are read by `read_weights` (zips, checksums, no code); and whatever
-    the class count, every tensor but the head's must be there and fit. A file of our own training also says its
-    classes, size and normalisation. Where all weights of an architecture are encoders, a model without weights is a
-    classifier all the same.
+    An error for an unknown tag names the nearest; weight files are read by `read_weights` (zips, checksums, no code);
+    every tensor but the head's must be there and fit, for any number of classes. The classes, size and normalization
+    statistics of a file that we trained come from its metadata. A model without weights is a classifier, also where all
+    weights of its architecture are encoders.
     """
     kwargs.setdefault('feature_cfg', dict(
         out_indices=getattr(model_cls, 'default_out_indices', 3), feature_cls='getter'))
@@ -186,7 +186,7 @@ def check_tag(variant: str, tag: str) -> None:
 
 
 def _check_offline(variant: str, cfg: Mapping[str, Any]) -> None:
-    """A URL knows nothing of HF_HUB_OFFLINE: say at once what would have to be fetched."""
+    """ZooError where a URL would have to be fetched although HF_HUB_OFFLINE is set."""
     if any(cfg.get(key) for key in ('file', 'hf_hub_id', 'state_dict')):
         return
     if hub_constants.HF_HUB_OFFLINE and cfg.get('url') and not _url_cache(cfg).exists():
@@ -225,7 +225,7 @@ def _strict_filter(
 
 
 def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
-    """One phrase for each missing, surplus or misshapen tensor that timm has no leave to adapt."""
+    """Describe each missing, surplus or misshapen tensor that timm may not adapt."""
     cfg, own = model.pretrained_cfg, model.state_dict()
     head = (f'{cfg["classifier"]}.weight', f'{cfg["classifier"]}.bias')
     dropped = head if model.num_classes != cfg['num_classes'] else ()
@@ -248,7 +248,7 @@ def _fits(given: Tensor, expected: Tensor, any_channels: bool) -> bool:
 
 
 def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
-    """The tensors under the names that `re.sub(pattern, replacement, name)` for each pair in turn makes of theirs."""
+    """Rename the tensors by `re.sub(pattern, replacement, name)` for each pair in turn."""
     names = list(tensors)
     for pattern, replacement in patterns:
         names = [re.sub(pattern, replacement, name) for name in names]
@@ -256,7 +256,7 @@ def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) 
 
 
 def without(tensors: Mapping[str, Tensor], pattern: str, why: str) -> dict[str, Tensor]:
-    """The tensors whose names a pattern does not match; the log names those left out."""
+    """Drop the tensors whose names match a pattern; the log names them."""
     out = [name for name in tensors if re.search(pattern, name)]
     if out:
         _logger.info('Left out (%s): %s', why, ', '.join(out))

@@ -329,7 +329,7 @@ def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[
 
 
 def source_grid(table: Tensor | None, model: Any, source_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a checkpoint's position table [1, prefix + N, D]; None where they cannot be told.
+    """Rows and columns of a checkpoint's position table [1, prefix + N, D]; None where they are unknown.
 
     `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
     tokens is taken to be for the model's size, any other for a square.

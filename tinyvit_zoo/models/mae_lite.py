@@ -10,7 +10,7 @@ attention logits of each block a learned bias for every offset between two patch
 
 As a fine-tuned classifier such a model has no norm behind the blocks. As an encoder in pre-training it has one:
 `timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')`; see models/encoder.py for masking and
-pretraining/mae_lite.py for the rest. The authors' pre-trained files load into either, see `checkpoint_filter_fn`.
+methods/mae_lite.py for the rest. The authors' pre-trained files load into either, see `checkpoint_filter_fn`.
 """
 import logging
 from collections.abc import Iterable, Mapping
@@ -115,7 +115,7 @@ def checkpoint_filter_fn(
     """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
 
     Fine-tuned files, with `qkv.bias` or with `q_bias` and `v_bias`; pre-trained ones of MAE, D-MAE, D2-MAE and MoCo-v3,
-    and of this package's pretraining/mae_lite.py. Of a pre-trained file only the encoder is taken (the log names what
+    and of this package's methods/mae_lite.py. Of a pre-trained file only the encoder is taken (the log names what
     is left out), and what it cannot have starts fresh (a warning names it): `fc_norm`, the relative biases, and after
     D2-MAE the final norm. It has no classifier: load it with `pretrained_cfg_overlay=dict(file=..., num_classes=0)`.
     """

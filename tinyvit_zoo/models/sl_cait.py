@@ -79,7 +79,7 @@ class MixedAttention(nn.Module):
         return q, k, v
 
     def logits(self, x: Tensor, context: Tensor) -> Tensor:
-        """What the softmax is taken of [B, H, N, M]."""
+        """Return the input of the softmax [B, H, N, M]."""
         q, k, _ = self._project(x, context)
         return self._mixed_logits(q @ k.transpose(-2, -1)).transpose(0, 1)
 

@@ -207,7 +207,7 @@ _AUTHORS_NAMES: tuple[tuple[str, Any], ...] = (
 
 
 def _name_conv_pools(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names for a convolutional pooling's modules, told by their weights' shapes; 1x1 convolutions become Linear."""
+    """Name the modules of a convolutional pooling by their weights' shapes; 1x1 convolutions become Linear."""
     named = {}
     for name, tensor in tensors.items():
         match = re.match(r'(stages\.\d+)\.(?!pool\.|blocks\.)(.+)\.(weight|bias)$', name)

@@ -4,7 +4,7 @@ Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence; no weights were published)
 
 Three stages of Swin's blocks (arXiv 2103.14030) with windows of 4x4, on maps of 16, 8 and 4 tokens a side: patches are
-of 2 pixels at 32 pixels, and of 4 in the `_64` models. Positions are told twice, by a table added to the tokens and by
+of 2 pixels at 32 pixels, and of 4 in the `_64` models. Positions enter twice, by a table added to the tokens and by
 the bias of each offset in a window. `spt` puts shifted patches in the place of the embedding and of both mergings,
 `lsa` learns the temperatures and masks the diagonal. Either goes without the other.
 

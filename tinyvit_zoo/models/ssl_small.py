@@ -152,7 +152,7 @@ class TalkingHeads(nn.Module):
         return _mix_heads(q @ k.transpose(-2, -1), self.proj_l.weight * self.head_dim ** -0.5, self.proj_l.bias)
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the softmax is taken of [B, H, N, N]."""
+        """Return the input of the softmax [B, H, N, N]."""
         q, k, _ = self._project(x)
         return self._mixed_logits(q, k).transpose(0, 1)
 
