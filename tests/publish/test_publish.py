@@ -94,6 +94,14 @@ def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ship:
     return ship
 
 
+@pytest.fixture(autouse=True)
+def quick_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else: one test draws."""
+    if request.node.name != 'test_dry_run_writes_the_repository_and_asks_no_hub':
+        monkeypatch.setattr('tinyvit_zoo.training.run_dir.Run.draw',
+                            lambda run: (run.folder / 'curves.png').write_bytes(b'a picture'))
+
+
 @pytest.fixture
 def built(ship: Ship, tmp_path: Path) -> Path:
     build_repository(ship(), REPO, tmp_path / 'built')

@@ -22,7 +22,6 @@ from tinyvit_zoo.augment.batched import normalize
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.measure.accuracy import wilson
 from tinyvit_zoo.models import _build
-from tinyvit_zoo.publish.cards import card
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER, default_first, parse
@@ -260,32 +259,3 @@ def test_a_wrong_catalogue_is_refused() -> None:
     assert 'entry 1' in refused(lambda: parse('[3]'))
     without = {key: value for key, value in ENTRY.items() if key != 'crop_pct'}
     assert 'crop_pct is missing' in refused(lambda: parse(json.dumps([without])))
-
-
-# -- cards -------------------------------------------------------------------------------------------------------------
-def _row(text: str, title: str) -> str:
-    return next(line for line in text.splitlines() if line.startswith(f'| {title} | '))
-
-
-def test_a_card_keeps_measured_and_published_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = card(catalogue()['cct_7_3x1.shi_c10_300e'])
-    assert '96.53 %' in _row(theirs, 'published') and _row(theirs, 'measured') == '| measured | not by us |'
-    assert '3,760,139; 1,181.62 M' in _row(theirs, 'parameters, MACs') and 'not measured' in _row(theirs, 'throughput')
-    speed = {'images_per_second': 1234.5, 'batch_size': 128, 'machine': 'a machine', 'date': '2026-01-31',
-             'command': 'tools/ship_weights.py'}
-    ours = weight(name='cct_2_3x2.digits', recipe='cct_2_3x2.digits', measured={**FIGURES, 'throughput': speed})
-    text = card(ours)
-    assert '90.50 % top-1' in _row(text, 'measured') and '89.17' not in _row(text, 'measured')
-    assert '89.17 %' in _row(text, 'published') and 'authors' in _row(text, 'published')
-    assert _row(text, 'difference') == (
-        '| difference | 1.33 points above the 89.17 % published for `cct_2_3x2.shi_c10_200e` |')
-    assert '1,234 images/s' in _row(text, 'throughput') and ours.sha256 in text
-
-
-def test_every_weight_has_a_card_and_every_caveat_stands() -> None:
-    text = (ROOT / 'MODEL_CARDS.md').read_text(encoding='utf-8')
-    assert '| difference | 0.39 points below the 89.17 % published for `cct_2_3x2.shi_c10_200e` |' in text
-    for w in catalogue().values():
-        section = text.split(f'\n## {w.name}\n')[1].split('\n## ')[0]
-        assert w.note in section and (w.source in section) and w.data.title.split('-')[0] in section
-    assert text.rstrip().endswith('(docs/images/accuracy_macs.png)')
