@@ -257,8 +257,5 @@ def temperatures(model: Any) -> dict[str, Tensor]:
     layers = _with_temperatures(model)
     if not layers:
         raise ZooError(f'{type(model).__name__} has no temperatures: {no_temperatures(model)}.')
-    return {layer.name: layer.attention.temperature.float().cpu() / _start(layer.attention) for layer in layers}
-
-
-def _start(attn: Any) -> float:
-    return getattr(attn, 'scale', attn.head_dim ** -0.5)
+    return {layer.name: layer.attention.temperature.float().cpu() / getattr(
+        layer.attention, 'scale', layer.attention.head_dim ** -0.5) for layer in layers}
