@@ -74,7 +74,6 @@ def make_batches(
     """Make the batches of a split. Reads all its images once beforehand, unless they are known to be sound.
 
     Args:
-        split: the images.
         img_size: pixels, a side or (height, width).
         batch_size: over all processes together.
         device: where the batches are wanted.
@@ -82,8 +81,7 @@ def make_batches(
             every image once; the last batch may be smaller, and a process may have one batch less than another.
         channels: 3 or 1.
         seed: of order and augmentation.
-        rank: of this process.
-        world_size: number of processes.
+        rank, world_size: number of this process, and of all.
         mode: 'memory': decoded once, on the device; 'stream': read and transformed by worker processes, every epoch;
             'auto': memory for images of at most 96 pixels that fit in a quarter of the free memory.
         batch_transform: from a uint8 batch on the device, to what is yielded.
@@ -102,8 +100,7 @@ def make_batches(
         mode = 'memory' if fits_in_memory(split, size, channels, device) else 'stream'
     transform = batch_transform or (lambda images: images)
     if mode == 'memory':
-        images = in_memory(split, size, channels, progress=rank == 0)
-        return _MemoryBatches(images, split.labels, order, device, transform)
+        return _MemoryBatches(in_memory(split, size, channels, rank == 0), split.labels, order, device, transform)
     if isinstance(split.images, EncodedImages):
         check_cached(split.images, progress=rank == 0)
     workers = min(8, cpu_count()) if workers is None else workers

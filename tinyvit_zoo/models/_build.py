@@ -67,8 +67,8 @@ def build_model(
     statistics of a file that we trained come from its metadata. A model without weights is a classifier, also where all
     weights of its architecture are encoders.
     """
-    kwargs.setdefault('feature_cfg', dict(
-        out_indices=getattr(model_cls, 'default_out_indices', 3), feature_cls='getter'))
+    indices = getattr(model_cls, 'default_out_indices', 3)
+    kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
     if isinstance(pretrained_cfg, str):
         check_tag(variant, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
@@ -82,7 +82,6 @@ def build_model(
         with _ShapesAlone() if str(kwargs.get('device')) == 'meta' else nullcontext():
             return build_model_with_cfg(
                 model_cls, variant, False, pretrained_cfg, overlay, pretrained_filter_fn=filter_fn, **kwargs)
-
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     if not any(cfg.get(key) for key in _SOURCES):
         raise ZooError(f'There are no weights for {variant} yet: use pretrained=False, or one of `tinyvit-zoo list`.')
