@@ -147,9 +147,9 @@ _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsE
 
 
 def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str | None:
-    """The file to read the weights from, its digest checked where the catalogue has one. None: timm finds them itself.
+    """Return the weight file, its digest checked if the catalogue has one; None where timm is to find the weights.
 
-    It is fetched here, for timm would read it without our checks, and hands on tensors, which no longer show a digest.
+    It is fetched here, as timm would read it without our checks.
     """
     if cfg.get('source') or cfg.get('state_dict'):
         return None
@@ -171,13 +171,13 @@ def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str |
 
 
 def _at_least_single(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Half precision is for the file: tables are resized and channels adapted in single."""
+    """Convert half precision, which is for the file, to single: tables are resized and channels adapted in it."""
     return {name: value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
             else value for name, value in content.items()}
 
 
 def check_tag(variant: str, tag: str) -> None:
-    """ZooError that names the nearest tag where the model has none of this name."""
+    """Raise ZooError, with the nearest tag, if the model has none of this name."""
     tags = list(get_arch_pretrained_cfgs(variant))
     if f'{variant}.{tag}' not in tags:
         known = [name.partition('.')[2] for name in tags]
@@ -185,7 +185,7 @@ def check_tag(variant: str, tag: str) -> None:
 
 
 def _check_offline(variant: str, cfg: Mapping[str, Any]) -> None:
-    """ZooError where a URL would have to be fetched although HF_HUB_OFFLINE is set."""
+    """Raise ZooError if a URL would have to be fetched although HF_HUB_OFFLINE is set."""
     if any(cfg.get(key) for key in ('file', 'hf_hub_id', 'state_dict')):
         return
     if hub_constants.HF_HUB_OFFLINE and cfg.get('url') and not _url_cache(cfg).exists():
@@ -208,7 +208,7 @@ def _fetch_advice(variant: str, cfg: Mapping[str, Any]) -> str:
 def _strict_filter(
         state_dict: Mapping[str, Any], model: Any, filter_fn: Filter, source_size: tuple[int, int] | None,
 ) -> dict[str, Tensor]:
-    """The family's filter, and the check that timm skips as soon as the class count differs."""
+    """Apply the family's filter, and the check that timm skips when the class count differs."""
     try:
         tensors = filter_fn(_at_least_single(state_dict), model, source_size)
     except TypeError as e:  # timm would take it for a filter with one argument, and hide it
@@ -280,7 +280,7 @@ def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> d
 
 
 def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], model_args: Any) -> tuple[int, int] | None:
-    """The image size of the weights; None for a file of the caller's without one."""
+    """Return the image size of the weights, None for a file of the caller's without one."""
     size = (model_args or {}).get('img_size')
     if size is not None:
         return to_2tuple(size)
