@@ -1,4 +1,4 @@
-"""What the methods that compare whole images need of an encoder: one vector an image, at the sizes of its views."""
+"""Encoders for the methods that compare whole images: one vector an image, at the sizes of its views."""
 from __future__ import annotations
 
 from typing import Any
@@ -10,7 +10,7 @@ from ..models import take_any_size
 
 
 def feature_width(encoder: Any) -> int:
-    """Length of the pooled features; ZooError for a model that has a classifier, or features that are not pooled."""
+    """Return the length of the pooled features; ZooError for a model with a classifier or unpooled features."""
     if encoder.num_classes:
         raise ZooError(f'The encoder has a classifier of {encoder.num_classes} classes, and a pre-training knows none: '
                        f'create it with num_classes=0.')
@@ -21,7 +21,7 @@ def feature_width(encoder: Any) -> int:
 
 
 def require_size(encoder: Any, size: tuple[int, int]) -> None:
-    """Have the encoder take images of this size beside its own; ZooError that says why where it cannot."""
+    """Let the encoder take images of this size beside its own; ZooError with the reason where it cannot."""
     weight, training = next(encoder.parameters()), encoder.training
     try:
         take_any_size(encoder)

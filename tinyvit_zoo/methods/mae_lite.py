@@ -1,18 +1,16 @@
 """Masked autoencoding of the lightweight ViTs, and distillation meanwhile (arXiv 2205.14443, "MAE-Lite").
 
-**MAE**: the tables of positions are fixed waves, the encoder's in place of its own, and the loss is the squared error
-on the patches that were left out, against pixels normalised patch by patch.
+**MAE**: the position tables are fixed sine-cosine waves, the encoder's too, and the loss is the squared error on the
+masked patches, against pixels normalized patch by patch.
 
     encoder = timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')
     loss = MaskedAutoencoder(encoder)(images)
 
-**D-MAE**: a small encoder learns less from this than a large one. So a large one that has been pre-trained sees the
-same patches, and the last attention of the small one shall be like its last: the squared distance of the attention
-logits is added to the loss.
+**D-MAE**: a large pre-trained teacher sees the same patches; the squared distance of the attention logits in the last
+blocks of student and teacher is added to the loss.
 
-**D2-MAE**: what is good for predicting pixels is not what is good for the attention of the last blocks. So the decoder
-reads an inner block, and the blocks behind it learn from the teacher alone, up to the attention of one block more, of
-which there is nothing but queries and keys.
+**D2-MAE**: the decoder reads an inner block, and the blocks after it learn from the teacher alone, up to the attention
+of one additional block, which has only queries and keys.
 
     loss = DistilledAutoencoder(encoder, teacher)(images)                       # D-MAE
     loss = DistilledAutoencoder(encoder, teacher, decoder_block=8)(images)      # D2-MAE
@@ -38,7 +36,7 @@ __all__ = ['DistilledAutoencoder', 'MaskedAutoencoder', 'checkpoint_filter_fn']
 
 
 class MaskedAutoencoder(MaskedModel):
-    """MAE. The encoder is given the method's initial values and its table of positions.
+    """MAE. Sets the encoder's initial values and its position table.
 
     Tensors but the encoder's have the authors' names. The defaults are the paper's for ViT-Tiny; for ViT-Small a
     decoder of width 192 and 6 heads. See MaskedModel for the arguments.
@@ -81,7 +79,7 @@ class MaskedAutoencoder(MaskedModel):
         self.encoder.pos_embed.requires_grad_(False)
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error of a pixel of the patches that were left out."""
+        """Mean squared error of the masked pixels."""
         return (self.errors(images, prediction) * mask).sum() / mask.sum()
 
 
@@ -92,7 +90,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
         encoder: the student.
         teacher: a plain model with as many patches, pre-trained by MAE. It gets no gradients, is not part of the
             module (so of no checkpoint either), and stays in eval mode on the device that it comes on.
-        decoder_block: the decoder reads what so many blocks make of the tokens (D2-MAE); 0: all (D-MAE).
+        decoder_block: how many blocks come before the decoder (D2-MAE); 0: all (D-MAE).
         weight: of the distillation in the loss.
     """
 

@@ -1,8 +1,7 @@
 """Masked autoencoding of small images by a small ViT (arXiv 2402.03752; no code was published).
 
-Two things differ from MAE. The tables of positions, the encoder's and the decoder's, are apart, and are learned: grids
-of a few patches a side are too coarse for fixed waves. And the patches that were seen are predicted too, at a discount
-(alpha), so that the decoder cannot spend itself on what is masked alone:
+Two things differ from MAE. The position tables of encoder and decoder are learned: grids of a few patches a side are
+too coarse for fixed waves. And the visible patches are predicted too, at a discount (alpha):
 
     loss = mean error of a masked patch + alpha * mean error of a visible one
 
@@ -32,7 +31,7 @@ class SmallMaskedAutoencoder(MaskedModel):
     Args:
         decoder_dim: None: half of the encoder's width, so that the decoder costs little beside any encoder.
         decoder_heads: None: of 32 channels each, or a little more.
-        visible_weight: alpha, what the error on visible patches counts.
+        visible_weight: alpha, the weight of the error on visible patches.
     """
 
     def __init__(

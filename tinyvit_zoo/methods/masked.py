@@ -30,7 +30,7 @@ def random_keep(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
 
 
 def join_patches(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """[B, N, size * size * C] -> [B, C, rows * size, cols * size]: what `cut_patches` cut."""
+    """Undo `cut_patches`: [B, N, size * size * C] -> [B, C, rows * size, cols * size]."""
     x = patches.unflatten(2, (size, size, -1)).unflatten(1, grid)  # [B, rows, cols, size, size, C]
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
@@ -97,19 +97,18 @@ class MaskedModel(Method):
         return self.loss(images, prediction, mask)
 
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Pixels of all patches as they are predicted [B, N, P * P * C], and a mask [B, N], 1 where left out."""
+        """Return the predicted pixels of all patches [B, N, P * P * C], and a mask [B, N], 1 where masked."""
         keep, mask = self.masked(images, noise)
         return self.decode(encode(self.encoder, self.seen(images, mask), keep), keep), mask
 
     def masked(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Which patches the encoder sees [B, K], and a mask [B, N] of the others."""
+        """Return the indices of the visible patches [B, K], and a mask [B, N] of the others."""
         if noise is None:
             noise = torch.rand(len(images), self.num_patches, device=images.device)
         return random_keep(noise, self.mask_ratio)
 
     def seen(self, images: Tensor, mask: Tensor) -> Tensor:
-        """The images as the tokenizer may see them: shifted patches look over their edges, so what is masked is blank.
-        """
+        """Blank the masked pixels for tokenizers whose shifted patches look over their edges."""
         if not isinstance(getattr(self.encoder, 'tokenizer', None), ShiftedPatchTokenization):
             return images
         return images * (1 - self.as_image(mask[:, :, None].expand(-1, -1, self.patch_size ** 2), images))
@@ -151,9 +150,9 @@ class MaskedModel(Method):
 
     @torch.no_grad()
     def picture(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The images with what is masked left blank, and with what is predicted in its place, [B, C, H, W] both.
+        """Return the images with masked patches left blank, and with predicted ones, [B, C, H, W] both.
 
-        A prediction of normalised pixels gets the mean and the deviation that its patch really has.
+        Predictions of normalized pixels get the mean and deviation of the true patch.
         """
         prediction, mask = self.reconstruct(images, noise)
         prediction = prediction.to(images.dtype)
@@ -186,7 +185,7 @@ def _require_encoder(encoder: Any) -> None:
 
 
 def patch_grid(encoder: Any) -> tuple[int, tuple[int, int]]:
-    """The side of a patch, and the rows and columns of them."""
+    """Return the side of a patch, and the rows and columns of patches."""
     patch = int(encoder.feature_info[0]['reduction'])
     height, width = image_size(encoder)
     return patch, (height // patch, width // patch)

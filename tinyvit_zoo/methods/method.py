@@ -1,4 +1,4 @@
-"""What every way of training is to the loop (`Task`), and every way of pre-training to its task (`Method`)."""
+"""The interfaces of a training (`Task`, used by the loop) and of a way to pre-train (`Method`, used by its task)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -16,8 +16,8 @@ def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
     with torch.no_grad():
         ours: list[Tensor] = list(average.parameters())
         torch._foreach_lerp_(ours, [p.detach() for p in model.parameters()], 1 - decay)
-        for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        for buffer, source in zip(average.buffers(), model.buffers(), strict=True):
+            buffer.copy_(source)
 
 
 def teacher_of(student: ModuleT) -> ModuleT:
@@ -26,6 +26,5 @@ def teacher_of(student: ModuleT) -> ModuleT:
 
 
 def momentum_at(progress: float, start: float) -> float:
-    """How much of itself a teacher keeps in a step: half a cosine from `start` to 1, as the training goes from 0 to 1.
-    """
+    """Return a teacher's momentum: half a cosine from `start` to 1, as the training goes from 0 to 1."""
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,4 +1,4 @@
-"""What a loss needs of the other processes of a training; where there is one, these change nothing."""
+"""Losses over all processes of a training. With one process, nothing changes."""
 from __future__ import annotations
 
 from typing import Any
@@ -27,7 +27,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def in_full(x: Tensor) -> Tensor:
-    """Half precision as single; what is more precise stays."""
+    """Convert half precision to single; higher precision stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -1,7 +1,7 @@
 """The compact transformers' recipes (arXiv 2104.05704), and two of ours for a quick start.
 
-The paper's tables are the best of four runs; a single run may well end a few tenths below. What people get wrong most
-often: the normalization, `crop_pct` 1.0, and the crop scale of 0.8 to 1.
+The paper's tables are the best of four runs; a single run may well end a few tenths below. Most often wrong are the
+normalization, `crop_pct` 1.0, and the crop scale of 0.8 to 1.
 """
 from dataclasses import replace
 

@@ -28,9 +28,8 @@ PRETRAINING_PRESETS = {recipe.method: recipe for recipe in (
     replace(_MAE, method='d_mae', method_args={},
             about='Ours, for small sets: masked patches, and the attention of a larger model.'),
     replace(_JOINT, method='self_distill', batch_size=64, crop_scale=(0.3, 1.),
-            about='Ours, for small sets: the teacher\'s words on two views are what the student learns to say of all. '
-                  'Its teacher is faster and surer than the paper\'s, as it has fewer steps, and its views are fewer '
-                  'and more unlike.',
+            about='Ours, for small sets: the student learns the teacher\'s outputs for two views. The teacher is '
+                  'faster and sharper than the paper\'s, for fewer steps; the views are fewer and differ more.',
             method_args={'local_views': 2, 'local_scale': (0.1, 0.4), 'num_prototypes': 256, 'momentum': 0.99,
                          'teacher_temperature': (0.025, 0.03), 'temperature_warmup': 0.2, 'freeze_last': 0.}),
     replace(_JOINT, method='moco_v3', crop_scale=(0.2, 1.), method_args={'hidden_dim': 1024},
