@@ -60,7 +60,7 @@ class Layer(NamedTuple):
     fill: Tensor | None = None          # [C] or [1], outside of the image; black without
 
 
-def apply(images: Tensor, layer: Layer, known: frozenset[Op], dense: bool | None = None) -> Tensor:
+def apply(images: Tensor, layer: Layer, known: tuple[Op, ...], dense: bool | None = None) -> Tensor:
     """Apply to each image its own operation; `known` are those that may occur, `dense` overrides the device's way."""
     kind = _KIND_OF.on(images.device)[layer.op]
     if isinstance(layer.kernel, str):
@@ -72,7 +72,7 @@ def apply(images: Tensor, layer: Layer, known: frozenset[Op], dense: bool | None
         return _apply_sparse(images, layer, kind, kernels)
     kinds = {_KIND[op] for op in known if op}
     for k in sorted(kinds | (kernels.keys() if _TRANSFORM in kinds else set())):
-        done = _KINDS[k - 1][0](images, layer._replace(kernel=kernels.get(k, '')))
+        done = _KINDS[k - 1][0](images, Layer(layer.op, layer.arg, kernels.get(k, ''), layer.fill))
         images = torch.where((kind == k)[:, None, None, None], done, images)
     return images
 

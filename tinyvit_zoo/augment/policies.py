@@ -25,7 +25,7 @@ _OPS = {''.join(word.capitalize() for word in op.name.split('_')): op for op in 
 class Policy:
     """Base class: `layers` takes [uniforms, B] numbers in [0, 1) and returns layers of an operation an image each."""
     uniforms: int
-    known: frozenset[Op]
+    known: tuple[Op, ...]
 
     def layers(self, u: Tensor) -> list[Layer]:
         raise NotImplementedError
@@ -41,7 +41,7 @@ class Single(Policy):
     uniforms = 2
 
     def __init__(self, op: Op, prob: float, low: float = 0., high: float = 0.) -> None:
-        self.op, self.prob, self.low, self.high, self.known = op, prob, low, high, frozenset([op])
+        self.op, self.prob, self.low, self.high, self.known = op, prob, low, high, (op,)
 
     def layers(self, u: Tensor) -> list[Layer]:
         return [Layer((u[0] < self.prob).long() * int(self.op), u[1] * (self.high - self.low) + self.low)]
@@ -57,7 +57,7 @@ class ColorJitter(Policy):
         bounds = [(max(0., 1 - a), 1 + a) for a in amounts[:3]] + [(-amounts[3], amounts[3])]
         ops = (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.HUE)
         active = [(op, *bound) for op, bound, a in zip(ops, bounds, amounts, strict=True) if a > 0]
-        self.prob, self.known = prob, frozenset(op for op, _, _ in active)
+        self.prob, self.known = prob, tuple(op for op, _, _ in active)
         self.ops = Constant([int(op) for op, _, _ in active])
         self.bounds = Constant([[[low] for _, low, _ in active], [[high] for _, _, high in active]])
         self.uniforms = 1 + 2 * len(active)
@@ -153,7 +153,7 @@ class RandAugment(Policy):
         levels = _levels(bool(values['inc']) or bool(chosen), size)
         self.count, self.prob = int(values['n']), values['p']
         self.magnitude, self.spread, self.most = values['m'], values['mstd'], values['mmax'] or 10.
-        self.known = frozenset(_OF_TIMM[name] for name in names)
+        self.known = tuple(_OF_TIMM[name] for name in names)
         self.ops = Constant([int(_OF_TIMM[name]) for name in names])
         # [slope, offset, direction, whole, low, high] of each
         self.table = Constant([list(column) for column in zip(*(levels[name] for name in names), strict=True)],
@@ -219,7 +219,7 @@ class AutoAugment(Policy):
         pairs = [[(_OPS[op], prob, level or 0) for op, prob, level in pair]
                  for pair in transforms.AutoAugment(transforms.AutoAugmentPolicy(name)).policies]
         args = [[_magnitudes(op, level, size) for op, _, level in pair] for pair in pairs]
-        self.known = frozenset(op for pair in pairs for op, _, _ in pair)
+        self.known = tuple(op for pair in pairs for op, _, _ in pair)
         self.ops, self.probs = (Constant([[entry[i] for entry in pair] for pair in pairs]) for i in (0, 1))    # [25, 2]
         self.args = Constant(args, torch.float32)                                                       # [25, 2, sign]
 
