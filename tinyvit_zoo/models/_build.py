@@ -52,13 +52,8 @@ Filter = Callable[..., dict[str, Tensor]]  # (state_dict, model, source_size)
 
 
 def build_model(
-        model_cls: type[ModelT],
-        variant: str,
-        pretrained: bool,
-        filter_fn: Filter,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        **kwargs: Any,
+        model_cls: type[ModelT], variant: str, pretrained: bool, filter_fn: Filter, pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None, **kwargs: Any,
 ) -> ModelT:
     """Build a model by timm's `build_model_with_cfg`, with stricter loading.
 

@@ -185,14 +185,8 @@ class TokenTransformer(nn.Module):
         return self.pos_drop(x)
 
     def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            return_prefix_tokens: bool = False,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+            self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
+            norm: bool = False, stop_early: bool = False, output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> Any:
         """The tokens that enter the first block (index 0) and those after each block; the arguments are timm's.
 

@@ -138,26 +138,11 @@ class CompactTransformer(TokenTransformer):
     tables = ('pos_embed',)
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'seq',
-            kernel_size: int = 3,
-            num_convs: int = 1,
-            embed_dim: int = 256,
-            depth: int = 7,
-            num_heads: int = 4,
-            mlp_ratio: float = 2.,
-            class_token: bool = False,
-            pos_embed: str = 'learnable',
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.1,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
-            dtype: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'seq', kernel_size: int = 3, num_convs: int = 1, embed_dim: int = 256, depth: int = 7,
+            num_heads: int = 4, mlp_ratio: float = 2., class_token: bool = False, pos_embed: str = 'learnable',
+            drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.1,
+            drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         if pos_embed not in ('learnable', 'sine', 'none'):

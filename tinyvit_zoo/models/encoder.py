@@ -150,8 +150,7 @@ def _attention(block: nn.Module) -> nn.Module:
     return attn
 
 
-def attention_logits(
-        attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+def attention_logits(attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """The input of the softmax of an attention module, for tokens [B, N, D] that enter it: [B, H, N, N].
 
     Scaled, by its temperatures for locality attention, whose masked diagonal holds a very low number. Relative biases

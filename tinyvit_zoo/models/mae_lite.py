@@ -46,8 +46,7 @@ class RelativeBlock(Block):
         self.rel_pos = RelPosBias(window_size, num_heads, prefix_tokens=1, **dd)
 
     def forward(
-            self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False,
-            rows: Optional[Tensor] = None,
+            self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False, rows: Optional[Tensor] = None,
     ) -> Tensor:
         """`rows` [B, K]: which of all tokens the K given ones are, the class being 0, where they are not all."""
         bias = self._bias()
@@ -68,24 +67,11 @@ class RelativeViT(VisionTransformer):
     """timm's VisionTransformer with blocks of `RelativeBlock`. The arguments are timm's."""
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 224,
-            patch_size: int = 16,
-            in_chans: int = 3,
-            num_classes: int = 1000,
-            global_pool: str = 'avg',
-            fc_norm: Optional[bool] = None,
-            embed_dim: int = 192,
-            depth: int = 12,
-            num_heads: int = 12,
-            mlp_ratio: float = 4.,
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            device: Any = None,
-            dtype: Any = None,
+            self, img_size: int | tuple[int, int] = 224, patch_size: int = 16, in_chans: int = 3,
+            num_classes: int = 1000, global_pool: str = 'avg', fc_norm: Optional[bool] = None, embed_dim: int = 192,
+            depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4., drop_rate: float = 0.,
+            pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0., device: Any = None, dtype: Any = None,
     ) -> None:
         height, width = to_2tuple(img_size)
         super().__init__(

@@ -153,27 +153,11 @@ class LocalCaiT(LateClassToken):
     init_table = staticmethod(nn.init.normal_)
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'token',
-            patch_size: int = 4,
-            embed_dim: int = 192,
-            depth: int = 24,
-            class_depth: int = 2,
-            num_heads: int = 4,
-            head_dim: int = 64,
-            mlp_hidden: int = 384,
-            spt: bool = True,
-            lsa: bool = True,
-            lsa_mask: str = 'paper',
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 24,
+            class_depth: int = 2, num_heads: int = 4, head_dim: int = 64, mlp_hidden: int = 384, spt: bool = True,
+            lsa: bool = True, lsa_mask: str = 'paper', drop_rate: float = 0., pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
             dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}

@@ -96,24 +96,11 @@ class LocalPiT(StagedTransformer):
     tables = ('cls_token', 'pos_embed')
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'token',
-            patch_size: int = 2,
-            embed_dims: tuple[int, ...] = (96, 192, 384),
-            depths: tuple[int, ...] = (2, 6, 4),
-            num_heads: tuple[int, ...] = (2, 4, 8),
-            mlp_ratio: float = 2.,
-            spt: bool = True,
-            lsa: bool = True,
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'token', patch_size: int = 2, embed_dims: tuple[int, ...] = (96, 192, 384),
+            depths: tuple[int, ...] = (2, 6, 4), num_heads: tuple[int, ...] = (2, 4, 8), mlp_ratio: float = 2.,
+            spt: bool = True, lsa: bool = True, drop_rate: float = 0., pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
             dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
@@ -157,14 +144,8 @@ class LocalPiT(StagedTransformer):
         self.least_size = self.tokenizer.patch_size * (2 ** last if self.spt else 1)
 
     def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            return_prefix_tokens: bool = False,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+            self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
+            norm: bool = False, stop_early: bool = False, output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> Any:
         """The tokens after each stage; the arguments are TokenTransformer's."""
         x, taken, take = self._run_stages(x, indices, norm, stop_early)

@@ -108,26 +108,11 @@ class LocalSwin(StagedTransformer):
     stages_name, taken_from, pooling = 'layers', '.blocks', ('downsample', 99998)
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'avg',
-            patch_size: int = 2,
-            embed_dim: int = 96,
-            depths: tuple[int, ...] = (2, 6, 4),
-            num_heads: tuple[int, ...] = (3, 6, 12),
-            window_size: int = 4,
-            mlp_ratio: float = 2.,
-            spt: bool = True,
-            lsa: bool = True,
-            pos_embed: str = 'learnable',
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
-            dtype: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'avg', patch_size: int = 2, embed_dim: int = 96, depths: tuple[int, ...] = (2, 6, 4),
+            num_heads: tuple[int, ...] = (3, 6, 12), window_size: int = 4, mlp_ratio: float = 2., spt: bool = True,
+            lsa: bool = True, pos_embed: str = 'learnable', drop_rate: float = 0., pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         if pos_embed not in ('learnable', 'none'):

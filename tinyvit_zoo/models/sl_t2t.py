@@ -139,26 +139,11 @@ class LocalT2T(TokenTransformer):
     tables = ('cls_token', 'pos_embed')
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'token',
-            num_unfolds: int = 2,
-            token_dim: int = 64,
-            embed_dim: int = 256,
-            depth: int = 12,
-            num_heads: int = 4,
-            mlp_ratio: float = 2.,
-            spt: bool = True,
-            lsa: bool = True,
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
-            dtype: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'token', num_unfolds: int = 2, token_dim: int = 64, embed_dim: int = 256,
+            depth: int = 12, num_heads: int = 4, mlp_ratio: float = 2., spt: bool = True, lsa: bool = True,
+            drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)

@@ -41,24 +41,10 @@ class LocalViT(TokenTransformer):
     tables = ('cls_token', 'pos_embed')
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'token',
-            patch_size: int = 4,
-            embed_dim: int = 192,
-            depth: int = 9,
-            num_heads: int = 12,
-            mlp_ratio: float = 2.,
-            spt: bool = True,
-            lsa: bool = True,
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 9, num_heads: int = 12,
+            mlp_ratio: float = 2., spt: bool = True, lsa: bool = True, drop_rate: float = 0., pos_drop_rate: float = 0.,
+            proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
             dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}

@@ -77,23 +77,10 @@ class SslViT(AnySize):
     """
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'token',
-            patch_size: int = 4,
-            embed_dim: int = 192,
-            depth: int = 9,
-            num_heads: int = 12,
-            mlp_ratio: float = 2.,
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
-            dtype: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 9, num_heads: int = 12,
+            mlp_ratio: float = 2., drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0.,
+            attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
@@ -177,25 +164,11 @@ class SslCaiT(AnySize, LateClassToken):
     """
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 32,
-            in_chans: int = 3,
-            num_classes: int = 10,
-            global_pool: str = 'token',
-            patch_size: int = 4,
-            embed_dim: int = 192,
-            depth: int = 24,
-            class_depth: int = 2,
-            num_heads: int = 4,
-            mlp_ratio: float = 2.,
-            class_mlp_ratio: float = 4.,
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1,
-            device: Any = None,
-            dtype: Any = None,
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 24,
+            class_depth: int = 2, num_heads: int = 4, mlp_ratio: float = 2., class_mlp_ratio: float = 4.,
+            drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.,
+            drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
