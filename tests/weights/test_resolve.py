@@ -50,7 +50,7 @@ def test_cfg_of_a_name_is_timms() -> None:
 def test_a_run_states_its_model(folder: Path) -> None:
     found = resolve(folder)
     assert (found.name, found.file, found.epochs) == ('cct_2_3x2', folder / 'weights.safetensors', 4)
-    assert found.model_args == {'pos_embed': 'sine'} and found.cfg == CFG and found.has_weights
+    assert found.recipe == RECIPE and found.cfg == CFG and found.has_weights
     loaded = found.load()
     assert tuple(loaded.cfg['input_size']) == (3, 16, 16) and loaded.label_names == list('abcd') and loaded.epochs == 4
     assert 'pos_embed' not in dict(loaded.model.named_parameters()) and not loaded.model.training
@@ -61,7 +61,7 @@ def test_a_file_or_run_for_a_given_model(folder: Path) -> None:
     file = folder / 'weights.safetensors'
     for found in (resolve(file), resolve(f'cct_2_3x2={file}'), resolve(f'cct_2_3x2={folder}'),
                   resolve(folder, 'cct_2_3x2')):
-        assert (found.name, found.file, found.model_args, found.epochs) == ('cct_2_3x2', file, {}, None)
+        assert (found.name, found.file, found.recipe, found.epochs) == ('cct_2_3x2', file, {}, None)
         assert torch.equal(found.create().pos_embed, load_file(file)['pos_embed'])
     assert resolve(file, 'cvt_2_4').architecture == 'cvt_2_4'
     assert resolve('cct_2_3x2.digits', 'cvt_2_4').name == 'cct_2_3x2.digits'    # a name needs no other

@@ -15,13 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData, errors
 from huggingface_hub.utils import validate_repo_id
 from timm.models._hub import save_config_for_hf
 from torch import nn
@@ -113,9 +107,9 @@ def shipped(name: str | None = None) -> list[Weight]:
 def _repo_id(namespace: str, name: str) -> str:
     try:
         if '/' in namespace:
-            raise HFValidationError
+            raise errors.HFValidationError
         validate_repo_id(f'{namespace}/{name}')
-    except HFValidationError as e:
+    except errors.HFValidationError as e:
         raise ZooError(f'{namespace!r} cannot be a namespace of the Hub: name an organization or a user.') from e
     return f'{namespace}/{name}'
 
@@ -220,7 +214,7 @@ def _head(api: HfApi, repo_id: str) -> str | None:
     """Return the last commit, None if there is no such repository."""
     try:
         return api.model_info(repo_id).sha
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         return None
 
 
@@ -253,9 +247,9 @@ _ADVICE = {
 
 def _reason(error: Exception, api: HfApi) -> str:
     """Say in one line, without the token, what was wrong and what to do."""
-    if isinstance(error, LocalTokenNotFoundError):
+    if isinstance(error, errors.LocalTokenNotFoundError):
         return 'there is no token: run `hf auth login`, or set HF_TOKEN.'
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set: unset it, or take --dry-run.'
     status = _status(error)
     if status:

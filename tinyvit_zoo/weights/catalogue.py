@@ -17,19 +17,17 @@ from ..errors import ZooError, nearest
 FOLDER = Path(__file__).parent
 OURS = 'tinyvit_zoo'        # the origin of weights that we trained
 
-Text = NewType('Text', str)             # not empty
+Text = NewType('Text', str)     # not empty
 Percent = NewType('Percent', float)
 Date = NewType('Date', str)
 
 
 class Published(TypedDict):
-    """The figure of a paper: for this file or, where the file is ours, for its recipe."""
-    top1: Percent
+    top1: Percent   # of a paper: for this file or, where the file is ours, for its recipe
     source: Text
 
 
 class Throughput(TypedDict):
-    """Images per second of inference."""
     images_per_second: float
     batch_size: int
     machine: Text
@@ -54,9 +52,8 @@ class Measured(_Figures, total=False):
 
 
 class Provenance(TypedDict):
-    """How weights of ours were trained. `log` is a file in this folder, a line of JSON per epoch."""
     command: Text
-    log: Text
+    log: Text       # a file in this folder, a line of JSON per epoch
     date: Date
     minutes: float
     machine: Text
@@ -133,39 +130,32 @@ def pretrained_cfgs(
 ) -> dict[str, dict[str, Any]]:
     """Return timm's pretrained cfgs by `NAME.TAG`, and `NAME.untrained` where no weights have a classifier.
 
-    Args:
-        architectures: dataset and image size that an architecture is meant for.
-        aliases: architectures that take the weights of another.
-        shared: fields of timm's cfg that all have in common.
+    `architectures` gives the dataset and image size of each, `aliases` those with the weights of another, `shared` the
+    fields that all have in common.
     """
     cfgs: dict[str, dict[str, Any]] = {}
     for name, (dataset, size) in architectures.items():
         own = [w for w in catalogue().values() if w.architecture == aliases.get(name, name)]
         for w in default_first(own, dataset, size):
-            cfg = {
-                **shared, **_data_cfg(w.dataset, w.input_size, w.crop_pct, w.mean, w.std),
+            cfgs[f'{name}.{w.tag}'] = {
+                **shared, **_data_cfg(w.data, w.input_size, w.crop_pct), 'url': w.url or None,
                 'file': str(FOLDER / w.file) if w.file else None, 'hf_hub_id': w.hf_hub_id or None,
-                'url': w.url or None, 'license': w.license or shared['license']}
-            cfgs[f'{name}.{w.tag}'] = {**cfg, 'num_classes': 0, 'label_names': None} if w.encoder else cfg
+                'mean': w.mean or w.data.mean, 'std': w.std or w.data.std, 'license': w.license or shared['license'],
+                **({'num_classes': 0, 'label_names': None} if w.encoder else {})}
         if all(w.encoder for w in own):
-            cfgs[f'{name}.untrained'] = {**shared, **_data_cfg(dataset, (3, size, size), 1.0)}
+            cfgs[f'{name}.untrained'] = {**shared, **_data_cfg(DATASETS[dataset], (3, size, size), 1.0)}
     return cfgs
+
+
+def _data_cfg(data: Dataset, input_size: tuple[int, int, int], crop_pct: float) -> dict[str, Any]:
+    return {'input_size': input_size, 'crop_pct': crop_pct, 'mean': data.mean, 'std': data.std,
+            'num_classes': data.num_classes, 'label_names': data.label_names or None}
 
 
 def default_first(weights: Iterable[Weight], dataset: str, size: int) -> list[Weight]:
     """Order an architecture's weights: the default, those of its own dataset and size, measured ones, the others."""
-    return sorted(weights, key=lambda w: (
-        not w.default, (w.dataset, w.input_size[-1]) != (dataset, size), not w.measured))
-
-
-def _data_cfg(
-        dataset: str, input_size: tuple[int, int, int], crop_pct: float,
-        mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
-) -> dict[str, Any]:
-    data = DATASETS[dataset]
-    return {
-        'input_size': input_size, 'crop_pct': crop_pct, 'mean': mean or data.mean, 'std': std or data.std,
-        'num_classes': data.num_classes, 'label_names': data.label_names or None}
+    own = (dataset, size)
+    return sorted(weights, key=lambda w: (not w.default, (w.dataset, w.input_size[-1]) != own, not w.measured))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -182,8 +172,8 @@ def parse(text: str) -> dict[str, Weight]:
         name = entry.get('name') if isinstance(entry, dict) else None
         where = f'catalogue.json, {name if name and isinstance(name, str) else f"entry {number}"}'
         _check(entry, Weight, where)
-        tuples = {key: tuple(entry[key]) for key in ('input_size', 'mean', 'std') if entry.get(key)}
-        weight = Weight(**{**entry, **tuples})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+        weight = Weight(**values)
         if weight.name in weights:
             raise ZooError(f'{where} is there twice: give each entry a tag of its own.')
         _check_weight(weight, where)
@@ -213,14 +203,8 @@ def _check(value: Any, hint: Any, where: str) -> None:
             raise ZooError(f'{where} is {value!r}, expected a list of {len(args)} numbers.')
         for item in value:
             _check(item, args[0], where)
-    else:
-        expected, fits = _KINDS[hint]
-        if not fits(value):
-            raise ZooError(f'{where} is {value!r}, expected {expected}.')
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    elif not _KINDS[hint][1](value):
+        raise ZooError(f'{where} is {value!r}, expected {_KINDS[hint][0]}.')
 
 
 _DATE = r'\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])'
@@ -231,8 +215,8 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
     Text: ('a text that is not empty', lambda value: isinstance(value, str) and value != ''),
     bool: ('true or false', lambda value: isinstance(value, bool)),
     int: ('a whole number', lambda value: type(value) is int),
-    float: ('a number', _is_number),
-    Percent: ('a percentage', lambda value: _is_number(value) and 0 <= value <= 100),
+    float: ('a number', lambda value: type(value) in (int, float) and math.isfinite(value)),
+    Percent: ('a percentage', lambda value: type(value) in (int, float) and 0 <= value <= 100),
     Date: ('YEAR-MONTH-DAY', lambda value: isinstance(value, str) and bool(re.fullmatch(_DATE, value))),
 }
 

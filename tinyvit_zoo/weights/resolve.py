@@ -18,7 +18,7 @@ from ..models import check_tag, list_models
 from ..runtime.text import one_line
 from .files import read_cfg, read_metadata
 
-FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
+_FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
 
 
@@ -35,8 +35,8 @@ class Loaded:
 @dataclass(frozen=True)
 class Resolved:
     """A model and its weights, not loaded yet. `recipe` is that of a run directory, else empty."""
-    spec: str                       # as it was given
-    name: str                       # NAME.TAG, NAME.untrained, hf-hub:...; NAME with a file or without weights
+    spec: str   # as it was given
+    name: str   # NAME.TAG, NAME.untrained, hf-hub:...; NAME with a file or without weights
     file: Path | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
@@ -50,12 +50,9 @@ class Resolved:
 
     @property
     def has_weights(self) -> bool:
-        registered = None if self.untrained else self._registered
-        return bool(self.file or ':' in self.name or (registered and registered.has_weights))
-
-    @property
-    def model_args(self) -> dict[str, Any]:
-        return without_rates(self.recipe.get('model_args', {}))
+        if self.file or ':' in self.name:
+            return True
+        return not self.untrained and bool(self._registered and self._registered.has_weights)
 
     @property
     def epochs(self) -> int | None:
@@ -71,9 +68,7 @@ class Resolved:
     @property
     def _registered(self) -> PretrainedCfg | None:
         """timm's own of this name; the Hub's is not known before it is fetched."""
-        if ':' in self.name:
-            return None
-        cfgs = get_arch_pretrained_cfgs(self.architecture)
+        cfgs = {} if ':' in self.name else get_arch_pretrained_cfgs(self.architecture)
         return cfgs.get(self.name) or next(iter(cfgs.values()), None)
 
     def create(self, img_size: Any = None, **args: Any) -> Any:
@@ -83,11 +78,11 @@ class Resolved:
             tags = ','.join(cfg.tag for cfg in cfgs if cfg.has_weights)
             raise ZooError(f'There are no weights of {self.name}{f", but {tags}" if tags else ""}: give '
                            f'{self.architecture}=FILE, or {self.architecture}.untrained for random ones.')
-        args = {**self.model_args, **args}
-        if self.untrained:
-            torch.manual_seed(0)
+        args = {**without_rates(self.recipe.get('model_args', {})), **args}
         if self.file:
             args['pretrained_cfg_overlay'] = {'file': str(self.file)}
+        if self.untrained:
+            torch.manual_seed(0)
         logging.getLogger('huggingface_hub').setLevel(logging.ERROR)    # it reports every retry
         try:
             return create_model(self.architecture if self.untrained else self.name, img_size,
@@ -107,13 +102,20 @@ class Resolved:
         cfg = resolve_model_data_config(model)
         if img_size:
             cfg['input_size'] = (cfg['input_size'][0], img_size, img_size)
-            _check_size(model, cfg['input_size'])
+            try:  # refuse a size that does not work before any image is read
+                with torch.no_grad():
+                    model.eval()(torch.zeros(1, *cfg['input_size']))
+            except ZooError:
+                raise
+            except Exception as e:  # every architecture has its own
+                raise ZooError(f'{type(model).__name__} cannot take images of {img_size} x {img_size} ({one_line(e)}): '
+                               f'give another --img-size.') from e
         stated = model.pretrained_cfg if ':' in self.name else {} if self.untrained else self.cfg
         return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or ())
 
 
 def resolve(spec: str | Path, architecture: str = '') -> Resolved:
-    """Say which model and weights `spec` means (see `FORMS`); nothing is loaded.
+    """Say which model and weights `spec` means (see `_FORMS`); nothing is loaded.
 
     With `architecture`, as with NAME=FILE, a file or run gives the weights and nothing else: the model is this one.
     """
@@ -127,23 +129,22 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
         recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
         name = name or recipe['name'].partition('.')[0]
         if not file.is_file():
-            raise ZooError(f'{path} is a run that has not ended (no {file.name}): go on with it by `tinyvit-zoo train '
-                           f'... --resume`.')
+            raise ZooError(f'{path} is a run that has not ended (no {file.name}): go on with it by '
+                           f'`tinyvit-zoo train ... --resume`.')
     elif path.is_file():
         name, file = name or read_metadata(path).get('recipe', '').partition('.')[0], path
         if not name:
             raise ZooError(f'{path} does not say whose weights it holds: write NAME={path}.')
     elif place != spec:
-        raise ZooError(f'There is no weights file {path}: expected {FORMS}.')
+        raise ZooError(f'There is no weights file {path}: expected {_FORMS}.')
     elif path.suffix in _FILES or ('/' in spec and ':' not in spec):
-        raise ZooError(f'There is no file or run directory {spec}: expected {FORMS}.')
+        raise ZooError(f'There is no file or run directory {spec}: expected {_FORMS}.')
     else:
         name = spec
     resolved = Resolved(spec, name, file, recipe)
-    if ':' in name:                 # hf-hub:ORG/NAME and local-dir:FOLDER are looked up by timm
-        return resolved
-    check_model(name)
-    if file or '.' in name or not resolved.has_weights:
+    if ':' not in name:  # hf-hub:ORG/NAME and local-dir:FOLDER are looked up by timm
+        check_model(name)
+    if file or '.' in name or ':' in name or not resolved.has_weights:
         return resolved
     return Resolved(spec, next(iter(get_arch_pretrained_cfgs(name))))   # with the tag of the default
 
@@ -152,7 +153,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """Read the recipe.json of a run directory: 'recipe', and the data and options it was made with."""
     path = folder / 'recipe.json'
     if not path.is_file():
-        raise ZooError(f'{folder} is no run directory (it has no {path.name}): expected {FORMS}.')
+        raise ZooError(f'{folder} is no run directory (it has no {path.name}): expected {_FORMS}.')
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(content['recipe'], dict):
@@ -163,12 +164,12 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def without_rates(model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that shape a model: drop rates act in training alone."""
+    """Return the arguments that shape a model: drop rates act in training alone."""
     return {key: value for key, value in model_args.items() if not key.endswith('_rate')}
 
 
 def create_model(name: str, img_size: Any = None, **args: Any) -> Any:
-    """`timm.create_model`; `img_size` is given where the constructor takes it (a convolutional network does not)."""
+    """Call `timm.create_model`, with `img_size` where the constructor takes it (a convolutional network does not)."""
     try:
         return timm.create_model(name, **args, **({} if img_size is None else {'img_size': img_size}))
     except TypeError as e:
@@ -181,21 +182,8 @@ def check_model(name: str) -> None:
     """Raise ZooError that names the nearest if neither the zoo nor timm has the model, or this tag of it."""
     architecture, _, tag = name.partition('.')
     if not is_model(architecture):
-        known = list_models()
-        hint = nearest(architecture, known) or nearest(architecture, timm.list_models())
-        raise ZooError(f'There is no model {architecture!r}, in the zoo or in timm.{hint} `tinyvit-zoo list` shows the '
-                       f"zoo's.")
+        hint = nearest(architecture, list_models()) or nearest(architecture, timm.list_models())
+        raise ZooError(
+            f"There is no model {architecture!r}, in the zoo or in timm.{hint} `tinyvit-zoo list` shows the zoo's.")
     if tag and tag != 'untrained':
         check_tag(architecture, tag)
-
-
-@torch.no_grad()
-def _check_size(model: Any, input_size: tuple[int, int, int]) -> None:
-    """Run one image, so that a size that does not work is refused before any image is read."""
-    try:
-        model.eval()(torch.zeros(1, *input_size))
-    except ZooError:
-        raise
-    except Exception as e:  # every architecture has its own
-        raise ZooError(f'{type(model).__name__} cannot take images of {" x ".join(map(str, input_size[1:]))} '
-                       f'({one_line(e)}): give another --img-size.') from e
