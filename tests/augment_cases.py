@@ -1,10 +1,19 @@
 """Pictures for the tests of augmentation."""
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import functional as TF
 
+from tinyvit_zoo.augment.batched import Augment
+from tinyvit_zoo.augment.spec import AugmentSpec
+
 MEAN, STD = (0.49, 0.48, 0.44), (0.25, 0.24, 0.26)
+
+
+def augmentation(*args: Any, **kwargs: Any) -> Augment:
+    return Augment(AugmentSpec(*args, **kwargs))
 
 
 def picture(h: int, w: int, seed: int = 0, channels: int = 3) -> np.ndarray:

@@ -53,8 +53,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import tinyvit_zoo
 from tinyvit_zoo.augment.batched import Augment, normalize
-from tinyvit_zoo.augment.pillow import posterize
 from tinyvit_zoo.augment.policies import make_policy
+from tinyvit_zoo.augment.spec import AugmentSpec, posterize
 from tinyvit_zoo.cli._options import duration
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.measure.speed import machine, make_step, rounds, summarise
@@ -96,8 +96,8 @@ def cores() -> int:
 
 def bench_augment(args: argparse.Namespace, device: torch.device, say: Say) -> None:
     info = DATASETS['c10']
-    augment = Augment((args.img_size,) * 2, info.mean, info.std, flip=0.5, crop_scale=(0.8, 1.),
-                      interpolation=args.interpolation, auto_augment=args.policy)
+    augment = Augment(AugmentSpec((args.img_size,) * 2, info.mean, info.std, flip=0.5, crop_scale=(0.8, 1.),
+                                  interpolation=args.interpolation, auto_augment=args.policy))
     if args.compile:
         augment.compile()
     count = args.batch_size if args.model else max(1, args.images // args.batch_size) * args.batch_size

@@ -5,14 +5,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from augment_cases import MEAN, STD, assert_levels, batch, from_pil, generator, picture, to_pil
+from augment_cases import MEAN, STD, assert_levels, augmentation, batch, from_pil, generator, picture, to_pil
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import Mixup, RandomResizedCropAndInterpolation, create_transform, mixup as tm
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 from tinyvit_zoo.augment import batched as augment_module
-from tinyvit_zoo.augment.batched import Augment, Mix, mix, normalize
+from tinyvit_zoo.augment.batched import Mix, mix, normalize
 from tinyvit_zoo.errors import ZooError
 
 
@@ -21,7 +21,7 @@ from tinyvit_zoo.errors import ZooError
 def test_crop_boxes_are_timms(size: tuple[int, int], ratio: tuple[float, float]) -> None:
     """The same distribution: mean and spread of each side and corner; in the last two cases often no attempt fits."""
     n, scale = 4000, (0.3, 1.)
-    crop = Augment(size, MEAN, STD, crop_scale=scale, crop_ratio=ratio).crop
+    crop = augmentation(size, MEAN, STD, crop_scale=scale, crop_ratio=ratio).crop
     ours = torch.stack(crop._boxes(torch.rand(crop.uniforms - 2, n), size, scale))
     random.seed(0)
     image = Image.new('RGB', size[::-1])
@@ -40,7 +40,7 @@ def test_padded_crop(size: tuple[int, int]) -> None:
     """Every place of the window in the padded image, and no other; as torchvision's pad, crop and flip."""
     image = picture(*size)
     images = torch.from_numpy(image).permute(2, 0, 1).expand(3000, -1, -1, -1)
-    got = Augment(size, (0.,), (1 / 255,), crop_padding=2, flip=0.5)(images, generator()).round().to(torch.uint8)
+    got = augmentation(size, (0.,), (1 / 255,), crop_padding=2, flip=0.5)(images, generator()).round().to(torch.uint8)
     padded = TF.pad(to_pil(images[0]), 2)
     want = {}
     for top in range(5):
@@ -55,25 +55,25 @@ def test_padded_crop(size: tuple[int, int]) -> None:
 
 def test_crop_to_another_size() -> None:
     images = batch(4, 40, 30)
-    assert Augment((16, 20), MEAN, STD, crop_scale=(0.2, 1.))(images, generator()).shape == (4, 3, 16, 20)
-    assert Augment((32, 32), MEAN, STD, crop_padding=4)(images, generator()).shape == (4, 3, 32, 32)
-    got = Augment((16, 20), (0.,), (1 / 255,))(images, generator()).round()
+    assert augmentation((16, 20), MEAN, STD, crop_scale=(0.2, 1.))(images, generator()).shape == (4, 3, 16, 20)
+    assert augmentation((32, 32), MEAN, STD, crop_padding=4)(images, generator()).shape == (4, 3, 32, 32)
+    got = augmentation((16, 20), (0.,), (1 / 255,))(images, generator()).round()
     want = torch.stack([from_pil(TF.resize(to_pil(x), [16, 20])) for x in images])
     assert_levels(got, want, 1, 0.3)                            # by 2.5 and 1.5: halves in plenty
     with pytest.raises(ZooError, match='too small for a crop'):
-        Augment((32, 40), MEAN, STD, crop_padding=4)(images, generator())
+        augmentation((32, 40), MEAN, STD, crop_padding=4)(images, generator())
 
 
 def test_grey_blur_and_solarise() -> None:
     images = batch(1).expand(400, -1, -1, -1)
     plain = {'mean': (0.,), 'std': (1 / 255,)}
     for kwargs, wanted in (({'grey': 0.3}, transforms.Grayscale(3)), ({'solarize': 0.3}, ImageOps.solarize)):
-        got = Augment((32, 32), **plain, **kwargs)(images, generator()).round().to(torch.uint8)
+        got = augmentation((32, 32), **plain, **kwargs)(images, generator()).round().to(torch.uint8)
         changed = (got != images).flatten(1).any(1)
         assert abs(changed.float().mean() - 0.3) < 0.1
         want = from_pil(wanted(to_pil(images[0])))
         assert (got[changed] == want).all() and (got[~changed] == images[0]).all()
-    got = Augment((32, 32), **plain, blur=0.5, blur_sigma=(0.5, 2.))(images, generator())
+    got = augmentation((32, 32), **plain, blur=0.5, blur_sigma=(0.5, 2.))(images, generator())
     changed = (got.round() != images).flatten(1).any(1)
     assert abs(changed.float().mean() - 0.5) < 0.1
     rough = got[changed].diff(dim=3).abs().mean((1, 2, 3))
@@ -92,7 +92,7 @@ RECIPES = [FULL, VIEWS, {'flip': 0.5, 'crop_padding': 4, 'auto_augment': 'cifar1
 @pytest.mark.parametrize('kwargs', RECIPES)
 def test_the_generator_decides_alone(kwargs: dict) -> None:
     images = batch(1).expand(48, -1, -1, -1)
-    augment, numbers = Augment((32, 32), MEAN, STD, **kwargs), generator(5)
+    augment, numbers = augmentation((32, 32), MEAN, STD, **kwargs), generator(5)
     kept = images.clone()
     others = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
     first = augment(images, numbers)
@@ -101,7 +101,7 @@ def test_the_generator_decides_alone(kwargs: dict) -> None:
     resumed = torch.Generator()
     resumed.set_state(state)
     assert torch.equal(augment(images, resumed), second)
-    assert torch.equal(Augment((32, 32), MEAN, STD, **kwargs)(images, generator(5)), first)
+    assert torch.equal(augmentation((32, 32), MEAN, STD, **kwargs)(images, generator(5)), first)
     assert torch.equal(others[0], torch.get_rng_state()) and others[1] == random.getstate()
     assert others[2] == np.random.get_state()[1].tobytes() and torch.equal(images, kept)
     assert first.dtype == torch.float32 and first.shape == images.shape and first.is_contiguous()
@@ -117,7 +117,7 @@ def test_the_generator_decides_alone(kwargs: dict) -> None:
 def test_both_ways_give_the_same_bits(kwargs: dict, channels: int) -> None:
     """Each operation on its images, as on the CPU, and each on all of them, as elsewhere."""
     images = batch(40, 26, 37, channels)
-    augment = Augment((24, 28), MEAN[:channels], STD[:channels], **kwargs)
+    augment = augmentation((24, 28), MEAN[:channels], STD[:channels], **kwargs)
     sparse = augment(images, generator())
     augment.dense = True
     assert torch.equal(augment(images, generator()), sparse)
@@ -127,7 +127,7 @@ def test_the_way_of_a_gpu_waits_for_nothing() -> None:
     """A tensor without data cannot be counted or looked at."""
     images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device='meta')
     for kwargs in RECIPES[:3]:
-        augment = Augment((32, 32), MEAN, STD, **kwargs)
+        augment = augmentation((32, 32), MEAN, STD, **kwargs)
         u = torch.empty(augment.crop.uniforms + sum(p.uniforms for p in augment.policies), 8, device='meta')
         assert augment._augment(images, u).shape == images.shape
         if augment.erase.prob:
@@ -135,7 +135,7 @@ def test_the_way_of_a_gpu_waits_for_nothing() -> None:
 
 
 def test_compiles_as_one_graph() -> None:
-    augment = Augment((16, 16), MEAN, STD, flip=0.5, crop_padding=2, auto_augment='rand-n1-t3a', erase=0.25)
+    augment = augmentation((16, 16), MEAN, STD, flip=0.5, crop_padding=2, auto_augment='rand-n1-t3a', erase=0.25)
     images = batch(16, 16, 16)
     augment.dense = True
     want = augment(images, generator())
@@ -146,7 +146,7 @@ def test_compiles_as_one_graph() -> None:
 
 
 def test_chunks_autocast_and_strides_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    augment, images = Augment((32, 32), MEAN, STD, **FULL), batch(20)
+    augment, images = augmentation((32, 32), MEAN, STD, **FULL), batch(20)
     want = augment(images, generator())
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(augment(images, generator()), want)
@@ -165,7 +165,8 @@ def test_the_whole_is_distributed_as_timms() -> None:
     random.seed(0)
     np.random.seed(0)
     want = torch.stack([theirs(to_pil(image[0])) for _ in range(n)])
-    ours = Augment((32, 32), MEAN, STD, **FULL | {'auto_augment': 'rand-m5-mstd0.5-inc1', 'interpolation': 'bilinear'})
+    ours = augmentation(
+        (32, 32), MEAN, STD, **FULL | {'auto_augment': 'rand-m5-mstd0.5-inc1', 'interpolation': 'bilinear'})
     got = ours(image.expand(n, -1, -1, -1), generator())
     # a mean of n draws with a deviation of about 0.8 is known to 0.03; of two, over 3072 pixels, 5 of those
     assert (got.mean(0) - want.mean(0)).abs().max() < 0.2 and (got.mean() - want.mean()).abs() < 0.05
@@ -185,7 +186,7 @@ def test_augment_takes_any_channels(channels: int) -> None:
     images = batch(30, 30, 22, channels)
     for mean in (MEAN[:1], (0.4,) * channels):
         more = {'erase': 0.5, 'grey': 0.2, 'color_jitter': (0.4, 0.4, 0.4, 0.)}
-        augment = Augment((24, 20), mean, mean, **FULL | more)
+        augment = augmentation((24, 20), mean, mean, **FULL | more)
         got = augment(images, generator())
         assert got.shape == (30, channels, 24, 20) and got.isfinite().all()
 
@@ -196,7 +197,7 @@ def test_erasing_is_timms(size: tuple[int, int]) -> None:
     n, area, aspect = 3000, (0.05, 0.25), (0.4, 2.)
     images = torch.full((n, 2, *size), 200, dtype=torch.uint8)
     plain = (200 / 255 - 0.1) / 0.3
-    got = Augment(size, (0.1,), (0.3,), erase=0.6, erase_area=area, erase_aspect=aspect)(images, generator())
+    got = augmentation(size, (0.1,), (0.3,), erase=0.6, erase_area=area, erase_aspect=aspect)(images, generator())
     holes = (got - plain).abs() > 1e-4
     on = holes.flatten(1).any(1)
     assert abs(on.float().mean() - 0.6) < 0.04
@@ -212,7 +213,7 @@ def test_erasing_is_timms(size: tuple[int, int]) -> None:
     noise = got[on].transpose(0, 1)[:, holes]
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert holes[:, 0].any() and holes[:, -1].any() and holes[:, :, 0].any() and holes[:, :, -1].any()
-    const = Augment(size, (0.1,), (0.3,), erase=1., erase_mode='const')(images, generator())
+    const = augmentation(size, (0.1,), (0.3,), erase=1., erase_mode='const')(images, generator())
     assert (((const - plain).abs() < 1e-4) | (const == 0)).all()
     assert (const == 0).flatten(1).any(1).float().mean() > 0.95
 
@@ -307,12 +308,12 @@ def test_mix_without_mixing_smooths() -> None:
 ])
 def test_mistakes_are_named(kwargs: dict, text: str) -> None:
     with pytest.raises(ZooError) as caught:
-        Augment((32, 32), **({'mean': MEAN, 'std': STD} | kwargs))
+        augmentation((32, 32), **({'mean': MEAN, 'std': STD} | kwargs))
     assert text in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_mistakes_at_the_call_are_named() -> None:
-    augment = Augment((32, 32), MEAN, STD)
+    augment = augmentation((32, 32), MEAN, STD)
     for images, text in ((torch.zeros(2, 3, 32, 32), 'takes uint8 images'), (batch(1)[0], 'takes uint8 images'),
                          (batch(1, 32, 32, 4), 'Images of 4 channels do not go with a mean of 3')):
         with pytest.raises(ZooError, match=text):

@@ -19,7 +19,7 @@ from torch import nn
 from training_cases import SETTINGS, alive, assert_same_bits, run, stop_at, torchrun, weights, write_npz
 
 import tinyvit_zoo
-from tinyvit_zoo.augment import pillow
+from tinyvit_zoo.augment import spec
 from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods.momentum import average_
@@ -335,10 +335,10 @@ def test_streamed_posterising() -> None:
 
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8))
     for bits in range(1, 9):
-        assert np.array_equal(pillow.posterize(image, bits), ImageOps.posterize(image, bits))
-    strongest = pillow.policy('rand-m10-n9-inc1', 8, (0.5,) * 3)
-    assert all(op.aug_fn is pillow.posterize for op in strongest.ops if 'Posterize' in op.name)
-    assert not np.asarray(pillow.posterize(image, 0)).any()
+        assert np.array_equal(spec.posterize(image, bits), ImageOps.posterize(image, bits))
+    strongest = spec.policy('rand-m10-n9-inc1', 8, (0.5,) * 3)
+    assert all(op.aug_fn is spec.posterize for op in strongest.ops if 'Posterize' in op.name)
+    assert not np.asarray(spec.posterize(image, 0)).any()
 
 
 def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ..recipes.ranges import FROM_0, POSITIVE, SHARE, Choice
 from . import geometry, ops
 from .ops import Constant, Op
 from .policies import ColorJitter, Policy, Single, choose_kernel, make_policy
+from .spec import AugmentSpec
 
 Range = tuple[float, float]
 _ATTEMPTS = 10              # timm's, to draw a box that fits
@@ -42,31 +43,24 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Constant, 
 class Augment:
     """uint8 [B, C, H, W] to float32 [B, C, *img_size]: crop, flip, policy, jitter, grey, blur, solarize, erasing.
 
-    Erasing follows normalization. Without a crop, images of another size are resized whole. `auto_augment` is
-    'cifar10', 'svhn', 'imagenet' (torchvision's) or timm's 'rand-...'; `blur_sigma` is Pillow's radius. Colour
-    operations take any number of channels (the grey of three is their luma, else their mean); the hue needs 1 or 3.
+    Erasing follows normalization. Colour operations take any number of channels (the grey of three is their luma, else
+    their mean); the hue needs 1 or 3.
     """
 
-    def __init__(self, img_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, flip: float = 0.,
-                 crop_padding: int = 0, crop_scale: Range | None = None, crop_ratio: Range = (3 / 4, 4 / 3),
-                 interpolation: str = 'bilinear', auto_augment: str = '',
-                 color_jitter: tuple[float, float, float, float] | None = None, color_jitter_prob: float = 1.,
-                 grey: float = 0., blur: float = 0., blur_sigma: Range = (.1, 2.), solarize: float = 0.,
-                 erase: float = 0., erase_mode: str = 'pixel', erase_area: Range = (.02, 1 / 3),
-                 erase_aspect: Range = (.3, 1 / .3)) -> None:
-        SHARE.check(color_jitter_prob=color_jitter_prob, grey=grey, blur=blur, solarize=solarize)
-        self.channels, self.normal = len(mean), _affine(tuple(mean), tuple(std))
-        self.crop = _Crop(img_size, flip, crop_padding, crop_scale, crop_ratio, interpolation)
-        fill = [min(255., round(255 * v)) for v in mean]
+    def __init__(self, spec: AugmentSpec) -> None:
+        SHARE.check(color_jitter_prob=spec.color_jitter_prob, grey=spec.grey, blur=spec.blur, solarize=spec.solarize)
+        self.channels, self.normal = len(spec.mean), _affine(tuple(spec.mean), tuple(spec.std))
+        self.crop = _Crop(spec)
         self.policies: list[Policy] = []
-        if auto_augment:
-            self.policies.append(make_policy(auto_augment, img_size, interpolation, fill))
-        if color_jitter and any(color_jitter):
-            self.policies.append(ColorJitter(color_jitter, color_jitter_prob))
-        singles = (Single(Op.COLOR, grey), Single(Op.BLUR, blur, *_range('blur_sigma', blur_sigma)),
-                   Single(Op.SOLARIZE, solarize, 128., 128.))
+        if spec.auto_augment:
+            fill = [min(255., round(255 * v)) for v in spec.mean]
+            self.policies.append(make_policy(spec.auto_augment, spec.img_size, spec.interpolation, fill))
+        if spec.color_jitter and any(spec.color_jitter):
+            self.policies.append(ColorJitter(spec.color_jitter, spec.color_jitter_prob))
+        singles = (Single(Op.COLOR, spec.grey), Single(Op.BLUR, spec.blur, *_range('blur_sigma', spec.blur_sigma)),
+                   Single(Op.SOLARIZE, spec.solarize, 128., 128.))
         self.policies += [single for single in singles if single.prob]
-        self.erase = _Erase(erase, erase_mode, erase_area, erase_aspect)
+        self.erase = _Erase(spec)
         self.dense: bool | None = None
         self._pixels = self._augment
 
@@ -124,15 +118,15 @@ class _Crop:
     """Cut, resize and flip each image."""
     uniforms = 4 + 2 * _ATTEMPTS
 
-    def __init__(self, img_size: tuple[int, int], flip: float, padding: int, scale: Range | None, ratio: Range,
-                 interpolation: str) -> None:
-        SHARE.check(flip=flip)
-        Choice(('bilinear', 'bicubic', 'random')).check(interpolation=interpolation)
-        self.img_size, self.flip, self.padding, self.interpolation = img_size, flip, padding, interpolation
-        self.scale, self.ratio = scale and _range('crop_scale', scale, 1.), _range('crop_ratio', ratio)
-        if padding < 0 or (padding and scale):
-            raise ZooError(f'crop_padding {padding} with crop_scale {scale}: expected one of the two, and no negative '
-                           'padding.')
+    def __init__(self, spec: AugmentSpec) -> None:
+        SHARE.check(flip=spec.flip)
+        Choice(('bilinear', 'bicubic', 'random')).check(interpolation=spec.interpolation)
+        self.img_size, self.flip, self.interpolation = spec.img_size, spec.flip, spec.interpolation
+        self.padding, self.ratio = spec.crop_padding, _range('crop_ratio', spec.crop_ratio)
+        self.scale = spec.crop_scale and _range('crop_scale', spec.crop_scale, 1.)
+        if self.padding < 0 or (self.padding and self.scale):
+            raise ZooError(f'crop_padding {self.padding} with crop_scale {self.scale}: expected one of the two, and no '
+                           'negative padding.')
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         size = images.shape[2], images.shape[3]
@@ -170,17 +164,23 @@ class _Crop:
 class _Erase:
     """Fill a rectangle of normalized images with normal noise ('pixel') or 0 ('const'), as timm."""
 
-    def __init__(self, prob: float, mode: str, area: Range, aspect: Range) -> None:
-        SHARE.check(erase=prob)
-        Choice(('pixel', 'const')).check(erase_mode=mode)
-        self.prob, self.mode = prob, mode
-        self.area, self.aspect = _range('erase_area', area, 1.), _range('erase_aspect', aspect)
-        self.uniforms = 3 + 2 * _ATTEMPTS if prob else 0
+    def __init__(self, spec: AugmentSpec) -> None:
+        SHARE.check(erase=spec.erase)
+        Choice(('pixel', 'const')).check(erase_mode=spec.erase_mode)
+        self.prob, self.mode = spec.erase, spec.erase_mode
+        self.area, self.aspect = _range('erase_area', spec.erase_area, 1.), _range('erase_aspect', spec.erase_aspect)
+        self.uniforms = 3 + 2 * _ATTEMPTS if self.prob else 0
 
     def __call__(self, x: Tensor, u: Tensor, generator: torch.Generator, dense: bool | None) -> Tensor:
         if not self.prob:
             return x
-        on, holes = self._holes(u, x.shape[2], x.shape[3])
+        h, w = x.shape[2:]
+        heights, widths = _sides(u[3:3 + _ATTEMPTS], u[3 + _ATTEMPTS:], self.area, self.aspect, h * w)
+        fits = (heights < h) & (widths < w)
+        height, width = _first(fits, heights, widths)
+        on = fits.any(0) & (u[0] < self.prob)
+        tops, lefts = (u[1] * (h - height + 1)).floor(), (u[2] * (w - width + 1)).floor()
+        holes = on[:, None, None, None] & _rectangles(tops, lefts, height, width, h, w)
         holes = holes.view(torch.uint8).to(x.dtype)         # fast on the CPU, as lerp and the product are
         if self.mode == 'const':
             return x.mul_(1 - holes)
@@ -190,21 +190,13 @@ class _Erase:
         noise = torch.randn(len(rows), *x.shape[1:], generator=generator)
         return x.index_copy_(0, rows, torch.lerp(x[rows], noise, holes[rows]))
 
-    def _holes(self, u: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """Return which images have a hole [B], and where [B, 1, H, W]."""
-        heights, widths = _sides(u[3:3 + _ATTEMPTS], u[3 + _ATTEMPTS:], self.area, self.aspect, h * w)
-        fits = (heights < h) & (widths < w)
-        height, width = _first(fits, heights, widths)
-        on = fits.any(0) & (u[0] < self.prob)
-        rows = _between((u[1] * (h - height + 1)).floor(), height, h)
-        columns = _between((u[2] * (w - width + 1)).floor(), width, w)
-        return on, on[:, None, None, None] & rows[:, None, :, None] & columns[:, None, None, :]
 
-
-def _between(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Return [B, size], set from `start` on for `length`."""
-    position = torch.arange(size, device=start.device)
-    return (position >= start[:, None]) & (position < (start + length)[:, None])
+def _rectangles(top: Tensor, left: Tensor, height: Tensor, width: Tensor, h: int, w: int) -> Tensor:
+    """Return [B, 1, h, w], set inside each rectangle."""
+    row, column = torch.arange(h, device=top.device), torch.arange(w, device=top.device)
+    rows = (row >= top[:, None]) & (row < (top + height)[:, None])
+    columns = (column >= left[:, None]) & (column < (left + width)[:, None])
+    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 class Mix:
@@ -228,13 +220,10 @@ class Mix:
         count = 1 if self.mode == 'batch' else len(x)
         u = torch.rand(4, count, generator=generator, device=x.device)
         cut = u[0] < (self.switch_prob if self.mixup and self.cutmix else float(self.cutmix > 0))
-        cut_lam, mix_lam = (self._beta(alpha or 1., u[0], generator) for alpha in (self.cutmix, self.mixup))
+        alphas = (torch.full((count, 2), alpha or 1., device=x.device) for alpha in (self.cutmix, self.mixup))
+        cut_lam, mix_lam = (torch._sample_dirichlet(alpha, generator)[:, 0] for alpha in alphas)
         lam = torch.where(u[1] < self.prob, torch.where(cut, cut_lam, mix_lam), 1.)
         return mix(x, targets, lam, cut, (u[2] * x.shape[2]).floor(), (u[3] * x.shape[3]).floor())
-
-    @staticmethod
-    def _beta(alpha: float, like: Tensor, generator: torch.Generator) -> Tensor:
-        return torch._sample_dirichlet(torch.full_like(like, alpha)[:, None].expand(-1, 2), generator)[:, 0]
 
 
 def mix(x: Tensor, targets: Tensor, lam: Tensor, cut: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,8 +239,8 @@ def mix(x: Tensor, targets: Tensor, lam: Tensor, cut: Tensor, row: Tensor, colum
         spans.append((start, (centre + ((cut_size + 1) / 2).floor()).clamp(0, size) - start))
     (top, height), (left, width) = spans
     lam = torch.where(cut, 1 - height * width / (h * w), lam)
-    inside = _between(top, height, h)[:, None, :, None] & _between(left, width, w)[:, None, None, :]
-    weight = torch.where(cut[:, None, None, None], (~inside).to(x.dtype), lam.to(x.dtype)[:, None, None, None])
+    outside = ~_rectangles(top, left, height, width, h, w)
+    weight = torch.where(cut[:, None, None, None], outside.to(x.dtype), lam.to(x.dtype)[:, None, None, None])
     return torch.lerp(x.flip(0), x, weight), torch.lerp(targets.flip(0), targets, lam[:, None])
 
 

@@ -37,8 +37,7 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], paddi
     return _pixels(F.pad(images, (padding,) * 4), x, y)
 
 
-def resized_crop(
-        images: Tensor, box: Sequence[Tensor], size: tuple[int, int], kernel: Kernel, flip: Tensor) -> Tensor:
+def resized_crop(images: Tensor, box: Sequence[Tensor], size: tuple[int, int], kernel: Kernel, flip: Tensor) -> Tensor:
     """Resize each image's box (top, left, height, width: float32 whole numbers, [B]) as Pillow does, then flip it."""
     b, c, h, w = images.shape
     top, left, height, width = box
@@ -64,17 +63,12 @@ def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int, kernel: K
     if isinstance(kernel, str) and kernel == 'bilinear':
         weights = (1 - distance).clamp_min_(0)
     else:
-        weights = _cubic_resize(distance)
+        near = (1.5 * distance - 2.5) * distance * distance + 1     # the kernel of Pillow's bicubic resize
+        far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.))
         if not isinstance(kernel, str):
             weights = torch.where(kernel[:, None, None], weights, (1 - distance).clamp_min_(0))
     return weights / weights.sum(2, keepdim=True)
-
-
-def _cubic_resize(t: Tensor) -> Tensor:
-    """Return the kernel of Pillow's bicubic resize at distances `t` >= 0."""
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = ((2.5 - 0.5 * t) * t - 4) * t + 2
-    return torch.where(t < 1, near, torch.where(t < 2, far, 0.))
 
 
 # ---- affine maps
@@ -84,8 +78,7 @@ def affine(images: Tensor, matrix: Sequence[Tensor], kernel: str, fill: Tensor) 
     As Pillow's transform: `fill` ([C] or a number) lies outside, and the border's pixels reach to the edge.
     """
     h, w = images.shape[2:]
-    a, b, c, d, e, f = matrix
-    centre = 0.5
+    (a, b, c, d, e, f), centre = matrix, 0.5
     if kernel == 'nearest':     # Pillow's fixed point decides between two pixels where a centre falls on their edge
         centre, c, f = 0., c + (a + b) / 2, f + (d + e) / 2
         a, b, c, d, e, f = ((v * 65536 + 0.5).floor() / 65536 for v in (a, b, c, d, e, f))
@@ -95,7 +88,7 @@ def affine(images: Tensor, matrix: Sequence[Tensor], kernel: str, fill: Tensor) 
     x, y = a * column + b * row + c, d * column + e * row + f               # [B, H, W]
     inside = (_within(x, w) * _within(y, h))[:, None]
     # On the CPU torch.where is many times slower than lerp, which is exact at 0 and 1.
-    return to_bytes(torch.lerp(fill.view(-1, 1, 1), _SAMPLERS[kernel](images, x, y), inside))
+    return to_bytes(torch.lerp(fill.view(-1, 1, 1), _sample(images, x, y, kernel), inside))
 
 
 def _within(position: Tensor, size: int) -> Tensor:
@@ -111,27 +104,23 @@ def _pixels(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return images.flatten(2).gather(2, index.expand(b, c, index.shape[2])).view(b, c, *x.shape[1:])
 
 
-def _nearest(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _sample(images: Tensor, x: Tensor, y: Tensor, kernel: str) -> Tensor:
+    """Return float32 [B, C, H, W] at the positions, truncated as Pillow does."""
     h, w = images.shape[2:]
-    return _pixels(images, x.long().clamp_(0, w - 1), y.long().clamp_(0, h - 1)).to(torch.float32)
-
-
-def _bilinear(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    h, w = images.shape[2:]
-    grid = torch.empty(*x.shape, 2, device=images.device)
-    grid[..., 0], grid[..., 1] = x * (2 / w) - 1, y * (2 / h) - 1           # on the CPU faster than torch.stack
-    return _truncate(F.grid_sample(images.to(torch.float32), grid, padding_mode='border', align_corners=False))
-
-
-def _bicubic(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample with Pillow's kernel for transforms, which neither its resize nor torch has."""
+    if kernel == 'nearest':
+        return _pixels(images, x.long().clamp_(0, w - 1), y.long().clamp_(0, h - 1)).to(torch.float32)
     source = images.to(torch.float32)
-    total = torch.zeros_like(source)
-    columns = _cubic_taps(x, images.shape[3])
-    for row, row_weight in _cubic_taps(y, images.shape[2]):
-        for column, weight in columns:
-            total.addcmul_(_pixels(source, column, row), (weight * row_weight)[:, None])
-    return _truncate(total)
+    if kernel == 'bilinear':
+        grid = torch.empty(*x.shape, 2, device=images.device)
+        grid[..., 0], grid[..., 1] = x * (2 / w) - 1, y * (2 / h) - 1       # on the CPU faster than torch.stack
+        sampled = F.grid_sample(source, grid, padding_mode='border', align_corners=False)
+    else:       # Pillow's kernel for transforms, which neither its resize nor torch has
+        sampled, columns = torch.zeros_like(source), _cubic_taps(x, w)
+        for row, row_weight in _cubic_taps(y, h):
+            for column, weight in columns:
+                sampled.addcmul_(_pixels(source, column, row), (weight * row_weight)[:, None])
+    # weights that add up to a hair below 1 in float32 must not cost a grey level
+    return sampled.add_(1e-3).clamp_(0, 255).floor_()
 
 
 def _cubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -141,11 +130,3 @@ def _cubic_taps(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     weights = (-f * (1 - f).square(), 1 - f * f * (2 - f), f * (1 + f * (1 - f)), f * f * (f - 1))
     base = base.long()
     return [((base + k).clamp_(0, size - 1), weight) for k, weight in zip(range(-1, 3), weights, strict=True)]
-
-
-def _truncate(x: Tensor) -> Tensor:
-    """Truncate as Pillow; weights that add up to a hair below 1 in float32 must not cost a grey level."""
-    return x.add_(1e-3).clamp_(0, 255).floor_()
-
-
-_SAMPLERS = {'nearest': _nearest, 'bilinear': _bilinear, 'bicubic': _bicubic}

@@ -98,17 +98,11 @@ def _look_up(images: Tensor, tables: Tensor) -> Tensor:
     return tables.reshape(-1).index_select(0, (images + first).view(-1)).view_as(images)
 
 
-def _bank() -> Tensor:
-    """Make tables [397, 256] of the operations on single values with a whole argument, from 0 on."""
-    v = torch.arange(256)
-    steps = 2 ** (8 - torch.arange(9))[:, None]
-    thresholds, added = torch.arange(257)[:, None], torch.arange(129)[:, None]
-    return torch.cat([
-        v[None], 255 - v[None], v // steps * steps, torch.where(v < thresholds, v, 255 - v),
-        torch.where(v < 128, (v + added).clamp_max(255), v)]).to(torch.uint8)
-
-
-_BANK = Constant(_bank())
+_V, _T = torch.arange(256), torch.arange(257)[:, None]     # values, thresholds
+_STEPS = 2 ** (8 - torch.arange(9))[:, None]
+_BANK = Constant(torch.cat([    # tables [397, 256] of the operations on single values with a whole argument, from 0 on
+    _V[None], 255 - _V[None], _V // _STEPS * _STEPS, torch.where(_V < _T, _V, 255 - _V),
+    torch.where(_V < 128, (_V + _T[:129]).clamp_max(255), _V)]).to(torch.uint8))
 _STARTS = {Op.IDENTITY: 0, Op.INVERT: 1, Op.POSTERIZE: 2, Op.SOLARIZE: 11, Op.SOLARIZE_ADD: 268}
 _START_OF = Constant([_STARTS.get(op, 0) for op in Op])
 

@@ -17,8 +17,8 @@ from torchvision import transforms
 from ..errors import ZooError, nearest
 from .geometry import Kernel
 from .ops import Constant, Layer, Op
+from .spec import LEARNED
 
-_LEARNED = [policy.value for policy in transforms.AutoAugmentPolicy]    # imagenet, cifar10, svhn
 _OPS = {''.join(word.capitalize() for word in op.name.split('_')): op for op in Op}     # by torchvision's name
 
 
@@ -193,22 +193,14 @@ class RandAugment(Policy):
 
 
 # ---- AutoAugment
-def _magnitudes(op: Op, level: int, size: tuple[int, int]) -> tuple[float, float]:
-    """Return torchvision's argument at a level from 0 to 9, under either sign; in float32, which truncation shows."""
-    def part(start: float, end: float) -> float:
-        return torch.linspace(start, end, 10)[level].item()
-
+def _magnitudes(op: Op, level: int, levels: Tensor, signed: bool) -> tuple[float, float]:
+    """Return the argument under either sign, from torchvision's magnitudes by level (a scalar where it has none)."""
+    value = levels[level].item() if levels.ndim else 0.
     if op in (Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS):
-        return 1 + part(0., 0.9), 1 - part(0., 0.9)
+        return 1 + value, 1 - value
     if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y):
-        pixels = int(part(0., 150 / 331 * size[op == Op.TRANSLATE_X]))
-        return pixels, -pixels
-    if op == Op.POSTERIZE:
-        return (8 - round(4 * level / 9),) * 2
-    if op == Op.SOLARIZE:
-        return (part(255., 0.),) * 2
-    most = part(0., {Op.ROTATE: 30., Op.SHEAR_X: 0.3, Op.SHEAR_Y: 0.3}.get(op, 0.))
-    return most, -most
+        value = int(value)
+    return value, -value if signed else value
 
 
 class AutoAugment(Policy):
@@ -216,11 +208,12 @@ class AutoAugment(Policy):
     uniforms = 5
 
     def __init__(self, name: str, size: tuple[int, int]) -> None:
-        pairs = [[(_OPS[op], prob, level or 0) for op, prob, level in pair]
-                 for pair in transforms.AutoAugment(transforms.AutoAugmentPolicy(name)).policies]
-        args = [[_magnitudes(op, level, size) for op, _, level in pair] for pair in pairs]
-        self.known = tuple(op for pair in pairs for op, _, _ in pair)
-        self.ops, self.probs = (Constant([[entry[i] for entry in pair] for pair in pairs]) for i in (0, 1))    # [25, 2]
+        learned = transforms.AutoAugment(LEARNED[name])
+        space = learned._augmentation_space(10, size)
+        args = [[_magnitudes(_OPS[op], level or 0, *space[op]) for op, _, level in pair] for pair in learned.policies]
+        ops = [[_OPS[op] for op, _, _ in pair] for pair in learned.policies]
+        self.known = tuple(op for pair in ops for op in pair)
+        self.ops, self.probs = Constant(ops), Constant([[prob for _, prob, _ in pair] for pair in learned.policies])
         self.args = Constant(args, torch.float32)                                                       # [25, 2, sign]
 
     def layers(self, u: Tensor) -> list[Layer]:
@@ -236,7 +229,7 @@ def make_policy(text: str, size: tuple[int, int], interpolation: str, fill: Sequ
     """Make the policy of a name or of the `rand-...` grammar, for images of `size`; the last two are RandAugment's."""
     if text.split('-')[0] == 'rand':
         return RandAugment(text, size, interpolation, fill)
-    if text not in _LEARNED:
-        raise ZooError(f'There is no augmentation policy {text!r}.{nearest(text, [*_LEARNED, "rand"])} '
-                       f'Expected {", ".join(_LEARNED)} or timm\'s grammar, as rand-m9-mstd0.5-inc1.')
+    if text not in LEARNED:
+        raise ZooError(f'There is no augmentation policy {text!r}.{nearest(text, [*LEARNED, "rand"])} '
+                       f'Expected {", ".join(LEARNED)} or timm\'s grammar, as rand-m9-mstd0.5-inc1.')
     return AutoAugment(text, size)

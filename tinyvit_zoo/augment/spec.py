@@ -1,25 +1,32 @@
 """The augmentation of a training, said once: for batches on the device, and for Pillow images one at a time."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from PIL import ImageOps
+from PIL import Image, ImageFilter, ImageOps
+from timm.data import create_transform
+from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
 from ..recipes import BaseRecipe
-from .batched import Augment
-from .pillow import blur, policy
+
+LEARNED = {policy.value: policy for policy in transforms.AutoAugmentPolicy}  # 'cifar10', 'svhn', 'imagenet'
 
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """The arguments of `batched.Augment`. Pillow images are augmented from the same distribution, by other draws."""
+    """The arguments of `batched.Augment`; Pillow images are augmented from the same distribution, by other draws.
+
+    Without a crop, images of another size are resized whole. `auto_augment` is 'cifar10', 'svhn', 'imagenet'
+    (torchvision's) or timm's 'rand-...'; `blur_sigma` is Pillow's radius.
+    """
     img_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -47,13 +54,15 @@ class AugmentSpec:
         return cls(**{**named, 'img_size': tuple(cfg['input_size'][1:]), 'mean': cfg['mean'], 'std': cfg['std'],
                       'interpolation': recipe.crop_interpolation})
 
-    def batched(self) -> Augment:
-        """Make the augmentation of uint8 batches."""
-        return Augment(**vars(self))
-
     def pillow(self) -> Callable[[Any], Tensor]:
         """Make the transform from a Pillow image to a normalized tensor: timm's and torchvision's steps."""
-        steps = [*self._crop(), transforms.RandomHorizontalFlip(self.flip)]
+        steps: list[Any] = [
+            transforms.Resize(min(self.img_size), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(self.img_size), transforms.RandomCrop(self.img_size, self.crop_padding)]
+        if self.crop_scale:
+            steps = [RandomResizedCropAndInterpolation(
+                self.img_size, self.crop_scale, self.crop_ratio, interpolation=self.interpolation)]
+        steps.append(transforms.RandomHorizontalFlip(self.flip))
         if self.auto_augment:
             steps.append(policy(self.auto_augment, min(self.img_size), self.mean))
         if self.color_jitter:
@@ -70,9 +79,31 @@ class AugmentSpec:
                 self.erase, *self.erase_area, *self.erase_aspect, mode=self.erase_mode, device='cpu'))
         return transforms.Compose(steps)
 
-    def _crop(self) -> list[Any]:
-        if self.crop_scale:
-            return [RandomResizedCropAndInterpolation(
-                self.img_size, self.crop_scale, self.crop_ratio, interpolation=self.interpolation)]
-        return [transforms.Resize(min(self.img_size), transforms.InterpolationMode.BICUBIC),
-                transforms.CenterCrop(self.img_size), transforms.RandomCrop(self.img_size, self.crop_padding)]
+
+def policy(name: str, size: int, mean: Sequence[float]) -> Any:
+    """Make torchvision's AutoAugment by its name, or timm's RandAugment by its grammar."""
+    if name in LEARNED:
+        return transforms.AutoAugment(LEARNED[name])
+    fill = tuple(round(255 * value) for value in mean)
+    augment = rand_augment_transform(name, {'translate_const': int(size * 0.45), 'img_mean': fill})
+    for op in augment.ops:
+        if op.name.startswith('Posterize'):
+            op.aug_fn = posterize
+    return augment
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """As Pillow's, and black for 0 bits, which newer Pillows refuse and timm asks for at its strongest."""
+    kept = 255 & -(1 << max(0, 8 - bits))
+    return image.point([level & kept for level in range(256)] * len(image.getbands()))
+
+
+def blur(image: Image.Image, sigma: tuple[float, float]) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(*sigma)))
+
+
+def evaluation_transform(cfg: Mapping[str, Any], normalize: bool = True) -> Callable[[Any], Tensor]:
+    """Make the transform that weights with this cfg want; not normalized, it returns bytes."""
+    return create_transform(
+        cfg['input_size'], interpolation=cfg['interpolation'], mean=cfg['mean'], std=cfg['std'],
+        crop_pct=cfg['crop_pct'], crop_mode=cfg.get('crop_mode'), normalize=normalize)

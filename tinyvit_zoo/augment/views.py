@@ -6,18 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .batched import Augment
 from .spec import AugmentSpec
 
 _COLOURS: dict[str, Any] = dict(
     color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_prob=0.8, grey=0.2, blur_sigma=(0.1, 2.))
 # the first and the second whole view
 _WHOLE: tuple[dict[str, Any], ...] = dict(blur=1., solarize=0.), dict(blur=0.1, solarize=0.2)
-_LOCAL_BLUR = 0.5
 
 
 class Views:
@@ -25,7 +26,7 @@ class Views:
 
     def __init__(self, *sizes: Sequence[tuple[int, AugmentSpec]]) -> None:
         self.specs = sizes
-        self.sizes = [[(count, spec.batched()) for count, spec in size] for size in sizes]
+        self.sizes = [[(count, Augment(spec)) for count, spec in size] for size in sizes]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         if images.dtype != torch.uint8:     # [B, V, C, H, W]
@@ -37,7 +38,7 @@ class Views:
 
     def pillow(self) -> Callable[[Any], Tensor] | None:
         """Make the transform from a Pillow image to [V, C, H, W]; None for views of several sizes."""
-        return _Stack([spec.pillow() for count, spec in self.specs[0]]) if len(self.specs) == 1 else None
+        return partial(_stack, [spec.pillow() for _, spec in self.specs[0]]) if len(self.specs) == 1 else None
 
     def compile(self) -> None:
         for size in self.sizes:
@@ -58,12 +59,8 @@ class OneView(Views):
         return self.specs[0][0][1].pillow()
 
 
-class _Stack:
-    def __init__(self, views: Sequence[Callable[[Any], Tensor]]) -> None:
-        self.views = views
-
-    def __call__(self, image: Any) -> Tensor:
-        return torch.stack([view(image) for view in self.views])
+def _stack(views: Sequence[Callable[[Any], Tensor]], image: Any) -> Tensor:
+    return torch.stack([view(image) for view in views])
 
 
 def contrastive_views(spec: AugmentSpec) -> Views:
@@ -77,5 +74,5 @@ def low_resolution_views(
     """Self-distillation's views: two whole ones, and `count` smaller ones of `scale` (by default of half the size)."""
     whole = contrastive_views(spec)
     half = size or (spec.img_size[0] // 2, spec.img_size[1] // 2)
-    local = replace(spec, img_size=half, crop_scale=scale, blur=_LOCAL_BLUR, **_COLOURS)
+    local = replace(spec, img_size=half, crop_scale=scale, blur=0.5, **_COLOURS)
     return Views(*whole.specs, [(count, local)]) if count else whole

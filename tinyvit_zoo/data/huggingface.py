@@ -55,8 +55,7 @@ def open_hub(name: str) -> Parts:
     features = splits[keys[0]].features
     image, label = _columns(name, features, datasets)
     feature = features[label]
-    train, val, test = (
-        None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
+    train, val, test = (None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
     if train is None:
         raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
     names = feature.names if isinstance(feature, datasets.ClassLabel) else map(str, range(int(train.labels.max()) + 1))

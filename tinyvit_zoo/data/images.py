@@ -23,9 +23,7 @@ from ..errors import ZooError
 from ..runtime.progress import Progress
 from ..runtime.text import one_line
 
-EXTENSIONS = (
-    '.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp',
-)
+EXTENSIONS = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 _CHUNK = 64             # images a thread takes at a time
 
 

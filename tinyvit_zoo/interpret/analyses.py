@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..augment.pillow import evaluation_transform
+from ..augment.spec import evaluation_transform
 from ..data.images import FileImages, as_channels
 from ..data.seeds import generator
 from ..data.sources import open_source

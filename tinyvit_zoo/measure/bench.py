@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..augment.batched import normalize
-from ..augment.pillow import evaluation_transform
+from ..augment.spec import evaluation_transform
 from ..data.batches import Batches, make_batches
 from ..data.datasets import DATASETS
 from ..data.sources import Source, open_source

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from ..augment.batched import Mix
+from ..augment.batched import Augment, Mix
 from ..augment.spec import AugmentSpec
 from ..augment.views import OneView
 from ..data.sources import Source
@@ -41,7 +41,7 @@ class Supervised(Task):
     @classmethod
     def check(cls, recipe: Recipe) -> None:
         check_model(recipe)
-        AugmentSpec.of(recipe, {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}).batched()
+        Augment(AugmentSpec.of(recipe, {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}))
         make_mix(recipe, 2)
         if recipe.from_weights and not Path(recipe.from_weights).exists():
             cfg = get_arch_pretrained_cfgs(recipe.model).get(recipe.from_weights)
