@@ -1,7 +1,11 @@
-"""Figures of made-up logits, and the interval."""
+"""Figures of made-up logits, their picture, and a catalogue that is wrong."""
 from __future__ import annotations
 
+import argparse
+import json
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +13,13 @@ import torch
 from bench_cases import make_bench
 from torch import nn
 
-from tinyvit_zoo.measure.accuracy import accuracy, wilson
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.cli import eval as eval_command
+from tinyvit_zoo.measure import accuracy as under_test
+from tinyvit_zoo.measure.accuracy import accuracy, plot_confusion, wilson
+from tinyvit_zoo.measure.bench import Bench
+from tinyvit_zoo.runtime.picture import write_picture
+from tinyvit_zoo.weights import Weight
 
 
 def test_figures_of_made_up_logits(tmp_path: Path) -> None:
@@ -56,3 +66,95 @@ def test_wilson_against_its_equation() -> None:
         for end in wilson(correct, count):
             p = end / 100
             assert abs(correct / count - p) == pytest.approx(1.959964 * (p * (1 - p) / count) ** 0.5, rel=1e-6)
+
+
+# -- the confusion matrix ----------------------------------------------------------------------------------------------
+def test_picture_shows_shares_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(under_test, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
+    plot_confusion([[3, 1, 0], [0, 5, 5], [0, 0, 0]], ['a', 'b', 'c'], 'title', tmp_path / 'm.svg')
+    axes = figures[0].axes[0]
+    assert np.allclose(axes.images[0].get_array(), [[75, 25, 0], [0, 50, 50], [0, 0, 0]])
+    assert {(t.get_position(), t.get_text()) for t in axes.texts} == {
+        ((0, 0), '75.0'), ((1, 0), '25.0'), ((1, 1), '50.0'), ((2, 1), '50.0')}
+    assert [t.get_text() for t in axes.get_yticklabels()] == ['a', 'b', 'c'] and axes.get_title() == 'title'
+    assert (tmp_path / 'm.svg').read_text().startswith('<?xml') and len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_of_a_hundred_classes_do_not_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(under_test, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
+    plot_confusion(np.eye(100, dtype=int), [f'class {i}' for i in range(100)], '', tmp_path / 'm.png')
+    boxes = [label.get_window_extent() for label in figures[0].axes[0].get_yticklabels()]
+    assert len(boxes) == 100 and boxes[0].height > 6
+    gaps = [above.y0 - below.y1 for above, below in pairwise(boxes)]
+    assert min(gaps) > -1       # pixels
+
+
+# -- eval --all --------------------------------------------------------------------------------------------------------
+def entry(name: str, dataset: str, top1: float | None, **more: Any) -> Weight:
+    measured = None if top1 is None else {'top1': top1, 'on': 'test', 'date': '2026-01-01', 'command': 'x'}
+    return Weight(name=name, dataset=dataset, input_size=(3, 32, 32), crop_pct=1., origin='us', recipe='r', url='u',
+                  measured=measured, **more)
+
+
+def check_all(
+        weights: list[Weight], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, top1: float, as_json: bool) -> str:
+    """--all with 200 images, of which `top1` percent are told rightly, by every weight."""
+    monkeypatch.setattr(under_test, 'catalogue', lambda: {w.name: w for w in weights})
+    labels = (np.arange(200) % 10).tolist()
+    logits = torch.eye(10)[labels]
+    logits[round(2 * top1):] = logits[round(2 * top1):].roll(1, 1)
+    made = make_bench(tmp_path, logits, labels)
+
+    def make(name: str, source: Any) -> Bench:
+        if 'lost' in name:
+            raise ZooError('No network.')
+        return made
+
+    args = argparse.Namespace(data=[f'c10=npz:{tmp_path / "made.npz"}'], download=False, json=as_json)
+    return eval_command._check_catalogue(args, make)
+
+
+def test_all_weights_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rounded as shown. Other data sets and encoders are not looked at; what cannot be had is said, not failed."""
+    weights = [entry('m.a', 'c10', 80.499), entry('m.b', 'c10', None), entry('m.c', 'c100', 1.), entry(
+        'm.d', 'c10', None, encoder=True), entry('m.lost', 'c10', 90.)]
+    text = check_all(weights, monkeypatch, tmp_path, 80.5, False)
+    lines = text.splitlines()
+    assert lines[1].split() == ['m.a', 'made', '80.50', '80.50', 'agrees']
+    assert lines[2].split() == ['m.b', 'made', '-', '80.50', 'no', 'figure']
+    assert lines[3].split() == ['m.lost', 'made', '90.00', '-', 'not', 'to', 'be', 'had'] and 'm.c' not in text
+    assert lines[5] == 'agrees: 1, no figure: 1, not to be had: 1' and lines[6] == 'm.lost: No network.'
+
+
+def test_a_wrong_figure_is_exit_code_1(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = [entry('m.a', 'c10', 80.5), entry('m.b', 'c10', 80.51), entry('m.c', 'c10', 80.5)]
+    weights[2].measured['loss'] = 3.
+    with pytest.raises(SystemExit) as error:
+        check_all(weights, monkeypatch, tmp_path, 80.5, True)
+    rows = json.loads(capsys.readouterr().out)
+    assert error.value.code == 1 and [row['outcome'] for row in rows] == ['agrees', 'DIFFERS', 'DIFFERS']
+    assert rows[1]['catalogue'] == {'top1': 80.51} and rows[1]['now']['top1'] == pytest.approx(80.5)
+    assert [row['differs'] for row in rows] == [[], ['top1'], ['loss']]
+    with pytest.raises(SystemExit):
+        check_all(weights[1:], monkeypatch, tmp_path, 80.5, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ['m.b', 'made', '80.51', '80.50', 'DIFFERS'] and lines[4] == 'DIFFERS: 2'
+    assert lines[2].endswith(f'80.50  DIFFERS: loss 3.0000 is now {rows[2]["now"]["loss"]:.4f}')
+
+
+def test_a_weight_that_ships_has_to_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match='No network'):
+        check_all([entry('m.lost', 'c10', 80.5, file='f')], monkeypatch, tmp_path, 80.5, False)
+
+
+def test_what_cannot_be_had_is_told_in_few_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = check_all([entry(f'm.lost{i}', 'c10', None) for i in range(5)], monkeypatch, tmp_path, 80.5, False)
+    assert text.splitlines()[-1] == 'And 3 more: --json has all.' and text.count('No network') == 2
+
+
+def test_no_weight_for_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match='no weight with classes for c10: it has some for c100'):
+        check_all([entry('m.c', 'c100', 1.)], monkeypatch, tmp_path, 80.5, False)

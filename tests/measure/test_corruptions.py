@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinyvit_zoo.errors import ZooError
-from tinyvit_zoo.measure.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from tinyvit_zoo.measure.jpeg import jpeg
+from tinyvit_zoo.measure.corruptions import CORRUPTIONS, SEVERITIES, corrupt, jpeg
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -36,8 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..measure.comparison import add_speeds, comparison_row, default_dataset, plot_comparison
-    from ..measure.subjects import find_names
+    from ..measure.comparison import add_speeds, comparison_row, default_dataset, find_names, plot_comparison
     from ..runtime.world import join_world
 
     names, about = find_names(args.names), None

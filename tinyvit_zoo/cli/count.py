@@ -29,8 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..measure.costs import cost
-    from ..measure.subjects import find_names
+    from ..measure.comparison import cost, find_names
 
     rows = [cost(name, args.num_classes, args.img_size, args.batch_size, args.fvcore)
             for name in find_names(args.names)]

@@ -133,7 +133,7 @@ def _check_robustness(args: argparse.Namespace) -> None:
 
 
 def _attacks(args: argparse.Namespace) -> list[Any]:
-    from ..measure.attacks import Attack
+    from ..measure.robustness import Attack
 
     return [Attack(args.attack, radius, _STEPS if args.steps is None else args.steps)
             for radius in args.radius or [_RADIUS]]
@@ -164,8 +164,7 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    from ..measure.features import knn, spread
-    from ..measure.probe import probe
+    from ..measure.features import knn, probe, spread
     from ..measure.robustness import attack_figures, corruption_figures
 
     if name == 'knn':
@@ -178,7 +177,7 @@ def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any
 
 
 def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Bench]) -> str:
-    from ..measure.catalogue_check import check_catalogue, check_table
+    from ..measure.accuracy import check_catalogue, check_table
 
     rows = check_catalogue(args.data, make_bench, download=args.download)
     text = json.dumps(rows, indent=2) if args.json else check_table(rows)
@@ -189,7 +188,7 @@ def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], 
 
 
 def _plot_confusion(record: Mapping[str, Any], args: argparse.Namespace) -> None:
-    from ..measure.confusion import plot_confusion
+    from ..measure.accuracy import plot_confusion
 
     if 'confusion' not in record:
         raise ZooError(f'{record["model"]} has no accuracy on {record["data"]}: leave --confusion out.')

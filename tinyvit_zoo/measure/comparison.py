@@ -1,27 +1,118 @@
-"""Compare models by size, work, accuracy and speed."""
+"""Count and compare models by name: size, work, accuracy and speed, beside the figures of the papers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
+from torch import nn
 
 from ..data.datasets import DATASETS
 from ..errors import ZooError
+from ..models import list_models
 from ..recipes import RECIPES
 from ..runtime.picture import new_figure
-from ..weights import Weight, weight_of
-from .counting import count, image_size
+from ..runtime.text import one_line
+from ..weights import weight_of
+from ..weights.resolve import check_model, create_model
+from .counting import count, fvcore_macs, image_size, peak_memory
 from .speed import machine, make_step, rounds, summarise
-from .subjects import make_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE = '#2b6cb0'
 
+# Why a paper's figure differs from the count. A test checks each reason against every figure.
+NO_PRODUCTS = ("The paper leaves out attention's two products, q k^T and what the values are weighted with (and then "
+               "is right within rounding and 0.1 %).")
+NORMS = 'The paper adds one for each value that comes out of a LayerNorm.'
+SLIPS = "The paper adds one for each value that comes out of a LayerNorm, and its own counter has slips in this family."
+PADDING = ("The figure is of the authors' code, which pads a map that is smaller than a window, and projects the "
+           "padding too.")
+NO_ATTENTION = 'The paper has "below 270": a counter that does not know the attention modules skips them whole.'
 
+# In millions, as printed: (image size, classes), figures, reasons
+PAPERS: dict[tuple[int, int], dict[str, tuple[float, str]]] = {
+    (32, 10): {
+        'cct_2_3x2': (33, NO_PRODUCTS), 'cct_4_3x2': (46, NO_PRODUCTS), 'cct_6_3x1': (813, NO_PRODUCTS),
+        'cct_6_3x2': (241, NO_PRODUCTS), 'cct_7_3x1': (947, NO_PRODUCTS), 'cct_7_3x2': (275, NO_PRODUCTS),
+        'cvt_6_4': (202, NO_PRODUCTS), 'cvt_7_4': (236, NO_PRODUCTS), 'vit_lite_6_4': (205, NO_PRODUCTS),
+        'vit_lite_7_4': (239, NO_PRODUCTS), 'vit_lite': (239, NO_PRODUCTS)},
+    (224, 1000): {'cct_14_7x2': (5110, NO_PRODUCTS)},
+    (384, 1000): {'cct_14_7x2': (15020, NO_PRODUCTS)},
+    (64, 200): {
+        'plain_vit_64': (189.8, NORMS), 'sl_vit_64': (199.2, NORMS),
+        'plain_swin_64': (242.3, NORMS), 'sl_swin_64': (284.9, NORMS),
+        'plain_t2t_64': (643.0, SLIPS), 'sl_t2t_64': (671.4, SLIPS),
+        'plain_cait_64': (613.8, SLIPS), 'sl_cait_64': (623.3, SLIPS),
+        'plain_pit_64': (279.2, SLIPS), 'sl_pit_64': (322.9, NORMS)},
+    (16, 10): {'ssl_swin': (89.1, PADDING)},
+    (36, 10): {'mae_vit_c10': (270, NO_ATTENTION)},
+    (36, 100): {'mae_vit_c100': (270, NO_ATTENTION)},
+}
+
+
+# -- models by name ----------------------------------------------------------------------------------------------------
+def find_names(patterns: Sequence[str]) -> list[str]:
+    """Return each name once: as given, the zoo's models that match a wildcard, or all of the zoo's without patterns."""
+    names: dict[str, None] = {}
+    for pattern in patterns or ['*']:
+        if any(c in pattern for c in '*?['):
+            matches = [name for name in list_models() if fnmatchcase(name, pattern)]
+            if not matches:
+                raise ZooError(f'No model of the zoo matches {pattern!r}: `tinyvit-zoo list` shows all.')
+            names.update(dict.fromkeys(matches))
+        else:
+            check_model(pattern)
+            names[pattern] = None
+    return list(names)
+
+
+def make_model(
+        name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None, device: str = 'cpu',
+) -> nn.Module:
+    """Build a model without weights, for `img_size` where its constructor takes one (a ResNet takes any images)."""
+    kwargs: dict[str, Any] = {} if num_classes is None else {'num_classes': num_classes}
+    try:
+        return create_model(name, img_size, device=device, **kwargs)
+    except ZooError:
+        raise
+    except (TypeError, RuntimeError, ValueError, AssertionError) as e:  # timm's own ways to refuse
+        raise ZooError(f'{name} cannot be built so: {one_line(e)}') from e
+
+
+# -- costs -------------------------------------------------------------------------------------------------------------
+def cost(name: str, num_classes: int | None = None, img_size: tuple[int, int] | None = None, batch: int = 1,
+         fvcore: bool = False) -> dict[str, Any]:
+    """Count a model in plain numbers: memory in bytes, `macs` of the whole batch, and a paper's where there is one."""
+    if num_classes is not None and num_classes < 0:
+        raise ZooError(f'num_classes is {num_classes}, expected 0 (no head) or more.')
+    model = make_model(name, num_classes, img_size, device='meta')
+    counted = count(model, img_size, batch)
+    architecture, classes = name.partition('.')[0], int(model.num_classes)  # type: ignore[arg-type]
+    height, width = counted.input_size[1:]
+    printed, why = PAPERS.get((height, classes) if height == width else (0, 0), {}).get(architecture, (None, ''))
+    try:
+        training_memory = peak_memory(model, img_size, batch, train=True)
+    except ZooError:    # it cannot train on such a batch: batch norm of one value has no variance
+        training_memory = None
+    row = {
+        'name': name, 'input_size': list(counted.input_size), 'num_classes': classes, 'batch_size': batch,
+        'params': counted.params, 'trainable': counted.trainable, 'frozen': counted.frozen, 'buffers': counted.buffers,
+        'macs': counted.macs, 'activations': counted.activations,
+        'peak_memory': peak_memory(model, img_size, batch), 'peak_training_memory': training_memory,
+        'parts': {part: vars(figures) for part, figures in counted.parts.items()},
+        'paper_macs': printed and batch * round(printed * 1e6), 'paper_note': why}
+    if not fvcore:
+        return row
+    by_operator = fvcore_macs(make_model(name, num_classes, img_size), img_size)
+    return {**row, 'fvcore': {key: batch * macs for key, macs in by_operator.items()}}
+
+
+# -- comparison --------------------------------------------------------------------------------------------------------
 def default_dataset(names: Sequence[str]) -> str | None:
     """Return the dataset of the first default weights among the models."""
     weights = (weight_of(cfg) for cfg in map(get_pretrained_cfg, names) if cfg)
@@ -29,14 +120,23 @@ def default_dataset(names: Sequence[str]) -> str | None:
 
 
 def comparison_row(name: str, dataset: str | None, img_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Count a model, with the accuracies of its weights on `dataset`, at their size or at `img_size`."""
-    weight, architecture = _weight(name, dataset), name.partition('.')[0]
+    """Count a model, with the accuracies of its weights on `dataset`, at their size or at `img_size`.
+
+    Its weights are those of the tag; without a tag the first on the dataset, measured ones before others.
+    """
+    architecture, _, tag = name.partition('.')
+    weights = [weight_of(cfg) for cfg in get_arch_pretrained_cfgs(architecture).values() if tag in ('', cfg.tag)]
+    fitting = [w for w in weights if w and w.dataset == dataset and not w.encoder]
+    if tag and not fitting and any(w and not w.encoder for w in weights):
+        raise ZooError(f'{name} has no accuracy on {dataset}, which the others are compared on: compare weights of one '
+                       f'data set (--dataset), or leave its tag out.')
+    weight = next((w for w in fitting if w.measured), fitting[0] if fitting else None)
     size = img_size or (weight.input_size[1:] if weight else None)
     model = make_model(architecture, DATASETS[dataset].num_classes if dataset else None, size, device='meta')
     counted = count(model, size)
     shown = weight if weight and tuple(weight.input_size) == tuple(counted.input_size) else None
     published = shown.published['top1'] if shown and shown.published else None
-    if not weight and '.' not in name:  # nobody's weights, but a paper's figure
+    if not weight and not tag:      # nobody's weights, but a paper's figure
         published = next((r.published for r in RECIPES.values() if (r.model, r.dataset) == (name, dataset)
                           and counted.input_size[1:] == (r.img_size,) * 2), None)
     return {
@@ -44,17 +144,6 @@ def comparison_row(name: str, dataset: str | None, img_size: tuple[int, int] | N
         'input_size': list(counted.input_size), 'num_classes': int(model.num_classes),  # type: ignore[arg-type]
         'params': counted.params, 'macs': counted.macs, 'published': published,
         'measured': shown.measured['top1'] if shown and shown.measured else None}
-
-
-def _weight(name: str, dataset: str | None) -> Weight | None:
-    """Return the weights of the tag; without a tag, the first on the dataset, measured ones before others."""
-    architecture, _, tag = name.partition('.')
-    weights = [weight_of(cfg) for cfg in get_arch_pretrained_cfgs(architecture).values() if tag in ('', cfg.tag)]
-    fitting = [w for w in weights if w and w.dataset == dataset and not w.encoder]
-    if tag and not fitting and any(w and not w.encoder for w in weights):
-        raise ZooError(f'{name} has no accuracy on {dataset}, which the others are compared on: compare weights of one '
-                       f'data set (--dataset), or leave its tag out.')
-    return next((w for w in fitting if w.measured), fitting[0] if fitting else None)
 
 
 def add_speeds(
@@ -84,7 +173,17 @@ def plot_comparison(rows: Sequence[dict[str, Any]], dataset: str | None, about: 
     figure, (axes,) = new_figure(1, panels, (3 * panels + 1, 1.3 + 0.32 * len(rows)), sharey=True)
     _plot_bars(axes[0], 'M parameters', [row['params'] / 1e6 for row in rows], '{:.2f}')
     _plot_bars(axes[1], 'M MACs', [row['macs'] / 1e6 for row in rows], '{:.0f}')
-    _plot_accuracies(axes[2], rows, f'top-1, %{", " + DATASETS[dataset].title if dataset else ""}')
+    for key, fill in (('measured', _BLUE), ('published', 'none')):
+        points = [(row[key], i) for i, row in enumerate(rows) if row[key] is not None]
+        if points:
+            axes[2].scatter(*zip(*points, strict=True), s=40, facecolors=fill, edgecolors=_BLUE, label=key)
+    axes[2].set(xlabel=f'top-1, %{", " + DATASETS[dataset].title if dataset else ""}')
+    axes[2].grid(axis='x', alpha=0.3)
+    if axes[2].collections:
+        axes[2].legend(fontsize=8, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    else:
+        axes[2].set_xticks([])
+        axes[2].text(0.5, 0.5, 'no figures', transform=axes[2].transAxes, ha='center')
     if about:
         _plot_bars(axes[3], 'images/s', [row['images_per_second'] for row in rows], '{:.0f}')
         figure.suptitle(f'Speed: {conditions(about)}', fontsize=8)
@@ -97,17 +196,3 @@ def _plot_bars(axis: Any, label: str, values: Sequence[float], style: str) -> No
     axis.bar_label(axis.barh(range(len(values)), values, color=_BLUE), [style.format(value) for value in values],
                    padding=3, fontsize=8)
     axis.set(xlabel=label, xlim=(0, 1.25 * max(values)))
-
-
-def _plot_accuracies(axis: Any, rows: Sequence[dict[str, Any]], label: str) -> None:
-    for key, fill in (('measured', _BLUE), ('published', 'none')):
-        points = [(row[key], i) for i, row in enumerate(rows) if row[key] is not None]
-        if points:
-            axis.scatter(*zip(*points, strict=True), s=40, facecolors=fill, edgecolors=_BLUE, label=key)
-    axis.set(xlabel=label)
-    axis.grid(axis='x', alpha=0.3)
-    if axis.collections:
-        axis.legend(fontsize=8, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
-    else:
-        axis.set_xticks([])
-        axis.text(0.5, 0.5, 'no figures', transform=axis.transAxes, ha='center')

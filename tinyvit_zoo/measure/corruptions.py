@@ -3,21 +3,19 @@
 The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261): noise, blur, weather, digital. Operations and
 strengths are ours, so figures are not comparable with the official sets: `robustness.open_published` reads those.
 
-Lengths in `_CORRUPTIONS` are in pixels of a 32-pixel image and grow with the shorter side from there on. Random numbers
-are drawn for each image; with the same generator state all severities of a corruption draw the same ones.
+Lengths are in pixels of a 32-pixel image and grow with the shorter side from there on. Random numbers are drawn for
+each image; with the same generator state all severities of a corruption draw the same ones.
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ZooError, nearest
-from .jpeg import jpeg
 
 SEVERITIES = 5
 
@@ -43,12 +41,7 @@ def _uniform(x: Tensor, generator: torch.Generator, *size: int) -> Tensor:
     return torch.rand(len(x), *size, generator=generator, device=x.device)
 
 
-# ---- noise
-
-def _gaussian_noise(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    return x + deviation * torch.randn(x.shape, generator=generator, device=x.device)
-
-
+# -- noise -------------------------------------------------------------------------------------------------------------
 def _shot_noise(x: Tensor, photons: float, generator: torch.Generator) -> Tensor:
     """Replace each value by a Poisson count, with mean `photons` for white."""
     return torch.poisson(x * photons, generator=generator) / photons
@@ -60,8 +53,7 @@ def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tenso
     return torch.where(u < share / 2, 0., torch.where(u < share, 1., x))
 
 
-# ---- blur
-
+# -- blur --------------------------------------------------------------------------------------------------------------
 def _filter(x: Tensor, kernels: Tensor) -> Tensor:
     """Convolve with odd kernels [1 or B, kh, kw] normalised to a sum of 1, border pixels replicated.
 
@@ -101,10 +93,6 @@ def _along(x: Tensor, length: float, angle: Tensor) -> Tensor:
     return _filter(x, (length / 2 + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp_min(0))
 
 
-def _motion_blur(x: Tensor, length: float, generator: torch.Generator) -> Tensor:
-    return _along(x, length * _unit(x), math.pi * _uniform(x, generator))
-
-
 def _zoom_blur(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
     """Average over magnifications from 1 to `most`."""
     steps = [1 + (most - 1) * i / 7 for i in range(8)]
@@ -130,8 +118,7 @@ def _glass_blur(x: Tensor, reach: float, generator: torch.Generator) -> Tensor:
     return _smooth(_sample(_smooth(x, reach / 4), _grid(x) + moved, 'nearest'), reach / 4)
 
 
-# ---- weather
-
+# -- weather -----------------------------------------------------------------------------------------------------------
 def _clouds(x: Tensor, generator: torch.Generator, cells: int, octaves: int) -> Tensor:
     """Return smooth noise [B, 1, H, W] from 0 to 1, the sum of ever finer and weaker random grids."""
     total = torch.zeros(len(x), 1, *x.shape[2:], device=x.device)
@@ -173,12 +160,7 @@ def _brightness(x: Tensor, added: float, generator: torch.Generator) -> Tensor:
     return torch.where(value > 0, x * brighter / value.clamp_min(1e-6), brighter)
 
 
-# ---- digital
-
-def _contrast(x: Tensor, factor: float, generator: torch.Generator) -> Tensor:
-    return torch.lerp(x.mean((2, 3), keepdim=True), x, factor)
-
-
+# -- digital -----------------------------------------------------------------------------------------------------------
 def _elastic_transform(x: Tensor, shift: float, generator: torch.Generator) -> Tensor:
     """Displace pixels smoothly at random; `shift` is the standard deviation of each coordinate."""
     h, w = x.shape[2:]
@@ -193,33 +175,102 @@ def _pixelate(x: Tensor, kept: float, generator: torch.Generator) -> Tensor:
     return F.interpolate(F.interpolate(x, small, mode='area'), x.shape[2:], mode='nearest-exact')
 
 
-def _jpeg_compression(x: Tensor, quality: float, generator: torch.Generator) -> Tensor:
-    return jpeg((x * 255).round_().to(torch.uint8), int(quality)).to(torch.float32) / 255
+# -- JPEG --------------------------------------------------------------------------------------------------------------
+# The tables of the standard's annex K, at quality 50.
+_LUMA = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99)
+_CHROMA = (
+    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99,
+    47, 66, 99, 99, 99, 99, 99, 99, *(99,) * 32)
 
 
-class _Corruption(NamedTuple):
-    family: str
-    apply: Callable[[Tensor, float, torch.Generator], Tensor]
-    strengths: tuple[float, float, float, float, float]
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Compress and decode uint8 images [B, 1 or 3, H, W] with `quality` from 1 to 100, without the entropy coding.
+
+    Follows libjpeg's defaults: YCbCr, chroma subsampled 2x2, 8x8 cosine transforms, triangle-filtered chroma
+    upsampling. Most pixels equal Pillow's; libjpeg computes in integers, so a few coefficients round differently.
+    """
+    if images.shape[1] == 1:
+        return _plane(images.float(), _table(_LUMA, quality, images.device)).to(torch.uint8)
+    if images.shape[1] != 3:
+        raise ZooError(f'JPEG holds 1 or 3 channels, not {images.shape[1]}: give grey or colour images.')
+    h, w = images.shape[2:]
+    red, green, blue = images.float().split(1, 1)
+    luma = (0.299 * red + 0.587 * green + 0.114 * blue + 0.5).floor_()
+    cb = 128.49 - 0.168735892 * red - 0.331264108 * green + 0.5 * blue              # halves go down
+    cr = 128.49 + 0.5 * red - 0.418687589 * green - 0.081312411 * blue
+    luma = _plane(luma, _table(_LUMA, quality, images.device))
+    chroma = _plane(_halve(torch.cat([cb, cr], 1).floor_()), _table(_CHROMA, quality, images.device))
+    cb, cr = (_double(chroma[..., :(w + 1) // 2])[:, :, :h, :w] - 128).split(1, 1)
+    red, blue = (1.402 * cr + 0.5).floor_(), (1.772 * cb + 0.5).floor_()
+    green = (-0.344136286 * cb - 0.714136286 * cr + 0.5).floor_()
+    return torch.cat([luma + red, luma + green, luma + blue], 1).clamp_(0, 255).to(torch.uint8)
 
 
-# Named as the files of the official sets.
-_CORRUPTIONS = {
-    'gaussian_noise': _Corruption('noise', _gaussian_noise, (0.04, 0.07, 0.10, 0.13, 0.17)),
-    'shot_noise': _Corruption('noise', _shot_noise, (250., 100., 50., 30., 18.)),
-    'impulse_noise': _Corruption('noise', _impulse_noise, (0.01, 0.03, 0.06, 0.10, 0.16)),
-    'defocus_blur': _Corruption('blur', _defocus_blur, (0.6, 0.9, 1.2, 1.6, 2.1)),
-    'glass_blur': _Corruption('blur', _glass_blur, (0.6, 0.8, 1.0, 1.3, 1.7)),
-    'motion_blur': _Corruption('blur', _motion_blur, (1.5, 2.5, 3.5, 5., 7.)),
-    'zoom_blur': _Corruption('blur', _zoom_blur, (1.06, 1.12, 1.18, 1.26, 1.35)),
-    'snow': _Corruption('weather', _snow, (0.010, 0.020, 0.035, 0.050, 0.070)),
-    'frost': _Corruption('weather', _frost, (0.35, 0.45, 0.55, 0.70, 0.90)),
-    'fog': _Corruption('weather', _fog, (0.3, 0.45, 0.6, 0.72, 0.84)),
-    'brightness': _Corruption('weather', _brightness, (0.08, 0.15, 0.23, 0.31, 0.40)),
-    'contrast': _Corruption('digital', _contrast, (0.7, 0.5, 0.35, 0.22, 0.12)),
-    'elastic_transform': _Corruption('digital', _elastic_transform, (0.5, 0.75, 1.0, 1.3, 1.7)),
-    'pixelate': _Corruption('digital', _pixelate, (24., 19., 16., 12., 9.)),
-    'jpeg_compression': _Corruption('digital', _jpeg_compression, (80., 60., 40., 25., 12.)),
+def _table(values: tuple[int, ...], quality: int, device: torch.device) -> Tensor:
+    """Return the quantization steps [8, 8]."""
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    steps = [min(255, max(1, (v * percent + 50) // 100)) for v in values]
+    return torch.tensor(steps, dtype=torch.float32, device=device).view(8, 8)
+
+
+def _plane(plane: Tensor, table: Tensor) -> Tensor:
+    """Quantize the cosine transform of integers [B, C, H, W], and transform back to integers."""
+    b, c, h, w = plane.shape
+    padded = F.pad(plane - 128, (0, -w % 8, 0, -h % 8), mode='replicate')
+    n = torch.arange(8, dtype=torch.float64)
+    cosines = (math.pi / 8 * (n + 0.5) * n[:, None]).cos() / 2
+    cosines[0] /= math.sqrt(2)
+    cosines = cosines.float().to(plane.device)      # orthonormal; rows are frequencies
+    blocks = padded.view(b, c, -1, 8, padded.shape[3] // 8, 8).transpose(3, 4)      # [B, C, H/8, W/8, 8, 8]
+    waves = cosines @ blocks @ cosines.T / table
+    waves = waves.abs().add_(0.5).floor_() * waves.sign() * table                   # halves away from 0
+    blocks = cosines.T @ waves @ cosines
+    return (blocks.transpose(3, 4).reshape(padded.shape)[:, :, :h, :w] + 128.5).floor_().clamp_(0, 255)
+
+
+def _halve(chroma: Tensor) -> Tensor:
+    """Average 2x2 pixels. As in libjpeg, the right border is padded before (to whole blocks), the lower one after."""
+    h, w = chroma.shape[2:]
+    padded = F.pad(chroma, (0, -w % 16, 0, h % 2), mode='replicate')
+    total = padded.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).sum((3, 5))
+    bias = 1 + torch.arange(total.shape[3], device=chroma.device) % 2               # else rounding would brighten
+    return (total + bias).div_(4).floor_()
+
+
+def _double(chroma: Tensor) -> Tensor:
+    """Double the size, weighting the nearest row and column 3:1 against the next."""
+    rows = F.pad(chroma, (0, 0, 1, 1), mode='replicate')
+    rows = torch.stack([3 * chroma + rows[:, :, :-2], 3 * chroma + rows[:, :, 2:]], 3).flatten(2, 3)
+    both = F.pad(rows, (1, 1, 0, 0), mode='replicate')
+    both = torch.stack([3 * rows + both[..., :-2] + 8, 3 * rows + both[..., 2:] + 7], 4).flatten(3, 4)
+    return both.div_(16).floor_()
+
+
+# family, operation and its strengths by severity; named as the files of the official sets
+_Operation = Callable[[Tensor, float, torch.Generator], Tensor]
+_CORRUPTIONS: dict[str, tuple[str, _Operation, tuple[float, ...]]] = {
+    'gaussian_noise': ('noise', lambda x, deviation, generator: x + deviation * torch.randn(
+        x.shape, generator=generator, device=x.device), (0.04, 0.07, 0.10, 0.13, 0.17)),
+    'shot_noise': ('noise', _shot_noise, (250., 100., 50., 30., 18.)),
+    'impulse_noise': ('noise', _impulse_noise, (0.01, 0.03, 0.06, 0.10, 0.16)),
+    'defocus_blur': ('blur', _defocus_blur, (0.6, 0.9, 1.2, 1.6, 2.1)),
+    'glass_blur': ('blur', _glass_blur, (0.6, 0.8, 1.0, 1.3, 1.7)),
+    'motion_blur': ('blur', lambda x, length, generator: _along(
+        x, length * _unit(x), math.pi * _uniform(x, generator)), (1.5, 2.5, 3.5, 5., 7.)),
+    'zoom_blur': ('blur', _zoom_blur, (1.06, 1.12, 1.18, 1.26, 1.35)),
+    'snow': ('weather', _snow, (0.010, 0.020, 0.035, 0.050, 0.070)),
+    'frost': ('weather', _frost, (0.35, 0.45, 0.55, 0.70, 0.90)),
+    'fog': ('weather', _fog, (0.3, 0.45, 0.6, 0.72, 0.84)),
+    'brightness': ('weather', _brightness, (0.08, 0.15, 0.23, 0.31, 0.40)),
+    'contrast': ('digital', lambda x, factor, _: torch.lerp(x.mean((2, 3), keepdim=True), x, factor),
+                 (0.7, 0.5, 0.35, 0.22, 0.12)),
+    'elastic_transform': ('digital', _elastic_transform, (0.5, 0.75, 1.0, 1.3, 1.7)),
+    'pixelate': ('digital', _pixelate, (24., 19., 16., 12., 9.)),
+    'jpeg_compression': ('digital', lambda x, quality, _: jpeg(
+        (x * 255).round_().to(torch.uint8), int(quality)).to(torch.float32) / 255, (80., 60., 40., 25., 12.)),
 }
 CORRUPTIONS = tuple(_CORRUPTIONS)
-FAMILY = {name: corruption.family for name, corruption in _CORRUPTIONS.items()}
+FAMILY = {name: family for name, (family, _, _) in _CORRUPTIONS.items()}

@@ -1,14 +1,8 @@
 """Count what a model costs: parameters, multiply-adds, activations and memory.
 
-    model = timm.create_model('cct_7_3x1', device='meta')   # no memory, no time; any device will do
-    count(model).macs                                       # of one image, at the model's own size
-    peak_memory(model, batch=128, train=True)               # bytes
-
 A multiply-add (MAC) is one multiplication and one addition in a convolution, a linear layer or a product of matrices,
-attention's two products included. Norms, activations, softmax and additions are not counted, as in papers. It is one
-half of the figure of `torch.utils.flop_counter`.
-
-The multiplications of the definition are counted, by whichever kernel and on whichever device it runs.
+attention's two products included, by whichever kernel it runs: half the figure of `torch.utils.flop_counter`. Norms,
+activations, softmax and additions are not counted, as in papers.
 """
 from __future__ import annotations
 
@@ -31,8 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 from ..errors import ZooError
 from ..runtime.text import one_line
 
-__all__ = ['Count', 'Ledger', 'Part', 'count', 'fvcore_macs', 'image_size', 'peak_memory']
-
 InputSize = int | tuple[int, ...] | None
 _aten, _zoo = torch.ops.aten, torch.ops.tinyvit_zoo
 # fused attention that not every release of torch has a formula for; each takes q, k, v first
@@ -44,7 +36,7 @@ _ATTENTION = (*_FUSED, _aten._scaled_dot_product_efficient_attention, _aten._sca
 
 @dataclass(frozen=True)
 class Part:
-    """A module of the model's, or a parameter that is the model's own."""
+    """A child of the model, or a parameter of its own."""
     params: int
     trainable: int
     macs: int
@@ -52,19 +44,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Count:
-    """The cost of a batch of `batch` images of `input_size`. `macs` and `activations` are of the whole batch.
-
-    `params` are all parameters, `trainable` those that take gradients, `buffers` the values that are neither (fixed
-    tables, running means). `parts` sum up to the model. `activations` are the values that come out of what `macs`
-    counts, attention's logits among them.
-    """
+    """The cost of a batch of images; `parts` sum up to the model."""
     input_size: tuple[int, int, int]
     batch: int
     params: int
-    trainable: int
-    buffers: int
-    macs: int
-    activations: int
+    trainable: int      # parameters that take gradients
+    buffers: int        # values that are no parameters: fixed tables, running means
+    macs: int           # of the whole batch
+    activations: int    # of the whole batch: values that come out of what `macs` counts, and attention's logits
     parts: Mapping[str, Part]
 
     @property
@@ -75,8 +62,7 @@ class Count:
 def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Count:
     """Count `model` by one pass in evaluation mode, on the device it is on ('meta' takes no time).
 
-    Args:
-        input_size: side, (height, width) or (channels, height, width); None: what the model is built for.
+    `input_size`: side, (height, width) or (channels, height, width); None: what the model is built for.
     """
     size = image_size(model, input_size)
     formulas = dict.fromkeys(_FUSED, _attention_flops)
@@ -94,7 +80,7 @@ def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
 
 
 def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a model is built for, as far as `given` does not say."""
+    """Return channels, height and width of the images that a model is built for, where `given` has none."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     channels, *sides = cfg.get('input_size', (3,))
     sides = getattr(model, 'img_size', getattr(getattr(model, 'patch_embed', None), 'img_size', None)) or sides
@@ -108,13 +94,13 @@ def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
 
 
 def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """All values, and those that take gradients."""
+    """Return the numbers of values, and of those that take gradients."""
     sizes = [(p.numel(), p.numel() * p.requires_grad) for p in parameters]
     return sum(size for size, _ in sizes), sum(size for _, size in sizes)
 
 
 def _parts(model: nn.Module, by_module: Mapping[str, int]) -> dict[str, Part]:
-    """By child, in their order, and what is the model's own."""
+    """Return the parameters of the model's own and its children, in order."""
     prefix, parts = type(model).__name__, {}
     for name, parameter in model.named_parameters(recurse=False):
         parts[name] = Part(*_sizes([parameter]), 0)
@@ -128,7 +114,7 @@ def _parts(model: nn.Module, by_module: Mapping[str, int]) -> dict[str, Part]:
 
 @contextmanager
 def _mode(model: nn.Module, train: bool) -> Iterator[None]:
-    """Training mode with gradients, or evaluation without; each module as it was afterwards."""
+    """Set training mode with gradients, or evaluation without; then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.set_grad_enabled(train):
@@ -140,25 +126,25 @@ def _mode(model: nn.Module, train: bool) -> Iterator[None]:
 
 
 def _run(model: nn.Module, size: tuple[int, int, int], batch: int, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """The output for a batch of zeros, with `tensors` for the model's own; ZooError where it takes no such images."""
+    """Return the output for a batch of zeros, with `tensors` in place of the model's parameters and buffers."""
     like = _floating((tensors or dict(model.named_parameters())).values())
     try:
         return functional_call(model, dict(tensors or {}), (like.new_zeros(batch, *size),))
     except ZooError:
         raise
     except (RuntimeError, ValueError, AssertionError) as e:
-        what = one_line(e)
-        raise ZooError(f'{type(model).__name__} cannot take {batch} x {" x ".join(map(str, size))}: {what}') from e
+        raise ZooError(
+            f'{type(model).__name__} cannot take {batch} x {" x ".join(map(str, size))}: {one_line(e)}') from e
 
 
 def _floating(tensors: Iterable[Tensor]) -> Tensor:
-    """One whose type and device images should have."""
+    """Return a tensor that has the type and device for images."""
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
 # -- activations and memory --------------------------------------------------------------------------------------------
 class Ledger(TorchDispatchMode):
-    """Adds up activations, and the bytes of what operators make for as long as anything holds it."""
+    """Add up activations, and the bytes of what operators make for as long as anything holds it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +153,7 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors((args, kwargs)):
-            self.hold(tensor)  # what was there before, as soon as it is used
+            self.hold(tensor)   # of before, as soon as it is used
         out = func(*args, **(kwargs or {}))
         tensors = _tensors(out)
         if tensors and (func._overloadpacket in flop_registry or func._overloadpacket in _ATTENTION):
@@ -195,7 +181,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
-    """Values that come out of an operator, and the logits where they never do."""
+    """Return the number of values that come out of an operator; of attention's, with its logits."""
     if op in _ATTENTION:
         return out.numel() + math.prod(args[0].shape[:-1]) * args[1].shape[-2]
     if op in (_zoo.dropout_attention, _zoo.locality_attention):
@@ -207,16 +193,14 @@ def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
 
 
 def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, train: bool = False) -> int:
-    """Bytes held at the worst moment: weights, buffers, images, and what operators make while it is needed.
+    """Return the peak of bytes held: weights, buffers, images, and what operators make while it is needed.
 
-    With `train`: of a forward pass in training mode and the backward pass, the gradients among them; an optimizer's
-    state is not (AdamW's takes twice the trainable parameters).
-
-    Counted on shapes: the model is left as it is, and nothing is computed. Attention is fused where the model fuses it.
-    A real device also holds its libraries, workspaces, and what its allocator keeps.
+    With `train`: of a forward and backward pass with gradients, without an optimizer's state. Counted on shapes, so
+    that nothing is computed; a real device also holds libraries, workspaces, and what its allocator keeps.
     """
     size = image_size(model, input_size)
-    tensors = {name: _on_meta(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    tensors = {name: torch.empty_like(t, device='meta', requires_grad=t.requires_grad)
+               for name, t in (*model.named_parameters(), *model.named_buffers())}
     with _mode(model, train), Ledger() as ledger, _FusedAttention():
         for tensor in tensors.values():
             ledger.hold(tensor)
@@ -226,12 +210,8 @@ def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, 
     return ledger.peak
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device='meta', requires_grad=tensor.requires_grad)
-
-
 class _FusedAttention(TorchFunctionMode):
-    """Attention by the kernel that GPUs have for every mask, and that never holds the logits; 'meta' has none."""
+    """Run attention by the kernel that GPUs have for every mask, and that never holds the logits; 'meta' has none."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and all(t.ndim == 4 for t in args[:3]):
@@ -252,30 +232,25 @@ def _efficient_attention(
 
 # -- as papers counted -------------------------------------------------------------------------------------------------
 def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int]:
-    """Multiply-adds of one image by fvcore, the counter of many papers, by operator.
+    """Return the multiply-adds of one image by operator, as fvcore counts, the counter of many papers.
 
-    It has no formula for fused attention ('scaled_dot_product_attention') and operators of ours, and skips them; here
-    they are counted. It counts LayerNorms ('layer_norm', five for each value) and other norms and poolings, which
-    `count` does not. It traces, which takes a model that holds values: not one on 'meta'.
+    Fused attention and our operators, which it would skip, are counted; so are norms (five for each value of a
+    LayerNorm) and poolings, unlike in `count`. It traces a model that holds values: not one on 'meta'.
     """
     try:
         from fvcore.nn import FlopCountAnalysis
+        from fvcore.nn.jit_handles import get_shape
     except ImportError as e:
         raise ZooError("fvcore is missing: pip install 'tinyvit-zoo[analysis]'.") from e
-    size = image_size(model, input_size)
-    like = _floating(model.parameters())
-    with _mode(model, train=False):
-        analysis = FlopCountAnalysis(model, like.new_zeros(1, *size)).set_op_handle(**_fvcore_handles())
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-        return {name: int(macs) for name, macs in analysis.by_operator().items()}
-
-
-def _fvcore_handles() -> dict[str, Any]:
-    from fvcore.nn.jit_handles import get_shape
 
     def handle(formula: Any) -> Any:
         return lambda inputs, outputs: formula(*map(get_shape, inputs), out_val=None) // 2
 
-    ours = {str(op).replace('.', '::'): formula for op, formula in flop_registry.items() if 'tinyvit_zoo.' in str(op)}
-    return {name: handle(formula) for name, formula in ours.items()} | {
-        'aten::scaled_dot_product_attention': handle(_attention_flops)}
+    handles = {str(op).replace('.', '::'): handle(formula) for op, formula in flop_registry.items()
+               if 'tinyvit_zoo.' in str(op)}
+    images = _floating(model.parameters()).new_zeros(1, *image_size(model, input_size))
+    with _mode(model, train=False):
+        analysis = FlopCountAnalysis(model, images).set_op_handle(
+            **handles, **{'aten::scaled_dot_product_attention': handle(_attention_flops)})
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
+        return {name: int(macs) for name, macs in analysis.by_operator().items()}

@@ -1,18 +1,21 @@
 """Robustness of a model: its error on corrupted images, and its accuracy under attack.
 
-Corruptions are the published CIFAR-10-C and CIFAR-100-C, or this package's own, made on the fly.
+Corruptions are the published CIFAR-10-C and CIFAR-100-C, or this package's own, made on the fly. Attacks are in the
+maximum norm, on pixels from 0 to 1 before normalisation.
 """
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..data.images import ArrayImages
 from ..data.seeds import derived
@@ -22,7 +25,6 @@ from ..runtime.picture import new_figure, write_picture
 from ..runtime.progress import track
 from ..runtime.text import one_line
 from .accuracy import evaluate
-from .attacks import Attack, count_robust
 from .bench import Bench
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt
 
@@ -55,16 +57,6 @@ def corruption_figures(bench: Bench, folder: Path | None = None) -> dict[str, An
             bench.batches(published.split(name, severity), normalized=False) if published
             else corrupted(images, name, severity)))
     return {'mce': mean_corruption_error(errors), 'clean': clean, 'errors': errors, 'source': source}
-
-
-def attack_figures(bench: Bench, attacks: Sequence[Attack]) -> dict[str, Any]:
-    """Return 'name' and 'steps' of attacks that differ in radius, their 'radii' (1/255), and 'top1s' for each."""
-    bench.check_classes()
-    batches = track(bench.batches(normalized=False), attacks[0].name, 'batch', quiet=not bench.world.first)
-    counts = count_robust(bench.loaded.model, batches, bench.normalize, attacks)
-    *robust, count = bench.world.sum(torch.tensor(counts, device=bench.world.device)).tolist()
-    return {'name': attacks[0].name, 'steps': attacks[0].steps if attacks[0].name == 'pgd' else 1,
-            'radii': [attack.radius for attack in attacks], 'top1s': [100 * n / count for n in robust]}
 
 
 # -- corrupted images --------------------------------------------------------------------------------------------------
@@ -122,6 +114,87 @@ def _array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it again.') from e
+
+
+# -- attacks -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Attack:
+    """FGSM (arXiv 1412.6572), one step of `radius` (1/255); or PGD (arXiv 1706.06083) from a random start.
+
+    PGD's steps are a quarter of the radius each, so that more of them can only find more adversarial examples.
+    """
+    name: str
+    radius: float
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.name not in ('fgsm', 'pgd'):
+            raise ZooError(f'There is no attack {self.name!r}: expected fgsm or pgd.')
+        if not 0 <= self.radius < math.inf:
+            raise ZooError(f'radius is {self.radius:g}, expected grey levels from 0 (no change) up; 8 is usual.')
+        if self.steps < 1:
+            raise ZooError(f'steps is {self.steps}, expected 1 or more.')
+
+
+def _withstands(
+        model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], attack: Attack,
+        generator: torch.Generator,
+) -> int:
+    """Return how many images (uint8 [B, C, H, W]) are correctly classified, and so is every point of the attack."""
+    clean, radius = images.to(torch.float32) / 255, attack.radius / 255
+    left = torch.arange(len(images), device=images.device)
+    left = left[_correct(model, clean, labels, prepare)]
+    points, steps, length = clean, 1, radius
+    if attack.name == 'pgd':
+        noise = 2 * torch.rand(clean.shape, generator=generator, device=clean.device) - 1
+        points, steps, length = (clean + radius * noise).clamp_(0, 1), attack.steps, radius / 4
+    points = points[left]
+    for _ in range(steps):
+        if not len(left):
+            break
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            logits = model(prepare(255 * points)).float()
+            gradient, = torch.autograd.grad(F.cross_entropy(logits, labels[left], reduction='sum'), points)
+        correct = logits.argmax(1) == labels[left]
+        points, left = (points + length * gradient.sign())[correct], left[correct]
+        points = points.clamp(clean[left] - radius, clean[left] + radius).clamp_(0, 1)
+    return int(_correct(model, points, labels[left], prepare).sum()) if len(left) else 0
+
+
+@torch.no_grad()
+def _correct(model: nn.Module, points: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+    return model(prepare(255 * points)).argmax(1) == labels
+
+
+def count_robust(
+        model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor],
+        attacks: Sequence[Attack], seed: int = 0,
+) -> list[int]:
+    """Return how many images withstand each attack, and last the number of images; in eval mode and float32.
+
+    Batches are uint8, `prepare` normalises images from 0 to 255.
+    """
+    training = model.training
+    model.eval()
+    counts = [0] * (len(attacks) + 1)
+    for number, (images, labels) in enumerate(batches):
+        counts[-1] += len(labels)
+        for i, attack in enumerate(attacks):
+            generator = torch.Generator(images.device).manual_seed(derived(seed, number))  # the same start for all
+            counts[i] += _withstands(model, images, labels, prepare, attack, generator)
+    model.train(training)
+    return counts
+
+
+def attack_figures(bench: Bench, attacks: Sequence[Attack]) -> dict[str, Any]:
+    """Return 'name' and 'steps' of attacks that differ in radius, their 'radii' (1/255), and 'top1s' for each."""
+    bench.check_classes()
+    batches = track(bench.batches(normalized=False), attacks[0].name, 'batch', quiet=not bench.world.first)
+    counts = count_robust(bench.loaded.model, batches, bench.normalize, attacks)
+    *robust, count = bench.world.sum(torch.tensor(counts, device=bench.world.device)).tolist()
+    return {'name': attacks[0].name, 'steps': attacks[0].steps if attacks[0].name == 'pgd' else 1,
+            'radii': [attack.radius for attack in attacks], 'top1s': [100 * n / count for n in robust]}
 
 
 # -- tables and the picture --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tinyvit_zoo.measure import costs
+from tinyvit_zoo.measure import comparison
 from tinyvit_zoo.measure.counting import count
 
 
@@ -23,23 +23,23 @@ class NormValues(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('size, classes, name', [
-    (size, classes, name) for (size, classes), figures in costs.PAPERS.items() for name in figures])
+    (size, classes, name) for (size, classes), figures in comparison.PAPERS.items() for name in figures])
 def test_why_a_paper_has_another_figure(size: int, classes: int, name: str) -> None:
     """The footnotes are true."""
-    printed, why = costs.PAPERS[size, classes][name]
+    printed, why = comparison.PAPERS[size, classes][name]
     model: Any = timm.create_model(name, num_classes=classes, img_size=size, device='meta').eval()
     macs = count(model).macs / 1e6
     with NormValues() as norms, torch.no_grad():
         model(torch.empty(1, 3, size, size, device='meta'))
     length, width = model.pos_embed.shape[1:] if getattr(model, 'pos_embed', None) is not None else (0, 0)
     products = len(getattr(model, 'blocks', [])) * 2 * length ** 2 * width / 1e6
-    if why == costs.NO_PRODUCTS:
+    if why == comparison.NO_PRODUCTS:
         assert macs - products == pytest.approx(printed, abs=(5 if printed > 1000 else 0.5) + 0.001 * printed)
-    elif why == costs.NORMS:
+    elif why == comparison.NORMS:
         assert macs + norms.total / 1e6 == pytest.approx(printed, abs=0.06)
-    elif why == costs.SLIPS:
+    elif why == comparison.SLIPS:
         assert abs(macs + norms.total / 1e6 - printed) > 1
-    elif why == costs.PADDING:  # 12 tokens of it, in 4 blocks, to q, k, v and back
+    elif why == comparison.PADDING:  # 12 tokens of it, in 4 blocks, to q, k, v and back
         assert macs + 12 * 4 * 4 * 384 ** 2 / 1e6 == pytest.approx(printed, abs=0.1)
     else:
         projections = len(model.blocks) * length * 4 * width ** 2 / 1e6
