@@ -25,7 +25,7 @@ for line in sys.stdin:
 
 
 def install(site: Path) -> None:
-    """Write the page's package as pip would, with a broken plugin more."""
+    """Write the page's package as pip would, with one broken plugin more."""
     for name, code in FILES.items():
         if name.endswith('.py'):
             (site / name).parent.mkdir(exist_ok=True)

@@ -69,13 +69,13 @@ def test_as_a_module_it_hands_on_the_exit_code() -> None:
 # -- commands of other packages ----------------------------------------------------------------------------------------
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put a module on the path, with an entry point that names it as a command."""
+    """Put a module on the path, with an entry point that names it as a plugin."""
     def install_command(name: str, code: str) -> None:
         (tmp_path / f'{name}_command.py').write_text(code)
         info = tmp_path / f'{name}-1.dist-info'
         info.mkdir()
         (info / 'METADATA').write_text(f'Name: {name}\nVersion: 1\n')
-        (info / 'entry_points.txt').write_text(f'[tinyvit_zoo.commands]\n{name} = {name}_command\n')
+        (info / 'entry_points.txt').write_text(f'[tinyvit_zoo.plugins]\n{name} = {name}_command\n')
 
     monkeypatch.syspath_prepend(str(tmp_path))
     return install_command
@@ -98,18 +98,27 @@ def test_a_command_comes_from_outside(
     assert 'greet 100 % of the world' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('code', 'said'), [
+@pytest.mark.parametrize(('code', 'reason'), [
     ('import nothing_of_this_name', 'ModuleNotFoundError'), ('1 / 0', 'ZeroDivisionError: division'),
-    ("NAME = 'broken'", 'AttributeError'), (GOOD.replace('def run', 'def walk'), "attribute 'run'"),
+    ('raise SystemExit("no licence")', 'SystemExit: no licence'),
+    *((GOOD.replace(part, f'not_{part}', 1), f"attribute '{part}'") for part in ('NAME', 'SUMMARY', 'EXAMPLES')),
+    (GOOD.replace('def run', 'def walk'), "attribute 'run'"), (GOOD.replace('def add', 'def put'), "attribute 'add'"),
     (GOOD.replace('def add(parser): ', 'def add(parser): 1 / 0; '), 'ZeroDivision'),
 ])
-def test_a_broken_command_is_one_line_and_breaks_no_other(
-        run: Run, refused: Run, install: Callable[..., None], code: str, said: str,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_is_one_line_and_breaks_no_command(
+        install: Callable[..., None], code: str, reason: str, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
     install('broken', code)
     monkeypatch.delitem(sys.modules, 'broken_command', raising=False)
-    assert said in refused('broken') and said in refused('broken', '--option', 'value')
-    assert run('list', 'cct_2_3x2.digits')
+    assert main(['recipes', 'cct_7_3x1.c10']) == 0
+    out, err = capsys.readouterr()
+    assert 'cct_7_3x1.c10' in out and err.count('\n') == 1
+    assert 'the plugin broken_command is broken' in err and reason in err and 'update or uninstall' in err
+
+
+def test_a_plugin_that_is_no_command_may_use_its_words(run: Run, install: Callable[..., None]) -> None:
+    install('family', "NAME = 'family'\ndef add(a, b): return a + b")
+    assert run('recipes')
 
 
 def test_a_command_from_outside_replaces_none_of_ours(run: Run, install: Callable[..., None]) -> None:

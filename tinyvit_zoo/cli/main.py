@@ -1,55 +1,36 @@
 """The command `tinyvit-zoo`: a list of commands, and one way to report errors.
 
 A command is a module with NAME, SUMMARY, EXAMPLES (one a line), `add(parser)` and `run(args)`, which returns the text
-to print: a command that fails prints nothing else. `run` imports the slow libraries. Other packages add a command by an
-entry point of the group `tinyvit_zoo.commands` that names such a module.
+to print: a command that fails prints nothing else. `run` imports the slow libraries.
 """
-from __future__ import annotations
-
 import argparse
 import os
 import sys
 import textwrap
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, NoReturn
 
 from ..errors import ZooError, nearest
 from ..version import __version__
-from . import (
-    analyze,
-    autoload,
-    compare,
-    count,
-    eval,
-    export,
-    info,
-    list as list_,
-    plot_fractions,
-    predict,
-    pretrain,
-    publish,
-    recipes,
-    train,
-)
-from .plugins import load_plugins
 
-__all__ = ['main']
-
-COMMANDS: tuple[Any, ...] = (
-    list_, info, predict, recipes, train, pretrain, plot_fractions, eval, analyze, count, compare, export, publish,
-    autoload)
-GROUP = 'tinyvit_zoo.commands'
+COMMANDS: list[Any] = [import_module(f'{__package__}.{name}') for name in (
+    'list', 'info', 'predict', 'recipes', 'train', 'pretrain', 'plot_fractions', 'eval', 'analyze', 'count', 'compare',
+    'export', 'publish', 'autoload')]
+_PARTS = ('NAME', 'SUMMARY', 'EXAMPLES', 'add', 'run')
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0, 2 for a mistake of the caller, 130 for Ctrl-C or 141 for a closed pipe, as shells do."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        load_plugins()
         args, unknown = _parser().parse_known_args(argv)
-        if unknown and not isinstance(args.command, BrokenCommand):
-            return _complain(_unknown(unknown[0], args))
+        if unknown:
+            name = unknown[0].partition('=')[0]
+            kind = 'option' if name.startswith('-') else 'argument'
+            raise ZooError(f'There is no {kind} {name!r}.{nearest(name, args.options)} '
+                           f'See `tinyvit-zoo {args.command.NAME} --help`.')
         args.argv = argv
         text, encoding = args.command.run(args), sys.stdout.encoding or 'utf-8'
         if text:
@@ -79,15 +60,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog='tinyvit-zoo', description='Small vision transformers for small data sets, for timm.',
-        epilog='example: tinyvit-zoo list cct --weights')
+    parser = _Parser(prog='tinyvit-zoo', description='Small vision transformers for small data sets, for timm.',
+                     epilog='example: tinyvit-zoo list cct --weights')
     parser.add_argument('--version', action='version', version=f'tinyvit-zoo {__version__}')
     added = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    names = set()
-    for command in (*COMMANDS, *map(_load, entry_points(group=GROUP))):
-        if command.NAME not in names:  # a plugin replaces nothing
-            names.add(command.NAME)
+    for command in (*COMMANDS, *_plugin_commands()):  # a tuple: plugins are imported before our commands read tables
+        if command.NAME not in added.choices:  # a plugin replaces nothing
             _add(added, command)
     return parser
 
@@ -103,33 +81,16 @@ def _add(commands: Any, command: Any) -> None:
     command.add(parser)
 
 
-def _unknown(argument: str, args: argparse.Namespace) -> str:
-    name = argument.partition('=')[0]
-    kind = 'option' if name.startswith('-') else 'argument'
-    return f'There is no {kind} {name!r}.{nearest(name, args.options)} See `tinyvit-zoo {args.command.NAME} --help`.'
-
-
-# -- commands of other packages ----------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class BrokenCommand:
-    """Stand in for a command that cannot be loaded: the others go on working."""
-    NAME: str
-    SUMMARY: str
-    EXAMPLES: ClassVar[str] = 'tinyvit-zoo --help'
-
-    def add(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument('rest', nargs='*', help=argparse.SUPPRESS)
-
-    def run(self, args: argparse.Namespace) -> str:
-        raise ZooError(f'{self.NAME} {self.SUMMARY}: update or uninstall its package.')
-
-
-def _load(entry_point: EntryPoint) -> Any:
-    try:
-        command: Any = entry_point.load()
-        _add(_Parser(prog='tinyvit-zoo').add_subparsers(), command)
-        command.run  # noqa: B018  there, or AttributeError
-        return command
-    except Exception as e:  # whatever a foreign package raises
-        error = ' '.join(f'{type(e).__name__}: {e}'.split())
-        return BrokenCommand(entry_point.name, f'cannot be loaded from {entry_point.value} ({error})')
+def _plugin_commands() -> Iterator[Any]:
+    """Import the modules of other packages (docs/extending.md); yield those that are commands. Name broken ones."""
+    for entry in entry_points(group='tinyvit_zoo.plugins'):
+        try:
+            plugin = entry.load()
+            if sum(hasattr(plugin, part) for part in _PARTS) < 3:  # a table's `NAME`, an `add` of its own: no command
+                continue
+            _add(_Parser(prog='tinyvit-zoo').add_subparsers(), plugin)
+            plugin.run  # noqa: B018  there, or AttributeError
+        except (Exception, SystemExit) as e:  # whatever another package raises
+            _complain(f'the plugin {entry.value} is broken ({type(e).__name__}: {e}): update or uninstall its package.')
+        else:
+            yield plugin
