@@ -1,6 +1,4 @@
 """Options that several commands share, and the types of their values."""
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -30,14 +28,14 @@ def add_img_size(parser: argparse.ArgumentParser) -> None:
                         help='side, or height and width, of the images (default: those of the model)')
 
 
-def add_formats(parser: argparse.ArgumentParser, json_help: str) -> None:
-    formats = parser.add_mutually_exclusive_group()
-    formats.add_argument('--json', action='store_true', help=json_help)
-    formats.add_argument('--csv', action='store_true', help='print CSV, a line a model')
-
-
 class _Size(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         if len(values) > 2:
             parser.error(f'{option} takes one side, or height and width, not {len(values)} numbers')
         setattr(namespace, self.dest, (values[0], values[-1]))
+
+
+def add_formats(parser: argparse.ArgumentParser, json_help: str) -> None:
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument('--json', action='store_true', help=json_help)
+    formats.add_argument('--csv', action='store_true', help='print CSV, a line a model')

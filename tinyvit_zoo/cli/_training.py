@@ -8,21 +8,21 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..data.datasets import spec_of
 from ..errors import ZooError
 from ..recipes import BaseRecipe
-from ..recipes.settings import option, parse, settings, type_name
+from ..recipes.settings import AnyRecipe, option, override, parse, settings, type_name
+from ..runtime.world import World, join_world
 from ._options import add_device
 
 if TYPE_CHECKING:
-    from ..runtime.world import World
     from ..training.train import Options
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what belongs to the machine at hand."""
+def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None:
+    """Add options of the machine at hand, and one for every field of the recipe, so that none is forgotten."""
     parser.add_argument('--data', metavar='SOURCE', help='cifar10:DIR, npz:FILE, folder:DIR, digits, ... (default: '
                                                          'digits if the recipe is for them)')
     parser.add_argument('--output', type=Path, metavar='DIR', help='run directory (default: runs/RECIPE)')
@@ -40,42 +40,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M', help='between two checkpoints')
     parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS', help='default: twenty times in all')
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too')
-
-
-def add_settings(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None:
-    """Add an option for every field of the recipe, so that none is forgotten."""
     group = parser.add_argument_group('settings', 'override fields of the recipe')
     for name in settings(kind):
         group.add_argument(option(name), metavar=type_name(kind, name).upper(), dest=f'set_{name}')
 
 
-def overrides(args: argparse.Namespace, kind: type[BaseRecipe]) -> dict[str, Any]:
-    """Return the fields that were given as options."""
-    texts = {name: getattr(args, f'set_{name}') for name in settings(kind)}
-    return {name: parse(kind, name, text) for name, text in texts.items() if text is not None}
-
-
-def run_options(args: argparse.Namespace, name: str, data: str) -> Options:
+def with_options(args: argparse.Namespace, recipe: AnyRecipe) -> tuple[AnyRecipe, Options]:
+    """Return the recipe with the fields that were given as options, and the other options."""
     from ..training.train import Options
 
-    return Options(
-        output=args.output or Path('runs', name), data=data, command=shlex.join(['tinyvit-zoo', *args.argv]),
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)
-           if field.name not in ('output', 'data', 'command')})
+    kind = type(recipe)
+    texts = {name: getattr(args, f'set_{name}') for name in settings(kind)}
+    recipe = override(recipe, {name: parse(kind, name, text) for name, text in texts.items() if text is not None})
+    values = {**vars(args), 'data': image_source(args.data, recipe), 'output': args.output or Path('runs', recipe.name),
+              'command': shlex.join(['tinyvit-zoo', *args.argv])}
+    return recipe, Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
 
 
 def image_source(data: str | None, recipe: BaseRecipe) -> str:
-    if data:
-        return data
-    spec = spec_of(recipe.dataset)
-    if ':' not in spec:
-        return spec
-    raise ZooError(f'--data is missing: give e.g. {spec}.')
+    spec = data or spec_of(recipe.dataset)
+    if not data and ':' in spec:
+        raise ZooError(f'--data is missing: give e.g. {spec}.')
+    return spec
 
 
 def in_world(device: str, run: Callable[[World], object]) -> str:
     """Run in this process's place among all; a signal exits with 128 plus its number."""
-    from ..runtime.world import join_world
     from ..training.loop import Stopped
 
     with join_world(device) as world:

@@ -1,6 +1,4 @@
 """`tinyvit-zoo autoload`: register the models with timm at every start of Python."""
-from __future__ import annotations
-
 import argparse
 
 from .. import autoload

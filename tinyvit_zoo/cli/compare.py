@@ -1,6 +1,4 @@
 """`tinyvit-zoo compare`: models side by side."""
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence
@@ -8,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datasets import DATASETS
+from ..measure.comparison import add_speeds, comparison_row, conditions, default_dataset, find_names, plot_comparison
 from ..runtime.picture import check_picture, write_picture
 from ..runtime.text import as_csv, table
+from ..runtime.world import join_world
 from ._options import add_formats, add_img_size, duration, positive
 
 NAME = 'compare'
@@ -36,9 +36,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..measure.comparison import add_speeds, comparison_row, default_dataset, find_names, plot_comparison
-    from ..runtime.world import join_world
-
     names, about = find_names(args.names), None
     if args.plot:
         check_picture('--plot', args.plot)
@@ -55,8 +52,6 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _text(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, Any] | None) -> str:
-    from ..measure.comparison import conditions
-
     head = ['model', 'weights', 'input', 'M parameters', 'M MACs', 'measured', 'published']
     lines = [head + (['images/s', 'ratio', 'range'] if about else [])]
     for row in rows:

@@ -1,11 +1,10 @@
 """`tinyvit-zoo count`: parameters, multiply-adds, activations and memory."""
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..measure.comparison import cost, find_names
 from ..runtime.text import as_csv, table
 from ._options import add_formats, add_img_size, positive
 
@@ -29,8 +28,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..measure.comparison import cost, find_names
-
     rows = [cost(name, args.num_classes, args.img_size, args.batch_size, args.fvcore)
             for name in find_names(args.names)]
     if args.csv:
@@ -49,7 +46,11 @@ def _text(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
             row['name'], 'x'.join(map(str, row['input_size'])), str(row['num_classes']), f'{row["trainable"]:,}',
             f'{row["frozen"] + row["buffers"]:,}', _millions(row['macs']), printed, _millions(row['activations']),
             _mebibytes(row['peak_memory']), _mebibytes(row['peak_training_memory'])])
-        lines[-1] += _fvcore_cells(row['fvcore']) if args.fvcore else []
+        if args.fvcore:
+            macs = row['fvcore']
+            norms = [name for name in macs if 'norm' in name]
+            unseen = [name for name in macs if name.startswith(('scaled_dot', 'tinyvit_zoo'))]
+            lines[-1] += [_millions(sum(macs[name] for name in names)) for names in (macs, norms, unseen)]
         if args.parts:
             lines += [[f'  {name}', '', '', f'{part["trainable"]:,}', f'{part["params"] - part["trainable"]:,}',
                        _millions(part['macs'])] + [''] * (len(lines[0]) - 6) for name, part in row['parts'].items()]
@@ -59,12 +60,6 @@ def _text(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     if args.fvcore:
         text.append('fvcore: with handles for what it does not know (unseen); it counts five for a value of a norm.')
     return '\n'.join([*text, *(f'[{number}] {note}' for note, number in notes.items())])
-
-
-def _fvcore_cells(by_operator: dict[str, int]) -> list[str]:
-    norms = sum(macs for name, macs in by_operator.items() if 'norm' in name)
-    unseen = sum(macs for name, macs in by_operator.items() if name.startswith(('scaled_dot', 'tinyvit_zoo')))
-    return [_millions(sum(by_operator.values())), _millions(norms), _millions(unseen)]
 
 
 def _millions(value: int) -> str:

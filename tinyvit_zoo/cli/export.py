@@ -1,17 +1,20 @@
 """`tinyvit-zoo export`: a model as a file, or which models export."""
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import timm
+import torch
+from torch import nn
 
 from ..errors import ZooError
+from ..models import list_models
+from ..publish.export import check_replaceable, export, export_with_preprocessing, require_onnx
+from ..weights.resolve import resolve
 from ._options import positive
-
-if TYPE_CHECKING:
-    from torch import nn
 
 NAME = 'export'
 SUMMARY = 'export a model to ONNX or torch.export, and check the file'
@@ -20,7 +23,6 @@ tinyvit-zoo export cct_7_3x1 cct.onnx
 tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE
 tinyvit-zoo export --all 'cct*'
 '''
-_SUFFIXES = ('.onnx', '.pt2')
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,27 +44,20 @@ def run(args: argparse.Namespace) -> str:
         if any((args.model, args.output, args.data, args.img_size, args.int8, args.any_size)):
             raise ZooError('--all tries every model in every way: leave the other arguments out.')
         return _try_all(args.all)
-    _check(args)
-    from ..publish.export import check_replaceable, export_with_preprocessing, require_onnx
-    from ..weights.resolve import resolve
-
+    if not args.model or not args.output:
+        raise ZooError('Give MODEL and OUT (NAME.onnx or NAME.pt2), or --all.')
+    if args.output.suffix not in ('.onnx', '.pt2'):
+        raise ZooError(f'OUT is {args.output}, expected a name that ends in .onnx or .pt2.')
+    if not args.output.absolute().parent.is_dir():
+        raise ZooError(f'There is no folder {args.output.parent}: make it, or choose another.')
+    if args.int8 and args.output.suffix != '.onnx':
+        raise ZooError('--int8 is for ONNX: give an OUT that ends in .onnx.')
     check_replaceable(args.output)
     if args.output.suffix == '.onnx':
         require_onnx()
     loaded = resolve(args.model).load(img_size=args.img_size)
     report = export_with_preprocessing(loaded, args.output, args.any_size, args.int8, args.data)
     return _text(report, args.output)
-
-
-def _check(args: argparse.Namespace) -> None:
-    if not args.model or not args.output:
-        raise ZooError('Give MODEL and OUT (NAME.onnx or NAME.pt2), or --all.')
-    if args.output.suffix not in _SUFFIXES:
-        raise ZooError(f'OUT is {args.output}, expected a name that ends in {" or ".join(_SUFFIXES)}.')
-    if not args.output.absolute().parent.is_dir():
-        raise ZooError(f'There is no folder {args.output.parent}: make it, or choose another.')
-    if args.int8 and args.output.suffix != '.onnx':
-        raise ZooError('--int8 is for ONNX: give an OUT that ends in .onnx.')
 
 
 def _text(report: dict[str, Any], output: Path) -> str:
@@ -81,14 +76,6 @@ def _text(report: dict[str, Any], output: Path) -> str:
 
 def _try_all(patterns: Sequence[str]) -> str:
     """Print a Markdown table, a line a model as soon as it is tried."""
-    from fnmatch import fnmatchcase
-
-    import timm
-    import torch
-
-    from ..models import list_models
-    from ..publish.export import require_onnx
-
     names = [name for name in list_models() if not patterns or any(fnmatchcase(name, p) for p in patterns)]
     if not names:
         raise ZooError(f'No model matches {" ".join(patterns)}: `tinyvit-zoo list` shows all.')
@@ -103,8 +90,6 @@ def _try_all(patterns: Sequence[str]) -> str:
 
 def _try(model: nn.Module, input_size: Sequence[int]) -> list[str]:
     """Return largest differences, '-' where an export fails, and the size of the file in 8 bits."""
-    from ..publish.export import export
-
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         whole, small = Path(folder, 'a.onnx'), Path(folder, 'b.onnx')

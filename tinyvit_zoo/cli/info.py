@@ -1,10 +1,15 @@
 """`tinyvit-zoo info`: one model and its weights."""
-from __future__ import annotations
-
 import argparse
 import json
 import textwrap
 from typing import Any
+
+import timm
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
+
+from ..measure.prediction import label_names
+from ..models import with_tag
+from ..weights import weight_of
 
 NAME = 'info'
 SUMMARY = 'describe a model and its weights'
@@ -18,8 +23,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..models import with_tag
-
     record = describe(with_tag(args.model))
     if args.json:
         return json.dumps(record, indent=2)
@@ -33,12 +36,6 @@ def run(args: argparse.Namespace) -> str:
 
 def describe(name: str) -> dict[str, Any]:
     """Return all that is known of `NAME.TAG`, as --json prints it."""
-    import timm
-    from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
-
-    from ..measure.prediction import label_names
-    from ..weights import weight_of
-
     cfg: Any = get_pretrained_cfg(name)
     tags = [other.tag for other in get_arch_pretrained_cfgs(cfg.architecture).values()]
     weight = weight_of(cfg)
@@ -52,8 +49,7 @@ def describe(name: str) -> dict[str, Any]:
             'kind': 'package' if weight.file else 'Hub' if weight.hf_hub_id else 'URL', 'source': weight.source,
             'origin': weight.origin, 'dataset': weight.data.title, 'recipe': weight.recipe,
             'published': weight.published, 'measured': weight.measured, 'trained': weight.trained,
-            'sha256': weight.sha256, 'note': weight.note},
-    }
+            'sha256': weight.sha256, 'note': weight.note}}
 
 
 def _model_lines(record: dict[str, Any]) -> dict[str, str]:
@@ -65,13 +61,9 @@ def _model_lines(record: dict[str, Any]) -> dict[str, str]:
         'other tags': ', '.join(tag for tag in record['tags'] if tag != record['tag']),
         'parameters': f'{record["parameters"]:,}',
         'input': ' x '.join(map(str, record['input_size'])),
-        'mean': ', '.join(f'{value:g}' for value in record['mean']),
-        'std': ', '.join(f'{value:g}' for value in record['std']),
+        **{key: ', '.join(f'{value:g}' for value in record[key]) for key in ('mean', 'std')},
         'resize': f'{record["interpolation"]}, crop_pct {record["crop_pct"]:g}',
-        'classes': f'{count}{first}',
-        'paper': record['paper'],
-        'licence': record['licence'],
-    }
+        'classes': f'{count}{first}', 'paper': record['paper'], 'licence': record['licence']}
 
 
 def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
@@ -80,13 +72,10 @@ def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
     published, measured, trained = weights['published'], weights['measured'], weights['trained']
     return {
         'weights': f'{weights["kind"]}: {weights["source"]}',
-        'origin': weights['origin'],
-        'trained on': weights['dataset'],
-        'recipe': weights['recipe'],
+        'origin': weights['origin'], 'trained on': weights['dataset'], 'recipe': weights['recipe'],
         'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else 'no figure',
         'measured': f'{measured["top1"]:.2f} % top-1 on {measured["on"]}, {measured["date"]}: {measured["command"]}'
                     if measured else NOT_MEASURED,
         'made by': f'{trained["command"]}; {trained["minutes"]:g} minutes on {trained["machine"]}, {trained["date"]}'
                    if trained else '',
-        'note': weights['note'],
-    }
+        'note': weights['note']}

@@ -1,12 +1,12 @@
 """`tinyvit-zoo list`: models and their weights."""
-from __future__ import annotations
-
 import argparse
 import json
 from fnmatch import fnmatchcase
-from typing import Any
+
+from timm.models import get_arch_pretrained_cfgs
 
 from ..errors import ZooError, nearest
+from ..models import list_models
 from ..runtime.text import table
 from .info import NOT_MEASURED, describe
 
@@ -31,19 +31,22 @@ def run(args: argparse.Namespace) -> str:
     records = [describe(name) for name in _matching(args.pattern, args.weights)]
     if args.json:
         return json.dumps([{k: v for k, v in record.items() if k != 'label_names'} for record in records], indent=2)
-    head = ('name', 'parameters', 'input', 'data set', 'published', 'measured', 'from')
-    models, weights = len({r['architecture'] for r in records}), sum(r['weights'] is not None for r in records)
-    return (f'{table([head, *map(_row, records)], left=(0, 2, 3, 6))}\n\n'
-            f'Models: {models}, weights: {weights}; the first weights of a model are its default.\n'
+    rows = [('name', 'parameters', 'input', 'data set', 'published', 'measured', 'from')]
+    for record in records:
+        name, cells, weights = record['architecture'], ('-', '-', '-', '-'), record['weights']
+        if weights:
+            figures = weights['published'], weights['measured']
+            tops = (f'{figure["top1"]:.2f}' if figure else '-' for figure in figures)
+            name, cells = record['name'], (weights['dataset'], *tops, weights['kind'])
+        rows.append((name, f'{record["parameters"] / 1e6:.2f} M', 'x'.join(map(str, record['input_size'])), *cells))
+    models, count = len({r['architecture'] for r in records}), sum(r['weights'] is not None for r in records)
+    return (f'{table(rows, left=(0, 2, 3, 6))}\n\n'
+            f'Models: {models}, weights: {count}; the first weights of a model are its default.\n'
             f'Top-1 accuracy in %: what the paper says, and what we measured (-: {NOT_MEASURED}).')
 
 
 def _matching(pattern: str, with_weights: bool | None) -> list[str]:
     """Return `NAME.TAG` of all that match, `NAME.untrained` where there are no weights."""
-    from timm.models import get_arch_pretrained_cfgs
-
-    from ..models import list_models
-
     pattern = pattern if any(c in pattern for c in '*?[') else f'{pattern}*'
     cfgs = [cfg for model in list_models() for cfg in get_arch_pretrained_cfgs(model).values()
             if with_weights in (None, bool(cfg.has_weights))]
@@ -55,12 +58,3 @@ def _matching(pattern: str, with_weights: bool | None) -> list[str]:
         raise ZooError(f'No model{kind} matches {pattern!r}.{nearest(pattern.strip("*"), known)} '
                        f'`tinyvit-zoo list` shows all.')
     return names
-
-
-def _row(record: dict[str, Any]) -> tuple[str, ...]:
-    weights = record['weights']
-    size = f'{record["parameters"] / 1e6:.2f} M', 'x'.join(map(str, record['input_size']))
-    if not weights:
-        return record['architecture'], *size, '-', '-', '-', '-'
-    tops = [f'{figure["top1"]:.2f}' if figure else '-' for figure in (weights['published'], weights['measured'])]
-    return record['name'], *size, weights['dataset'], *tops, weights['kind']

@@ -1,11 +1,10 @@
 """`tinyvit-zoo plot-fractions`: accuracy over the share of the training images, from run directories."""
-from __future__ import annotations
-
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ZooError
 from ..runtime.picture import check_picture, new_figure, write_picture
@@ -38,9 +37,16 @@ def run(args: argparse.Namespace) -> str:
         raise ZooError(f'Runs are of different data ({runs[0].data}, {", ".join(sorted(others))}): give runs on one.')
     if len({run.fraction for run in runs}) == 1:
         raise ZooError(f'All runs trained on {runs[0].fraction:.0%} of the images: add some of another --fraction.')
-    points = _points(runs)
-    _draw(points, runs[0].data, args.output)
-    return f'{_table(points)}\n\n{args.output}: test accuracy over the share of the training images'
+    runs.sort(key=lambda run: run.fraction)
+    figure, ((axes,),) = new_figure(1, 1, (6, 4))
+    rows: list[tuple[str, ...]] = [('recipe', 'fraction', 'images', 'runs', 'top-1, %', 'lowest to highest')]
+    for series in dict.fromkeys(run.series for run in runs):
+        rows += _draw(axes, series, [run for run in runs if run.series == series])
+    axes.set(xlabel='share of the training images, %', ylabel='test top-1, %', title=runs[0].data, xlim=(0, 105))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    write_picture(figure, args.output)
+    return f'{table(rows, left=(0, 5))}\n\n{args.output}: test accuracy over the share of the training images'
 
 
 def _read(folder: Path) -> _Run:
@@ -60,39 +66,16 @@ def _read(folder: Path) -> _Run:
     return _Run(series, run['fraction'], data['images'], data['source'], top1)
 
 
-def _points(runs: Sequence[_Run]) -> dict[str, dict[float, list[_Run]]]:
-    """Group runs by series, then by fraction in rising order."""
-    points: dict[str, dict[float, list[_Run]]] = {}
-    for run in sorted(runs, key=lambda run: run.fraction):
-        points.setdefault(run.series, {}).setdefault(run.fraction, []).append(run)
-    return points
-
-
-def _spread(runs: Sequence[_Run]) -> tuple[float, float, float]:
-    """Return the mean, the lowest and the highest accuracy."""
-    values = [run.top1 for run in runs]
-    return sum(values) / len(values), min(values), max(values)
-
-
-def _table(points: dict[str, dict[float, list[_Run]]]) -> str:
-    rows = [('recipe', 'fraction', 'images', 'runs', 'top-1, %', 'lowest to highest')]
-    for series, by_fraction in points.items():
-        for fraction, runs in by_fraction.items():
-            mean, low, high = _spread(runs)
-            rows.append((series, f'{fraction:.0%}', str(runs[0].images), str(len(runs)), f'{mean:.2f}',
-                         f'{low:.2f} to {high:.2f}' if len(runs) > 1 else '-'))
-    return table(rows, left=(0, 5))
-
-
-def _draw(points: dict[str, dict[float, list[_Run]]], data: str, path: Path) -> None:
-    """Draw means, with a bar from the lowest to the highest run."""
-    figure, ((axes,),) = new_figure(1, 1, (6, 4))
-    for series, by_fraction in points.items():
-        spreads = [_spread(runs) for runs in by_fraction.values()]
-        means = [mean for mean, _, _ in spreads]
-        bars = [[mean - low for mean, low, _ in spreads], [high - mean for mean, _, high in spreads]]
-        axes.errorbar([100 * fraction for fraction in by_fraction], means, bars, marker='o', capsize=3, label=series)
-    axes.set(xlabel='share of the training images, %', ylabel='test top-1, %', title=data, xlim=(0, 105))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
-    write_picture(figure, path)
+def _draw(axes: Any, series: str, runs: Iterable[_Run]) -> list[tuple[str, ...]]:
+    """Draw means, with bars from the lowest to the highest of the runs, sorted by fraction; return lines of a table."""
+    points = []
+    rows: list[tuple[str, ...]] = []
+    for fraction, same in groupby(runs, key=lambda run: run.fraction):
+        images, values = zip(*((run.images, run.top1) for run in same), strict=True)
+        mean, low, high = sum(values) / len(values), min(values), max(values)
+        points.append((100 * fraction, mean, mean - low, high - mean))
+        rows.append((series, f'{fraction:.0%}', str(images[0]), str(len(values)), f'{mean:.2f}',
+                     f'{low:.2f} to {high:.2f}' if len(values) > 1 else '-'))
+    shares, means, *bars = zip(*points, strict=True)
+    axes.errorbar(shares, means, bars, marker='o', capsize=3, label=series)
+    return rows

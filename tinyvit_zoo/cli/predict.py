@@ -1,11 +1,12 @@
 """`tinyvit-zoo predict`: classes of images."""
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
 
+from ..measure.prediction import check_image, classify, image_files, load_classifier
+from ..models import with_tag
 from ..runtime.text import table
+from ..runtime.world import choose_device
 from ._options import positive
 
 NAME = 'predict'
@@ -32,10 +33,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..measure.prediction import check_image, classify, image_files, load_classifier
-    from ..models import with_tag
-    from ..runtime.world import choose_device
-
     name = with_tag(args.model)
     choose_device(args.device)  # before anything is loaded
     paths = image_files(args.images)

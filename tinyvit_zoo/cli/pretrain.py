@@ -1,12 +1,10 @@
 """`tinyvit-zoo pretrain`: an encoder without labels."""
-from __future__ import annotations
-
 import argparse
 
 from ..errors import ZooError
 from ..recipes import PRETRAINING_PRESETS, Pretraining, find_pretraining
-from ..recipes.settings import override
-from ._training import add_options, add_settings, image_source, in_world, overrides, run_options
+from ..training.presets import pretraining_recipe, without_mirroring
+from ._training import add_options, in_world, with_options
 
 NAME = 'pretrain'
 SUMMARY = 'pre-train an encoder without labels, for `train --from` to start from'
@@ -21,16 +19,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('recipe', metavar='METHOD', help=f'{", ".join(PRETRAINING_PRESETS)}, with --model; or a recipe '
                                                          f'of `tinyvit-zoo recipes`')
     parser.add_argument('--model', metavar='NAME', help='encoder to pre-train on images of your own')
-    add_options(parser)
-    add_settings(parser, Pretraining)
+    add_options(parser, Pretraining)
 
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the k-NN accuracy last."""
     from ..training.train import train
 
-    recipe = override(_recipe(args), overrides(args, Pretraining))
-    options = run_options(args, recipe.name, image_source(args.data, recipe))
+    recipe, options = with_options(args, _recipe(args))
     return in_world(args.device, lambda world: train(recipe, options, world))
 
 
@@ -43,6 +39,4 @@ def _recipe(args: argparse.Namespace) -> Pretraining:
         return recipe
     if not args.model:
         raise ZooError(f'--model is missing: give the encoder for {args.recipe} to pre-train.')
-    from ..training.presets import pretraining_recipe, without_mirroring
-
     return without_mirroring(pretraining_recipe(args.recipe, args.model), args.data or '')

@@ -1,10 +1,9 @@
 """`tinyvit-zoo publish`: weights of ours to the Hugging Face Hub."""
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
 from ..errors import ZooError
+from ..publish.hub import publish, shipped
 
 NAME = 'publish'
 SUMMARY = 'push weights of ours to the Hugging Face Hub'
@@ -23,8 +22,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    from ..publish.hub import publish, shipped
-
     if bool(args.name) == args.all:
         raise ZooError('Give NAME.TAG or --all, one of the two.')
     if args.output and not args.dry_run:

@@ -1,6 +1,4 @@
 """`tinyvit-zoo recipes`: all recipes, or one in full."""
-from __future__ import annotations
-
 import argparse
 
 from ..publish.cards import recipe_text

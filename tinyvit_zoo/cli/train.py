@@ -1,17 +1,12 @@
 """`tinyvit-zoo train`: the weights of a recipe, or fine-tuned ones."""
-from __future__ import annotations
-
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
 
 from ..errors import ZooError
 from ..recipes import Recipe, find_recipe
 from ..recipes.settings import override, parse_assignments
-from ._training import add_options, add_settings, image_source, in_world, overrides, run_options
-
-if TYPE_CHECKING:
-    from ..runtime.world import World
+from ..training.presets import finetuning_recipe, without_mirroring
+from ._training import add_options, in_world, with_options
 
 NAME = 'train'
 SUMMARY = 'train the weights of a recipe, or fine-tune weights on images of your own'
@@ -34,27 +29,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--pretraining', nargs='+', metavar='SETTING=VALUE', default=[],
         help='override settings of the pre-training that the recipe starts with: epochs=100')
-    add_options(parser)
-    add_settings(parser, Recipe)
+    add_options(parser, Recipe)
 
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the accuracy last."""
     from ..training.train import pretraining_of, train, train_from_pretraining
 
-    recipe = override(_recipe(args), overrides(args, Recipe))
-    options = run_options(args, recipe.name, image_source(args.data, recipe))
+    recipe, options = with_options(args, _recipe(args))
     first = pretraining_of(recipe)
     if first is None:
         if args.pretraining:
             raise ZooError(f'--pretraining is for recipes that start with one, and {recipe.name} does not.')
         return in_world(args.device, lambda world: train(recipe, options, world))
-    chosen = override(first, parse_assignments(args.pretraining))
-
-    def run_both(world: World) -> object:
-        return train_from_pretraining(chosen, recipe, options, world)
-
-    return in_world(args.device, run_both)
+    first = override(first, parse_assignments(args.pretraining))
+    return in_world(args.device, lambda world: train_from_pretraining(first, recipe, options, world))
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -63,6 +52,4 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.recipe:
         recipe = find_recipe(args.recipe)
         return dataclasses.replace(recipe, from_weights=args.start) if args.start else recipe
-    from ..training.presets import finetuning_recipe, without_mirroring
-
     return without_mirroring(finetuning_recipe(args.model or '', args.start), args.data or '')
