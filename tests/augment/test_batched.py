@@ -131,7 +131,8 @@ def test_the_way_of_a_gpu_waits_for_nothing() -> None:
         u = torch.empty(augment.crop.uniforms + sum(p.uniforms for p in augment.policies), 8, device='meta')
         assert augment._augment(images, u).shape == images.shape
         if augment.erase.prob:
-            augment.erase._holes(torch.empty(augment.erase.uniforms, 8, device='meta'), 32, 32)
+            u = torch.empty(augment.erase.uniforms, 8, device='meta')
+            assert augment.erase(images.float(), u, None, None).shape == images.shape
 
 
 def test_compiles_as_one_graph() -> None:
