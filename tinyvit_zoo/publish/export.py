@@ -9,11 +9,9 @@ import copy
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..measure.bench import Bench, open_bench_source
+from ..runtime.files import written_whole
+from ..runtime.text import one_line
 from ..runtime.world import World
 from ..version import __version__
 from ..weights.resolve import Loaded
@@ -51,16 +51,14 @@ def export_with_preprocessing(
     if data:
         bench = Bench(loaded, open_bench_source(data, 'test'), 'test', World(0, 1, torch.device('cpu')), None, 64)
         bench.check_classes('give the data it was trained on, or leave --data out')
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix='.export-') as folder:
-        partial, beside = Path(folder, output.name), Path(folder, 'preprocessing.json')
+    beside = output.with_suffix('.json')
+    with written_whole(output, shared=True) as partial, written_whole(beside, shared=True) as partial_beside:
         figures = export(loaded.model, loaded.cfg['input_size'], partial, any_size=any_size, int8=int8)
         report = {**_preprocessing(loaded), **figures}
         if bench:
             report['measured'] = {'data': data, **_compare(bench, load_exported(partial), strict=not int8)}
         report['sha256'] = hashlib.sha256(partial.read_bytes()).hexdigest()
-        beside.write_text(json.dumps(report, indent=1), encoding='utf-8')
-        os.replace(beside, output.with_suffix('.json'))
-        os.replace(partial, output)
+        partial_beside.write_text(json.dumps(report, indent=1), encoding='utf-8')
     return report
 
 
@@ -69,10 +67,9 @@ def check_replaceable(output: Path) -> None:
     beside = output.with_suffix('.json')
     if not beside.exists():
         return
-    try:
+    content = None
+    with suppress(OSError, ValueError):
         content = json.loads(beside.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        content = None
     if not isinstance(content, dict) or 'made_by' not in content or content.get('format') != output.suffix[1:]:
         raise ZooError(f'{beside} exists and is not from an export to {output.name}, whose preprocessing would replace '
                        f'it: choose another name.')
@@ -111,28 +108,41 @@ def _compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
 
 
 # -- exporting ---------------------------------------------------------------------------------------------------------
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters' warnings and logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(before)
+
+
+@_quiet()
 def export(
         model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False, int8: bool = False,
 ) -> dict[str, Any]:
     """Write `path` (.onnx or .pt2); raise ZooError if it does not give the logits of the model."""
     model = copy.deepcopy(model).eval()
+    channels, height, width = input_size
+    sizes = [(channels, height, width)]
+    if any_size:
+        sizes.append((channels, 2 * height, 3 * width))     # whole patches and windows, whatever they are
     if path.suffix == '.onnx':
         module: Any
         for module in model.modules():
             if hasattr(module, 'fused_attn'):
                 module.fused_attn = False   # the plain formula; ONNX's runtimes fuse it by themselves
-    program = _program(model, input_size, any_size)
-    if path.suffix == '.onnx':
-        _write_onnx(program, path)
+        _write_onnx(_program(model, sizes[-1], any_size), path)
     else:
-        torch.export.save(program, path)
-    sizes = [tuple(input_size[1:])]
-    if any_size:
-        sizes += [_other_size(input_size)]
+        torch.export.save(_program(model, sizes[-1], any_size), path)
     exported = load_exported(path)
-    worst = torch.tensor([difference(exported, model, (input_size[0], *size)) for size in sizes]).max().item()
+    worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
     if not worst <= TOLERANCE:
-        raise ZooError(f'{path.name} gives other logits than the model (by {worst:.1e}, expected at most '
+        raise ZooError(f'The exported file gives other logits than the model (by {worst:.1e}, expected at most '
                        f'{TOLERANCE:g}): it was not written; export the other format, and tell the maintainers.')
     if int8:
         _quantize(path)
@@ -145,36 +155,24 @@ def _program(model: nn.Module, input_size: Sequence[int], any_size: bool) -> Any
     shape: dict[int, Any] = {0: torch.export.Dim('batch')}
     if any_size:
         shape.update({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC})
-        images = torch.randn(2, input_size[0], *_other_size(input_size))
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
+        with torch.no_grad():
+            return torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
     except Exception as e:  # the exporter has many of its own
         if any_size:
-            raise ZooError(f'The model does not take images of any size ({_short(e)}): leave --any-size out; '
+            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave --any-size out; '
                            f'--img-size sets another one.') from e
-        raise ZooError(f'torch.export cannot export the model ({_short(e)}): tell the maintainers.') from e
-    return program
-
-
-def _other_size(input_size: Sequence[int]) -> tuple[int, int]:
-    """Twice as high and three times as wide: whole patches and windows, whatever they are."""
-    return 2 * input_size[1], 3 * input_size[2]
-
-
-def _short(error: BaseException) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:120]}'
+        raise ZooError(f'torch.export cannot export the model ({one_line(e)}): tell the maintainers.') from e
 
 
 def _write_onnx(program: Any, path: Path) -> None:
     try:
-        with _quiet():
-            exported = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'])
+        exported = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'])
         assert exported is not None
         exported.save(str(path), external_data=False)
     except Exception as e:  # as above
-        raise ZooError(f'The model cannot be written as ONNX ({_short(e)}): give an OUT that ends in .pt2.') from e
+        raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT that ends in .pt2.') from e
 
 
 def _quantize(path: Path) -> None:
@@ -188,25 +186,11 @@ def _quantize(path: Path) -> None:
     graph = onnx.load(path)
     del graph.graph.value_info[:]   # torch noted them before it transposed weights; the quantiser trips
     try:
-        with _quiet():
-            quantize_dynamic(graph, path, op_types_to_quantize=['Gemm', 'MatMul'], per_channel=True,
-                             weight_type=QuantType.QInt8, extra_options={'MatMulConstBOnly': True})
+        quantize_dynamic(graph, path, op_types_to_quantize=['Gemm', 'MatMul'], per_channel=True,
+                         weight_type=QuantType.QInt8, extra_options={'MatMulConstBOnly': True})
         load_exported(path)
     except Exception as e:  # ONNX and its runtime have many of their own
-        raise ZooError(f'The model cannot be quantized ({_short(e)}): leave --int8 out.') from e
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' warnings and logs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(before)
+        raise ZooError(f'The model cannot be quantized ({one_line(e)}): leave --int8 out.') from e
 
 
 # -- checking ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,14 @@ def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> I
 
     All are built before the first is pushed.
     """
-    repositories = {_repo_id(namespace, weight.name): weight for weight in weights}
+    repositories = {f'{namespace}/{weight.name}': weight for weight in weights}
+    try:
+        if '/' in namespace:
+            raise errors.HFValidationError
+        for repo_id in repositories:
+            validate_repo_id(repo_id)
+    except errors.HFValidationError as e:
+        raise ZooError(f'{namespace!r} cannot be a namespace of the Hub: name an organization or a user.') from e
     for target in (output / repo_id for repo_id in repositories) if output else ():
         if target.exists():
             raise ZooError(f'{target} is there already: remove it, or choose another --output.')
@@ -75,43 +83,27 @@ def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> I
         folders = {repo_id: Path(temp, weight.name) for repo_id, weight in repositories.items()}
         for repo_id, folder in folders.items():
             build_repository(repositories[repo_id], repo_id, folder)
-        if output:
-            yield from (_write(folder, output / repo_id) for repo_id, folder in folders.items())
-            return
         api = HfApi(token=True, library_name='tinyvit_zoo')     # True: the token of the machine, which must be there
         for repo_id, folder in folders.items():
-            yield f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}'
-
-
-def _write(folder: Path, target: Path) -> str:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as partial:
-        shutil.copytree(folder, partial)
-    return f'written {target}'
+            if not output:
+                yield f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}'
+                continue
+            (output / namespace).mkdir(parents=True, exist_ok=True)
+            with written_whole(output / repo_id) as partial:
+                shutil.copytree(folder, partial)
+            yield f'written {output / repo_id}'
 
 
 def shipped(name: str | None = None) -> list[Weight]:
     """Return our weights that ship with the package, or the one of this name; ZooError for any other."""
     ours = {weight.name: weight for weight in catalogue().values() if weight.ours and weight.file}
-    if not name:
-        return list(ours.values())
-    if name in ours:
-        return [ours[name]]
+    if not name or name in ours:
+        return [ours[name]] if name else list(ours.values())
     if weight := catalogue().get(name):
         raise ZooError(f'{name} is not ours to publish ({weight.origin}, {weight.source}): only weights that were '
                        f'trained here and ship with the package are.')
     raise ZooError(f'There are no weights {name!r} to publish.{nearest(name, ours)} '
                    f'There are: {", ".join(ours) or "none yet"}.')
-
-
-def _repo_id(namespace: str, name: str) -> str:
-    try:
-        if '/' in namespace:
-            raise errors.HFValidationError
-        validate_repo_id(f'{namespace}/{name}')
-    except errors.HFValidationError as e:
-        raise ZooError(f'{namespace!r} cannot be a namespace of the Hub: name an organization or a user.') from e
-    return f'{namespace}/{name}'
 
 
 # -- what is published -------------------------------------------------------------------------------------------------
@@ -202,7 +194,11 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
         commit = api.create_commit(repo_id, files, commit_message=message, parent_commit=head)
     except BaseException as e:
         # without an answer to the creation the repository may be there; where it was refused, it is not ours
-        left = (created or (creating and not 400 <= _status(e) < 500)) and not _deleted(api, repo_id)
+        left = created or (creating and not 400 <= _status(e) < 500)
+        if left:
+            with suppress(Exception):  # the first error is reported
+                api.delete_repo(repo_id, missing_ok=True)
+                left = False
         if not isinstance(e, Exception):
             raise
         after = f'An empty {repo_id} may be left there' if left else 'Nothing was published or changed'
@@ -216,14 +212,6 @@ def _head(api: HfApi, repo_id: str) -> str | None:
         return api.model_info(repo_id).sha
     except errors.RepositoryNotFoundError:
         return None
-
-
-def _deleted(api: HfApi, repo_id: str) -> bool:
-    try:
-        api.delete_repo(repo_id, missing_ok=True)
-    except Exception:  # the caller reports the first error
-        return False
-    return True
 
 
 def _status(error: BaseException | None) -> int:
@@ -251,8 +239,7 @@ def _reason(error: Exception, api: HfApi) -> str:
         return 'there is no token: run `hf auth login`, or set HF_TOKEN.'
     if isinstance(error, errors.OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set: unset it, or take --dry-run.'
-    status = _status(error)
-    if status:
+    if status := _status(error):
         other = 'it is out of order: try again later.' if status >= 500 else 'it does not take what was sent.'
         return f'{api.endpoint} says {status}, {_ADVICE.get(status, other)}'
     cause: BaseException = error

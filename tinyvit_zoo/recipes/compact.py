@@ -99,15 +99,14 @@ CCT_14_7X2_FL102_384 = replace(
 # -- a quick start, ours ---------------------------------------------------------------------------------------------
 CCT_2_3X2_DIGITS = Recipe(
     name='cct_2_3x2.digits', dataset='digits',
-    about='Ours: the 1,797 handwritten digits that come with scikit-learn, for a first minute with the zoo: half a '
-          'minute on two CPU cores.',
+    about='Ours: the 1,797 handwritten digits that come with scikit-learn, for a first minute with the zoo.',
     img_size=16, epochs=30, batch_size=64, lr=2e-3, weight_decay=3e-2, warmup_epochs=3, smoothing=0.1, flip=0.,
     crop_padding=2)
 
 CCT_2_3X2_C10 = Recipe(
     name='cct_2_3x2.c10', dataset='c10',
-    about='Ours: CIFAR-10 in an hour of a laptop, a fifth of the authors\' 200 epochs (cct_2_3x2.c10_200e). Muon in '
-          'place of AdamW, flips and padded crops alone, no dropout.',
+    about='Ours: CIFAR-10 on a CPU, in a fifth of the authors\' 200 epochs (cct_2_3x2.c10_200e). Muon in place of '
+          'AdamW, flips and padded crops alone, no dropout.',
     epochs=40, opt='nmuon', momentum=0.95, lr=3e-3, weight_decay=3e-2, schedule='linear', warmup_epochs=2,
     smoothing=0.1, crop_padding=4, model_args={'attn_drop_rate': 0., 'drop_path_rate': 0.})
 
@@ -122,8 +121,7 @@ CCT_4_3X2_C10 = replace(
 
 CCT_2_3X2_C10_FAST = replace(
     CCT_2_3X2_C10, name='cct_2_3x2.c10_fast',
-    about='Ours: the recipe of cct_2_3x2.c10 in six epochs, ten minutes on a CPU core. The paper has 80 % in under 30 '
-          'minutes on twelve cores.',
+    about='Ours: the recipe of cct_2_3x2.c10 in six epochs. The paper has 80 % in under 30 minutes on twelve cores.',
     epochs=6, warmup_epochs=0.5)
 
 RECIPES = [
