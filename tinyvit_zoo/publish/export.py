@@ -3,8 +3,6 @@
 The exported file takes normalized images of any batch size. It is written under its name only after it has given the
 logits of the model: on random images, and on test images where a source of them is given.
 """
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -39,7 +37,6 @@ def require_onnx() -> None:
         raise ZooError(f"ONNX needs {e.name}, which is not installed: pip install 'tinyvit-zoo[export]'.") from e
 
 
-# -- a file and its preprocessing --------------------------------------------------------------------------------------
 def export_with_preprocessing(
         loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False, data: str = '',
 ) -> dict[str, Any]:
@@ -107,7 +104,6 @@ def _compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
             'same_class': 100 * same / count, 'largest_difference': worst.item()}
 
 
-# -- exporting ---------------------------------------------------------------------------------------------------------
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters' warnings and logs."""
@@ -193,7 +189,6 @@ def _quantize(path: Path) -> None:
         raise ZooError(f'The model cannot be quantized ({one_line(e)}): leave --int8 out.') from e
 
 
-# -- checking ----------------------------------------------------------------------------------------------------------
 def load_exported(path: Path) -> Function:
     """Return a function from images to the logits of an exported file, on the CPU."""
     if path.suffix == '.pt2':

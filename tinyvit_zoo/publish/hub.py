@@ -4,8 +4,6 @@ A repository is built in a folder and loaded back from it before anything is pus
 file, byte for byte, as model.safetensors; config.json, for timm and transformers; README.md, the card; log.jsonl and
 curves.png of the training.
 """
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile
@@ -106,7 +104,6 @@ def shipped(name: str | None = None) -> list[Weight]:
                    f'There are: {", ".join(ours) or "none yet"}.')
 
 
-# -- what is published -------------------------------------------------------------------------------------------------
 def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
     """Write a new folder with the files of the repository, and load it back."""
     if not (weight.measured and weight.trained):
@@ -176,7 +173,6 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
         model_name=weight.name, eval_results=results).to_yaml()
 
 
-# -- the Hub -----------------------------------------------------------------------------------------------------------
 def push(api: HfApi, folder: Path, repo_id: str) -> str:
     """Make one commit of all files that differ; return 'published', 'updated' or 'unchanged'.
 

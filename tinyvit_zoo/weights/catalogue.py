@@ -1,6 +1,4 @@
 """catalogue.json: every set of weights, where its file is, and its published and measured figures."""
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -158,7 +156,6 @@ def default_first(weights: Iterable[Weight], dataset: str, size: int) -> list[We
     return sorted(weights, key=lambda w: (not w.default, (w.dataset, w.input_size[-1]) != own, not w.measured))
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
 def parse(text: str) -> dict[str, Weight]:
     """Read the text of a catalogue; ZooError names the entry and the field that is wrong."""
     try:

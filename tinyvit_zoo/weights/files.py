@@ -1,6 +1,4 @@
 """Weight files: safetensors, PyTorch's own format and zips around either, read without running any code in them."""
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

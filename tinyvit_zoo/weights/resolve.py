@@ -1,6 +1,4 @@
 """From a name, a file or a run directory to a model, its preprocessing and its class names."""
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence
