@@ -4,8 +4,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from tinyvit_zoo.kernels import conv_pool, pieces
-from tinyvit_zoo.kernels.dropout_attention import dropout_attention
+from tinyvit_zoo.kernels import attention, conv_pool
+from tinyvit_zoo.kernels.attention import dropout_attention
 from tinyvit_zoo.layers import attend, is_sine_table, resize_table, sine_table
 
 
@@ -19,7 +19,7 @@ def definition(qkv: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tens
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
 @pytest.mark.parametrize('shape', [(5, 20, 3, 3, 8), (1, 1, 3, 1, 4), (3, 65, 3, 2, 16)])
 def test_dropout_attention_and_its_gradient(shape: tuple, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, '_SCORE_BYTES', 2 * 20 * 20 * 8)  # several pieces, the last one smaller
+    monkeypatch.setattr(attention, '_SCORE_BYTES', 2 * 20 * 20 * 8)  # several pieces, the last one smaller
     qkv = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     out, mask = dropout_attention(qkv, rate)
     exact = round(rate * 65536) / 65536

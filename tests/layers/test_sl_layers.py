@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.kernels import kept, pieces
+from tinyvit_zoo.kernels import attention, operator
 from tinyvit_zoo.layers import (
     LocalityAttention,
     LocalityBlock,
@@ -153,7 +153,7 @@ def test_no_nan_forward_or_backward(dtype: torch.dtype, tokens: int, path: str) 
 def test_the_operator_is_the_formula(lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and every gradient, the temperatures' too, in several pieces."""
     monkeypatch.setattr(locality, 'locality_attention_is_faster', lambda qkv: True)
-    monkeypatch.setattr(pieces, '_SCORE_BYTES', 2 * 9 * 9 * 8)
+    monkeypatch.setattr(attention, '_SCORE_BYTES', 2 * 9 * 9 * 8)
     layer = LocalityAttention(12, 3, 4, lsa, dtype=torch.float64)
     if lsa:
         nn.init.normal_(layer.temperature)
@@ -198,7 +198,7 @@ def test_a_temperature_a_head_starts_at_the_usual_scale_and_learns() -> None:
 
 
 def test_the_mask_is_made_once_and_serves_training_after_inference_mode() -> None:
-    kept._made.cache_clear()
+    operator._made.cache_clear()
     layer, x = LocalityAttention(12, 3, 4, attn_drop=0.1), torch.randn(2, 6, 12)
     with torch.inference_mode():
         layer.eval()(x)

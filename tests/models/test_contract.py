@@ -15,7 +15,7 @@ from torch import nn
 
 import tinyvit_zoo
 from tinyvit_zoo import layers
-from tinyvit_zoo.kernels import slicing
+from tinyvit_zoo.kernels import memory
 from tinyvit_zoo.kernels.memory import keep_freed_memory
 
 MODELS = tinyvit_zoo.list_models()
@@ -178,7 +178,7 @@ def test_slices_are_invisible(name: str, kwargs: dict) -> None:
     """A large batch on a CPU runs in slices: the same numbers and gradients, and hooks still see the whole batch."""
     model = create(name, **kwargs).eval()
     x, seen = torch.randn(150, 3, 32, 32), []
-    step = slicing.slice_length(model, x, model._largest_activation())
+    step = memory.slice_length(model, x, model._largest_activation())
     assert 0 < step < len(x)
     whole, sliced = model.forward_head(model.forward_features(x)), model(x)
     torch.testing.assert_close(sliced, whole)
@@ -195,13 +195,13 @@ def test_slices_are_invisible(name: str, kwargs: dict) -> None:
 
 def test_slices_are_even() -> None:
     model = create('vit_lite_2_4').eval()
-    tenth = slicing._SLICE_NUMBERS // 10
+    tenth = memory._SLICE_NUMBERS // 10
     for images in (torch.zeros(n, 3, 32, 32) for n in (10, 11, 25)):
         expected = {10: 0, 11: 6, 25: 9}[len(images)]
-        assert slicing.slice_length(model, images, tenth) == expected
+        assert memory.slice_length(model, images, tenth) == expected
         with torch.inference_mode():
-            assert slicing.slice_length(model, images, tenth) == expected
-    assert slicing.slice_length(model, images, 10 * slicing._SLICE_NUMBERS) == 1
+            assert memory.slice_length(model, images, tenth) == expected
+    assert memory.slice_length(model, images, 10 * memory._SLICE_NUMBERS) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='elsewhere freed memory is not kept')
@@ -209,15 +209,15 @@ def test_who_gets_the_whole_batch() -> None:
     """Batch norm while it learns; and a training in which freed memory is kept, where slices cost more than they save.
     """
     model, x = create('vit_lite_2_4'), torch.zeros(25, 3, 32, 32)
-    tenth = slicing._SLICE_NUMBERS // 10
-    assert slicing.slice_length(model, x, tenth) == 9
+    tenth = memory._SLICE_NUMBERS // 10
+    assert memory.slice_length(model, x, tenth) == 9
     model.extra = nn.BatchNorm1d(3)
-    assert slicing.slice_length(model, x, tenth) == 0 and slicing.slice_length(model.eval(), x, tenth) == 9
+    assert memory.slice_length(model, x, tenth) == 0 and memory.slice_length(model.eval(), x, tenth) == 9
     with keep_freed_memory(torch.device('cpu')):
-        assert slicing.slice_length(model, x, tenth) == 0
+        assert memory.slice_length(model, x, tenth) == 0
         with torch.no_grad():
-            assert slicing.slice_length(model, x, tenth) == 9
-    assert slicing.slice_length(model, x, tenth) == 9
+            assert memory.slice_length(model, x, tenth) == 9
+    assert memory.slice_length(model, x, tenth) == 9
 
 
 def test_pruning_drops_the_pooling_too() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tinyvit_zoo
 from tinyvit_zoo.kernels import window_attention
-from tinyvit_zoo.kernels.slicing import slice_length
+from tinyvit_zoo.kernels.memory import slice_length
 from tinyvit_zoo.layers import (
     ShiftedMerging,
     ShiftedPatchTokenization,

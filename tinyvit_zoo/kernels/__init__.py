@@ -1,1 +1,1 @@
-"""Operators and slicing: what only speed needs. `layers` defines the same computations as the papers do."""
+"""CPU operators, slicing and memory: the same computations as the definitions, faster."""

@@ -1,5 +1,6 @@
-"""Registration of the CPU operators: shapes for the compiler, gradients, flop formulas."""
+"""Registration of the CPU operators (shapes for the compiler, gradients, flop formulas), and constants made once."""
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ def operator(name: str, fake: Callable[..., Any], flops: Callable[..., int], **k
         flops: from the arguments, shapes for tensors, to the operations of the definition, however they are computed.
     """
     def define(function: Callable[..., Any]) -> Any:
-        op = torch.library.custom_op(
-            f'tinyvit_zoo::{name}', function, mutates_args=(), device_types='cpu', **kwargs)
+        op = torch.library.custom_op(f'tinyvit_zoo::{name}', function, mutates_args=(), device_types='cpu', **kwargs)
         op.register_fake(fake)
         register_flop_formula(getattr(torch.ops.tinyvit_zoo, name))(lambda *shapes, **_: flops(*shapes))
         return op
@@ -30,7 +30,7 @@ def backward_of(
     """Decorate a function as the operator `tinyvit_zoo::name_backward`, the backward pass of `op`.
 
     It takes the gradient of the first output (the others have none) and `saved(inputs, output)`, tensors first, and
-    returns the gradients of as many of the first inputs as `gradients` says. `flops` takes what is saved.
+    returns the gradients of the first `gradients` inputs. `flops` takes the saved arguments.
     """
     def fake(grad: Tensor, *arguments: Any) -> Any:
         empty = tuple(torch.empty_like(x) for x in arguments[:gradients])
@@ -49,9 +49,31 @@ def backward_of(
 
         def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
             grads = backward_op(grad.contiguous(), *ctx.saved_tensors, *ctx.values)
-            grads = grads if isinstance(grads, tuple) else (grads,)
-            return grads + (None,) * (ctx.inputs - gradients)
+            return (*(grads if gradients > 1 else [grads]), *[None] * (ctx.inputs - gradients))
 
         op.register_autograd(backward, setup_context=save)
         return backward_op
     return define
+
+
+@lru_cache(maxsize=128)
+def _made(make: Callable[..., Tensor], sizes: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return make(*sizes, dtype, device)
+
+
+@torch.compiler.assume_constant_result
+def _constant(make: Callable[..., Tensor], sizes: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _made(make, sizes, dtype, device)
+
+
+def kept(make: Callable[..., Tensor], like: Tensor, *sizes: Any, constant: bool = False) -> Tensor:
+    """`make(*sizes, dtype, device)` for the type and device of `like`, such as a mask, made once where it can be kept.
+
+    With `constant` it also enters a compiled graph as a constant.
+    """
+    if constant and torch.compiler.is_dynamo_compiling():
+        return _constant(make, sizes, like.dtype, like.device)
+    if not torch.compiler.is_compiling() and type(like) is Tensor:
+        return _made(make, sizes, like.dtype, like.device)
+    return make(*sizes, like.dtype, like.device)

@@ -1,13 +1,12 @@
 """Merging of shifted patches as one convolution.
 
 Patches of 2x2 from a map and its four shifted copies hold five values a channel for each of four places. But the copies
-tile the 4x4 neighbourhood of a patch, and the map itself only repeats the middle of it. So the LayerNorm and the Linear
-of the 20 C values are a convolution of the 16 C, 4x4 with stride 2, and a correction by mean and deviation, which need
-two sums a token. That is a fifth less to multiply, and nothing five times as large as the map has to be written,
-normalised and kept.
+tile the 4x4 neighbourhood of a patch, and the map repeats its middle. So LayerNorm and Linear of the 20 C values are a
+4x4 convolution with stride 2, corrected by mean and deviation, which need two sums a token. That is a fifth less to
+multiply, and nothing five times as large as the map is written, normalised and kept.
 
 Mean and deviation from sums of squares lose precision where all values are nearly equal. Features of a token are not;
-pixels are, where an image is of one colour, so images are not embedded in this way.
+pixels of one colour are, so images are not embedded in this way.
 """
 from typing import Any, Tuple
 
@@ -18,18 +17,9 @@ from torch import Tensor
 from .operator import backward_of, operator
 
 
-def _how_often(like: Tensor) -> Tensor:
+def _multiplicity(like: Tensor) -> Tensor:
     """[1, 1, 4, 4]: how often a place of the neighbourhood is among the shifted patches' values."""
     return F.pad(torch.ones(1, 1, 2, 2, dtype=like.dtype, device=like.device), (1, 1, 1, 1)) + 1
-
-
-def _statistics(x: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
-    """Mean and 1 / deviation of each patch's 20 C values, [B, H', W', 1]."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    sums = torch.stack([exact.sum(-1), torch.linalg.vecdot(exact, exact)])  # [2, B, H, W]
-    sums = F.conv2d(sums.flatten(0, 1)[:, None], _how_often(sums), stride=2, padding=1).unflatten(0, (2, -1))
-    mean, square = (sums / (20 * x.shape[3])).movedim(2, -1)
-    return mean, (square - mean * mean).clamp(min=0).add(eps).rsqrt()
 
 
 def _empty(x: Tensor, kernel: Tensor, *_: Any) -> Tuple[Tensor, Tensor, Tensor]:
@@ -49,15 +39,18 @@ def shifted_merging(x: Tensor, kernel: Tensor, offset: Tensor, eps: float) -> Tu
     kernel [D, C, 4, 4]: the Linear's and the LayerNorm's weights; offset [D]: their output for a map of ones.
     """
     with torch.autocast('cpu', enabled=False):
-        mean, scale = _statistics(x, eps)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        sums = torch.stack([exact.sum(-1), torch.linalg.vecdot(exact, exact)])  # [2, B, H, W]
+        sums = F.conv2d(sums.flatten(0, 1)[:, None], _multiplicity(sums), stride=2, padding=1).unflatten(0, (2, -1))
+        mean, square = (sums / (20 * x.shape[3])).movedim(2, -1)  # each [B, H', W', 1]
+        scale = (square - mean * mean).clamp(min=0).add(eps).rsqrt()
         out = F.conv2d(x.to(kernel.dtype).permute(0, 3, 1, 2), kernel, stride=2, padding=1).permute(0, 2, 3, 1)
         out = torch.addcmul(out, mean, offset, value=-1).mul_(scale)
     return out.to(kernel.dtype, memory_format=torch.contiguous_format), mean, scale
 
 
-@backward_of(
-    shifted_merging, 'shifted_merging', lambda *shapes: 2 * _flops(*shapes), gradients=3,
-    saved=lambda inputs, output: (*inputs[:3], *output))
+@backward_of(shifted_merging, 'shifted_merging', lambda *shapes: 2 * _flops(*shapes), gradients=3,
+             saved=lambda inputs, output: (*inputs[:3], *output))
 def shifted_merging_backward(
         grad: Tensor, x: Tensor, kernel: Tensor, offset: Tensor, out: Tensor, mean: Tensor, scale: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
@@ -68,13 +61,13 @@ def shifted_merging_backward(
             scaled.permute(0, 3, 1, 2), x.to(kernel.dtype).permute(0, 3, 1, 2), kernel, None, [2, 2], [1, 1], [1, 1],
             False, [0, 0], 1, [True, True, False])
         grad_offset = -torch.einsum('bhwd,bhw->d', scaled.to(mean.dtype), mean[..., 0])
-        # by way of the deviation, then of the mean: what each value of a patch gets beside the convolution's
+        # the gradients of each value of a patch through the deviation and through the mean
         count = 20 * x.shape[3]
         by_square = (grad.to(mean.dtype) * out).sum(-1, keepdim=True) * scale.square() / -count
         by_mean = -(scaled @ offset.to(scaled.dtype)).to(mean.dtype)[..., None] / count - mean * by_square
         both = torch.stack([by_square, by_mean]).squeeze(-1).flatten(0, 1)[:, None]
         odd = (x.shape[1] % 2, x.shape[2] % 2)
-        both = F.conv_transpose2d(both, _how_often(both), stride=2, padding=1, output_padding=odd)
+        both = F.conv_transpose2d(both, _multiplicity(both), stride=2, padding=1, output_padding=odd)
         square, plain = both.unflatten(0, (2, -1)).squeeze(2)[..., None]
         grad_x = torch.addcmul(grad_x.permute(0, 2, 3, 1) + plain, x, square)
     return grad_x.to(x.dtype), grad_kernel, grad_offset.to(offset.dtype)

@@ -1,8 +1,8 @@
-"""Attention within windows of a map, the windows of a few images gathered at a time.
+"""Attention within windows of a map, the windows of a few images gathered at a time, which stay in the cache.
 
-Windows of 4x4 make many small matrices. On a CPU the time goes into moving tokens: shifting, cutting, splitting the
-heads and back, each a pass through memory, and `scaled_dot_product_attention` has no fused kernel for a learned mask.
-What is gathered here stays in the cache to the end, and only the inputs are kept for the backward pass.
+Windows of 4x4 make many small matrices. On a CPU the time goes into moving tokens (shifting, cutting, splitting the
+heads and back), and `scaled_dot_product_attention` has no fused kernel for a learned mask. Only the inputs are kept for
+the backward pass.
 """
 from collections.abc import Iterator
 from typing import Any, Tuple
@@ -16,10 +16,9 @@ _CHUNK_BYTES = 2 << 20      # queries, keys and values gathered at a time, for e
 
 
 def _chunks(qkv: Tensor) -> Iterator[slice]:
-    batch = qkv.shape[0]
     step = max(1, _CHUNK_BYTES * torch.get_num_threads() // max(1, qkv[:1].numel() * qkv.element_size()))
-    for start in range(0, batch, step):
-        yield slice(start, min(start + step, batch))
+    for start in range(0, len(qkv), step):
+        yield slice(start, start + step)
 
 
 def _gather(x: Tensor, order: Tensor, place: Tensor, area: int) -> Tensor:
@@ -39,8 +38,7 @@ def _scatter(x: Tensor, place: Tensor, out: Tensor) -> None:
     torch.index_select(windows, 1, place, out=out.flatten(2))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix products of [windows, H, ...] tensors."""
+def _product(a: Tensor, b: Tensor) -> Tensor:  # of matrices in [windows, H, ...] tensors
     return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).view(*a.shape[:3], b.shape[3])
 
 
@@ -53,24 +51,16 @@ def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     return scores.view(-1, heads, area, area).softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-def _empty(qkv: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(qkv[:, :, 0])
-
-
 def _flops(qkv: Any, temperature: Any, bias: Any, order: Any, *_: Any) -> int:
     batch, _tokens, _three, heads, head_dim = qkv
     return 2 * 2 * batch * heads * order[0] * bias[-1] * head_dim  # two products, as the plain formula has them
 
 
-@operator('window_attention', _empty, _flops)
+@operator('window_attention', lambda qkv, *_: torch.empty_like(qkv[:, :, 0]), _flops)
 def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor) -> Tensor:
-    """[B, L, 3, H, D] -> [B, L, H, D].
+    """[B, L, 3, H, D] -> [B, L, H, D], with temperatures [H] and a bias of the logits [windows or 1, H, N, N].
 
-    Args:
-        temperature: [H].
-        bias: added to the logits, [windows or 1, H, N, N].
-        order: the token in each place of the windows; any in the padding.
-        place: the place of each token [L].
+    `order`: the token in each place of the windows, any in the padding; `place`: the place of each token [L].
     """
     per_head = temperature.to(qkv.dtype)[:, None, None]
     out = torch.empty_like(qkv[:, :, :1])

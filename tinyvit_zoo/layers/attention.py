@@ -1,4 +1,4 @@
-"""Multi-head self-attention that stays on the fast path, attention dropout on a CPU included."""
+"""Multi-head self-attention that stays on the fast path, attention dropout on a CPU included; pooling by attention."""
 from typing import Any, Optional
 
 import torch
@@ -7,7 +7,7 @@ from timm.layers import use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from ..kernels import dropout_attention  # noqa: F401  registers the operator
+from ..kernels import attention  # noqa: F401  registers the operator
 
 
 @torch.fx.wrap
@@ -18,17 +18,16 @@ def attend(qkv: Tensor, dropout_p: float) -> Tensor:
         if dropout_p > 0. and qkv.device.type == 'cpu':
             return torch.ops.tinyvit_zoo.dropout_attention(qkv, dropout_p)[0].flatten(2)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D]
-    x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
-    return x.transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention. `timm.layers.set_fused_attn(False)` gives the plain formula.
 
     Args:
-        head_dim: if not dim / num_heads.
-        out_dim: if not dim.
-        scale: of the logits, if not head_dim ** -0.5.
+        head_dim: dim / num_heads if None.
+        out_dim: dim if None.
+        scale: of the logits, head_dim ** -0.5 if None.
     """
     fused_attn: torch.jit.Final[bool]
 
@@ -49,7 +48,7 @@ class SelfAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj_drop(self.proj(self.attend(self.project(x))))
+        return self.proj_drop(self.proj(self.attend(self.project(x))))  # qkv is not held while `proj` runs
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values [B, N, 3, H, D]."""
@@ -72,3 +71,21 @@ class SelfAttention(nn.Module):
     def scores(self, qkv: Tensor) -> Tensor:
         q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return (q * self.scale) @ k.transpose(-2, -1)
+
+
+class SequencePool(nn.Module):
+    """Mean of the tokens [B, N, D] -> [B, D], weighted by a softmax over one learned score each.
+
+    It replaces the class token in CVT and CCT (arXiv 2104.05704, section 3.4).
+    """
+
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weights(x).transpose(1, 2) @ x).squeeze(1)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """[B, N, 1]; those of an image sum to one."""
+        return self.score(x).softmax(dim=1)

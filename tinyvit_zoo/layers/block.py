@@ -10,10 +10,8 @@ from .locality import LocalityAttention
 class Block(nn.Module):
     """The usual pre-norm block: attention, then the MLP, both residual; `init_values`: of LayerScale, if any."""
 
-    def __init__(
-            self, dim: int, attn: nn.Module, mlp_hidden: int, proj_drop: float = 0., drop_path: float = 0.,
-            init_values: Optional[float] = None, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, attn: nn.Module, mlp_hidden: int, proj_drop: float = 0., drop_path: float = 0.,
+                 init_values: Optional[float] = None, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, **dd)
@@ -31,12 +29,11 @@ class Block(nn.Module):
 
 
 class LocalityBlock(Block):
-    """Block with attention that is plain, or with `lsa` local."""
+    """Block with plain attention, or with `lsa` locality attention."""
 
-    def __init__(
-            self, dim: int, num_heads: int, mlp_ratio: float, lsa: bool, attn_drop: float = 0., proj_drop: float = 0.,
-            drop_path: float = 0., qkv_bias: bool = False, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, lsa: bool, attn_drop: float = 0.,
+                 proj_drop: float = 0., drop_path: float = 0., qkv_bias: bool = False,
+                 device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         attn = LocalityAttention(dim, num_heads, dim // num_heads, lsa, attn_drop, proj_drop, qkv_bias=qkv_bias, **dd)
         super().__init__(dim, attn, int(dim * mlp_ratio), proj_drop, drop_path, **dd)

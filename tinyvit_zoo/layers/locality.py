@@ -1,9 +1,7 @@
-"""Locality Self-Attention (arXiv 2112.13492): sharper attention, away from oneself.
+"""Locality Self-Attention (arXiv 2112.13492): two changes against the flat attention that a small dataset gives.
 
-Two changes to self-attention, against the flat attention that a small dataset leaves behind:
-
-- The temperature is learned. Softmax attention multiplies the logits by head_dim ** -0.5. Here every head has a number
-  of its own, started at that value, in the attention module's parameter `temperature` [heads]. It multiplies.
+- The temperature is learned. Softmax attention multiplies the logits by head_dim ** -0.5. Here every head multiplies
+  by a number of its own, started at that value: the attention module's parameter `temperature` [heads].
 - A token's logit with itself (the diagonal; the class token's too) is masked before the softmax. A token is most like
   itself, and its weight there is lost to its neighbours; the residual branch carries the token anyway.
 """
@@ -14,8 +12,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from ..kernels.kept import kept
-from ..kernels.locality_attention import diagonal_value, locality_attention, locality_attention_is_faster
+from ..kernels.attention import diagonal_value, locality_attention, locality_attention_is_faster
+from ..kernels.operator import kept
 from .attention import SelfAttention
 
 
@@ -27,11 +25,11 @@ def _make_diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -
 @register_notrace_function
 def diagonal_mask(q: Tensor) -> Tensor:
     """[N, N] to be added to the logits of queries [..., N, D]: zero, and on the diagonal what softmax turns to 0."""
-    if not torch.jit.is_scripting():
+    if torch.jit.is_scripting():
+        mask = _make_diagonal_mask(q.shape[-2], q.dtype, q.device)
+    else:
         mask = kept(_make_diagonal_mask, q, q.shape[-2])
-        if mask is not None:
-            return mask
-    return _make_diagonal_mask(q.shape[-2], q.dtype, q.device)
+    return mask
 
 
 @torch.fx.wrap
@@ -41,9 +39,8 @@ def attend_locally(qkv: Tensor, temperature: Optional[Tensor], scale: float, dro
     if not torch.jit.is_scripting():
         eager = type(qkv) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
         if eager and qkv.device.type == 'cpu' and dropout_p == 0. and locality_attention_is_faster(qkv):
-            if temperature is None:
-                return locality_attention(qkv, qkv.new_full((qkv.shape[3],), scale), False).flatten(2)
-            return locality_attention(qkv, temperature, True).flatten(2)
+            scales = qkv.new_full((qkv.shape[3],), scale) if temperature is None else temperature
+            return locality_attention(qkv, scales, temperature is not None).flatten(2)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D]
     if temperature is None:
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
@@ -54,10 +51,7 @@ def attend_locally(qkv: Tensor, temperature: Optional[Tensor], scale: float, dro
 
 
 class LocalityAttention(SelfAttention):
-    """Multi-head self-attention with (`lsa=True`) or without the two changes.
-
-    `scale`, if not head_dim ** -0.5, is of the logits, or where the temperatures start.
-    """
+    """Multi-head self-attention with (`lsa=True`) or without the two changes; temperatures start at `scale`."""
 
     def __init__(
             self, dim: int, num_heads: int, head_dim: int, lsa: bool = True, attn_drop: float = 0.,

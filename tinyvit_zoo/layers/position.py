@@ -20,10 +20,8 @@ def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> 
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos())[None].to(dtype or torch.get_default_dtype())
 
 
-def sincos2d_table(
-        grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, row_first: bool = False,
-        device: Any = None, dtype: Any = None,
-) -> Tensor:
+def sincos2d_table(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, row_first: bool = False,
+                   device: Any = None, dtype: Any = None) -> Tensor:
     """[1, prefix + N, dim]: one half of the channels encodes the column, the other the row, each as [sin, cos].
 
     The column comes first, as in MAE, or the row, as in MoCo-v3. Frequencies are 10000 ** (-i / (dim / 4)). Prefix
@@ -41,7 +39,7 @@ def sincos2d_table(
 
 
 def is_sine_table(table: Tensor) -> bool:
-    """Whether a table is the sine table of its size (to half precision), and not one that was learned."""
+    """Whether a table is the sine table of its size (to half precision), not a learned one."""
     if table.is_meta:
         return True
     expected = sine_table(table.shape[1], table.shape[2], device=table.device, dtype=torch.float32)
@@ -49,10 +47,7 @@ def is_sine_table(table: Tensor) -> bool:
 
 
 def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """A table for another grid of tokens: computed anew if a sine table, else interpolated (bicubic, antialiased).
-
-    Prefix tokens keep their rows.
-    """
+    """A table for another grid: a new sine table, or patches' rows interpolated (bicubic, antialiased)."""
     if old == new:
         return table
     if is_sine_table(table):

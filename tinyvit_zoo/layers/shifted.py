@@ -1,33 +1,30 @@
 """Shifted Patch Tokenization (arXiv 2112.13492): patches that have seen a little of their neighbours.
 
-A patch cut from an image knows nothing beyond its edge, and a small data set does not teach attention to make up for
-it. So the image is stacked with four copies of itself before the patches are cut. Each copy is shifted diagonally, to
-one of the four corners, by half a patch: the five together hold everything up to half a patch around each patch, with
-no more tokens. Four diagonals reach all eight neighbours; the unshifted image keeps the patch itself. What a shift
-moves in from outside the image is zero.
+A patch holds nothing beyond its edge, and a small dataset does not teach attention to make up for it. So the image is
+stacked with four copies of itself before the patches are cut, each shifted to one corner by half a patch: together they
+hold everything up to half a patch around each patch, with no more tokens. Outside the image is zero.
 """
 from typing import Any, Dict, Mapping, Tuple
 
 import torch
 import torch.nn.functional as F
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from ..errors import ZooError
+from ..kernels.shifted_merging import shifted_merging
 
 
 def shift_diagonally(x: Tensor, distance: int) -> Tensor:
     """[B, C, H, W] -> [B, 5C, H, W]: x, then copies whose content moved right-down, left-down, right-up and left-up."""
-    d = distance
-    height, width = x.shape[2], x.shape[3]
+    d, height, width = distance, x.shape[2], x.shape[3]
     wide = F.pad(x, (d, d, d, d))
-    copies = [x]
-    for top, left in ((0, 0), (0, 2 * d), (2 * d, 0), (2 * d, 2 * d)):
-        copies.append(wide[:, :, top:top + height, left:left + width])
-    return torch.cat(copies, dim=1)
+    corners = [(0, 0), (0, 2 * d), (2 * d, 0), (2 * d, 2 * d)]
+    return torch.cat([x] + [wide[:, :, top:top + height, left:left + width] for top, left in corners], dim=1)
 
 
 def patch_grid(img_size: Tuple[int, int], patch: int) -> Tuple[int, int]:
-    """Rows and columns of patches in an image, without those that are not full; ZooError where there are none."""
+    """Rows and columns of full patches in an image; ZooError where there are none."""
     if min(img_size) < patch:
         raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {patch} x {patch} '
                        f'pixels and more.')
@@ -35,10 +32,7 @@ def patch_grid(img_size: Tuple[int, int], patch: int) -> Tuple[int, int]:
 
 
 class PatchTokenization(nn.Module):
-    """Image to tokens [B, C, H, W] -> [B, N, D]: cut patches, Linear.
-
-    Rows and columns that do not fill a patch are left out.
-    """
+    """Image to tokens [B, C, H, W] -> [B, N, D]: cut patches, without rows and columns that fill none; Linear."""
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -51,7 +45,7 @@ class PatchTokenization(nn.Module):
         return patch_grid(img_size, self.patch_size)
 
     def largest_map(self, img_size: Tuple[int, int]) -> int:
-        """Values an image has where they are the most."""
+        """Values of an image in the largest activation."""
         return self.stacked_chans * img_size[0] * img_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,8 +55,7 @@ class PatchTokenization(nn.Module):
 class ShiftedPatchTokenization(PatchTokenization):
     """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift, cut patches, LayerNorm, Linear.
 
-    As an embedding: `patch_size` pixels a patch, shifted by half of it. As pooling between stages: `patch_size=2`, so a
-    shift by one, and twice the channels out.
+    The shift is half of `patch_size`. As pooling between stages: `patch_size=2`, and twice the channels out.
     """
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
@@ -86,24 +79,53 @@ def cut_patches(x: Tensor, size: int) -> Tensor:
 def adapt_patch_channels(tensors: Mapping[str, Tensor], stem: str, old: int, new: int) -> Dict[str, Tensor]:
     """The tensors with the Linear over cut patches `stem.proj` (and its LayerNorm `stem.norm`) for `new` channels.
 
-    To one channel: exactly what the grey image in every channel gives. The LayerNorm's statistics of a repeated image
-    are those of the single one, but a weight a channel cannot be one weight, so the Linear takes the LayerNorm's over.
-    To any other number: channels repeated in turn, the Linear times old / new, as timm does with convolutions.
+    One channel gives exactly the output of the grey image in every channel: the LayerNorm's statistics are the same,
+    and its weights go into the Linear. Else channels are repeated in turn, times old / new, as timm does for Conv2d.
     """
     weight = tensors[f'{stem}.proj.weight'].unflatten(1, (-1, old))  # [D, values of a channel, channels]
     norm = {name: tensors[name].unflatten(0, (-1, old)) for name in (f'{stem}.norm.weight', f'{stem}.norm.bias')
             if name in tensors}
-    changed = {}
-    if new == 1:
-        if norm:
-            scale, shift = norm[f'{stem}.norm.weight'], norm[f'{stem}.norm.bias']
-            changed[f'{stem}.proj.bias'] = tensors[f'{stem}.proj.bias'] + (weight * shift).sum((1, 2))
-            changed[f'{stem}.norm.weight'] = torch.ones_like(scale[:, 0])
-            changed[f'{stem}.norm.bias'] = torch.zeros_like(shift[:, 0])
-            weight = weight * scale
-        changed[f'{stem}.proj.weight'] = weight.sum(2)
-    else:
+    if new != 1:
         channels = torch.arange(new) % old
-        changed[f'{stem}.proj.weight'] = (weight[:, :, channels] * (old / new)).flatten(1)
-        changed.update({name: tensor[:, channels].flatten() for name, tensor in norm.items()})
-    return {**tensors, **changed}
+        changed = {name: tensor[:, channels].flatten() for name, tensor in norm.items()}
+        return {**tensors, **changed, f'{stem}.proj.weight': (weight[:, :, channels] * (old / new)).flatten(1)}
+    changed = {}
+    if norm:
+        scale, shift = norm.values()
+        changed[f'{stem}.proj.bias'] = tensors[f'{stem}.proj.bias'] + (weight * shift).sum((1, 2))
+        changed[f'{stem}.norm.weight'] = torch.ones_like(scale[:, 0])
+        changed[f'{stem}.norm.bias'] = torch.zeros_like(shift[:, 0])
+        weight = weight * scale
+    return {**tensors, **changed, f'{stem}.proj.weight': weight.sum(2)}
+
+
+@torch.fx.wrap
+@register_notrace_function
+def _merge_shifted(
+        x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, H // 2, W // 2, D]: shifted patches of 2x2, LayerNorm, Linear."""
+    if not torch.jit.is_scripting():
+        if x.device.type == 'cpu' and type(x) is Tensor and not torch.compiler.is_compiling():
+            scaled = weight * norm_weight
+            # a patch's shifted values [D, 20 C] as a convolution [D, C, 4, 4]: the copies, and the map in the middle
+            middle, *copies = scaled.unflatten(1, (2, 2, 5, -1)).unbind(3)  # each [D, row, column, C]
+            kernel = torch.cat([torch.cat(copies[:2], 2), torch.cat(copies[2:], 2)], 1)
+            kernel = (kernel + F.pad(middle, (0, 0, 1, 1, 1, 1))).permute(0, 3, 1, 2)
+            if torch.is_autocast_enabled('cpu'):
+                kernel = kernel.to(torch.get_autocast_dtype('cpu'))
+            out = shifted_merging(x, kernel, scaled.sum(1), eps)[0]
+            return out + ((weight * norm_bias).sum(1) + bias).to(out.dtype)
+    B, height, width, _ = x.shape
+    x = cut_patches(shift_diagonally(x.permute(0, 3, 1, 2), 1), 2)
+    x = F.linear(F.layer_norm(x, [x.shape[2]], norm_weight, norm_bias, eps), weight, bias)
+    return x.reshape(B, height // 2, width // 2, x.shape[2])
+
+
+class ShiftedMerging(ShiftedPatchTokenization):
+    """Shifted patches of 2x2 as a merging, [B, H, W, C] -> [B, H // 2, W // 2, 2C]."""
+
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, 2 * dim, 2, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _merge_shifted(x, self.norm.weight, self.norm.bias, self.norm.eps, self.proj.weight, self.proj.bias)

@@ -1,13 +1,11 @@
 """Attention within windows of a map (Swin, arXiv 2103.14030), with or without the two changes of locality attention.
 
-A map is cut into square windows, a token attends to those of its window, and every other block moves the windows by
-half their size, so that neighbours meet at last. Logits get a learned bias for each offset between two tokens.
+A token attends to those of its square window, and every other block moves the windows by half their size, so that
+neighbours meet. One additive mask holds a learned bias for each offset between two tokens, the regions that the shift
+has wrapped around the map's edge, the padding of the last windows, and the diagonal that locality attention leaves out.
 
-One additive mask holds all of it: the bias, what the shift has wrapped around the map's edge, what only fills up the
-last windows of a map that is no multiple of them, and the diagonal that locality attention leaves out.
-
-On a CPU a large map goes by an operator, `kernels.window_attention`. What fits into the cache as a whole goes by the
-plain formula, which there is up to 1.5 times as fast.
+On a CPU a large map goes through `kernels.window_attention`; one that fits into the cache as a whole through the plain
+formula, which there is up to 1.5 times as fast.
 """
 from typing import Any, Optional, Tuple
 
@@ -17,7 +15,7 @@ from timm.layers import trunc_normal_, use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from ..kernels.kept import kept
+from ..kernels.operator import kept
 from ..kernels.window_attention import window_attention
 
 _OPERATOR_FROM = 1 << 20    # numbers in queries, keys and values together
@@ -42,96 +40,76 @@ def _regions(height: int, width: int, window: int, shift: int, device: torch.dev
     return _cut(region.masked_fill((row >= height) | (col >= width), 4), window)
 
 
-def _make_mask(
-        height: int, width: int, window: int, shift: int, diagonal: bool, dtype: torch.dtype, device: torch.device,
-) -> Tensor:
+def _make_mask(height: int, width: int, window: int, shift: int, diagonal: bool, dtype: torch.dtype,
+               device: torch.device) -> Tensor:
     area = window * window
     lowest = -65504. if dtype == torch.float16 else -3.38e38  # about: TorchScript knows no finfo
+    region = _regions(height, width, window, shift, device)
     if shift == 0 and height % window == 0 and width % window == 0:
-        mask = torch.zeros(1, area, area, dtype=dtype, device=device)
-        other = None
-    else:
-        region = _regions(height, width, window, shift, device)
-        mask = torch.zeros(region.shape[0], area, area, dtype=dtype, device=device)
-        other = region[:, :, None] != region[:, None, :]
+        region = region[:1]  # all windows are alike
+    mask = torch.zeros(region.shape[0], area, area, dtype=dtype, device=device)
     if diagonal:
         mask = mask.masked_fill(torch.eye(area, dtype=torch.bool, device=device), 0.5 * lowest)
-    return mask if other is None else mask.masked_fill(other, 0.75 * lowest)
+    return mask.masked_fill(region[:, :, None] != region[:, None, :], 0.75 * lowest)
 
 
 def window_mask(x: Tensor, height: int, width: int, window: int, shift: int, diagonal: bool) -> Tensor:
     """[windows or 1, N, N] to be added to the logits, of the type and on the device of `x`.
 
-    Its numbers are finite, as those of `diagonal_mask`, and for the same reason: a token that has its window for itself
-    attends to itself, as the diagonal is less low than what is out of bounds.
+    Finite, as `diagonal_mask`: a token that has its window for itself attends to itself, as the diagonal is less low
+    than what is out of bounds.
     """
-    if not torch.jit.is_scripting():  # a constant for the compiler: inductor's index arithmetic chokes on making it
+    if torch.jit.is_scripting():
+        mask = _make_mask(height, width, window, shift, diagonal, x.dtype, x.device)
+    else:  # a constant for the compiler: inductor's index arithmetic chokes on making it
         mask = kept(_make_mask, x, height, width, window, shift, diagonal, constant=True)
-        if mask is not None:
-            return mask
-    return _make_mask(height, width, window, shift, diagonal, x.dtype, x.device)
+    return mask
 
 
-def _make_order(
-        height: int, width: int, window: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _make_order(height: int, width: int, window: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     row, col = _axis(height, window, shift, device)[:, None], _axis(width, window, shift, device)
     token = _cut(row.clamp(max=height - 1) * width + col.clamp(max=width - 1), window).flatten()
-    row = (torch.arange(height, device=device)[:, None] - shift) % row.shape[0]
-    columns = col.shape[0]
-    col = (torch.arange(width, device=device) - shift) % columns
-    first = (row // window) * (columns * window) + (col // window) * (window * window)  # of the window
-    place = first + row % window * window + col % window
+    rows, cols = row.shape[0] // window, col.shape[0] // window
+    place = torch.arange(token.shape[0], device=device).view(rows, cols, window, window).transpose(1, 2)
+    place = place.reshape(rows * window, cols * window).roll([shift, shift], [0, 1])[:height, :width]
     return torch.cat([token, place.flatten()])
-
-
-def _order(x: Tensor, height: int, width: int, window: int, shift: int) -> Tensor:
-    if not torch.jit.is_scripting():
-        order = kept(_make_order, x, height, width, window, shift, constant=True)
-        if order is not None:
-            return order
-    return _make_order(height, width, window, shift, x.dtype, x.device)
 
 
 def window_order(x: Tensor, height: int, width: int, window: int, shift: int) -> Tuple[Tensor, Tensor]:
     """The token in each place of the windows (padding: any), and the place of each token."""
-    both = _order(x, height, width, window, shift)
+    if torch.jit.is_scripting():
+        both = _make_order(height, width, window, shift, x.dtype, x.device)
+    else:
+        both = kept(_make_order, x, height, width, window, shift, constant=True)
     places = -(-height // window) * -(-width // window) * window * window  # Dynamo knows no shape of a constant
     return both[:places], both[places:]
 
 
-def _offset_index(window: int, device: torch.device) -> Tensor:
-    """[N, N]: the row of the bias table for each query and key."""
-    axis = torch.arange(window, device=device)
-    row = (axis[:, None] - axis[None, :] + window - 1) * (2 * window - 1)  # [query, key]
-    col = axis[:, None] - axis[None, :] + window - 1
-    return (row[:, None, :, None] + col[None, :, None, :]).reshape(window * window, window * window)
-
-
-def _bias(
-        qkv: Tensor, table: Tensor, attn_mask: Optional[Tensor], window: int, shift: int, diagonal: bool,
-) -> Tensor:
+def _bias(qkv: Tensor, table: Tensor, attn_mask: Optional[Tensor], window: int, shift: int, diagonal: bool) -> Tensor:
     """The sum of offsets' biases and mask, to be added to the logits [windows or 1, heads, N, N]."""
     if attn_mask is None:
         mask = window_mask(qkv, qkv.shape[1], qkv.shape[2], window, shift, diagonal)
     else:
         mask = attn_mask.to(qkv.dtype) + window_mask(qkv, window, window, window, 0, diagonal)
-    return table.to(qkv.dtype)[_offset_index(window, qkv.device)].permute(2, 0, 1) + mask[:, None]
+    axis = torch.arange(window, device=qkv.device)
+    offset = axis[:, None] - axis[None, :] + window - 1  # [query, key]
+    index = offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]  # rows of the table
+    index = index.reshape(window * window, window * window)
+    return table.to(qkv.dtype)[index].permute(2, 0, 1) + mask[:, None]
 
 
 @torch.fx.wrap
 @register_notrace_function
 def attend_in_windows(
         qkv: Tensor, temperature: Optional[Tensor], table: Tensor, attn_mask: Optional[Tensor], window: int, shift: int,
-        fused: bool,
-) -> Tensor:
-    """[B, H, W, 3, heads, D] -> [B, H, W, heads * D].
+        fused: bool) -> Tensor:
+    """[B, H, W, 3, heads, D] -> [B, H, W, heads * D]; `fused=False` for the plain formula.
 
     Args:
         temperature: [heads] for locality attention, else None.
         table: bias for each offset [(2 * window - 1) ** 2, heads].
         attn_mask: [windows, N, N] in the place of the shift's mask, else None.
         shift: how far windows move where the map is larger than one both ways, as the authors of Swin have it.
-        fused: False for the plain formula.
     """
     height, width, heads, head_dim = qkv.shape[1], qkv.shape[2], qkv.shape[4], qkv.shape[5]
     shift = shift if min(height, width) > window else 0
@@ -154,23 +132,19 @@ def attend_in_windows(
             q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=flat, scale=1.).view_as(q)
     else:
         x = (q @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
-    x = x.transpose(2, 3).flatten(3).flatten(1, 2).index_select(1, place)
-    return x.unflatten(1, [height, width])
+    return x.transpose(2, 3).flatten(3).flatten(1, 2).index_select(1, place).unflatten(1, [height, width])
 
 
 class WindowAttention(nn.Module):
     """Attention in windows of a map [B, H, W, C], with a bias for each offset; `lsa` as in LocalityAttention.
 
-    `attn_mask` is None. Checkpoints of Swin carry the mask that follows from the map's size; one that carries another
-    is honoured (see the model's checkpoint filter), and then bound to its size.
+    `attn_mask` is None, but for a checkpoint with another mask than the map's size gives, which is bound to that size.
     """
     fused_attn: torch.jit.Final[bool]
     attn_mask: Optional[Tensor]
 
-    def __init__(
-            self, dim: int, num_heads: int, window_size: int, shift: int, lsa: bool = True, proj_drop: float = 0.,
-            device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, lsa: bool = True, proj_drop: float = 0.,
+                 device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.num_heads = num_heads

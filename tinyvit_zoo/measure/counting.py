@@ -1,8 +1,11 @@
-"""Count what a model costs: parameters, multiply-adds, activations and memory.
+"""Count the cost of a model: parameters, multiply-adds, activations and memory.
 
-A multiply-add (MAC) is one multiplication and one addition in a convolution, a linear layer or a product of matrices,
-attention's two products included, by whichever kernel it runs: half the figure of `torch.utils.flop_counter`. Norms,
-activations, softmax and additions are not counted, as in papers.
+    model = timm.create_model('cct_7_3x1', device='meta')   # no memory, no time; any device will do
+    count(model).macs, peak_memory(model, batch=128, train=True)
+
+A multiply-add (MAC) is one multiplication and one addition in a convolution, a linear layer or a matrix product,
+attention's two products included: half the figure of `torch.utils.flop_counter`. Norms, activations, softmax and
+additions are not counted, as in papers. The definition is counted, whichever kernel or device runs it.
 """
 from __future__ import annotations
 
@@ -27,16 +30,16 @@ from ..runtime.text import one_line
 
 InputSize = int | tuple[int, ...] | None
 _aten, _zoo = torch.ops.aten, torch.ops.tinyvit_zoo
+_efficient = _aten._scaled_dot_product_efficient_attention
 # fused attention that not every release of torch has a formula for; each takes q, k, v first
 _FUSED = (_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_attention_math_for_mps,
           _aten._scaled_dot_product_fused_attention_overrideable)
-_ATTENTION = (*_FUSED, _aten._scaled_dot_product_efficient_attention, _aten._scaled_dot_product_flash_attention,
-              _aten._scaled_dot_product_cudnn_attention)
+_ATTENTION = (*_FUSED, _efficient, _aten._scaled_dot_product_flash_attention, _aten._scaled_dot_product_cudnn_attention)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A child of the model, or a parameter of its own."""
+    """The cost of a child of the model, or of one of its own parameters."""
     params: int
     trainable: int
     macs: int
@@ -44,14 +47,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Count:
-    """The cost of a batch of images; `parts` sum up to the model."""
+    """The cost of a batch of `batch` images of `input_size`; `macs` and `activations` are of the whole batch.
+
+    `trainable` parameters take gradients; `buffers` are values that are no parameters (fixed tables, running means).
+    `parts` sum up to the model. `activations` are the outputs of the counted operators, attention's logits included.
+    """
     input_size: tuple[int, int, int]
     batch: int
     params: int
-    trainable: int      # parameters that take gradients
-    buffers: int        # values that are no parameters: fixed tables, running means
-    macs: int           # of the whole batch
-    activations: int    # of the whole batch: values that come out of what `macs` counts, and attention's logits
+    trainable: int
+    buffers: int
+    macs: int
+    activations: int
     parts: Mapping[str, Part]
 
     @property
@@ -62,89 +69,75 @@ class Count:
 def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Count:
     """Count `model` by one pass in evaluation mode, on the device it is on ('meta' takes no time).
 
-    `input_size`: side, (height, width) or (channels, height, width); None: what the model is built for.
+    `input_size`: side, (height, width) or (channels, height, width); None: the size the model is built for.
     """
     size = image_size(model, input_size)
-    formulas = dict.fromkeys(_FUSED, _attention_flops)
+    formulas = dict.fromkeys(_FUSED, lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))
     with _mode(model, train=False), FlopCounterMode(display=False, custom_mapping=formulas) as counter, \
             Ledger() as ledger:
         _run(model, size, batch)
     by_module = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    return Count(
-        size, batch, *_sizes(model.parameters()), sum(b.numel() for b in model.buffers()), by_module.get('Global', 0),
-        ledger.activations, _parts(model, by_module))
+    macs, buffers = by_module.get('Global', 0), sum(b.numel() for b in model.buffers())
+    parts = {name: Part(*_sizes(parameter), 0) for name, parameter in model.named_parameters(recurse=False)}
+    for name, child in model.named_children():
+        part = Part(*_sizes(*child.parameters()), by_module.get(f'{type(model).__name__}.{name}', 0))
+        if part.params or part.macs:
+            parts[name] = part
+    if rest := macs - sum(part.macs for part in parts.values()):
+        parts['rest'] = Part(0, 0, rest)
+    return Count(size, batch, *_sizes(*model.parameters()), buffers, macs, ledger.activations, parts)
 
 
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(q, k, v)
+def _sizes(*parameters: nn.Parameter) -> tuple[int, int]:
+    """Number of values, and of those that take gradients."""
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
-    """Return channels, height and width of the images that a model is built for, where `given` has none."""
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    channels, *sides = cfg.get('input_size', (3,))
+    """Return channels, height and width from `given`, completed by those that the model is built for."""
+    channels, *sides = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))
     sides = getattr(model, 'img_size', getattr(getattr(model, 'patch_embed', None), 'img_size', None)) or sides
     channels = getattr(model, 'in_chans', channels)
     if given is not None:
         sides = (given, given) if isinstance(given, int) else given[-2:]
-        channels = channels if isinstance(given, int) or len(given) < 3 else given[0]
+        channels = given[0] if not isinstance(given, int) and len(given) == 3 else channels
     if len(sides) != 2:
         raise ZooError(f'{type(model).__name__} does not say what images it takes: give input_size.')
     return channels, *sides
 
 
-def _sizes(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """Return the numbers of values, and of those that take gradients."""
-    sizes = [(p.numel(), p.numel() * p.requires_grad) for p in parameters]
-    return sum(size for size, _ in sizes), sum(size for _, size in sizes)
-
-
-def _parts(model: nn.Module, by_module: Mapping[str, int]) -> dict[str, Part]:
-    """Return the parameters of the model's own and its children, in order."""
-    prefix, parts = type(model).__name__, {}
-    for name, parameter in model.named_parameters(recurse=False):
-        parts[name] = Part(*_sizes([parameter]), 0)
-    for name, child in model.named_children():
-        part = Part(*_sizes(child.parameters()), by_module.get(f'{prefix}.{name}', 0))
-        if part.params or part.macs:
-            parts[name] = part
-    rest = by_module.get('Global', 0) - sum(part.macs for part in parts.values())
-    return {**parts, 'rest': Part(0, 0, rest)} if rest else parts
-
-
 @contextmanager
-def _mode(model: nn.Module, train: bool) -> Iterator[None]:
-    """Set training mode with gradients, or evaluation without; then restore the mode of each module."""
+def _mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
+    """Training mode with gradients, or evaluation without; each module as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.set_grad_enabled(train):
-            model.train(train)
-            yield
+            yield model.train(train)
     finally:
         for module, training in modes:
             module.training = training
 
 
 def _run(model: nn.Module, size: tuple[int, int, int], batch: int, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """Return the output for a batch of zeros, with `tensors` in place of the model's parameters and buffers."""
-    like = _floating((tensors or dict(model.named_parameters())).values())
+    """Pass a batch of zeros, with `tensors` in place of the model's own; ZooError if it takes no such images."""
+    images = _zeros((tensors or dict(model.named_parameters())).values(), batch, *size)
     try:
-        return functional_call(model, dict(tensors or {}), (like.new_zeros(batch, *size),))
+        return functional_call(model, dict(tensors or {}), (images,))
     except ZooError:
         raise
     except (RuntimeError, ValueError, AssertionError) as e:
-        raise ZooError(
-            f'{type(model).__name__} cannot take {batch} x {" x ".join(map(str, size))}: {one_line(e)}') from e
+        shape = ' x '.join(map(str, (batch, *size)))
+        raise ZooError(f'{type(model).__name__} cannot take {shape}: {one_line(e)}') from e
 
 
-def _floating(tensors: Iterable[Tensor]) -> Tensor:
-    """Return a tensor that has the type and device for images."""
-    return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+def _zeros(tensors: Iterable[Tensor], *shape: int) -> Tensor:
+    """Zeros of the type and device of the first floating-point tensor."""
+    return next((t for t in tensors if t.is_floating_point()), torch.empty(0)).new_zeros(shape)
 
 
 # -- activations and memory --------------------------------------------------------------------------------------------
 class Ledger(TorchDispatchMode):
-    """Add up activations, and the bytes of what operators make for as long as anything holds it."""
+    """Add up activations, and the bytes of operators' outputs for as long as anything holds them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,36 +145,32 @@ class Ledger(TorchDispatchMode):
         self._held: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):
-            self.hold(tensor)   # of before, as soon as it is used
-        out = func(*args, **(kwargs or {}))
-        tensors = _tensors(out)
-        if tensors and (func._overloadpacket in flop_registry or func._overloadpacket in _ATTENTION):
-            self.activations += _activations(func._overloadpacket, args, tensors[0])
-        for tensor in tensors:
-            self.hold(tensor)
+        self.hold((args, kwargs))  # existing tensors, as soon as they are used
+        out, op = func(*args, **(kwargs or {})), func._overloadpacket
+        if tensors := self.hold(out):
+            if op in flop_registry or op in _ATTENTION:
+                self.activations += _activations(op, args, tensors[0])
         return out
 
-    def hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._held:
-            self._held.add(key)
-            self.bytes += size
-            self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._release, key, size).atexit = False
+    def hold(self, tree: Any) -> list[Tensor]:
+        """Add the tensors in a nested structure, and return them."""
+        tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._held:
+                self._held.add(key)
+                self.bytes += size
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._release, key, size).atexit = False
+        return tensors
 
     def _release(self, key: int, size: int) -> None:
-        self._held.discard(key)
+        self._held.remove(key)
         self.bytes -= size
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
-    """Return the number of values that come out of an operator; of attention's, with its logits."""
+    """Number of values in an operator's output, and of logits that it never holds."""
     if op in _ATTENTION:
         return out.numel() + math.prod(args[0].shape[:-1]) * args[1].shape[-2]
     if op in (_zoo.dropout_attention, _zoo.locality_attention):
@@ -193,25 +182,24 @@ def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
 
 
 def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, train: bool = False) -> int:
-    """Return the peak of bytes held: weights, buffers, images, and what operators make while it is needed.
+    """Return the most bytes held at a time: weights, buffers, images, and operators' outputs while they are needed.
 
-    With `train`: of a forward and backward pass with gradients, without an optimizer's state. Counted on shapes, so
-    that nothing is computed; a real device also holds libraries, workspaces, and what its allocator keeps.
+    `train`: of a training step, gradients included, without an optimizer (AdamW holds twice the trainable parameters).
+    Counted on shapes, nothing is computed. Attention is fused where the model fuses it. A real device also holds its
+    libraries, workspaces, and its allocator's cache.
     """
-    size = image_size(model, input_size)
     tensors = {name: torch.empty_like(t, device='meta', requires_grad=t.requires_grad)
                for name, t in (*model.named_parameters(), *model.named_buffers())}
     with _mode(model, train), Ledger() as ledger, _FusedAttention():
-        for tensor in tensors.values():
-            ledger.hold(tensor)
-        out = _run(model, size, batch, tensors)
+        ledger.hold(tensors)
+        out = _run(model, image_size(model, input_size), batch, tensors)
         if train and out.requires_grad:
             out.sum().backward()
     return ledger.peak
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Run attention by the kernel that GPUs have for every mask, and that never holds the logits; 'meta' has none."""
+    """Attention by the kernel that GPUs have for every mask, and that never holds the logits; 'meta' has none."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and all(t.ndim == 4 for t in args[:3]):
@@ -219,23 +207,22 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _efficient_attention(
-        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.,
-        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.,
+                         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:
     if attn_mask is not None:
         attn_mask = attn_mask.to(q.dtype).expand(*q.shape[:-1], k.shape[-2])
     if enable_gqa:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-    return _aten._scaled_dot_product_efficient_attention(
-        q, k, v, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]
+    return _efficient(q, k, v, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]
 
 
 # -- as papers counted -------------------------------------------------------------------------------------------------
 def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int]:
-    """Return the multiply-adds of one image by operator, as fvcore counts, the counter of many papers.
+    """Count the multiply-adds of one image with fvcore, the counter of many papers, by operator.
 
-    Fused attention and our operators, which it would skip, are counted; so are norms (five for each value of a
-    LayerNorm) and poolings, unlike in `count`. It traces a model that holds values: not one on 'meta'.
+    Its missing formulas, for fused attention ('scaled_dot_product_attention') and our operators, are added. It counts
+    LayerNorms ('layer_norm', five for each value), other norms and poolings, which `count` does not. It traces, so the
+    model must hold values: not on 'meta'.
     """
     try:
         from fvcore.nn import FlopCountAnalysis
@@ -246,11 +233,10 @@ def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int
     def handle(formula: Any) -> Any:
         return lambda inputs, outputs: formula(*map(get_shape, inputs), out_val=None) // 2
 
-    handles = {str(op).replace('.', '::'): handle(formula) for op, formula in flop_registry.items()
-               if 'tinyvit_zoo.' in str(op)}
-    images = _floating(model.parameters()).new_zeros(1, *image_size(model, input_size))
+    handles = {str(op).replace('.', '::'): handle(f) for op, f in flop_registry.items() if 'tinyvit_zoo.' in str(op)}
+    handles['aten::scaled_dot_product_attention'] = handle(flop_registry[_efficient])
+    images = _zeros(model.parameters(), 1, *image_size(model, input_size))
     with _mode(model, train=False):
-        analysis = FlopCountAnalysis(model, images).set_op_handle(
-            **handles, **{'aten::scaled_dot_product_attention': handle(_attention_flops)})
+        analysis = FlopCountAnalysis(model, images).set_op_handle(**handles)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
         return {name: int(macs) for name, macs in analysis.by_operator().items()}

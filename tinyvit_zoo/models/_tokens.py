@@ -11,7 +11,7 @@ from timm.models import VisionTransformer, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..kernels.slicing import slice_length
+from ..kernels.memory import slice_length
 from ..layers import SequencePool, resize_table, sine_table, table_on_grid
 from ._build import feature_take_indices, update_model_input_size
 from ._places import Layer, place
