@@ -1,8 +1,7 @@
 """Convolution, max-pool 3x3 / 2 and ReLU as one, some images at a time, for compiled inference.
 
-The convolution's output is the largest map of a CCT, and pooling drops three quarters of it. Eager mode runs a large
-batch in slices on a CPU (`slice_length`); a compiled graph holds it whole, and its largest map is beyond what the
-allocator keeps: mapped, zeroed and given back at every pass. (In training the operator gains nothing.)
+Pooling drops three quarters of the convolution's output, the largest map of a CCT. Eager mode runs a large batch in
+slices (`slice_length`), but a compiled graph holds it whole. In training the operator gains nothing.
 """
 import math
 from typing import Any

@@ -19,7 +19,16 @@ from .operator import backward_of, operator
 
 def _multiplicity(like: Tensor) -> Tensor:
     """[1, 1, 4, 4]: how often a place of the neighbourhood is among the shifted patches' values."""
-    return F.pad(torch.ones(1, 1, 2, 2, dtype=like.dtype, device=like.device), (1, 1, 1, 1)) + 1
+    return F.pad(like.new_ones(1, 1, 2, 2), (1, 1, 1, 1)) + 1
+
+
+def _statistics(x: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation of each patch's 20 C values, [B, H', W', 1]."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    sums = torch.stack([exact.sum(-1), torch.linalg.vecdot(exact, exact)])  # [2, B, H, W]
+    sums = F.conv2d(sums.flatten(0, 1)[:, None], _multiplicity(sums), stride=2, padding=1).unflatten(0, (2, -1))
+    mean, square = (sums / (20 * x.shape[3])).movedim(2, -1)
+    return mean, (square - mean * mean).clamp(min=0).add(eps).rsqrt()
 
 
 def _empty(x: Tensor, kernel: Tensor, *_: Any) -> Tuple[Tensor, Tensor, Tensor]:
@@ -39,11 +48,7 @@ def shifted_merging(x: Tensor, kernel: Tensor, offset: Tensor, eps: float) -> Tu
     kernel [D, C, 4, 4]: the Linear's and the LayerNorm's weights; offset [D]: their output for a map of ones.
     """
     with torch.autocast('cpu', enabled=False):
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        sums = torch.stack([exact.sum(-1), torch.linalg.vecdot(exact, exact)])  # [2, B, H, W]
-        sums = F.conv2d(sums.flatten(0, 1)[:, None], _multiplicity(sums), stride=2, padding=1).unflatten(0, (2, -1))
-        mean, square = (sums / (20 * x.shape[3])).movedim(2, -1)  # each [B, H', W', 1]
-        scale = (square - mean * mean).clamp(min=0).add(eps).rsqrt()
+        mean, scale = _statistics(x, eps)
         out = F.conv2d(x.to(kernel.dtype).permute(0, 3, 1, 2), kernel, stride=2, padding=1).permute(0, 2, 3, 1)
         out = torch.addcmul(out, mean, offset, value=-1).mul_(scale)
     return out.to(kernel.dtype, memory_format=torch.contiguous_format), mean, scale

@@ -24,18 +24,13 @@ def attend(qkv: Tensor, dropout_p: float) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-head self-attention. `timm.layers.set_fused_attn(False)` gives the plain formula.
 
-    Args:
-        head_dim: dim / num_heads if None.
-        out_dim: dim if None.
-        scale: of the logits, head_dim ** -0.5 if None.
+    If None, `head_dim` is dim / num_heads, `out_dim` is dim, and `scale`, of the logits, is head_dim ** -0.5.
     """
     fused_attn: torch.jit.Final[bool]
 
-    def __init__(
-            self, dim: int, num_heads: int, attn_drop: float = 0., proj_drop: float = 0.,
-            head_dim: Optional[int] = None, out_dim: Optional[int] = None, scale: Optional[float] = None,
-            qkv_bias: bool = False, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, attn_drop: float = 0., proj_drop: float = 0.,
+                 head_dim: Optional[int] = None, out_dim: Optional[int] = None, scale: Optional[float] = None,
+                 qkv_bias: bool = False, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.num_heads = num_heads

@@ -53,11 +53,9 @@ def attend_locally(qkv: Tensor, temperature: Optional[Tensor], scale: float, dro
 class LocalityAttention(SelfAttention):
     """Multi-head self-attention with (`lsa=True`) or without the two changes; temperatures start at `scale`."""
 
-    def __init__(
-            self, dim: int, num_heads: int, head_dim: int, lsa: bool = True, attn_drop: float = 0.,
-            proj_drop: float = 0., out_dim: Optional[int] = None, scale: Optional[float] = None,
-            qkv_bias: bool = False, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, head_dim: int, lsa: bool = True, attn_drop: float = 0.,
+                 proj_drop: float = 0., out_dim: Optional[int] = None, scale: Optional[float] = None,
+                 qkv_bias: bool = False, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(dim, num_heads, attn_drop, proj_drop, head_dim, out_dim, scale, qkv_bias, **dd)
         self.temperature: Optional[nn.Parameter] = nn.Parameter(torch.empty(num_heads, **dd)) if lsa else None

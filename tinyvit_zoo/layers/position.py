@@ -12,7 +12,7 @@ from ..errors import ZooError
 def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> Tensor:
     """[1, length, dim]: position p, channel i holds sin (even i) or cos (odd i) of p / 10000 ** (2 (i // 2) / dim).
 
-    One sequence table: the tokens of an image are numbered row by row. Made anew for another length, not interpolated.
+    The tokens of an image are numbered row by row. Made anew for another length, not interpolated.
     """
     position = torch.arange(length, device=device, dtype=torch.float64)[:, None]
     channel = torch.arange(dim, device=device, dtype=torch.float64)
@@ -59,8 +59,7 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_
 def table_on_grid(table: Tensor, old: Tuple[int, int], new: Tuple[int, int], num_prefix_tokens: int) -> Tensor:
     """Interpolate a learned table as `resize_table` does, in a forward pass: gradients reach the table.
 
-    As a weighted sum of the entries: the backward pass of an interpolation on a GPU gives other bits each time, and a
-    matrix product would be rounded under autocast.
+    By a weighted sum: an interpolation's backward pass on a GPU is not deterministic, autocast rounds a matrix product.
     """
     if old[0] == new[0] and old[1] == new[1]:
         return table

@@ -220,9 +220,8 @@ def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | No
 def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int]:
     """Count the multiply-adds of one image with fvcore, the counter of many papers, by operator.
 
-    Its missing formulas, for fused attention ('scaled_dot_product_attention') and our operators, are added. It counts
-    LayerNorms ('layer_norm', five for each value), other norms and poolings, which `count` does not. It traces, so the
-    model must hold values: not on 'meta'.
+    Its missing formulas, for fused attention ('scaled_dot_product_attention') and our operators, are added. Unlike
+    `count` it counts norms ('layer_norm', five for each value) and poolings. It traces: no model on 'meta'.
     """
     try:
         from fvcore.nn import FlopCountAnalysis
