@@ -1,11 +1,8 @@
 """Count the cost of a model: parameters, multiply-adds, activations and memory.
 
-    model = timm.create_model('cct_7_3x1', device='meta')   # no memory, no time; any device will do
-    count(model).macs, peak_memory(model, batch=128, train=True)
-
 A multiply-add (MAC) is one multiplication and one addition in a convolution, a linear layer or a matrix product,
-attention's two products included: half the figure of `torch.utils.flop_counter`. Norms, activations, softmax and
-additions are not counted, as in papers. The definition is counted, whichever kernel or device runs it.
+attention's two products included, by whichever kernel it runs: half the figure of `torch.utils.flop_counter`. Norms,
+activations, softmax and additions are not counted, as in papers.
 """
 from __future__ import annotations
 
@@ -47,18 +44,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Count:
-    """The cost of a batch of `batch` images of `input_size`; `macs` and `activations` are of the whole batch.
-
-    `trainable` parameters take gradients; `buffers` are values that are no parameters (fixed tables, running means).
-    `parts` sum up to the model. `activations` are the outputs of the counted operators, attention's logits included.
-    """
+    """The cost of a batch of images; `parts` sum up to the model."""
     input_size: tuple[int, int, int]
     batch: int
     params: int
-    trainable: int
-    buffers: int
-    macs: int
-    activations: int
+    trainable: int      # parameters that take gradients
+    buffers: int        # values that are no parameters: fixed tables, running means
+    macs: int           # of the whole batch
+    activations: int    # of the whole batch: outputs of the counted operators, and attention's logits
     parts: Mapping[str, Part]
 
     @property
