@@ -13,7 +13,7 @@ from data_cases import folder_split
 from PIL import Image
 from torch import Tensor
 
-from tinyvit_zoo.data import batches as loaders, cache
+from tinyvit_zoo.data import batches as loaders, images as cache
 from tinyvit_zoo.data.images import decode
 
 
@@ -78,7 +78,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 def test_the_check_before_streaming_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = folder_split(tmp_path / 'set')
     cache.check_cached(split.images)
-    monkeypatch.setattr(cache, 'check_all', lambda *_: pytest.fail('checked again'))
+    monkeypatch.setattr(cache, '_for_each', lambda *_: pytest.fail('checked again'))
     cache.check_cached(split.images)
     os.utime(tmp_path / 'set' / 'a' / '000.png', ns=(1, 1))
     with pytest.raises(pytest.fail.Exception):

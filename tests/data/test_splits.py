@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 
+import numpy as np
 import pytest
 import torch
 from data_cases import numbered
 
-from tinyvit_zoo.data.splits import draw, nested
+from tinyvit_zoo.data.splits import derived, draw, nested, seeded
 
 
 def test_arrays_are_not_copied_while_they_wait() -> None:
@@ -37,3 +39,12 @@ def test_draw_takes_the_number_asked_for(count: int) -> None:
     assert (labels.bincount() - drawn >= 1).all()
     if count <= 50:
         assert ((drawn - labels.bincount() * count / 115).abs() <= 1).all()
+
+
+def test_seeded_draws_repeat_and_differ() -> None:
+    drawn = []
+    for numbers in ((1, 2), (1, 2), (2, 1), (1, 3), (-1, 2)):
+        with seeded(*numbers):
+            drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1] and len(set(drawn)) == 4
+    assert len({derived(0, i) for i in range(1000)}) == 1000

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
-from .cache import check_cached, decode_cached
-from .images import ArrayImages, EncodedImages, as_channels, cpu_count, decode, fit, pixels_of
-from .seeds import generator, seeded
-from .splits import Split
+from .images import (
+    ArrayImages,
+    EncodedImages,
+    as_channels,
+    check_cached,
+    cpu_count,
+    decode,
+    decode_cached,
+    fit,
+    pixels_of,
+)
+from .splits import Split, generator, seeded
 
 _logger = logging.getLogger(__name__)
 MEMORY_SHARE = 0.25     # of the free memory, which the images may take
@@ -66,12 +75,9 @@ def make_batches(
     Args:
         img_size: pixels, a side or (height, width).
         batch_size: over all processes together.
-        device: where the batches are wanted.
         train: shuffle, and drop the last incomplete batch (a set smaller than a batch is one batch). Else in order,
             every image once; the last batch may be smaller, and a process may have one batch less than another.
-        channels: 3 or 1.
         seed: of order and augmentation.
-        rank, world_size: number of this process, and of all.
         mode: 'memory': decoded once, on the device; 'stream': read and transformed by worker processes, every epoch;
             'auto': memory for images of at most 96 pixels that fit in a quarter of the free memory.
         batch_transform: from a uint8 batch on the device, to what is yielded.
@@ -177,14 +183,14 @@ class _MemoryBatches(Batches):
             yield self._transform(self._images.index_select(0, chosen)), self._labels.index_select(0, chosen)
 
 
+@dataclass
 class _Samples(Dataset):
     """The images of a split by (epoch, index)."""
-
-    def __init__(
-            self, split: Split, size: tuple[int, int], channels: int, seed: int,
-            transform: Callable[[Any], Tensor] | None,
-    ) -> None:
-        self.split, self.size, self.channels, self.seed, self.transform = split, size, channels, seed, transform
+    split: Split
+    size: tuple[int, int]
+    channels: int
+    seed: int
+    transform: Callable[[Any], Tensor] | None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, i = key
@@ -222,27 +228,16 @@ class _StreamBatches(Batches):
             except StopIteration:
                 return
             except Exception as e:
-                self._stop(batches)
-                if line := _one_line_for(e):
-                    raise ZooError(line) from e
+                if self._loader.num_workers:    # end them at once: torch would raise for each that dies later
+                    self._loader._iterator = None
+                    with contextlib.suppress(RuntimeError):  # the same error once more
+                        batches._shutdown_workers()  # type: ignore[attr-defined]
+                text = ' '.join(str(e).split())
+                if isinstance(e, ZooError):     # from a worker it comes inside a traceback
+                    raise ZooError(text.split('ZooError: ')[-1]) from e
+                if text.startswith(('DataLoader', 'Pin memory')):
+                    raise ZooError(f'A process that loads images died or hangs ({text[:160]}): it may have run out of '
+                                   f'memory; take fewer workers.') from e
                 raise
             images = images.to(self.device, non_blocking=True)
             yield images if self.streamed else self._transform(images), labels.to(self.device, non_blocking=True)
-
-    def _stop(self, batches: Any) -> None:
-        """End the remaining workers at once: torch would raise for each that dies later, wherever we then are."""
-        if self._loader.num_workers:
-            self._loader._iterator = None
-            with contextlib.suppress(RuntimeError):  # the same error once more
-                batches._shutdown_workers()
-
-
-def _one_line_for(error: Exception) -> str | None:
-    """The message for an image that vanished or a worker that died; None for a mistake in the code."""
-    text = ' '.join(str(error).split())
-    if isinstance(error, ZooError):
-        return text.split('ZooError: ')[-1]  # from a worker it comes inside a traceback
-    if text.startswith(('DataLoader', 'Pin memory')):
-        return (f'A process that loads images died or hangs ({text[:160]}): it may have run out of memory; take fewer '
-                f'workers.')
-    return None

@@ -1,11 +1,13 @@
-"""Decode images from arrays or encoded files to 8-bit pixels of a given size.
+"""Decode images from arrays or encoded files to 8-bit pixels of a given size, and keep them on disk.
 
 An image of that size stays as it is; any other is resized (bicubic, antialiased) until it fills the size, and cropped
-in the middle.
+in the middle. Files are decoded once: the pixels lie in the folder `TINYVIT_ZOO_CACHE`, by default
+`~/.cache/tinyvit_zoo`, and may be deleted at any time.
 """
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,11 +22,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import ZooError
+from ..runtime.files import written_whole
 from ..runtime.progress import Progress
 from ..runtime.text import one_line
 
 EXTENSIONS = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+_logger = logging.getLogger(__name__)
 _CHUNK = 64             # images a thread takes at a time
+_VERSION = 1            # of decoding; another one makes the cache void
 
 
 class Images(ABC):
@@ -62,7 +67,10 @@ class ArrayImages(Images):
         pixels = self.pixels.index_select(0, indices)
         if pixels.ndim == 3:
             return pixels.unsqueeze(1).expand(-1, channels, -1, -1)
-        return pixels.permute(0, 3, 1, 2) if channels == 3 else _luma(pixels).unsqueeze(1)
+        if channels == 3:
+            return pixels.permute(0, 3, 1, 2)
+        red, green, blue = pixels.int().unbind(-1)     # to the bit as Pillow does (ITU-R 601)
+        return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8).unsqueeze(1)
 
 
 class EncodedImages(Images):
@@ -151,12 +159,6 @@ def upright(image: Image.Image) -> Image.Image:
     return image.convert('RGB')
 
 
-def _luma(pixels: Tensor) -> Tensor:
-    """Turn [..., 3] into [...], to the bit as Pillow does (ITU-R 601)."""
-    red, green, blue = pixels.int().unbind(-1)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)
-
-
 def decode(
         images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None, progress: bool = True,
 ) -> Tensor:
@@ -174,11 +176,6 @@ def decode(
 
     _for_each(images, indices.tolist(), work, 'decoding images', progress)
     return out
-
-
-def check_all(images: EncodedImages, progress: bool = True) -> None:
-    """Read every image once; one error names all that cannot be read."""
-    _for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
 
 
 def _for_each(
@@ -214,3 +211,52 @@ def _for_each(
 def cpu_count() -> int:
     """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+# ---- cache
+def cache_folder() -> Path:
+    default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'tinyvit_zoo'
+    return Path(os.environ.get('TINYVIT_ZOO_CACHE') or default).expanduser() / 'images'
+
+
+def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
+    """Decode all images, or read them from the cache if the same files were decoded to the same size before."""
+    shape = (len(images), channels, *size)
+    path = cache_folder() / f'{_key(images, *shape)}.npz'
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                array = file['images']
+            if array.shape == shape and array.dtype == np.uint8:
+                return torch.from_numpy(array)
+            reason = f'it holds {array.dtype} {array.shape}'
+        except Exception as e:  # zipfile, zlib and NumPy each have their own errors for a damaged file
+            reason = one_line(e)
+        _logger.warning('The cached images %s are damaged (%s): they are made again.', path, reason)
+    pixels = decode(images, size, channels, progress=progress)
+    _write(path, pixels)
+    return pixels
+
+
+def check_cached(images: EncodedImages, progress: bool = True) -> None:
+    """Read every image once, unless the same files passed before; one error names all that cannot be read."""
+    path = cache_folder() / f'{_key(images)}.checked'
+    if not path.exists():
+        _for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
+        _write(path, None)
+
+
+def _key(images: EncodedImages, *shape: int) -> str:
+    return hashlib.sha256(repr((_VERSION, images.fingerprint(), shape)).encode()).hexdigest()[:32]
+
+
+def _write(path: Path, images: Tensor | None) -> None:
+    """Write decoded pixels, or an empty file; warn if the cache cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path, shared=True) as partial, open(partial, 'wb') as file:
+            if images is not None:
+                np.savez(file, images=images.numpy())
+    except (OSError, ZooError) as e:
+        _logger.warning('Decoded images cannot be kept in %s (%s): set TINYVIT_ZOO_CACHE to another folder, or they '
+                        'are decoded at every start.', path.parent, one_line(e.__cause__ or e))

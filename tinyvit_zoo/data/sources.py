@@ -19,13 +19,11 @@ import torch
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
-from .cache import check_cached
 from .datasets import DATASETS, Dataset, Torchvision
 from .folders import open_folder
 from .huggingface import open_hub
-from .images import ArrayImages, EncodedImages, FileImages, decode
-from .seeds import generator
-from .splits import Parts, Split, draw, nested
+from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode
+from .splits import Parts, Split, draw, generator, nested
 
 _DIGITS_TEST = 360      # of 1,797
 _VAL, _FRACTION, _SAMPLE = 1, 2, 3      # uses of a seed

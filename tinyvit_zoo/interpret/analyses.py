@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ..augment.spec import evaluation_transform
 from ..data.images import FileImages, as_channels
-from ..data.seeds import generator
 from ..data.sources import open_source
-from ..data.splits import Split
+from ..data.splits import Split, generator
 from ..errors import ZooError
 from ..measure.prediction import image_files
 from ..runtime.progress import Progress

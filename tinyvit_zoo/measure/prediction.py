@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import nn
 from tqdm import tqdm
 
-from ..data.images import EXTENSIONS
+from ..data.images import EXTENSIONS, as_channels, upright
 from ..errors import ZooError
 from ..runtime.text import one_line
 from ..weights.resolve import resolve
@@ -79,10 +78,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _read_image(path: Path) -> Image.Image:
     """Read an image as RGB, turned upright by its EXIF orientation."""
     with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith('I'):  # 16 bits: Pillow would cut off what is above 255
-            upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 256).astype(np.uint8))
-        return upright.convert('RGBA').convert('RGB')  # by way of RGBA: Pillow warns of palettes with transparency
+        return as_channels(upright(image), 3)
 
 
 def classify(

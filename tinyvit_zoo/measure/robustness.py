@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.images import ArrayImages
-from ..data.seeds import derived
-from ..data.splits import Split
+from ..data.splits import Split, derived
 from ..errors import ZooError
 from ..runtime.picture import new_figure, write_picture
 from ..runtime.progress import track
