@@ -73,7 +73,6 @@ def make_batches(
     """Make the batches of a split. Reads all its images once beforehand, unless they are known to be sound.
 
     Args:
-        img_size: pixels, a side or (height, width).
         batch_size: over all processes together.
         train: shuffle, and drop the last incomplete batch (a set smaller than a batch is one batch). Else in order,
             every image once; the last batch may be smaller, and a process may have one batch less than another.

@@ -56,10 +56,6 @@ class Dataset:
         return f'{self.source}:{self.place}' if self.place else self.source
 
 
-def _grey(value: float) -> Statistics:
-    return value, value, value
-
-
 _TRAIN_TEST = {'train': True}, {'train': False}
 _NAMED = {'split': 'train'}, {'split': 'test'}
 DATASETS = {row.key: row for row in (
@@ -101,17 +97,17 @@ DATASETS = {row.key: row for row in (
         'stl10', Torchvision('STL10', 'stl10_binary', *_NAMED),
         about='STL-10 (Coates et al., 2011): 5,000 training and 8,000 test images with labels, 96 px, from ImageNet.'),
     Dataset(
-        'mnist', 'MNIST', 10, _grey(0.1307), _grey(0.3081), _DIGITS,
+        'mnist', 'MNIST', 10, (0.1307,) * 3, (0.3081,) * 3, _DIGITS,
         'mnist', Torchvision('MNIST', 'MNIST/raw', *_TRAIN_TEST), mirrored=False, hub_id='ylecun/mnist',
         about='MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of digits, grey, 28 px.'),
     Dataset(
-        'fmnist', 'Fashion-MNIST', 10, _grey(0.2860), _grey(0.3530), _CLASSES['fmnist'],
+        'fmnist', 'Fashion-MNIST', 10, (0.2860,) * 3, (0.3530,) * 3, _CLASSES['fmnist'],
         'fashion_mnist', Torchvision('FashionMNIST', 'FashionMNIST/raw', *_TRAIN_TEST),
         hub_id='zalando-datasets/fashion_mnist',
         about='Fashion-MNIST (Xiao et al., 2017): 60,000 training and 10,000 test images of clothes, grey, 28 px. '
               'MIT.'),
     Dataset(
-        'digits', 'digits', 10, _grey(0.3087), _grey(0.3482), _DIGITS,
+        'digits', 'digits', 10, (0.3087,) * 3, (0.3482,) * 3, _DIGITS,
         'digits', 'tinyvit_zoo.data.sources:open_digits', place='', mirrored=False,
         about='The test part of the Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), as '
               'scikit-learn brings it: 1,797 images of 8 x 8 pixels, grey, enlarged here. CC BY 4.0. A toy: its '

@@ -88,7 +88,10 @@ def _open(spec: str, download: bool) -> Source:
     row = next((row for row in DATASETS.values() if row.source == name and row.opener), None)
     opener = row.opener if row else None
     if isinstance(opener, Torchvision):
-        return _source(name, _open_torchvision(name, opener, Path(place), download), row)
+        train, val, test = (None if args is None else _open_torchvision(name, opener, Path(place), args, download)
+                            for args in (opener.train, opener.val, opener.test))
+        assert train is not None
+        return _source(name, Parts(train, val, test), row)
     if download and place and name != 'hf':
         raise ZooError(f'{name} is not fetched by this program: give {known[name]} without download.')
     if opener:
@@ -104,14 +107,7 @@ def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
     return Source(name, parts.train, parts.val, parts.test, names, row)
 
 
-def _open_torchvision(name: str, known: Torchvision, root: Path, download: bool) -> Parts:
-    train, val, test = (None if args is None else _torchvision_split(name, known, root, args, download)
-                        for args in (known.train, known.val, known.test))
-    assert train is not None
-    return Parts(train, val, test)
-
-
-def _torchvision_split(name: str, known: Torchvision, root: Path, args: Mapping[str, Any], download: bool) -> Split:
+def _open_torchvision(name: str, known: Torchvision, root: Path, args: Mapping[str, Any], download: bool) -> Split:
     from torchvision import datasets
 
     try:
