@@ -81,9 +81,8 @@ def build_model(
     if not any(cfg.get(key) for key in _SOURCES):
         raise ZooError(f'There are no weights for {variant} yet: use pretrained=False, or one of `tinyvit-zoo list`.')
     source_size = _source_size(cfg, overlay, kwargs.get('pretrained_model_args'))
-    _check_offline(variant, cfg)
     try:
-        path = _checked_file(cfg, kwargs.get('cache_dir'))
+        path = _checked_file(variant, cfg, kwargs.get('cache_dir'))
         if path:
             overlay['state_dict'] = unwrap(read_weights(path))
         with torch.serialization.safe_globals([argparse.Namespace]):  # see `read_weights`; this is for a URL
@@ -141,7 +140,7 @@ _SOURCES = ('file', 'url', 'hf_hub_id', 'state_dict')
 _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 
 
-def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str | None:
+def _checked_file(variant: str, cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str | None:
     """Return the weight file, its digest checked if the catalogue has one; None where timm is to find the weights.
 
     It is fetched here, as timm would read it without our checks.
@@ -159,16 +158,12 @@ def _checked_file(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str |
         repository, revision = hf_split(hub_id)
         path = hf_hub_download(repository, 'model.safetensors', revision=revision, cache_dir=cache_dir)
     else:
+        if hub_constants.HF_HUB_OFFLINE and not _url_cache(cfg).exists():
+            raise ZooError(f'{_fetch_advice(variant, cfg)} (HF_HUB_OFFLINE is set)')
         path = download_cached_file(url, check_hash=False, cache_dir=cache_dir)
     if sha256:
         check_sha256(path, sha256, advice)
     return path
-
-
-def _at_least_single(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert half precision, which is for the file, to single: tables are resized and channels adapted in it."""
-    return {name: value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-            else value for name, value in content.items()}
 
 
 def check_tag(variant: str, tag: str) -> None:
@@ -177,14 +172,6 @@ def check_tag(variant: str, tag: str) -> None:
     if f'{variant}.{tag}' not in tags:
         known = [name.partition('.')[2] for name in tags]
         raise ZooError(f'{variant} has no weights {tag!r}.{nearest(tag, known)} There are: {", ".join(known)}.')
-
-
-def _check_offline(variant: str, cfg: Mapping[str, Any]) -> None:
-    """Raise ZooError if a URL would have to be fetched although HF_HUB_OFFLINE is set."""
-    if any(cfg.get(key) for key in ('file', 'hf_hub_id', 'state_dict')):
-        return
-    if hub_constants.HF_HUB_OFFLINE and cfg.get('url') and not _url_cache(cfg).exists():
-        raise ZooError(f'{_fetch_advice(variant, cfg)} (HF_HUB_OFFLINE is set)')
 
 
 def _url_cache(cfg: Mapping[str, Any]) -> Path:
@@ -204,8 +191,10 @@ def _strict_filter(
         state_dict: Mapping[str, Any], model: Any, filter_fn: Filter, source_size: tuple[int, int] | None,
 ) -> dict[str, Tensor]:
     """Apply the family's filter, and the check that timm skips when the class count differs."""
+    single = {name: value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+              else value for name, value in state_dict.items()}  # tables are resized and channels adapted in it
     try:
-        tensors = filter_fn(_at_least_single(state_dict), model, source_size)
+        tensors = filter_fn(single, model, source_size)
     except TypeError as e:  # timm would take it for a filter with one argument, and hide it
         raise ZooError(f'The checkpoint could not be read as one of {type(model).__name__}: {e}') from e
     problems = _misfits(tensors, model)
@@ -230,15 +219,12 @@ def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
     if not dropped:
         problems += [f'{name} is not part of it' for name in head if name in tensors and name not in own]
     for name in own:
-        if name in tensors and name not in dropped and not _fits(tensors[name], own[name], name == stem):
-            problems.append(f'{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}')
+        if name in tensors and name not in dropped:
+            given, expected = list(tensors[name].shape), list(own[name].shape)
+            any_channels = name == stem and len(given) == len(expected) == 4
+            if given != expected and not (any_channels and given[:1] + given[2:] == expected[:1] + expected[2:]):
+                problems.append(f'{name} is {given}, expected {expected}')
     return problems
-
-
-def _fits(given: Tensor, expected: Tensor, any_channels: bool) -> bool:
-    if any_channels and given.ndim == expected.ndim == 4:
-        return given.shape[0] == expected.shape[0] and given.shape[2:] == expected.shape[2:]
-    return given.shape == expected.shape
 
 
 def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
@@ -261,8 +247,8 @@ def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> d
     """For a family's filter: another channel count of a Linear stem `stem.proj`, where timm adapts convolutions only.
 
     As timm's for convolutions: only where the model has other channels than the pretrained cfg says of the weights, and
-    only a width that this explains. What else does not fit stays as it is, for the strict check to refuse. The model's
-    constructor says `self._traits = {'first_conv': None}`, so that timm does not look at the stem again.
+    only a width that this explains. What else does not fit stays as it is, for the strict check to refuse. The model
+    sets `self._traits = {'first_conv': None}`, so that timm does not look at the stem again.
     """
     own = dict(model.get_submodule(stem).named_parameters(prefix=stem))
     old, new = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0], model.in_chans

@@ -13,30 +13,23 @@ from ._tokens import TokenTransformer
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, with a pooling before or after them."""
-    if TYPE_CHECKING:
-        blocks: nn.Sequential
+    """Blocks at one resolution, with a pooling of the map before (`pool`) or after them (`downsample`)."""
 
-    def __init__(self, **modules: nn.Module) -> None:
-        """Take the blocks and the pooling by their names, in the order of the state dict."""
+    def __init__(
+            self, blocks: list[nn.Module], pool: nn.Module | None = None, downsample: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def before(self, x: Tensor) -> Tensor:
-        return x
+        self.pool: Any = nn.Identity() if pool is None else pool
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample: Any = nn.Identity() if downsample is None else downsample
 
     def forward_blocks(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
-    def after(self, x: Tensor) -> Tensor:
-        return x
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.forward_blocks(self.before(x)))
+        return self.downsample(self.forward_blocks(self.pool(x)))
 
 
 class StagedTransformer(TokenTransformer):
@@ -107,10 +100,10 @@ class StagedTransformer(TokenTransformer):
         take, last = feature_take_indices(len(stages), indices)
         x, taken = self._first_map(x), []
         for i, stage in enumerate(stages[:last + 1] if stop_early else stages):
-            x = stage.forward_blocks(stage.before(x))
+            x = stage.forward_blocks(stage.pool(x))
             if i in take:
                 taken.append(self.norm(x) if norm and i == len(stages) - 1 else x)
-            x = stage.after(x)
+            x = stage.downsample(x)
         return self.norm(x) if x.shape[-1] == self.num_features else x, taken, take
 
     def prune_intermediate_layers(

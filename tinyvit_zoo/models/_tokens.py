@@ -24,10 +24,11 @@ class TokenTransformer(nn.Module):
 
     Args of all families:
         img_size: height and width, or one number for both.
+        global_pool: 'token', 'avg', 'seq' (SequencePool), 'max', 'avgmax', or '' for all tokens.
         drop_rate, pos_drop_rate: before the classifier; after the positions.
         proj_drop_rate, attn_drop_rate: after each projection and in the MLP; of the attention weights.
 
-    A family's constructor calls `_init_tokens`, sets `blocks` and `norm`, then calls `_init_head`.
+    A family's constructor calls `_init_tokens`, sets `blocks`, then calls `_init_end`.
 
     The class token stands in front of the patches from the first block on, and has a row in the position table; where
     it comes in behind the blocks (`late_class_token=True`), the family's `_finish` brings it in.
@@ -67,6 +68,8 @@ class TokenTransformer(nn.Module):
         `pos_embed`: 'learnable', 'sine' (fixed, a buffer) or 'none'.
         """
         self.tokenizer = tokenizer
+        if isinstance(getattr(tokenizer, 'proj', None), nn.Linear):
+            self._traits = {'first_conv': None}  # timm shall not adapt it as a convolution: see `adapt_linear_stem`
         self.grid_size = tokenizer.grid_size(self.img_size)
         token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if self.num_prefix_tokens else None
         if self.num_early_tokens == self.num_prefix_tokens:
@@ -79,13 +82,16 @@ class TokenTransformer(nn.Module):
         self.cls_token = token  # a late one stands behind the positions among the parameters
         self.pos_drop = nn.Dropout(pos_drop_rate)
 
-    def _init_head(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
+    def _init_end(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
+        """Set the norm, the read-out and the head, then initialise the whole model."""
+        self.norm = nn.LayerNorm(self.num_features, **dd)
         self.global_pool, self.attn_pool = '', None
         self._set_pool(global_pool, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.feature_info = self._feature_info()
+        self.init_weights()
 
     def _feature_info(self) -> list[dict[str, Any]]:
         """The tokens that enter the first block, then those after each block."""

@@ -30,8 +30,6 @@ from ..weights import unwrap
 from ._build import build_model, register_family, renamed, without
 from ._tokens import TokenTransformer, fit_positions
 
-__all__ = ['CompactTransformer']
-
 
 class Tokenizer(nn.Module):
     """Image to tokens [B, C, H, W] -> [B, N, D].
@@ -40,10 +38,7 @@ class Tokenizer(nn.Module):
     leaves out the rows and columns that do not fill a patch, as the authors' does (ViT-Lite, CVT).
     """
 
-    def __init__(
-            self, kernel_size: int, num_convs: int, in_chans: int, embed_dim: int,
-            device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, kernel_size: int, num_convs: int, in_chans: int, embed_dim: int, **dd: Any) -> None:
         super().__init__()
         self.pooled = num_convs > 0
         self.cuts_patches = not self.pooled
@@ -53,7 +48,7 @@ class Tokenizer(nn.Module):
         self.reduction = (2 * self.stride) ** num_convs if self.pooled else self.stride
         widths = [in_chans, *[64] * (num_convs - 1), embed_dim]
         self.convs = nn.ModuleList([
-            nn.Conv2d(a, b, kernel_size, self.stride, self.padding, bias=not self.pooled, device=device, dtype=dtype)
+            nn.Conv2d(a, b, kernel_size, self.stride, self.padding, bias=not self.pooled, **dd)
             for a, b in itertools.pairwise(widths)])
 
     def _conv_size(self, size: int) -> int:
@@ -90,9 +85,8 @@ class Block(nn.Module):
 
     def __init__(
             self, dim: int, num_heads: int, mlp_ratio: float, attn_drop: float, proj_drop: float, drop_path: float,
-            device: Any = None, dtype: Any = None,
+            **dd: Any,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
         super().__init__()
         hidden = int(dim * mlp_ratio)
         self.pre_norm = nn.LayerNorm(dim, **dd)
@@ -128,7 +122,6 @@ class CompactTransformer(TokenTransformer):
         img_size: height and width, or one number for both.
         kernel_size, num_convs: see Tokenizer; `num_convs=0` cuts patches.
         class_token: put a class token in front (ViT-Lite).
-        global_pool: 'token' (ViT-Lite), 'seq' (CVT, CCT), 'avg', 'max', 'avgmax', or '' for all tokens.
         pos_embed: 'learnable', 'sine' (fixed, a buffer) or 'none' (then images of any size are taken).
         drop_rate, pos_drop_rate, proj_drop_rate: before the classifier; after the positions; after each projection and
             in the MLP. The authors' one dropout is the latter two, and 0.
@@ -154,9 +147,7 @@ class CompactTransformer(TokenTransformer):
         self.blocks = nn.Sequential(*[
             Block(embed_dim, num_heads, mlp_ratio, attn_drop_rate, proj_drop_rate, rate, **dd)
             for rate in calculate_drop_path_rates(drop_path_rate, depth)])
-        self.norm = nn.LayerNorm(embed_dim, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -177,12 +168,10 @@ _AUTHORS_NAMES = (
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: CompactTransformer, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, as `model` names and sizes them.
+    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
 
-    Takes a checkpoint bare or wrapped (see `unwrap`). The position table is the file's, whatever `pos_embed` says: the
-    files of the authors' "sine" models hold learned ones. It is resized to the model's grid (`fit_positions`); a file
-    without one serves a model with sine positions. Pooling weights are left out where the model was asked for another
-    read-out.
+    The position table is the file's, whatever `pos_embed` says: the files of the authors' "sine" models hold learned
+    ones. A file without one serves a model with sine positions.
     """
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     if model.global_pool != 'seq':
@@ -195,34 +184,21 @@ def checkpoint_filter_fn(
 _SHAPES = {2: (128, 2, 1.), 4: (128, 2, 1.), 6: (256, 4, 2.), 7: (256, 4, 2.), 14: (384, 6, 3.)}
 
 
-def _args(depth: int, kernel_size: int, num_convs: int, **kwargs: Any) -> dict[str, Any]:
+def _args(depth: int, kernel_size: int, num_convs: int = 0, **kwargs: Any) -> dict[str, Any]:
     embed_dim, num_heads, mlp_ratio = _SHAPES[depth]
     return dict(depth=depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, kernel_size=kernel_size,
                 num_convs=num_convs, **kwargs)
 
 
-def _vit_lite(depth: int, patch: int) -> dict[str, Any]:
-    return _args(depth, patch, 0, class_token=True, global_pool='token')
-
+_VIT_LITE: dict[str, Any] = dict(class_token=True, global_pool='token')
 
 register_family(__name__, partial(build_model, CompactTransformer, filter_fn=checkpoint_filter_fn), {
-    'vit_lite': ('c10', 32, _vit_lite(7, 4)),
-    'vit_lite_2_4': ('c10', 32, _vit_lite(2, 4)),
-    'vit_lite_4_4': ('c10', 32, _vit_lite(4, 4)),
-    'vit_lite_6_4': ('c10', 32, _vit_lite(6, 4)),
-    'vit_lite_7_4': ('c10', 32, _vit_lite(7, 4)),
-    'vit_lite_7_8': ('c10', 32, _vit_lite(7, 8)),
-    'vit_lite_7_16': ('c10', 32, _vit_lite(7, 16)),
-    'cvt_2_4': ('c10', 32, _args(2, 4, 0)),
-    'cvt_4_4': ('c10', 32, _args(4, 4, 0)),
-    'cvt_6_4': ('c10', 32, _args(6, 4, 0)),
-    'cvt_7_4': ('c10', 32, _args(7, 4, 0)),
-    'cct_2_3x2': ('c10', 32, _args(2, 3, 2)),
-    'cct_4_3x2': ('c10', 32, _args(4, 3, 2)),
-    'cct_6_3x1': ('c10', 32, _args(6, 3, 1)),
-    'cct_6_3x2': ('c10', 32, _args(6, 3, 2)),
-    'cct_7_3x1': ('c10', 32, _args(7, 3, 1)),
-    'cct_7_3x2': ('c10', 32, _args(7, 3, 2)),
+    'vit_lite': ('c10', 32, _args(7, 4, **_VIT_LITE)),
+    **{f'vit_lite_{depth}_{patch}': ('c10', 32, _args(depth, patch, **_VIT_LITE))
+       for depth, patch in ((2, 4), (4, 4), (6, 4), (7, 4), (7, 8), (7, 16))},
+    **{f'cvt_{depth}_4': ('c10', 32, _args(depth, 4)) for depth in (2, 4, 6, 7)},
+    **{f'cct_{depth}_3x{convs}': ('c10', 32, _args(depth, 3, convs))
+       for depth, convs in ((2, 2), (4, 2), (6, 1), (6, 2), (7, 1), (7, 2))},
     'cct_7_3x1_sine': ('c10', 32, _args(7, 3, 1, pos_embed='sine')),
     'cct_7_7x2': ('fl102', 224, _args(7, 7, 2)),
     'cct_7_7x2_sine': ('fl102', 224, _args(7, 7, 2, pos_embed='sine')),

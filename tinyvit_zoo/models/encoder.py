@@ -1,24 +1,15 @@
-"""The plain models as encoders: run on some of their tokens, and looked into while they run.
-
-A masked autoencoder shows its encoder some of the patches and nothing else:
+"""The plain models as encoders: run on some of their patches, and recorded while they run.
 
     tokens = encode(model, images, keep)      # keep [B, K]: which patches, each image its own
-
-Nothing else changes: positions go with their patches, a class token stays, relative biases are those of the patches
-that are there. Without `keep` it is `model.forward_features(images)`, number for number.
-
-Distillation and analysis read what passes through the blocks, in whatever forward pass runs meanwhile:
-
     with record(model, outputs=[7], logits=[-1]) as seen:
         tokens = encode(model, images, keep)  # or model(images)
     loss = distance(seen.logits[-1], teacher_logits)
 
-What is recorded carries gradients as the pass itself does (none under `torch.no_grad()`). Attention is computed as
-ever, by a fused kernel that never holds its logits, and for the blocks asked for the logits once more, from the same
-input by the module's own methods: there is no second forward pass to keep in step with the first.
+Positions and relative biases go with their patches, a class token stays. What is recorded carries gradients as the pass
+itself does. Attention stays fused: the logits asked for are computed once more, from the same input by the module's own
+methods, so there is no second forward pass to keep in step with the first.
 
-Plain means: one sequence of tokens of one width, from patches that do not overlap. That is `mae_vit_*`, `mae_lite_*`,
-`ssl_vit*`, `vit_lite*`, `cvt_*`, `sl_vit*`, `plain_vit*`, and any plain ViT of timm's. (A shifted patch of `sl_vit` has
+Plain means: one sequence of tokens of one width, from patches that do not overlap. (A shifted patch of `sl_vit` has
 seen half a patch of its neighbours, so that what is masked shows through a little.)
 """
 from collections.abc import Iterator, Sequence
@@ -38,8 +29,6 @@ from ._tokens import TokenTransformer
 from .mae_lite import RelativeBlock, RelativeViT
 
 _PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
-
-__all__ = ['Recording', 'attention_logits', 'encode', 'image_size', 'record', 'require_plain', 'take_any_size']
 
 
 def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -124,11 +113,9 @@ def record(
 
     with ExitStack() as hooks:
         for index in inputs:
-            hook = _block(model, index).register_forward_pre_hook(partial(keep_input, index))
-            hooks.callback(hook.remove)
+            hooks.callback(_block(model, index).register_forward_pre_hook(partial(keep_input, index)).remove)
         for index in outputs:
-            hook = _block(model, index).register_forward_hook(partial(keep_output, index))
-            hooks.callback(hook.remove)
+            hooks.callback(_block(model, index).register_forward_hook(partial(keep_output, index)).remove)
         for index in logits:
             attn = _attention(_block(model, index))
             hook = attn.register_forward_pre_hook(partial(keep_logits, index), with_kwargs=True)

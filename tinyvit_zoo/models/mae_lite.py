@@ -29,8 +29,6 @@ from ..weights import unwrap
 from ._build import Filter, build_model, register_family, renamed, update_model_args, without
 from ._tokens import fit_positions, source_grid
 
-__all__ = ['RelativeViT']
-
 _logger = logging.getLogger(__name__)
 
 
@@ -49,18 +47,14 @@ class RelativeBlock(Block):
             self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False, rows: Optional[Tensor] = None,
     ) -> Tensor:
         """`rows` [B, K]: which of all tokens the K given ones are, the class being 0, where they are not all."""
-        bias = self._bias()
+        # timm's `get_bias` [1, H, 1 + N, 1 + N], picked head by head, which trains in a fifth of the time
+        tokens, table = self.rel_pos.bias_shape[0], self.rel_pos.relative_position_bias_table.t().contiguous()
+        bias = table.index_select(1, self.rel_pos.relative_position_index).view(1, -1, tokens, tokens)
         if rows is not None:
             bias = bias[0][:, rows[:, :, None], rows[:, None, :]].transpose(0, 1)  # [B, H, K, K]
         bias = maybe_add_mask(bias, resolve_self_attn_mask(x.shape[1], bias, attn_mask, is_causal))
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=bias)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-
-    def _bias(self) -> Tensor:
-        """[1, H, 1 + N, 1 + N]: timm's `get_bias`, picked head by head, which trains in a fifth of the time."""
-        tokens = self.rel_pos.bias_shape[0]
-        table = self.rel_pos.relative_position_bias_table.t().contiguous()
-        return table.index_select(1, self.rel_pos.relative_position_index).view(1, -1, tokens, tokens)
 
 
 class RelativeViT(VisionTransformer):
@@ -109,15 +103,17 @@ def checkpoint_filter_fn(
     tensors = renamed(_joined_biases(tensors), ((r'\.attn\.(relative_position_bias_table)$', r'.rel_pos.\1'),))
     tensors = without(tensors, r'\.relative_position_index$', 'computed')
     if kind:
-        _require_no_classifier(tensors, model, kind)
+        classes = getattr(model, 'pretrained_cfg', {}).get('num_classes', 0)
+        if 'head.weight' not in tensors and 0 < classes == model.num_classes:
+            raise ZooError(f'A file of {kind} pre-training has no classifier (head.weight is missing): say so with '
+                           f'pretrained_cfg_overlay=dict(file=PATH, num_classes=0).')
         tensors = _fitted_encoder(tensors, model, kind, source_size)
     grid = source_grid(tensors.get('pos_embed'), model, source_size)
     return _fit_relative(fit_positions(tensors, model, source_size), model, grid)
 
 
 def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The encoder's tensors of a file, and how it was pre-trained: 'MAE', 'MoCo-v3', 'self-supervised', or '' for a
-    fine-tuned model."""
+    """The encoder's tensors, and their pre-training: 'MAE', 'MoCo-v3', 'self-supervised', or '' if fine-tuned."""
     if any(name.startswith('base_encoder.') for name in tensors):
         tensors = without(tensors, r'^(momentum_encoder|predictor)\.|^base_encoder\.head\.', 'of MoCo-v3')
         return renamed(tensors, ((r'^base_encoder\.', ''),)), 'MoCo-v3'
@@ -142,13 +138,6 @@ def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             q, v = joined.pop(name), joined.pop(f'{stem}v_bias')
             joined[f'{stem}qkv.bias'] = torch.cat([q, torch.zeros_like(q), v])
     return joined
-
-
-def _require_no_classifier(tensors: Mapping[str, Tensor], model: VisionTransformer, kind: str) -> None:
-    classes = getattr(model, 'pretrained_cfg', {}).get('num_classes', 0)
-    if 'head.weight' not in tensors and 0 < classes == model.num_classes:
-        raise ZooError(f'A file of {kind} pre-training has no classifier (head.weight is missing): say so with '
-                       f'pretrained_cfg_overlay=dict(file=PATH, num_classes=0).')
 
 
 def _fitted_encoder(

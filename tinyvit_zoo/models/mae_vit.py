@@ -8,12 +8,9 @@ scaled a little, from 32 to 36 pixels, and the patches are small, 3 x 3: 144 pat
 paper's "dummy token"). `mae_vit_c10` and `mae_vit_c100` are one network, meant for one data set each, for pre-training
 on the images of the other is worse.
 
-It is timm's `VisionTransformer`. See models/encoder.py for running it on a subset of the patches.
-
-An image takes 0.52 to 0.61G multiply-adds, by what is counted: 0.514G in the linear layers and the convolution (0.517G
-with the LayerNorms at five operations a value), 0.611G with the two products inside the attentions. The paper says
-"below 0.27G": that is what a counter gives that does not see the attention modules, 0.257G for the patches and the
-MLPs. Counters know layers by their class, and skip an attention that they have not met.
+It is timm's `VisionTransformer`. An image takes 0.514G multiply-adds in the linear layers and the convolution, 0.611G
+with the two products inside the attentions. The paper says "below 0.27G": that is what a counter gives that does not
+know the attention modules, 0.257G for the patches and the MLPs.
 """
 from collections.abc import Mapping
 from functools import partial
@@ -26,8 +23,6 @@ from ..weights import unwrap
 from ._build import register_family
 from ._tokens import fit_positions
 from .mae_lite import build_vision, encoder_tensors
-
-__all__: list[str] = []
 
 # What the paper says, or what follows from it (the width is the only multiple of 4 that gives its parameter count)
 _PUBLISHED = dict(patch_size=3, embed_dim=192, depth=12, mlp_ratio=2., act_layer='relu')

@@ -17,7 +17,6 @@ which masks nothing (the logit becomes 0). Ours masks, and after the mixing, who
 low logit into a very high one. `lsa_mask='authors'` does as they do.
 """
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Optional, Tuple
 
 import torch
@@ -27,11 +26,9 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import Block, PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
 from ..weights import unwrap
-from ._build import adapt_linear_stem, build_model, register_family, renamed
+from ._build import adapt_linear_stem, renamed
 from ._tokens import LateClassToken, fit_positions
-from .sl_vit import PLAIN, SPT_LSA
-
-__all__ = ['LocalCaiT']
+from .sl_vit import AUTHORS_NAMES, register_spt_lsa
 
 
 def mix_heads(x: Tensor, mix: Tensor) -> Tensor:
@@ -49,9 +46,8 @@ class MixedAttention(nn.Module):
 
     def __init__(
             self, dim: int, num_heads: int, head_dim: int, lsa: bool, mask: str, attn_drop: float, proj_drop: float,
-            device: Any = None, dtype: Any = None,
+            **dd: Any,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim
@@ -131,16 +127,10 @@ def _init_module(module: nn.Module) -> None:
         module.reset_mixing()
 
 
-def _layer_scale(index: int) -> float:
-    """Where LayerScale starts in the patch block of this index: the deeper, the smaller."""
-    return 0.1 if index < 18 else 1e-5 if index < 24 else 1e-6
-
-
 class LocalCaiT(LateClassToken):
     """CaiT, by default with shifted patches and locality attention.
 
     Args (TokenTransformer has the rest):
-        global_pool: 'token', 'seq', 'avg', 'max', 'avgmax', or '' for all tokens.
         depth, class_depth: blocks of the patches, and of the class token behind them.
         num_heads, head_dim: their product need not be `embed_dim`.
         mlp_hidden: width inside the MLP of every block.
@@ -164,9 +154,7 @@ class LocalCaiT(LateClassToken):
         if lsa_mask not in ('paper', 'authors'):
             raise ZooError(f"lsa_mask is {lsa_mask!r}, expected 'paper' or 'authors'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
-        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
-        tokenization = ShiftedPatchTokenization if spt else PatchTokenization
-        tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
+        tokenizer = (ShiftedPatchTokenization if spt else PatchTokenization)(in_chans, embed_dim, patch_size, **dd)
         self._init_tokens(tokenizer, embed_dim, pos_drop_rate, **dd)
 
         def attention(mask: str) -> MixedAttention:
@@ -175,14 +163,12 @@ class LocalCaiT(LateClassToken):
         self.num_heads, self.inner_dim = num_heads, num_heads * head_dim
         self.blocks = nn.Sequential(*[
             MixedBlock(embed_dim, attention(lsa_mask if lsa else ''), mlp_hidden, proj_drop_rate, drop_path_rate,
-                       _layer_scale(i), **dd)
+                       0.1 if i < 18 else 1e-5 if i < 24 else 1e-6, **dd)  # LayerScale: the deeper, the smaller
             for i in range(depth)])
         self.class_blocks = nn.Sequential(*[
             ClassBlock(embed_dim, attention(''), mlp_hidden, proj_drop_rate, drop_path_rate, 0.1, **dd)
             for _ in range(class_depth)])
-        self.norm = nn.LayerNorm(embed_dim, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def _largest_width(self, tokens: int) -> int:
         """Keys and values, or the logits of all heads."""
@@ -190,43 +176,24 @@ class LocalCaiT(LateClassToken):
 
 
 _AUTHORS_NAMES = (
-    (r'^pos_embedding$', 'pos_embed'),
-    (r'^to_patch_embedding\.1\.', 'tokenizer.proj.'),
-    (r'^to_patch_embedding\.0\.merging\.1\.', 'tokenizer.norm.'),
-    (r'^to_patch_embedding\.0\.merging\.2\.', 'tokenizer.proj.'),
     (r'^patch_transformer\.layers\.', 'blocks.'),
     (r'^cls_transformer\.layers\.', 'class_blocks.'),
-    (r'^(\w*blocks\.\d+)\.0\.scale$', r'\1.ls1.gamma'),
-    (r'^(\w*blocks\.\d+)\.1\.scale$', r'\1.ls2.gamma'),
-    (r'^(\w*blocks\.\d+)\.0\.fn\.norm\.', r'\1.norm1.'),
-    (r'^(\w*blocks\.\d+)\.1\.fn\.norm\.', r'\1.norm2.'),
-    (r'^(\w*blocks\.\d+)\.0\.fn\.fn\.', r'\1.attn.'),
-    (r'\.attn\.scale$', '.attn.temperature'),
-    (r'\.attn\.mix_heads_(\w+)_attn$', r'.attn.mix_\1'),
-    (r'\.attn\.to_(q|kv)\.', r'.attn.\1.'),
-    (r'\.attn\.to_out\.0\.', '.attn.proj.'),
-    (r'^(\w*blocks\.\d+)\.1\.fn\.fn\.net\.0\.', r'\1.mlp.fc1.'),
-    (r'^(\w*blocks\.\d+)\.1\.fn\.fn\.net\.3\.', r'\1.mlp.fc2.'),
-    (r'^mlp_head\.0\.', 'norm.'),
-    (r'^mlp_head\.1\.', 'head.'),
+    (r'(blocks\.\d+)\.0\.scale$', r'\1.ls1.gamma'),
+    (r'(blocks\.\d+)\.1\.scale$', r'\1.ls2.gamma'),
+    (r'(blocks\.\d+\.[01])\.fn\.', r'\1.'),
+    (r'(blocks\.\d+)\.0\.fn\.mix_heads_(\w+)_attn$', r'\1.attn.mix_\2'),
+    (r'(blocks\.\d+)\.0\.fn\.to_(q|kv)\.', r'\1.attn.\2.'),
+    *AUTHORS_NAMES[1:],
 )
 
 
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalCaiT, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
-
-    The position table follows the image size (`fit_positions`), the stem the channels (`adapt_linear_stem`).
-    """
+    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`."""
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     tensors = {name: tensor.flatten() if name.endswith('.gamma') else tensor for name, tensor in tensors.items()}
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-register_family(__name__, partial(build_model, LocalCaiT, filter_fn=checkpoint_filter_fn), {
-    'plain_cait': ('c10', 32, PLAIN),
-    'plain_cait_64': ('timnet', 64, {'patch_size': 8, **PLAIN}),
-    'sl_cait': ('c10', 32, {}),
-    'sl_cait_64': ('timnet', 64, {'patch_size': 8}),
-}, first_conv='tokenizer.proj', **SPT_LSA)
+register_spt_lsa(__name__, LocalCaiT, checkpoint_filter_fn, large={'patch_size': 8})

@@ -15,7 +15,6 @@ convolutions without overlap are a Linear over patches; the temperatures are not
 import itertools
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, Tuple
 
 import torch
@@ -23,19 +22,16 @@ from torch import Tensor, nn
 
 from ..layers import LocalityBlock, PatchTokenization, ShiftedPatchTokenization, init_xavier
 from ..weights import unwrap
-from ._build import adapt_linear_stem, build_model, register_family, renamed
+from ._build import adapt_linear_stem, renamed
 from ._stages import Stage, StagedTransformer
 from ._tokens import fit_positions
-from .sl_vit import AUTHORS_BLOCK_NAMES, PLAIN, SPT_LSA
-
-__all__ = ['LocalPiT']
+from .sl_vit import AUTHORS_NAMES, register_spt_lsa
 
 
 class ConvPool(nn.Module):
     """Map to tokens of a map half as large [B, C, H, W] -> [B, N, D]: 3x3 filters channel by channel, then a Linear."""
 
-    def __init__(self, dim: int, out_dim: int, device: Any = None, dtype: Any = None) -> None:
-        dd = {'device': device, 'dtype': dtype}
+    def __init__(self, dim: int, out_dim: int, **dd: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, out_dim, 3, 2, 1, groups=dim, **dd)
         self.proj = nn.Linear(out_dim, out_dim, **dd)
@@ -50,8 +46,7 @@ class ConvPool(nn.Module):
 class Pool(nn.Module):
     """Between two stages, tokens to tokens, a class token in front of both. `grid`: the map's rows and columns."""
 
-    def __init__(self, dim: int, out_dim: int, spt: bool, device: Any = None, dtype: Any = None) -> None:
-        dd = {'device': device, 'dtype': dtype}
+    def __init__(self, dim: int, out_dim: int, spt: bool, **dd: Any) -> None:
         super().__init__()
         self.grid = (0, 0)  # the model sets it
         self.patches = ShiftedPatchTokenization(dim, out_dim, 2, **dd) if spt else ConvPool(dim, out_dim, **dd)
@@ -65,31 +60,16 @@ class Pool(nn.Module):
         return torch.cat([self.class_proj(x[:, :1]), self.patches(maps)], dim=1)
 
 
-class PiTStage(Stage):
-    """Pooling (none in the first stage), then blocks."""
-    if TYPE_CHECKING:
-        pool: Any
-
-    def __init__(self, pool: nn.Module, blocks: list[nn.Module]) -> None:
-        super().__init__(pool=pool, blocks=nn.Sequential(*blocks))
-
-    def before(self, x: Tensor) -> Tensor:
-        return self.pool(x)
-
-
 class LocalPiT(StagedTransformer):
     """PiT with a class token.
 
     Args (TokenTransformer has the rest):
-        global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
         embed_dims, depths, num_heads: one a stage.
         spt: shift the image and the maps before patches are cut, at the input and in both poolings.
         lsa: learned temperatures, and no token attends to itself.
         drop_path_rate: the same in every block.
     """
     if TYPE_CHECKING:
-        cls_token: nn.Parameter
-        pos_embed: nn.Parameter
         stages: Any
     init_module = staticmethod(init_xavier)
     init_table = staticmethod(nn.init.normal_)
@@ -105,23 +85,19 @@ class LocalPiT(StagedTransformer):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dims[-1], num_prefix_tokens=1)
-        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
         self.spt, self.embed_dims = spt, embed_dims
-        tokenization = ShiftedPatchTokenization if spt else PatchTokenization
-        tokenizer = tokenization(in_chans, embed_dims[0], patch_size, **dd)
+        tokenizer = (ShiftedPatchTokenization if spt else PatchTokenization)(in_chans, embed_dims[0], patch_size, **dd)
         self._init_tokens(tokenizer, embed_dims[0], pos_drop_rate, **dd)
 
         pools = [nn.Identity(), *(Pool(a, b, spt, **dd) for a, b in itertools.pairwise(embed_dims))]
         self.stages = nn.Sequential(*[
-            PiTStage(pool, [
+            Stage([
                 LocalityBlock(dim, heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, drop_path_rate, **dd)
-                for _ in range(depth)])
+                for _ in range(depth)], pool=pool)
             for pool, dim, depth, heads in zip(pools, embed_dims, depths, num_heads, strict=True)])
         self._end_at(len(self.stages) - 1)
         self._set_grids()
-        self.norm = nn.LayerNorm(self.embed_dim, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def _grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
         self._check_size(img_size)
@@ -173,17 +149,12 @@ class LocalPiT(StagedTransformer):
 
 
 _AUTHORS_NAMES: tuple[tuple[str, Any], ...] = (
-    (r'^pos_embedding$', 'pos_embed'),
-    (r'^to_patch_embedding\.merging\.1\.', 'tokenizer.norm.'),
-    (r'^to_patch_embedding\.(merging\.2|\d+)\.', 'tokenizer.proj.'),
     (r'^layers\.(\d+)\.', lambda match: f'stages.{(int(match[1]) + 1) // 2}.'),  # blocks, pool, blocks, pool, blocks
     (r'^(stages\.\d+)\.layers\.', r'\1.blocks.'),
     (r'^(stages\.\d+)\.class_linear\.', r'\1.pool.class_proj.'),
     (r'^(stages\.\d+)\.merging\.1\.', r'\1.pool.patches.norm.'),
     (r'^(stages\.\d+)\.merging\.2\.', r'\1.pool.patches.proj.'),
-    (r'^mlp_head\.0\.', 'norm.'),
-    (r'^mlp_head\.1\.', 'head.'),
-    *AUTHORS_BLOCK_NAMES,
+    *AUTHORS_NAMES[1:],
 )
 
 
@@ -206,21 +177,12 @@ def _name_conv_pools(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalPiT, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
-
-    The position table follows the image size (`fit_positions`), the stem the channels (`adapt_linear_stem`). A patch
-    convolution becomes a Linear over patches.
-    """
+    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`."""
     tensors = _name_conv_pools(renamed(unwrap(state_dict), _AUTHORS_NAMES))
     stem = tensors.get('tokenizer.proj.weight')
-    if stem is not None and stem.ndim == 4:
+    if stem is not None and stem.ndim == 4:  # a patch convolution becomes a Linear over patches
         tensors['tokenizer.proj.weight'] = stem.permute(0, 2, 3, 1).flatten(1)
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-register_family(__name__, partial(build_model, LocalPiT, filter_fn=checkpoint_filter_fn), {
-    'plain_pit': ('c10', 32, PLAIN),
-    'plain_pit_64': ('timnet', 64, {'patch_size': 4, **PLAIN}),
-    'sl_pit': ('c10', 32, {}),
-    'sl_pit_64': ('timnet', 64, {'patch_size': 4}),
-}, first_conv='tokenizer.proj', **SPT_LSA)
+register_spt_lsa(__name__, LocalPiT, checkpoint_filter_fn, large={'patch_size': 4})

@@ -14,7 +14,6 @@ hold; temperatures, positions and biases are not decayed.
 import itertools
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -24,26 +23,21 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import Block, ShiftedMerging, ShiftedPatchTokenization, WindowAttention, patch_grid
 from ..weights import unwrap
-from ._build import adapt_linear_stem, build_model, register_family, renamed
+from ._build import adapt_linear_stem, renamed
 from ._stages import Stage, StagedTransformer
 from ._tokens import fit_positions
-from .sl_vit import PLAIN, SPT_LSA
-
-__all__ = ['LocalSwin']
+from .sl_vit import register_spt_lsa
 
 
 class ConvTokenizer(nn.Module):
     """Image to tokens [B, C, H, W] -> [B, N, D]: patch convolution, LayerNorm. What fills no patch is left out."""
 
-    def __init__(
-            self, in_chans: int, embed_dim: int, patch_size: int, norm: bool = True, device: Any = None,
-            dtype: Any = None,
-    ) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, norm: bool = True, **dd: Any) -> None:
         super().__init__()
         self.reduction = patch_size
         self.cuts_patches = True
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else nn.Identity()
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, **dd)
+        self.norm = nn.LayerNorm(embed_dim, **dd) if norm else nn.Identity()
 
     def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
         return patch_grid(img_size, self.reduction)
@@ -60,27 +54,15 @@ class ConvTokenizer(nn.Module):
 class Merging(nn.Module):
     """Four neighbours, column by column, to one [B, H, W, C] -> [B, H // 2, W // 2, 2C]: LayerNorm, Linear."""
 
-    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim, device=device, dtype=dtype)
-        self.proj = nn.Linear(4 * dim, 2 * dim, bias=False, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(4 * dim, **dd)
+        self.proj = nn.Linear(4 * dim, 2 * dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         B, height, width, C = x.shape
         x = x[:, :height // 2 * 2, :width // 2 * 2].reshape(B, height // 2, 2, width // 2, 2, C)
         return self.proj(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
-
-
-class SwinStage(Stage):
-    """Blocks at one resolution, every other one shifted, then the merging (none behind the last stage)."""
-    if TYPE_CHECKING:
-        downsample: nn.Module
-
-    def __init__(self, blocks: list[nn.Module], downsample: nn.Module) -> None:
-        super().__init__(blocks=nn.Sequential(*blocks), downsample=downsample)
-
-    def after(self, x: Tensor) -> Tensor:
-        return self.downsample(x)
 
 
 def _init_module(module: nn.Module) -> None:
@@ -95,7 +77,7 @@ class LocalSwin(StagedTransformer):
     """Swin, plain or local.
 
     Args (TokenTransformer has the rest):
-        global_pool: 'avg' (the authors'), 'max', 'avgmax', 'seq' (see SequencePool), or '' for the map.
+        global_pool: '' leaves the map, and there is no 'token'.
         embed_dim: of the first stage; it doubles from stage to stage.
         depths, num_heads: of each stage.
         spt, lsa: shifted patch tokenization and locality self-attention.
@@ -121,11 +103,9 @@ class LocalSwin(StagedTransformer):
         self.embed_dims = [embed_dim * 2 ** i for i in range(len(depths))]
         self.num_features = self.head_hidden_size = self.embed_dims[-1]
         self.map_features, self.output_fmt, self.feature_dim = True, 'NHWC', -1
-        self._traits = {'first_conv': None} if spt else {}  # a Linear stem is adapted by the filter
         self.patch_size, self.least_size = patch_size, patch_size * 2 ** (len(depths) - 1)
         self._check_size(self.img_size)
-        kind = ShiftedPatchTokenization if spt else ConvTokenizer
-        tokenizer = kind(in_chans, embed_dim, patch_size, **dd)
+        tokenizer = (ShiftedPatchTokenization if spt else ConvTokenizer)(in_chans, embed_dim, patch_size, **dd)
         self._init_tokens(tokenizer, embed_dim, pos_drop_rate, pos_embed, **dd)
 
         merging = ShiftedMerging if spt else Merging
@@ -136,10 +116,8 @@ class LocalSwin(StagedTransformer):
                 Block(dim, WindowAttention(dim, heads, window_size, shift, lsa, proj_drop_rate, **dd),
                       int(dim * mlp_ratio), proj_drop_rate, rate, **dd)
                 for shift, rate in zip(itertools.cycle([0, window_size // 2]), rates[i], strict=False)]
-            self.layers.append(SwinStage(blocks, merging(dim, **dd) if i + 1 < len(depths) else nn.Identity()))
-        self.norm = nn.LayerNorm(self.num_features, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+            self.layers.append(Stage(blocks, downsample=merging(dim, **dd) if i + 1 < len(depths) else None))
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def _grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
         rows, cols = self.tokenizer.grid_size(img_size)
@@ -229,10 +207,9 @@ def _fit_mask(tensors: dict[str, Tensor], key: str, module: WindowAttention, gri
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalSwin, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, as `model` names and sizes them.
+    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`.
 
-    Takes a checkpoint bare or wrapped (see `unwrap`). The position table is resized to the model's grid, and a Linear
-    stem adapted to its channels. The authors use smaller windows on maps that are smaller than one; the bias table of
+    The authors use smaller windows on maps that are smaller than one; the bias table of
     such windows is the middle of ours. Masks of shifted windows (0 and -100) are dropped, as ours come from the map's
     size; where the file has other numbers for this size, the model's `attn_mask` is made to take them.
     """
@@ -248,9 +225,4 @@ def checkpoint_filter_fn(
     return fit_positions(adapt_linear_stem(tensors, model, 'tokenizer'), model, source_size)
 
 
-register_family(__name__, partial(build_model, LocalSwin, filter_fn=checkpoint_filter_fn), {
-    'plain_swin': ('c10', 32, PLAIN),
-    'plain_swin_64': ('timnet', 64, {'patch_size': 4, **PLAIN}),
-    'sl_swin': ('c10', 32, {}),
-    'sl_swin_64': ('timnet', 64, {'patch_size': 4}),
-}, first_conv='tokenizer.proj', **SPT_LSA)
+register_spt_lsa(__name__, LocalSwin, checkpoint_filter_fn, large={'patch_size': 4})

@@ -20,8 +20,7 @@ buffer, and follow the image size.
 """
 import itertools
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Tuple
+from typing import Any, Tuple
 
 from timm.layers import Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
@@ -30,19 +29,17 @@ from torch.nn import functional as F
 from ..errors import ZooError
 from ..layers import LocalityAttention, LocalityBlock, init_trunc_normal, shift_diagonally
 from ..weights import unwrap
-from ._build import build_model, register_family, renamed
+from ._build import renamed
 from ._places import Layer, place
 from ._tokens import TokenTransformer
-from .sl_vit import PLAIN, SPT_LSA
-
-__all__ = ['LocalT2T']
+from .sl_vit import register_spt_lsa
 
 
 class TokenAttention(LocalityAttention):
     """Attention of one head that narrows its tokens. Where a residual would be are its values, which are as narrow."""
 
-    def __init__(self, in_dim: int, dim: int, lsa: bool, device: Any = None, dtype: Any = None) -> None:
-        super().__init__(in_dim, 1, dim, lsa, out_dim=dim, scale=in_dim ** -0.5, device=device, dtype=dtype)
+    def __init__(self, in_dim: int, dim: int, lsa: bool, **dd: Any) -> None:
+        super().__init__(in_dim, 1, dim, lsa, out_dim=dim, scale=in_dim ** -0.5, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.project(x)
@@ -52,8 +49,7 @@ class TokenAttention(LocalityAttention):
 class TokenBlock(nn.Module):
     """A token transformer [B, N, in_dim] -> [B, N, dim]."""
 
-    def __init__(self, in_dim: int, dim: int, lsa: bool, device: Any = None, dtype: Any = None) -> None:
-        dd = {'device': device, 'dtype': dtype}
+    def __init__(self, in_dim: int, dim: int, lsa: bool, **dd: Any) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(in_dim, **dd)
         self.attn = TokenAttention(in_dim, dim, lsa, **dd)
@@ -69,10 +65,8 @@ class TokensToToken(nn.Module):
     """Image to tokens [B, C, H, W] -> [B, N, D] by `num_unfolds` unfolds, a token transformer between each two."""
 
     def __init__(
-            self, in_chans: int, embed_dim: int, num_unfolds: int, token_dim: int, spt: bool, lsa: bool,
-            device: Any = None, dtype: Any = None,
+            self, in_chans: int, embed_dim: int, num_unfolds: int, token_dim: int, spt: bool, lsa: bool, **dd: Any,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.spt = spt
         self.reduction = 2 ** num_unfolds
@@ -126,15 +120,12 @@ class LocalT2T(TokenTransformer):
     """T2T-ViT, by default with shifted pixels and locality attention.
 
     Args (TokenTransformer has the rest):
-        global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
         num_unfolds: each halves the map, the last at the body's width.
         token_dim: width of the token transformers.
         spt: stack the image with copies of itself shifted by one pixel.
         lsa: learned temperatures, and no token attends to itself, in the token transformers too.
         drop_path_rate: of the body, growing linearly from 0 over the blocks.
     """
-    if TYPE_CHECKING:
-        pos_embed: Tensor
     init_module = staticmethod(_init_module)
     tables = ('cls_token', 'pos_embed')
 
@@ -147,15 +138,12 @@ class LocalT2T(TokenTransformer):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
-        self._traits = {'first_conv': None}  # a LayerNorm over channels stands before it: see checkpoint_filter_fn
         tokenizer = TokensToToken(in_chans, embed_dim, num_unfolds, token_dim, spt, lsa, **dd)
         self._init_tokens(tokenizer, embed_dim, pos_drop_rate, pos_embed='sine', **dd)
         self.blocks = nn.Sequential(*[
             Block(embed_dim, num_heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, rate, **dd)
             for rate in calculate_drop_path_rates(drop_path_rate, depth)])
-        self.norm = nn.LayerNorm(embed_dim, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def block_layers(self) -> list[Layer]:
         """The token transformers too, on larger maps."""
@@ -176,32 +164,21 @@ _UNUSED = ('tokens_to_token.norm.weight', 'tokens_to_token.norm.bias')
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalT2T, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them; the sine table is the model's.
+    """The authors' tensors, or ours, bare or wrapped, as `model` names them; the sine table is the model's.
 
-    Another number of channels is refused: see `_check_channels`.
+    Another number of channels is refused. The weights cannot be adapted as other stems are: even the same grey image in
+    every channel is more than one channel can stand for, as the first LayerNorm's bias differs by channel, and the
+    Linear behind it has no bias to take that over.
     """
     tensors = {name: tensor for name, tensor in unwrap(state_dict).items() if name not in _UNUSED}
-    tensors = {**renamed(tensors, _AUTHORS_NAMES), 'pos_embed': model.pos_embed}
-    _check_channels(tensors, model)
-    return tensors
-
-
-def _check_channels(tensors: Mapping[str, Tensor], model: LocalT2T) -> None:
-    """ZooError where the weights are for another number of channels, as their cfg says.
-
-    They cannot be adapted as other stems are: even the same grey image in every channel is more than one channel can
-    stand for. The first LayerNorm's bias differs by channel, and the Linear behind it has no bias to take that over.
-    """
+    tensors = {**renamed(tensors, _AUTHORS_NAMES), 'pos_embed': model.get_buffer('pos_embed')}
     weight = tensors.get('tokenizer.steps.0.attn.qkv.weight')
     chans = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0]
     if weight is not None and model.in_chans != chans and weight.shape[-1] != 9 * model.tokenizer.widths[0]:
         raise ZooError(f'T2T weights for {chans} channels cannot serve images of {model.in_chans}: create the model '
                        f'with in_chans={chans} and bring the images to {chans} channels (repeat a single one).')
+    return tensors
 
 
-register_family(__name__, partial(build_model, LocalT2T, filter_fn=checkpoint_filter_fn), {
-    'plain_t2t': ('c10', 32, PLAIN),
-    'plain_t2t_64': ('timnet', 64, {'num_unfolds': 3, **PLAIN}),
-    'sl_t2t': ('c10', 32, {}),
-    'sl_t2t_64': ('timnet', 64, {'num_unfolds': 3}),
-}, first_conv='tokenizer.steps.0.attn.qkv', **SPT_LSA)
+register_spt_lsa(
+    __name__, LocalT2T, checkpoint_filter_fn, large={'num_unfolds': 3}, first_conv='tokenizer.steps.0.attn.qkv')

@@ -12,30 +12,24 @@ temperatures are not to be weight-decayed.
 """
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..layers import LocalityBlock, PatchTokenization, ShiftedPatchTokenization, init_xavier
 from ..weights import unwrap
-from ._build import adapt_linear_stem, build_model, register_family, renamed
+from ._build import Filter, adapt_linear_stem, build_model, register_family, renamed
 from ._tokens import TokenTransformer, fit_positions
-
-__all__ = ['LocalViT']
 
 
 class LocalViT(TokenTransformer):
     """ViT with a class token.
 
     Args (TokenTransformer has the rest):
-        global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
         spt: shift the image before the patches are cut.
         lsa: learned temperatures, and no token attends to itself.
         drop_path_rate: the same in every block.
     """
-    if TYPE_CHECKING:
-        cls_token: nn.Parameter
-        pos_embed: nn.Parameter
     init_module = staticmethod(init_xavier)
     init_table = staticmethod(nn.init.normal_)
     tables = ('cls_token', 'pos_embed')
@@ -49,19 +43,22 @@ class LocalViT(TokenTransformer):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
-        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
-        tokenization = ShiftedPatchTokenization if spt else PatchTokenization
-        tokenizer = tokenization(in_chans, embed_dim, patch_size, **dd)
+        tokenizer = (ShiftedPatchTokenization if spt else PatchTokenization)(in_chans, embed_dim, patch_size, **dd)
         self._init_tokens(tokenizer, embed_dim, pos_drop_rate, **dd)
         self.blocks = nn.Sequential(*[
             LocalityBlock(embed_dim, num_heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, drop_path_rate, **dd)
             for _ in range(depth)])
-        self.norm = nn.LayerNorm(embed_dim, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
 
-AUTHORS_BLOCK_NAMES = (
+# of a ViT; PiT and CaiT share all but the first, once their blocks' names are of this form
+AUTHORS_NAMES: tuple[tuple[str, Any], ...] = (
+    (r'^transformer\.layers\.(\d+)\.', r'blocks.\1.'),
+    (r'^pos_embedding$', 'pos_embed'),
+    (r'^to_patch_embedding\.(0\.)?merging\.1\.', 'tokenizer.norm.'),
+    (r'^to_patch_embedding\.((0\.)?merging\.2|\d+)\.', 'tokenizer.proj.'),
+    (r'^mlp_head\.0\.', 'norm.'),
+    (r'^mlp_head\.1\.', 'head.'),
     (r'(blocks\.\d+)\.0\.norm\.', r'\1.norm1.'),
     (r'(blocks\.\d+)\.0\.fn\.scale$', r'\1.attn.temperature'),
     (r'(blocks\.\d+)\.0\.fn\.to_qkv\.', r'\1.attn.qkv.'),
@@ -70,36 +67,29 @@ AUTHORS_BLOCK_NAMES = (
     (r'(blocks\.\d+)\.1\.fn\.net\.0\.', r'\1.mlp.fc1.'),
     (r'(blocks\.\d+)\.1\.fn\.net\.3\.', r'\1.mlp.fc2.'),
 )
-_AUTHORS_NAMES = (
-    (r'^pos_embedding$', 'pos_embed'),
-    (r'^to_patch_embedding\.merging\.1\.', 'tokenizer.norm.'),
-    (r'^to_patch_embedding\.(merging\.2|1)\.', 'tokenizer.proj.'),
-    (r'^transformer\.layers\.(\d+)\.', r'blocks.\1.'),
-    (r'^mlp_head\.0\.', 'norm.'),
-    (r'^mlp_head\.1\.', 'head.'),
-    *AUTHORS_BLOCK_NAMES,
-)
 
 
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalViT, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
-
-    The position table follows the image size (`fit_positions`), the stem the channels (`adapt_linear_stem`).
-    """
-    tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
+    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`."""
+    tensors = renamed(unwrap(state_dict), AUTHORS_NAMES)
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 
 
-PLAIN = dict(spt=False, lsa=False)
-SPT_LSA: dict[str, Any] = dict(
-    paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
-    origin_url='https://github.com/aanna0701/SPT_LSA_ViT')
+def register_spt_lsa(
+        module: str, model_cls: type[TokenTransformer], filter_fn: Filter, large: dict[str, Any],
+        first_conv: str = 'tokenizer.proj',
+) -> None:
+    """Register `plain_KIND` and `sl_KIND` of a module `sl_KIND`, and with the arguments `large` both for 64 pixels."""
+    kind, plain = module.rpartition('_')[2], dict(spt=False, lsa=False)
+    register_family(module, partial(build_model, model_cls, filter_fn=filter_fn), {
+        f'plain_{kind}': ('c10', 32, plain),
+        f'plain_{kind}_64': ('timnet', 64, {**large, **plain}),
+        f'sl_{kind}': ('c10', 32, {}),
+        f'sl_{kind}_64': ('timnet', 64, large),
+    }, first_conv=first_conv, paper_ids='arXiv:2112.13492', paper_name='Vision Transformer for Small-Size Datasets',
+        origin_url='https://github.com/aanna0701/SPT_LSA_ViT')
 
-register_family(__name__, partial(build_model, LocalViT, filter_fn=checkpoint_filter_fn), {
-    'plain_vit': ('c10', 32, PLAIN),
-    'plain_vit_64': ('timnet', 64, {'patch_size': 8, **PLAIN}),
-    'sl_vit': ('c10', 32, {}),
-    'sl_vit_64': ('timnet', 64, {'patch_size': 8}),
-}, first_conv='tokenizer.proj', **SPT_LSA)
+
+register_spt_lsa(__name__, LocalViT, checkpoint_filter_fn, large={'patch_size': 8})

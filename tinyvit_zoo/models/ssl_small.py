@@ -33,8 +33,6 @@ from ._build import adapt_linear_stem, build_model, register_family, renamed, wi
 from ._tokens import LateClassToken, TokenTransformer, fit_positions
 from .sl_swin import ConvTokenizer, LocalSwin
 
-__all__ = ['SslCaiT', 'SslSwin', 'SslViT']
-
 torch.fx.wrap('table_on_grid')  # a leaf: it asks for the size
 _EPS = 1e-6            # of every LayerNorm
 _LAYER_SCALE = 1e-5    # where it starts
@@ -72,7 +70,6 @@ class SslViT(AnySize):
     """ViT with a class token.
 
     Args (TokenTransformer has the rest):
-        global_pool: 'token' (the authors'), 'avg', 'seq', 'max', 'avgmax', or '' for all tokens.
         drop_path_rate: the authors' default; it grows linearly from 0 over the blocks.
     """
 
@@ -90,9 +87,7 @@ class SslViT(AnySize):
             LocalityBlock(
                 embed_dim, num_heads, mlp_ratio, False, attn_drop_rate, proj_drop_rate, rate, qkv_bias=True, **dd)
             for rate in calculate_drop_path_rates(drop_path_rate, depth)])
-        self.norm = nn.LayerNorm(embed_dim, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
 
 class SslSwin(AnySize, LocalSwin):
@@ -108,11 +103,7 @@ class TalkingHeads(nn.Module):
     """timm's TalkingHeadAttn, parameter for parameter; the heads come first, so that mixing them moves nothing."""
     mixes_heads = True
 
-    def __init__(
-            self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float, device: Any = None,
-            dtype: Any = None,
-    ) -> None:
-        dd = {'device': device, 'dtype': dtype}
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float, **dd: Any) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
@@ -157,7 +148,6 @@ class SslCaiT(AnySize, LateClassToken):
     """CaiT: deep, with heads mixed and LayerScale on every branch; a class token comes in behind the patches' blocks.
 
     Args (TokenTransformer has the rest):
-        global_pool: 'token' (the authors'), 'seq', 'avg', 'max', 'avgmax', or '' for all tokens.
         depth, class_depth: blocks of the patches, and of the class token behind them.
         mlp_ratio, class_mlp_ratio: of either.
         drop_path_rate: the authors' default, the same in every block of the patches, and none in the class blocks.
@@ -172,7 +162,6 @@ class SslCaiT(AnySize, LateClassToken):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
-        self._traits = {'first_conv': None}  # the stem is no convolution: `adapt_linear_stem`
         self._init_tokens(PatchTokenization(in_chans, embed_dim, patch_size, **dd), embed_dim, pos_drop_rate, **dd)
         self.num_heads = num_heads
         self.blocks = nn.Sequential(*[
@@ -182,9 +171,7 @@ class SslCaiT(AnySize, LateClassToken):
             for _ in range(depth)])
         self.class_blocks = nn.Sequential(*[
             ClassBlock(embed_dim, num_heads, class_mlp_ratio, qkv_bias=True, **dd) for _ in range(class_depth)])
-        self.norm = nn.LayerNorm(embed_dim, **dd)
-        self._init_head(num_classes, global_pool, drop_rate, **dd)
-        self.init_weights()
+        self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def _largest_width(self, tokens: int) -> int:
         """Queries, keys and values, or the logits of all heads."""
@@ -215,8 +202,7 @@ def checkpoint_filter_fn(
     """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
 
     Of a self-distillation's checkpoint the teacher's backbone is taken, or the student's where there is no teacher; the
-    projection head `mlphead.` is left out. The position table follows the image size (`fit_positions`), the stem the
-    channels (`adapt_linear_stem`).
+    projection head `mlphead.` is left out.
     """
     tensors = _encoder(unwrap(state_dict))
     if isinstance(model, SslSwin):
