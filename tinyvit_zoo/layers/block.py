@@ -58,3 +58,5 @@ def init_trunc_normal(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
         module.reset_parameters()
+    elif isinstance(module, LocalityAttention):
+        module.reset_temperature()

@@ -1,9 +1,7 @@
 """Register families with timm, and build their models through timm's builder, with strict loading.
 
-All of timm's private names that the models need are imported here and nowhere else.
+All of timm's private names that the models need are imported here and nowhere else (`x as x`: for others).
 """
-from __future__ import annotations
-
 import argparse
 import logging
 import re
@@ -31,20 +29,18 @@ from timm.models import (
     register_model,
 )
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._features import feature_take_indices
+from timm.models._features import feature_take_indices as feature_take_indices
 from timm.models._hub import download_cached_file, hf_split
-from timm.models._input import update_model_args, update_model_input_size
+from timm.models._input import (
+    update_model_args as update_model_args,
+    update_model_input_size as update_model_input_size,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
 from ..weights import check_sha256, pretrained_cfgs, promised_sha256, read_cfg, read_weights, unwrap
-
-__all__ = [
-    'adapt_linear_stem', 'build_model', 'check_tag', 'feature_take_indices', 'register_family', 'renamed',
-    'timm_export', 'update_model_args', 'update_model_input_size', 'without',
-]
 
 _logger = logging.getLogger(__name__)
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -57,10 +53,9 @@ def build_model(
 ) -> ModelT:
     """Build a model by timm's `build_model_with_cfg`, with stricter loading.
 
-    An error for an unknown tag names the nearest; weight files are read by `read_weights` (zips, checksums, no code);
-    every tensor but the head's must be there and fit, for any number of classes. The classes, size and normalization
-    statistics of a file that we trained come from its metadata. A model without weights is a classifier, also where all
-    weights of its architecture are encoders.
+    Weight files are read by `read_weights` (zips, checksums, no code); every tensor but the head's must be there and
+    fit, for any number of classes. Classes, size and normalization statistics of a file that we trained come from its
+    metadata. A model without weights is a classifier, also where all weights of its architecture are encoders.
     """
     indices = getattr(model_cls, 'default_out_indices', 3)
     kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
@@ -80,7 +75,10 @@ def build_model(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     if not any(cfg.get(key) for key in _SOURCES):
         raise ZooError(f'There are no weights for {variant} yet: use pretrained=False, or one of `tinyvit-zoo list`.')
-    source_size = _source_size(cfg, overlay, kwargs.get('pretrained_model_args'))
+    size = (kwargs.get('pretrained_model_args') or {}).get('img_size')
+    if size is None and ('input_size' in overlay or not any(overlay.get(key) for key in _SOURCES)):
+        size = cfg['input_size'][1:]
+    source_size = None if size is None else to_2tuple(size)  # unknown for a file of the caller's that does not say
     try:
         path = _checked_file(variant, cfg, kwargs.get('cache_dir'))
         if path:
@@ -103,12 +101,8 @@ def register_family(
 ) -> None:
     """Register models with timm: entrypoints NAME(pretrained=False, **kwargs) and `default_cfgs` in the module.
 
-    Args:
-        module: name of the family's module.
-        build: from (variant, pretrained, **kwargs) to the model.
-        variants: by name the dataset and image size that it is meant for, and its own arguments.
-        aliases: variants that take the weights of another.
-        cfg: fields of timm's pretrained cfg that all have in common.
+    `build` goes from (variant, pretrained, **kwargs) to the model. `variants` holds by name the dataset and image size
+    that it is meant for, and its own arguments; `aliases` take the weights of another. `cfg` is common to all.
     """
     family = sys.modules[module]
     shared = dict(fixed_input_size=True, classifier='head', license='apache-2.0', **cfg)
@@ -260,21 +254,10 @@ def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> d
     return adapt_patch_channels(tensors, stem, old, new)
 
 
-def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], model_args: Any) -> tuple[int, int] | None:
-    """Return the image size of the weights, None for a file of the caller's without one."""
-    size = (model_args or {}).get('img_size')
-    if size is not None:
-        return to_2tuple(size)
-    given = any(overlay.get(key) for key in ('file', 'state_dict', 'url', 'hf_hub_id'))
-    return None if given and 'input_size' not in overlay else tuple(cfg['input_size'][1:])
-
-
 def timm_export(model: nn.Module) -> dict[str, Any]:
     """Arguments for `timm.models.save_for_hf` and `push_to_hf_hub` that make timm load the model without this package.
 
         timm.models.save_for_hf(model, folder, **timm_export(model))
-
-    The export has the name of one of timm's ViTs, and all arguments in which ours differs from it.
     """
     if type(model) is not VisionTransformer:
         raise ZooError(f"{type(model).__name__} is no class of timm's, which cannot load it alone: export it under its "

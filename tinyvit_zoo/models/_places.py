@@ -1,6 +1,4 @@
 """Where the blocks of a model stand on the image."""
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

@@ -93,8 +93,7 @@ class StagedTransformer(TokenTransformer):
     ) -> tuple[Tensor, list[Tensor], list[int]]:
         """Final features, the features of the stages at `indices`, and these indices as numbers from 0.
 
-        The final norm has the last stage's width: `norm` is for that one, and the final features of a pass that stops
-        before it have none.
+        The final norm has the width of the last stage, and is left out of a pass that stops before it.
         """
         stages = self._stages()
         take, last = feature_take_indices(len(stages), indices)

@@ -314,10 +314,7 @@ class LateClassToken(TokenTransformer):
 
 
 def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:
-    """For a family's filter: the tensors with `pos_embed` resized to the model's grid.
-
-    The model is a TokenTransformer, or timm's VisionTransformer. `source_size`: see `source_grid`.
-    """
+    """The tensors with `pos_embed` resized to the grid of a TokenTransformer or a VisionTransformer of timm's."""
     table = tensors.get('pos_embed')
     old = None if model.pos_embed is None else source_grid(table, model, source_size)
     if table is None or old is None:

@@ -7,8 +7,8 @@ ViT-Lite is a small ViT with small patches. CVT drops the class token and pools 
 also replaces the patches by a few convolutions. Names are `family_depth_tokenizer`: `cct_7_3x1` has 7 blocks and one
 3x3 convolution; `vit_lite_7_4` has 7 blocks and 4x4 patches.
 
-The block is not the usual one: its second LayerNorm replaces the residual stream, it is no branch of it. A timm `Block`
-would take the same tensors without a word and give other outputs, so the authors' tensor names are kept inside a block.
+The second LayerNorm of a block replaces the residual stream, it is no branch of it. A timm `Block` would take the same
+tensors without a word and give other outputs, so the authors' tensor names are kept inside a block.
 
 Where we differ from the authors: `sine` is a buffer and really a sine table (their `_sine` factories built a learnable
 one, see the weights' notes); max-pool comes before ReLU (the same values and gradients, a quarter of the work).
@@ -118,13 +118,11 @@ def _init_module(module: nn.Module) -> None:
 class CompactTransformer(TokenTransformer):
     """ViT-Lite, CVT or CCT, by its tokenizer and its read-out.
 
-    Args:
-        img_size: height and width, or one number for both.
+    Args (TokenTransformer has the rest):
         kernel_size, num_convs: see Tokenizer; `num_convs=0` cuts patches.
         class_token: put a class token in front (ViT-Lite).
         pos_embed: 'learnable', 'sine' (fixed, a buffer) or 'none' (then images of any size are taken).
-        drop_rate, pos_drop_rate, proj_drop_rate: before the classifier; after the positions; after each projection and
-            in the MLP. The authors' one dropout is the latter two, and 0.
+        pos_drop_rate, proj_drop_rate: the authors' one dropout, 0.
         attn_drop_rate, drop_path_rate: the authors' defaults; drop path grows linearly from 0 over the blocks.
     """
     init_module = staticmethod(_init_module)

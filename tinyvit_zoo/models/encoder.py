@@ -117,9 +117,12 @@ def record(
         for index in outputs:
             hooks.callback(_block(model, index).register_forward_hook(partial(keep_output, index)).remove)
         for index in logits:
-            attn = _attention(_block(model, index))
-            hook = attn.register_forward_pre_hook(partial(keep_logits, index), with_kwargs=True)
-            hooks.callback(hook.remove)
+            block = _block(model, index)
+            attn: Any = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
+            if not isinstance(attn, SelfAttention) and type(attn) is not Attention:
+                raise ZooError(f'The logits of {type(attn).__name__} cannot be read: only plain attention has one set '
+                               f'of them, heads apart, in front of the softmax.')
+            hooks.callback(attn.register_forward_pre_hook(partial(keep_logits, index), with_kwargs=True).remove)
         yield seen
 
 
@@ -127,14 +130,6 @@ def _block(model: Any, index: int) -> nn.Module:
     if not -len(model.blocks) <= index < len(model.blocks):
         raise ZooError(f'There is no block {index}: the model has {len(model.blocks)}, counted from 0.')
     return model.blocks[index]
-
-
-def _attention(block: nn.Module) -> nn.Module:
-    attn: Any = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
-    if not isinstance(attn, SelfAttention) and type(attn) is not Attention:
-        raise ZooError(f'The logits of {type(attn).__name__} cannot be read: only plain attention has one set of them, '
-                       f'heads apart, in front of the softmax.')
-    return attn
 
 
 def attention_logits(attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -8,9 +8,8 @@ Authors' code and weights: https://github.com/wangsr126/MAE-Lite (Apache-2.0; wr
 patch tokens, which is normalised: the class token is there, but not in the mean. `mae_lite_vit_tiny_rpe` adds to the
 attention logits of each block a learned bias for every offset between two patches, beside the table of positions.
 
-As a fine-tuned classifier such a model has no norm behind the blocks. As an encoder in pre-training it has one:
-`timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')`; see models/encoder.py for masking and
-methods/mae_lite.py for the rest. The authors' pre-trained files load into either, see `checkpoint_filter_fn`.
+A fine-tuned classifier has no norm behind the blocks. An encoder in pre-training has one:
+`timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')`. Files of the authors load into either.
 """
 import logging
 from collections.abc import Iterable, Mapping
@@ -95,9 +94,9 @@ def checkpoint_filter_fn(
     """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
 
     Fine-tuned files, with `qkv.bias` or with `q_bias` and `v_bias`; pre-trained ones of MAE, D-MAE, D2-MAE and MoCo-v3,
-    and of this package's methods/mae_lite.py. Of a pre-trained file only the encoder is taken (the log names what
-    is left out), and what it cannot have starts fresh (a warning names it): `fc_norm`, the relative biases, and after
-    D2-MAE the final norm. It has no classifier: load it with `pretrained_cfg_overlay=dict(file=..., num_classes=0)`.
+    and of methods/mae_lite.py, of which only the encoder is taken. What those lack starts fresh (a warning names it):
+    `fc_norm`, the relative biases, and after D2-MAE the final norm. As they have no classifier, load them with
+    `pretrained_cfg_overlay=dict(file=..., num_classes=0)`.
     """
     tensors, kind = encoder_tensors(unwrap(state_dict))
     tensors = renamed(_joined_biases(tensors), ((r'\.attn\.(relative_position_bias_table)$', r'.rel_pos.\1'),))

@@ -5,8 +5,7 @@ Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights 
 
 PiT is a ViT in three stages. Between two of them the map of tokens is pooled to half its sides and twice its channels,
 by convolutions (`plain_pit`) or by shifted patches (`sl_pit`); the class token goes through a Linear beside it.
-Positions are added once, at the input. `spt=` and `lsa=` turn each add-on on or off, see layers/shifted.py and
-layers/locality.py. `_64` is for 64 pixels: patches of 4, not 2.
+Positions are added once, at the input. `_64` is for 64 pixels: patches of 4, not 2.
 
 Where we differ from the authors: the diagonal's mask comes from the shape, and a map may have an odd side (the
 convolutions round it up; shifted patches leave the last row or column out), so that any image size is taken;
@@ -15,7 +14,7 @@ convolutions without overlap are a Linear over patches; the temperatures are not
 import itertools
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Tuple
+from typing import Any, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +68,6 @@ class LocalPiT(StagedTransformer):
         lsa: learned temperatures, and no token attends to itself.
         drop_path_rate: the same in every block.
     """
-    if TYPE_CHECKING:
-        stages: Any
     init_module = staticmethod(init_xavier)
     init_table = staticmethod(nn.init.normal_)
     tables = ('cls_token', 'pos_embed')
@@ -90,7 +87,7 @@ class LocalPiT(StagedTransformer):
         self._init_tokens(tokenizer, embed_dims[0], pos_drop_rate, **dd)
 
         pools = [nn.Identity(), *(Pool(a, b, spt, **dd) for a, b in itertools.pairwise(embed_dims))]
-        self.stages = nn.Sequential(*[
+        self.stages: Any = nn.Sequential(*[
             Stage([
                 LocalityBlock(dim, heads, mlp_ratio, lsa, attn_drop_rate, proj_drop_rate, drop_path_rate, **dd)
                 for _ in range(depth)], pool=pool)

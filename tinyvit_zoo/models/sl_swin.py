@@ -14,7 +14,7 @@ hold; temperatures, positions and biases are not decayed.
 import itertools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import _assert, calculate_drop_path_rates
@@ -84,8 +84,6 @@ class LocalSwin(StagedTransformer):
         pos_embed: 'learnable' (a table is added to the tokens) or 'none' (then images of any size are taken).
         drop_path_rate: the authors' default; it grows linearly from 0 over all blocks.
     """
-    if TYPE_CHECKING:
-        layers: Any
     init_module = staticmethod(_init_module)
     stages_name, taken_from, pooling = 'layers', '.blocks', ('downsample', 99998)
 
@@ -110,7 +108,7 @@ class LocalSwin(StagedTransformer):
 
         merging = ShiftedMerging if spt else Merging
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        self.layers = nn.Sequential()
+        self.layers: Any = nn.Sequential()
         for i, (dim, heads) in enumerate(zip(self.embed_dims, num_heads, strict=True)):
             blocks: list[nn.Module] = [
                 Block(dim, WindowAttention(dim, heads, window_size, shift, lsa, proj_drop_rate, **dd),
@@ -135,8 +133,7 @@ class LocalSwin(StagedTransformer):
         _assert(x.shape[2] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
         _assert(x.shape[3] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
         rows, cols = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
-        x = self._embed(x)
-        return x.reshape(x.shape[0], rows, cols, x.shape[2])
+        return self._embed(x).reshape(x.shape[0], rows, cols, self.embed_dim)
 
     def forward_intermediates(  # type: ignore[override]
             self,

@@ -6,11 +6,8 @@ Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights 
 T2T-ViT (https://arxiv.org/abs/2101.11986) makes its tokens step by step. A step takes each 3x3 neighbourhood of the map
 at every second pixel as one token ("unfold"), so that tokens overlap, and lets a small transformer of one head and 64
 channels work on them; its tokens, put back in their places, are the next step's map. The last unfold goes through a
-Linear to the width of the body. 32 pixels take two unfolds, 64 (`_64`) three: 8x8 tokens. `num_unfolds=3` is also for
-larger images; any size is taken, an odd map is rounded up.
-
-Shifted patches are a stack of the image with itself shifted by one pixel, before the first unfold; no norm and no
-Linear of its own, the unfold's serve.
+Linear to the width of the body. 32 pixels take two unfolds, 64 (`_64`) three: 8x8 tokens. An odd map is rounded up.
+Shifted patches are a stack of the image with itself shifted by one pixel, before the first unfold.
 
 Peculiar to the authors' code, and kept: a body block adds the normalised tokens to its attention branch; a token
 transformer scales its logits by the width of its input, not of its head.
@@ -109,13 +106,6 @@ class Block(LocalityBlock):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-def _init_module(module: nn.Module) -> None:
-    """Initialise one module as T2T-ViT's authors do."""
-    init_trunc_normal(module)
-    if isinstance(module, LocalityAttention):
-        module.reset_temperature()
-
-
 class LocalT2T(TokenTransformer):
     """T2T-ViT, by default with shifted pixels and locality attention.
 
@@ -126,7 +116,7 @@ class LocalT2T(TokenTransformer):
         lsa: learned temperatures, and no token attends to itself, in the token transformers too.
         drop_path_rate: of the body, growing linearly from 0 over the blocks.
     """
-    init_module = staticmethod(_init_module)
+    init_module = staticmethod(init_trunc_normal)
     tables = ('cls_token', 'pos_embed')
 
     def __init__(
@@ -158,7 +148,6 @@ _AUTHORS_NAMES = (
     (r'^tokens_to_token\.project\.', 'tokenizer.proj.'),
     (r'\.attn\.scale$', '.attn.temperature'),
 )
-_UNUSED = ('tokens_to_token.norm.weight', 'tokens_to_token.norm.bias')
 
 
 def checkpoint_filter_fn(
@@ -170,7 +159,8 @@ def checkpoint_filter_fn(
     every channel is more than one channel can stand for, as the first LayerNorm's bias differs by channel, and the
     Linear behind it has no bias to take that over.
     """
-    tensors = {name: tensor for name, tensor in unwrap(state_dict).items() if name not in _UNUSED}
+    unused = ('tokens_to_token.norm.weight', 'tokens_to_token.norm.bias')
+    tensors = {name: tensor for name, tensor in unwrap(state_dict).items() if name not in unused}
     tensors = {**renamed(tensors, _AUTHORS_NAMES), 'pos_embed': model.get_buffer('pos_embed')}
     weight = tensors.get('tokenizer.steps.0.attn.qkv.weight')
     chans = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0]

@@ -3,9 +3,9 @@
 Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published; written from the paper)
 
-`plain_vit` is the paper's baseline: a ViT of nine narrow blocks with a class token and patches of a reshape and a
-Linear. `sl_vit` shifts the image before it cuts the patches (`spt`) and sharpens the attention (`lsa`): see
-layers/shifted.py and layers/locality.py. Each can be had without the other. `_64` is for 64 pixels: patches of 8.
+`plain_vit` is the paper's baseline: a ViT of nine narrow blocks with a class token. `sl_vit` shifts the image before it
+cuts the patches (`spt`, see layers/shifted.py) and sharpens the attention (`lsa`, see layers/locality.py). `_64` is for
+64 pixels: patches of 8.
 
 Where we differ from the authors: the diagonal's mask comes from the shape, so that any image size is taken; the
 temperatures are not to be weight-decayed.

@@ -4,13 +4,10 @@ Paper: How to Train Vision Transformer on Small-scale Datasets?, https://arxiv.o
 (Gani, Naseer and Yaqub, 2022)
 Authors' code: https://github.com/hananshafi/vits-for-small-scale-datasets (no licence; written from a description)
 
-The architectures are the usual ones, made small. What they learn first they learn from the data set itself, without
-labels: the views of an image, some of half its size, shall agree. So these models take images of any size as they come:
-
-- ViT and CaiT interpolate their position table to the grid of the image (bicubic, as timm resizes tables). At the size
-  a model was built for, the table is added as it is.
-- Swin has its positions in the biases of its windows. A map that does not fill its windows is padded, and no token
-  attends to the padding.
+They learn from the data set itself, without labels: the views of an image, some of half its size, shall agree. So these
+models take images of any size as they come. ViT and CaiT interpolate their position table to the grid of the image
+(bicubic; at the model's own size it is added as it is). Swin has its positions in the biases of its windows; a map that
+does not fill its windows is padded, and no token attends to the padding.
 
 `_64` is for 64 pixels: patches twice as large, the same tokens.
 
@@ -185,17 +182,6 @@ _AUTHORS_NAMES = (
 )
 
 
-def _encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a self-distillation's tensors (`backbone.`, `mlphead.`) the backbone's; any other as they are."""
-    tensors = without(tensors, r'^mlphead\.', 'the projection head, which only the pre-training uses')
-    inner = [name for name in tensors if name.startswith('backbone.')]
-    strange = [name for name in tensors if name not in inner]
-    if inner and strange:
-        raise ZooError(f'A self-distillation checkpoint holds backbone.* and mlphead.*; this one also holds '
-                       f'{", ".join(strange[:5])}: leave out what is no part of the model.')
-    return renamed(tensors, [(r'^backbone\.', '')])
-
-
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: Any, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
@@ -204,7 +190,12 @@ def checkpoint_filter_fn(
     Of a self-distillation's checkpoint the teacher's backbone is taken, or the student's where there is no teacher; the
     projection head `mlphead.` is left out.
     """
-    tensors = _encoder(unwrap(state_dict))
+    tensors = without(unwrap(state_dict), r'^mlphead\.', 'the projection head, which only the pre-training uses')
+    strange = [name for name in tensors if not name.startswith('backbone.')]
+    if 0 < len(strange) < len(tensors):
+        raise ZooError(f'A self-distillation checkpoint holds backbone.* and mlphead.*; this one also holds '
+                       f'{", ".join(strange[:5])}: leave out what is no part of the model.')
+    tensors = renamed(tensors, [(r'^backbone\.', '')])
     if isinstance(model, SslSwin):
         return sl_swin.checkpoint_filter_fn(tensors, model, source_size)
     tensors = renamed(tensors, _AUTHORS_NAMES)
