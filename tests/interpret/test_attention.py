@@ -1,27 +1,84 @@
 """Distance, entropy, maps, rollout, pooling weights and temperatures, against attention made by hand."""
 import math
+from typing import Any
 
 import pytest
 import timm
 import torch
 from interpret_cases import SMALL, batch, create
+from torch import Tensor
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.interpret.analyses import unsupported
 from tinyvit_zoo.interpret.attention import (
+    attention_layers,
     attention_maps,
+    distance_and_entropy,
     distances,
-    mean_distance,
-    mean_entropy,
+    layer_logits,
     patch_attention,
     pooling_weights,
     reach,
     readout,
     roll_out,
     temperatures,
-    uniform_attention,
+    watch_attention,
 )
-from tinyvit_zoo.interpret.places import attention_layers, watch_attention
+
+
+# -- what enters each softmax ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('name', SMALL)
+@torch.no_grad()
+def test_the_logits_are_those_that_each_attention_uses(name: str) -> None:
+    """softmax(logits), mixed where heads are mixed, times the values is what the module gave out."""
+    model, given = create(name), {}
+    layers = attention_layers(model)
+    handles = [layer.attention.register_forward_hook(
+        lambda m, args, kwargs, out: given.update({m: (args, out)}), with_kwargs=True) for layer in layers]
+    logits: dict[int, Tensor] = {}
+    with watch_attention(layers, logits.__setitem__):
+        features = model.forward_features(batch())
+    for handle in handles:
+        handle.remove()
+    assert torch.isfinite(features).all() and len(logits) == len(layers)
+    for index, layer in enumerate(layers):
+        args, out = given[layer.attention]
+        rows, cols = layer.grid
+        assert logits[index].shape[3] - rows * cols in (0, layer.prefix)
+        expected = attended(layer.attention, logits[index].softmax(-1), *args)
+        torch.testing.assert_close(expected, out.reshape(expected.shape), rtol=1e-6, atol=1e-8)
+
+
+def attended(attn: Any, weights: Tensor, x: Tensor, context: Any = None) -> Tensor:
+    """What attention weights [B, H, N, M] give, by the module's values and projection."""
+    for mix in ('mix_post', 'proj_w'):
+        if hasattr(attn, mix):
+            mixing = getattr(attn, mix)
+            bias = 0 if mix == 'mix_post' else mixing.bias[:, None, None]
+            weight = mixing.t() if mix == 'mix_post' else mixing.weight
+            weights = torch.einsum('gh,bhnm->bgnm', weight, weights) + bias
+    tokens = (x if context is None else context).flatten(1, -2)
+    if hasattr(attn, 'qkv'):
+        values = attn.qkv(tokens).chunk(3, dim=2)[2]
+    else:
+        values = attn.kv(tokens).chunk(2, dim=2)[1] if hasattr(attn, 'kv') else attn.v(tokens)
+    v = values.unflatten(2, (weights.shape[1], -1)).transpose(1, 2)
+    out = attn.proj((weights @ v).transpose(1, 2).flatten(2))
+    return values + out if type(attn).__name__ == 'TokenAttention' else out
+
+
+@torch.no_grad()
+def test_windows_keep_to_themselves() -> None:
+    """8 x 8 tokens in windows of 4: shifted ones see what lies together, and what the shift wrapped is apart."""
+    model = create('sl_swin', img_size=16)
+    plain, shifted = model.layers[0].blocks
+    x = torch.randn(1, 8, 8, 96, dtype=torch.float64)
+    seen = [(layer_logits(block.attn, x).softmax(-1) > 0)[0, 0] for block in (plain, shifted)]
+    row, col = torch.arange(64) // 8, torch.arange(64) % 8
+    for shift, found in zip((0, 2), seen, strict=True):
+        zone = (row + shift) // 4 * 3 + (col + shift) // 4
+        expected = (zone[:, None] == zone) & ~torch.eye(64, dtype=torch.bool)
+        assert torch.equal(found, expected)
 
 
 # -- distance and entropy ----------------------------------------------------------------------------------------------
@@ -36,8 +93,8 @@ def test_known_attention_has_known_distance_and_entropy() -> None:
     apart, eye = distances((1, 4), (5., 5.)), torch.eye(4)
     right = eye.roll(1, 1)
     attention = torch.stack([eye, torch.full((4, 4), 0.25), right])[None]
-    torch.testing.assert_close(mean_distance(attention, apart), torch.tensor([[0., 5 * 1.25, 5 * 1.5]]))
-    torch.testing.assert_close(mean_entropy(attention), torch.tensor([[0., math.log(4), 0.]]))
+    torch.testing.assert_close(distance_and_entropy(attention, apart), torch.tensor([
+        [[0., 5 * 1.25, 5 * 1.5]], [[0., math.log(4), 0.]]]))
 
 
 def test_prefix_tokens_are_left_out_before_the_softmax() -> None:
@@ -53,7 +110,7 @@ def test_uniform_attention_keeps_to_what_is_not_masked() -> None:
     logits = torch.randn(1, 1, 4, 4)
     logits[..., 1, 2:] = -torch.inf
     logits.diagonal(dim1=2, dim2=3).fill_(-1e38)
-    found = uniform_attention(logits, 0)[0, 0]
+    found = patch_attention(logits, 0, uniform=True)[0, 0]
     third = 1 / 3
     torch.testing.assert_close(found[:2], torch.tensor([[0, third, third, third], [1., 0, 0, 0]]))
 

@@ -4,12 +4,20 @@
 import pytest
 import timm
 import torch
-from interpret_cases import batch, create
+from interpret_cases import SMALL, batch, create
 from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.interpret.places import attention_layers, feature_names
-from tinyvit_zoo.interpret.similarity import gram, position_similarity, ratio, similarity, unbiased_hsic
+from tinyvit_zoo.interpret.attention import attention_layers
+from tinyvit_zoo.interpret.similarity import (
+    feature_names,
+    gram,
+    position_similarity,
+    ratio,
+    see_features,
+    similarity,
+    unbiased_hsic,
+)
 
 
 def hsic_by_definition(x: Tensor, y: Tensor) -> float:
@@ -90,6 +98,24 @@ def test_layers_of_two_models_are_compared_on_the_same_images() -> None:
     shuffled = similarity(a, x, b, [part.flip(0) for part in x])
     assert shuffled['ab'].mean() < found['ab'].mean()
     assert feature_names(timm.create_model('resnet18')) == ['act1', 'layer1', 'layer2', 'layer3', 'layer4']
+
+
+# -- features ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('name', SMALL)
+@torch.no_grad()
+def test_features_are_the_patch_tokens_behind_each_block(name: str) -> None:
+    model, x = create(name), batch()
+    found: dict[int, Tensor] = {}
+    see_features(model, x, found.__setitem__)
+    names = feature_names(model)
+    layers = [layer for layer in attention_layers(model) if not layer.class_only]
+    assert len(found) == len(names) == len(layers)
+    for index, layer in enumerate(layers):
+        assert found[index].flatten(1, -2).shape[1] == layer.grid[0] * layer.grid[1]
+    if name in ('vit_lite_2_4', 'cct_2_3x2', 'sl_vit', 'vit_tiny_patch16_224', 'deit_tiny_distilled_patch16_224'):
+        for index, expected in enumerate(model.forward_intermediates(x, indices=2, intermediates_only=True)):
+            torch.testing.assert_close(found[index], expected.flatten(2).transpose(1, 2))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 # -- positions ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ZooError, nearest
 from ..runtime.files import written_whole
@@ -24,29 +24,22 @@ tinyvit-zoo analyze maps cct_7_3x1 --files photos/
 tinyvit-zoo analyze support sl_
 '''
 
-
-class _Kind(NamedTuple):
-    summary: str
-    images: int = 0         # default of --images
-    models: str = '+'
-
-
-_KINDS = {
-    'attention': _Kind('show how far attention reaches and how spread it is, by layer and head', 256),
-    'similarity': _Kind('compare the layers of a model, or of two, by minibatch CKA', 1024),
-    'maps': _Kind('show where heads look on images, and attention rolled out through all layers', 4),
-    'pooling': _Kind('show the weights of sequence pooling over images', 256),
-    'temperatures': _Kind('show the learned temperatures of locality attention'),
-    'positions': _Kind('show how similar position embeddings are'),
-    'support': _Kind('list the analyses that each model supports', models='*'),
+_KINDS = {      # summary and default of --images
+    'attention': ('show how far attention reaches and how spread it is, by layer and head', 256),
+    'similarity': ('compare the layers of a model, or of two, by minibatch CKA', 1024),
+    'maps': ('show where heads look on images, and attention rolled out through all layers', 4),
+    'pooling': ('show the weights of sequence pooling over images', 256),
+    'temperatures': ('show the learned temperatures of locality attention', 0),
+    'positions': ('show how similar position embeddings are', 0),
+    'support': ('list the analyses that each model supports', 0),
 }
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(title='analyses', metavar='KIND', dest='kind', required=True)
-    for name, (summary, images, models) in _KINDS.items():
+    for name, (summary, images) in _KINDS.items():
         kind = kinds.add_parser(name, help=summary, description=f'{summary[0].upper()}{summary[1:]}.')
-        kind.add_argument('models', metavar='MODEL', nargs=models, help=(
+        kind.add_argument('models', metavar='MODEL', nargs='*' if name == 'support' else '+', help=(
             "NAME[.TAG] of the zoo or timm's, NAME.untrained, NAME=FILE, or the directory of a training run"
             if name != 'support' else 'start of a name, or a pattern with wildcards (default: all of the zoo)'))
         if name == 'support':
@@ -55,7 +48,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         kind.add_argument('--format', default='png', choices=['png', 'pdf', 'svg'], help='of the picture')
         add_device(kind)
         if images:
-            _add_images(kind, images)
+            kind.add_argument('--data', metavar='SOURCE', help='digits, npz:FILE, folder:DIR, cifar10:DIR, ...')
+            kind.add_argument('--split', default='test', choices=['train', 'val', 'test'],
+                              help='of SOURCE (default: test)')
+            kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE',
+                              help='files and folders, instead of --data')
+            kind.add_argument('--images', type=positive, default=images, metavar='N',
+                              help=f'drawn at random (default: {images})')
+            kind.add_argument('--seed', type=int, default=0, help='of the draw')
         if name == 'similarity':
             kind.add_argument('--batch-size', type=positive, default=256, metavar='N', help='images of one estimate')
         if name == 'maps':
@@ -64,21 +64,15 @@ def add(parser: argparse.ArgumentParser) -> None:
                                                                  'token, or the mean of the patches)')
 
 
-def _add_images(kind: argparse.ArgumentParser, images: int) -> None:
-    kind.add_argument('--data', metavar='SOURCE', help='digits, npz:FILE, folder:DIR, cifar10:DIR, ...')
-    kind.add_argument('--split', default='test', choices=['train', 'val', 'test'], help='of SOURCE (default: test)')
-    kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE', help='files and folders, instead of --data')
-    kind.add_argument(
-        '--images', type=positive, default=images, metavar='N', help=f'drawn at random (default: {images})')
-    kind.add_argument('--seed', type=int, default=0, help='of the draw')
-
-
 def run(args: argparse.Namespace) -> str:
     """Write the pictures and their numbers; return a summary."""
     if args.kind == 'support':
         return _support(args.models)
     require_matplotlib()
-    _check(args)
+    if args.kind == 'similarity' and len(args.models) > 2:
+        raise ZooError(f'{len(args.models)} models are given, expected one or two.')
+    if len(set(args.models)) < len(args.models):
+        raise ZooError('A model is given twice: leave one out.')
     from ..interpret import analyses
     from ..runtime.world import join_world
     from ..weights.resolve import resolve
@@ -88,34 +82,22 @@ def run(args: argparse.Namespace) -> str:
         models = [resolve(spec).load(world.device) for spec in args.models]
         for loaded in models:
             analyses.check_supported(loaded, args.kind)
-        if _KINDS[args.kind].images:
+        if _KINDS[args.kind][1]:
             images = analyses.open_images(args.data, args.split, args.files)
             options['images'] = analyses.draw_images(images, args.images, args.seed)
         results = getattr(analyses, f'analyze_{args.kind}')(models, **options)
     return '\n'.join(line for result in results for line in (result.text, _write(args, result)))
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.kind == 'similarity' and len(args.models) > 2:
-        raise ZooError(f'{len(args.models)} models are given, expected one or two.')
-    if len(set(args.models)) < len(args.models):
-        raise ZooError('A model is given twice: leave one out.')
-
-
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of this kind alone."""
     if args.kind == 'similarity':
         return {'batch_size': args.batch_size}
-    return {'layer': args.layer, 'patch': _query(args.query)} if args.kind == 'maps' else {}
-
-
-def _query(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r'\d+,\d+', text):
-        raise ZooError(f'--query is {text!r}, expected ROW,COL of a patch, such as 3,4.')
-    row, col = map(int, text.split(','))
-    return row, col
+    if args.kind != 'maps':
+        return {}
+    if args.query is not None and not re.fullmatch(r'\d+,\d+', args.query):
+        raise ZooError(f'--query is {args.query!r}, expected ROW,COL of a patch, such as 3,4.')
+    return {'layer': args.layer, 'patch': args.query and tuple(map(int, args.query.split(',')))}
 
 
 def _write(args: argparse.Namespace, analysis: Analysis) -> str:

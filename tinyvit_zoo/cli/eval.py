@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ..runtime.text import table
 from ._options import add_device, positive
 
 if TYPE_CHECKING:
+    from ..data.sources import Source
     from ..measure.bench import Bench
 
 NAME = 'eval'
@@ -46,7 +46,15 @@ def add(parser: argparse.ArgumentParser) -> None:
                           'regularization chosen on a fifth of the training images')
     measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '
                           '--knn and --probe learn from (default: 1)')
-    _add_robustness(parser)
+    group = parser.add_argument_group('robustness')
+    group.add_argument(
+        '--corruptions', metavar='DIR', nargs='?', const=True, help='measure the error on the fifteen corruptions of '
+        'CIFAR-10-C or CIFAR-100-C, unpacked in DIR; without DIR on similar ones of our own, made from --data')
+    group.add_argument('--attack', choices=['fgsm', 'pgd'], help='measure the accuracy under adversarial attack')
+    group.add_argument('--radius', type=float, nargs='+', metavar='R',
+                       help=f'radii of the attack in grey levels (1/255) (default: {_RADIUS:g})')
+    group.add_argument('--steps', type=int, metavar='N', help=f'steps of pgd (default: {_STEPS})')
+    group.add_argument('--plot', type=Path, metavar='FILE', help='draw both as .png, .pdf or .svg')
     shown = parser.add_argument_group('output')
     shown.add_argument('--per-class', action='store_true', help='print the accuracy of each class')
     shown.add_argument('--confusion', type=Path, metavar='FILE', help='draw the confusion matrix as .png, .pdf or .svg')
@@ -59,32 +67,24 @@ def add(parser: argparse.ArgumentParser) -> None:
     machine.add_argument('--img-size', type=positive, metavar='N', help='default: that of the weights')
 
 
-def _add_robustness(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('robustness')
-    group.add_argument(
-        '--corruptions', metavar='DIR', nargs='?', const=True, help='measure the error on the fifteen corruptions of '
-        'CIFAR-10-C or CIFAR-100-C, unpacked in DIR; without DIR on similar ones of our own, made from --data')
-    group.add_argument('--attack', choices=['fgsm', 'pgd'], help='measure the accuracy under adversarial attack')
-    group.add_argument(
-        '--radius', type=float, nargs='+', metavar='R', help=f'radii of the attack in grey levels (1/255) '
-        f'(default: {_RADIUS:g})')
-    group.add_argument('--steps', type=int, metavar='N', help=f'steps of pgd (default: {_STEPS})')
-    group.add_argument('--plot', type=Path, metavar='FILE', help='draw both as .png, .pdf or .svg')
-
-
 def run(args: argparse.Namespace) -> str:
     """Return the text to print. With --all, exit with code 1 where the catalogue is wrong."""
     _check(args)
     import torch
 
-    from ..measure.bench import open_bench_source
+    from ..measure.bench import Bench, open_bench_source
     from ..runtime.precision import autocast_dtype
     from ..runtime.world import join_world
+    from ..weights.resolve import resolve
 
     torch.backends.cudnn.allow_tf32 = False     # fp32 is to be fp32
     with join_world(args.device) as world:
         dtype = autocast_dtype(args.precision, world.device)
-        bench = partial(_bench, args=args, world=world, dtype=dtype)
+
+        def bench(spec: str, source: Source) -> Bench:
+            loaded = resolve(spec).load(world.device, args.img_size)
+            return Bench(loaded, source, args.split, world, dtype, args.batch_size)
+
         if args.all:
             return _check_catalogue(args, bench)
         source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)
@@ -95,7 +95,10 @@ def run(args: argparse.Namespace) -> str:
         if args.confusion and world.first:
             _plot_confusion(records[0], args)
         if args.plot and world.first:
-            _plot_robustness(records[0], args.plot)
+            from ..measure.robustness import plot_robustness
+
+            sets = f'; {records[0]["corruptions"]["source"]}' if 'corruptions' in records[0] else ''
+            plot_robustness(records[0], f'{records[0]["model"]} on {records[0]["data"]}{sets}', args.plot)
         return _text(records, args) if world.first else ''
 
 
@@ -113,15 +116,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ZooError('--fraction is the share of training images for --knn and --probe: give one of them.')
     if args.split == 'train' and (args.knn or args.probe):
         raise ZooError('--knn and --probe train on the training images: give --split test or val.')
-    _check_robustness(args)
-    for option in ('plot', 'confusion'):
-        if path := getattr(args, option):
-            if len(args.models) > 1:
-                raise ZooError(f'--{option} draws one model: give one MODEL.')
-            check_picture(f'--{option}', path)
-
-
-def _check_robustness(args: argparse.Namespace) -> None:
     if (args.radius or args.steps is not None) and not args.attack:
         raise ZooError('--radius and --steps are for attacks: give --attack pgd.')
     if args.attack == 'fgsm' and args.steps is not None:
@@ -130,23 +124,20 @@ def _check_robustness(args: argparse.Namespace) -> None:
         _attacks(args)
     if args.plot and not (args.corruptions or args.attack):
         raise ZooError('--plot draws --corruptions and --attack: give one of them.')
+    for option in ('plot', 'confusion'):
+        if path := getattr(args, option):
+            if len(args.models) > 1:
+                raise ZooError(f'--{option} draws one model: give one MODEL.')
+            check_picture(f'--{option}', path)
 
 
 def _attacks(args: argparse.Namespace) -> list[Any]:
     from ..measure.robustness import Attack
-
     return [Attack(args.attack, radius, _STEPS if args.steps is None else args.steps)
             for radius in args.radius or [_RADIUS]]
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
-def _bench(spec: str, source: Any, *, args: argparse.Namespace, world: Any, dtype: Any) -> Bench:
-    from ..measure.bench import Bench
-    from ..weights.resolve import resolve
-
-    return Bench(resolve(spec).load(world.device, args.img_size), source, args.split, world, dtype, args.batch_size)
-
-
 def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Return all figures of a model, as --json shows them."""
     from ..measure.accuracy import accuracy
@@ -196,21 +187,17 @@ def _plot_confusion(record: Mapping[str, Any], args: argparse.Namespace) -> None
     plot_confusion(record['confusion'], [row['class'] for row in record['classes']], title, args.confusion)
 
 
-def _plot_robustness(record: Mapping[str, Any], path: Path) -> None:
-    from ..measure.robustness import plot_robustness
-
-    source = f'; {record["corruptions"]["source"]}' if 'corruptions' in record else ''
-    plot_robustness(record, f'{record["model"]} on {record["data"]}{source}', path)
-
-
 # -- showing -----------------------------------------------------------------------------------------------------------
 def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     if args.json:
         return json.dumps(records, indent=2)
+    from ..measure.robustness import attack_table, errors_table
+
     many = len(records) > 1
     parts = [_many(records) if many else _one(records[0])]
     parts += [_classes(record, many) for record in records if args.per_class]
-    parts += [f'{record["model"]}\n{text}' for record in records for text in _details(record)]
+    parts += [f'{record["model"]}\n{show(record[name])}' for record in records
+              for name, show in (('corruptions', errors_table), ('attack', attack_table)) if name in record]
     parts += [f'{args.plot}: error over severity and radius'] if args.plot else []
     parts += [f'{args.confusion}: the confusion matrix'] if args.confusion else []
     return '\n\n'.join(parts)
@@ -235,18 +222,15 @@ def _many(records: Sequence[Mapping[str, Any]]) -> str:
     asked = [name for name in _MEASURES if name in records[0]]
     titles = [_MEASURES[name] for name in asked]
     head = ['model', 'M params', 'epochs', 'top-1', '95 % interval', 'top-5', 'loss', *titles]
-    rows = [[
-        record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-'), *_accuracy_cells(record),
-        *(_cell(record, name) for name in asked)] for record in records]
+    rows = []
+    for record in records:
+        row = [record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-')]
+        row += [f'{record["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*record['interval']),
+                f'{record["top5"]:.2f}' if 'top5' in record else '-',
+                f'{record["loss"]:.4f}'] if 'top1' in record else ['-'] * 4
+        rows.append([*row, *(_cell(record, name) for name in asked)])
     kept = [i for i in range(len(head)) if any(row[i] != '-' for row in rows)]
     return table([[row[i] for i in kept] for row in (head, *rows)])
-
-
-def _accuracy_cells(record: Mapping[str, Any]) -> list[str]:
-    if 'top1' not in record:
-        return ['-'] * 4
-    return [f'{record["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*record['interval']),
-            f'{record["top5"]:.2f}' if 'top5' in record else '-', f'{record["loss"]:.4f}']
 
 
 def _cell(record: Mapping[str, Any], name: str) -> str:
@@ -257,22 +241,12 @@ def _cell(record: Mapping[str, Any], name: str) -> str:
     return f'{figures["mce" if name == "corruptions" else "top1"]:.2f}'
 
 
-def _details(record: Mapping[str, Any]) -> list[str]:
-    from ..measure.robustness import attack_table, errors_table
-
-    tables = {'corruptions': errors_table, 'attack': attack_table}
-    return [tables[name](record[name]) for name in tables if name in record]
-
-
 def _classes(record: Mapping[str, Any], titled: bool) -> str:
     if 'classes' not in record:
         return f'{record["model"]}: no accuracy, and none by class.'
     rows = [('class', 'images', 'top-1', '95 % interval', 'most taken for')]
     for row in record['classes']:
-        if not row['images']:
-            rows.append((row['class'], '0', '-', '-', '-'))
-            continue
         taken = f'{row["most_taken_for"]} ({row["times"]})' if row['times'] else '-'
-        interval = '{:.2f} to {:.2f}'.format(*row['interval'])
-        rows.append((row['class'], str(row['images']), f'{row["top1"]:.2f}', interval, taken))
+        figures = [f'{row["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*row['interval'])] if row['images'] else ['-', '-']
+        rows.append((row['class'], str(row['images']), *figures, taken))
     return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 4))

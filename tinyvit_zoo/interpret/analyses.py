@@ -1,10 +1,4 @@
-"""The analyses of models: numbers, text and pictures.
-
-    model = resolve('cct_2_3x2.digits').load()
-    analysis, = analyze_attention([model], draw_images(open_images('digits'), 256))
-    print(analysis.text)
-    analysis.figure.savefig('attention.png')
-"""
+"""The analyses of models: numbers, text and pictures."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,22 +18,8 @@ from ..measure.prediction import image_files
 from ..runtime.progress import Progress
 from ..runtime.text import one_line
 from ..weights.resolve import Loaded
-from . import plots
-from .attention import (
-    Maps,
-    Pooling,
-    attention_maps,
-    images_at_once,
-    no_pooling,
-    no_rollout,
-    no_temperatures,
-    pooling_weights,
-    ragged,
-    reach,
-    temperatures,
-)
-from .places import attention_layers, feature_names, no_attention, no_features
-from .similarity import LEAST, no_positions, position_similarity, similarity
+from . import attention, plots
+from .similarity import LEAST, feature_names, no_features, no_positions, position_similarity, similarity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +30,7 @@ _PICTURED = 6           # images in the picture of pooling weights
 
 @dataclass
 class Analysis:
-    """What one picture shows. `arrays`: its numbers, by the title of the model or models."""
+    """A picture, and its numbers by the title of the model or models."""
     text: str
     arrays: Mapping[str, Mapping[str, Any]]
     figure: Figure
@@ -71,7 +51,7 @@ def open_images(data: str | None = None, split: str = 'test', files: Sequence[Pa
 
 
 def draw_images(split: Split, count: int, seed: int = 0) -> Split:
-    """Draw images at random, in random order; all, where there are no more than `count`."""
+    """Draw `count` images at random, or all in random order."""
     return split.select(torch.randperm(len(split), generator=generator(seed, _DRAW))[:count])
 
 
@@ -81,16 +61,15 @@ def _batches(loaded: Loaded, images: Split, batch_size: int) -> Iterator[Tensor]
     device = next(loaded.model.parameters()).device
     with Progress(len(images), loaded.title, lines=False) as progress:
         for start in range(0, len(images), batch_size):
-            chosen = range(start, min(start + batch_size, len(images)))
-            yield torch.stack([transform(_read(images, i, channels)) for i in chosen]).to(device)
-            progress.show(chosen.stop)
-
-
-def _read(images: Split, i: int, channels: int) -> Any:
-    try:
-        return as_channels(images.read(i), channels)
-    except Exception as e:  # every decoder has its own errors for a damaged file
-        raise ZooError(f'{images.name(i)} cannot be read as an image ({one_line(e)}): mend or leave it out.') from e
+            batch = []
+            for i in range(start, min(start + batch_size, len(images))):
+                try:
+                    batch.append(transform(as_channels(images.read(i), channels)))
+                except Exception as e:  # every decoder has its own errors for a damaged file
+                    raise ZooError(
+                        f'{images.name(i)} cannot be read as an image ({one_line(e)}): mend or leave it out.') from e
+            yield torch.stack(batch).to(device)
+            progress.show(start + len(batch))
 
 
 def _pixels(loaded: Loaded, images: Tensor) -> Tensor:
@@ -99,10 +78,15 @@ def _pixels(loaded: Loaded, images: Tensor) -> Tensor:
     return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu()
 
 
+def _names(images: Split) -> list[str]:
+    return [images.name(i) for i in range(len(images))]
+
+
 # -- one function a kind -----------------------------------------------------------------------------------------------
 def analyze_attention(models: Sequence[Loaded], images: Split) -> list[Analysis]:
     """Measure distance and entropy of attention, by layer and head; one picture for all models."""
-    reaches = {m.title: reach(m.model, _batches(m, images, images_at_once(m.model))) for m in models}
+    reaches = {m.title: attention.reach(m.model, _batches(m, images, attention.images_at_once(m.model)))
+               for m in models}
     text = '\n\n'.join(each.table(title) for title, each in reaches.items()) + '\n'
     arrays = {title: {**each.arrays(), 'images': len(images)} for title, each in reaches.items()}
     return [Analysis(text, arrays, plots.plot_reach(reaches))]
@@ -133,87 +117,81 @@ def analyze_maps(
         models: Sequence[Loaded], images: Split, layer: int = -1, patch: tuple[int, int] | None = None,
 ) -> list[Analysis]:
     """Map the attention of a layer's heads over images, and the rollout; arguments as for `attention_maps`."""
-    return [_analyze_maps(loaded, images, layer, patch) for loaded in models]
-
-
-def _analyze_maps(loaded: Loaded, images: Split, layer: int, patch: tuple[int, int] | None) -> Analysis:
-    batches = _batches(loaded, images, images_at_once(loaded.model))
-    pixels, parts = zip(*((_pixels(loaded, x), attention_maps(loaded.model, x, layer, patch)) for x in batches),
-                        strict=True)
-    rollout = None if parts[0].rollout is None else torch.cat([part.rollout for part in parts])
-    maps = Maps(parts[0].layer, parts[0].query, torch.cat([part.heads for part in parts]), rollout)
-    arrays = {'heads': maps.heads.numpy(), 'layer': maps.layer.name, 'query': maps.query, 'names': _names(images),
-              **({} if rollout is None else {'rollout': rollout.numpy()})}
-    text = (f'{loaded.title}: {maps.layer.name} of {len(attention_layers(loaded.model))} layers, attention from '
-            f'{maps.query}')
-    if rollout is None:
-        text += f'\n{loaded.title} has no rollout: {no_rollout(loaded.model)}.'
-    return Analysis(text, {loaded.title: arrays}, plots.plot_maps(torch.cat(pixels), maps, loaded.title))
+    analyses = []
+    for loaded in models:
+        model, title = loaded.model, loaded.title
+        pixels, parts = zip(*((_pixels(loaded, x), attention.attention_maps(model, x, layer, patch))
+                              for x in _batches(loaded, images, attention.images_at_once(model))), strict=True)
+        rollout = None if parts[0].rollout is None else torch.cat([part.rollout for part in parts])
+        maps = attention.Maps(parts[0].layer, parts[0].query, torch.cat([part.heads for part in parts]), rollout)
+        arrays = {'heads': maps.heads.numpy(), 'layer': maps.layer.name, 'query': maps.query, 'names': _names(images)}
+        count = len(attention.attention_layers(model))
+        text = f'{title}: {maps.layer.name} of {count} layers, attention from {maps.query}'
+        if rollout is None:
+            text += f'\n{title} has no rollout: {attention.no_rollout(model)}.'
+        else:
+            arrays['rollout'] = rollout.numpy()
+        analyses.append(Analysis(text, {title: arrays}, plots.plot_maps(torch.cat(pixels), maps, title)))
+    return analyses
 
 
 def analyze_pooling(models: Sequence[Loaded], images: Split) -> list[Analysis]:
     """Map the weights of sequence pooling over images."""
-    return [_analyze_pooling(loaded, images) for loaded in models]
-
-
-def _analyze_pooling(loaded: Loaded, images: Split) -> Analysis:
-    parts: list[Pooling] = []
-    pictured: list[Tensor] = []
-    for batch in _batches(loaded, images, 64):
-        parts.append(pooling_weights(loaded.model, batch))
-        pictured += _pixels(loaded, batch[:max(0, _PICTURED - len(pictured))])
-    pooling = Pooling(torch.cat([p.maps for p in parts]), torch.cat([p.prefix for p in parts]), parts[0].stride)
-    uniform = pooling.maps[0].numel() + pooling.prefix.shape[1]
-    top = pooling.maps.flatten(1).amax(1).mean() * uniform
-    text = f"{loaded.title}: {len(images)} images, an image's largest weight is {top:.2f} times a uniform one"
-    if pooling.prefix.numel():
-        text += f', {100 * pooling.prefix.sum(1).mean():.1f} % on the class token'
-    arrays = {'maps': pooling.maps.numpy(), 'prefix': pooling.prefix.numpy(), 'names': _names(images)}
-    figure = plots.plot_pooling(torch.stack(pictured), pooling, loaded.title)
-    return Analysis(text, {loaded.title: arrays}, figure)
-
-
-def _names(images: Split) -> list[str]:
-    return [images.name(i) for i in range(len(images))]
+    analyses = []
+    for loaded in models:
+        parts: list[attention.Pooling] = []
+        pictured: list[Tensor] = []
+        for batch in _batches(loaded, images, 64):
+            parts.append(attention.pooling_weights(loaded.model, batch))
+            pictured += _pixels(loaded, batch[:max(0, _PICTURED - len(pictured))])
+        pooling = attention.Pooling(
+            torch.cat([p.maps for p in parts]), torch.cat([p.prefix for p in parts]), parts[0].stride)
+        uniform = pooling.maps[0].numel() + pooling.prefix.shape[1]
+        top = pooling.maps.flatten(1).amax(1).mean() * uniform
+        text = f"{loaded.title}: {len(images)} images, an image's largest weight is {top:.2f} times a uniform one"
+        if pooling.prefix.numel():
+            text += f', {100 * pooling.prefix.sum(1).mean():.1f} % on the class token'
+        arrays = {'maps': pooling.maps.numpy(), 'prefix': pooling.prefix.numpy(), 'names': _names(images)}
+        figure = plots.plot_pooling(torch.stack(pictured), pooling, loaded.title)
+        analyses.append(Analysis(text, {loaded.title: arrays}, figure))
+    return analyses
 
 
 def analyze_temperatures(models: Sequence[Loaded]) -> list[Analysis]:
     """Show the learned temperatures of locality attention; one picture for all models."""
-    values = {m.title: temperatures(m.model) for m in models}
+    values = {m.title: attention.temperatures(m.model) for m in models}
     lines = []
     for title, layers in values.items():
         lines += [f'{title}: {len(layers)} layers; what multiplies the logits of a head, over where it started',
                   *(f'{name:20} {"  ".join(f"{value:.3f}" for value in heads)}' for name, heads in layers.items())]
-    arrays = {title: {'layers': list(layers), 'temperature': ragged(list(layers.values()))}
+    arrays = {title: {'layers': list(layers), 'temperature': attention.ragged(list(layers.values()))}
               for title, layers in values.items()}
     return [Analysis('\n'.join(lines), arrays, plots.plot_temperatures(values))]
 
 
 def analyze_positions(models: Sequence[Loaded]) -> list[Analysis]:
     """Compare the rows of the position embedding."""
-    return [_analyze_positions(loaded) for loaded in models]
-
-
-def _analyze_positions(loaded: Loaded) -> Analysis:
-    cosine = position_similarity(loaded.model)
-    rows, cols = cosine.shape[:2]
-    neighbours = [cosine[:, :-1, :, 1:].diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1),
-                  cosine[:-1, :, 1:].diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)]
-    right, below = (f'{values.mean():.3f}' if values.numel() else '-' for values in neighbours)
-    text = (f'{loaded.title}: {rows} x {cols} positions, cosine {cosine.mean():.3f} in the mean, {right} with the '
-            f'neighbour to the right, {below} with that below')
-    figure = plots.plot_positions(cosine, f'{loaded.title}: positions')
-    return Analysis(text, {loaded.title: {'similarity': cosine.numpy()}}, figure)
+    analyses = []
+    for loaded in models:
+        cosine = position_similarity(loaded.model)
+        right, below = (f'{values.mean():.3f}' if values.numel() else '-' for values in (
+            near.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)
+            for near in (cosine[:, :-1, :, 1:], cosine[:-1, :, 1:])))
+        text = (f'{loaded.title}: {cosine.shape[0]} x {cosine.shape[1]} positions, cosine {cosine.mean():.3f} in the '
+                f'mean, {right} with the neighbour to the right, {below} with that below')
+        figure = plots.plot_positions(cosine, f'{loaded.title}: positions')
+        analyses.append(Analysis(text, {loaded.title: {'similarity': cosine.numpy()}}, figure))
+    return analyses
 
 
 # -- support -----------------------------------------------------------------------------------------------------------
-_NEEDS: dict[str, tuple[str, Callable[[Any], str]]] = {     # what a model needs, and why it has it not
-    'attention': ('attention that can be read', no_attention),
-    'maps': ('attention that can be read', no_attention),
-    'rollout': ('rollout', lambda model: no_attention(model) or no_rollout(model)),
+_NEEDS: dict[str, tuple[str, Callable[[Any], str]]] = {     # requirement, and why a model does not meet it
+    'attention': ('attention that can be read', attention.no_attention),
+    'maps': ('attention that can be read', attention.no_attention),
+    'rollout': ('rollout', lambda model: attention.no_attention(model) or attention.no_rollout(model)),
     'similarity': ('layers to compare', no_features),
-    'pooling': ('pooling weights', no_pooling),
-    'temperatures': ('temperatures', no_temperatures),
+    'pooling': ('pooling weights', attention.no_pooling),
+    'temperatures': ('temperatures', attention.no_temperatures),
     'positions': ('table of positions', no_positions),
 }
 

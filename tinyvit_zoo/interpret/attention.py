@@ -3,34 +3,85 @@
 Distance and entropy follow arXiv 2205.14443: attention among the patches, without prefix tokens in the softmax;
 entropy -sum p ln p, distance the sum of p times the pixels between query and key; averaged over queries and images.
 """
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from timm.layers import Attention
+from timm.models.cait import ClassAttn, TalkingHeadAttn
+from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import SequencePool
-from ..models import Layer, block_layers
-from .places import attention_layers, watch_attention
+from ..models import Layer, attention_logits, block_layers
 
+KNOWN = 'a model of the zoo, or a ViT, DeiT or CaiT of timm'
 _BYTES = 128 << 20      # of attention of one layer held at a time
 _MASKED = -1e30         # logits below are masked
 
 
+# -- layers ------------------------------------------------------------------------------------------------------------
+def attention_layers(model: nn.Module) -> list[Layer]:
+    """Return the blocks, all with attention that can be read."""
+    if why := no_attention(model):
+        raise ZooError(f'The attention of {type(model).__name__} cannot be read: {why}. Take {KNOWN}.')
+    return block_layers(model)
+
+
+def no_attention(model: nn.Module) -> str:
+    """Return why a model's attention cannot be read; '' where it can."""
+    layers = block_layers(model)
+    if not layers:
+        return 'its blocks are not known'
+    for layer in layers:
+        attn = layer.attention
+        if not hasattr(attn, 'logits') and type(attn) not in (Attention, ClassAttn, TalkingHeadAttn):
+            return f'{layer.name} holds {"none of its own" if attn is None else type(attn).__name__}'
+    return ''
+
+
+def layer_logits(attn: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Return the input of the softmax [B, H, queries, keys], heads mixed, in float32 or better; -inf across windows."""
+    if hasattr(attn, 'logits'):
+        logits = attn.logits(*args)
+    elif isinstance(attn, (ClassAttn, TalkingHeadAttn)):  # timm's, which have no methods for it
+        x, = args
+        if isinstance(attn, ClassAttn):
+            q, k = (f(y).unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for f, y in (
+                (attn.q, x[:, :1]), (attn.k, x)))
+        else:
+            q, k, _ = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        logits = (q * attn.scale) @ k.transpose(-2, -1)
+        if isinstance(attn, TalkingHeadAttn):
+            logits = attn.proj_l(logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    else:
+        logits = attention_logits(attn, *args, **kwargs)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@contextmanager
+def watch_attention(layers: Sequence[Layer], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Within, a forward pass calls `see(index, logits)` for each of these layers (`layer_logits`)."""
+    def hook(index: int, attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(index, layer_logits(attn, *args, **kwargs))
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.callback(layer.attention.register_forward_pre_hook(partial(hook, index), with_kwargs=True).remove)
+        yield
+
+
 # -- distance and entropy ----------------------------------------------------------------------------------------------
-def patch_attention(logits: Tensor, prefix: int) -> Tensor:
-    """Return attention among the patches [B, H, N, N], without the first `prefix` tokens in the softmax."""
-    return logits[:, :, prefix:, prefix:].softmax(-1)
+def patch_attention(logits: Tensor, prefix: int, uniform: bool = False) -> Tensor:
+    """Return attention among the patches [B, H, N, N], without the first `prefix` tokens in the softmax.
 
-
-def uniform_attention(logits: Tensor, prefix: int) -> Tensor:
-    """Return attention spread evenly over the patches that each query may attend to."""
-    return patch_attention(logits.where(logits < _MASKED, 0.), prefix)
+    `uniform`: spread evenly over the patches that each query may attend to.
+    """
+    return (logits.where(logits < _MASKED, 0.) if uniform else logits)[:, :, prefix:, prefix:].softmax(-1)
 
 
 def distances(grid: tuple[int, int], stride: tuple[float, float], device: Any = None) -> Tensor:
@@ -41,14 +92,9 @@ def distances(grid: tuple[int, int], stride: tuple[float, float], device: Any = 
     return torch.cdist(places, places, compute_mode='donot_use_mm_for_euclid_dist')
 
 
-def mean_distance(attention: Tensor, apart: Tensor) -> Tensor:
-    """Average the `distances` [N, N] of attention [B, H, N, N] over queries -> [B, H]."""
-    return (attention * apart).sum(-1).mean(-1)
-
-
-def mean_entropy(attention: Tensor) -> Tensor:
-    """Average the entropy in nats of attention [B, H, N, N] over queries -> [B, H]."""
-    return torch.special.entr(attention).sum(-1).mean(-1)
+def distance_and_entropy(attention: Tensor, apart: Tensor) -> Tensor:
+    """Average the `distances` [N, N] and entropies (nats) of attention [B, H, N, N] over queries -> [2, B, H]."""
+    return torch.stack([values.sum(-1).mean(-1) for values in (attention * apart, torch.special.entr(attention))])
 
 
 @dataclass
@@ -103,8 +149,8 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
     def see(index: int, logits: Tensor) -> None:
         layer = layers[index]
         apart = distances(layer.grid, layer.stride, logits.device)
-        uniform = uniform_attention(logits[:1], layer.prefix).expand(len(logits), -1, -1, -1)
-        values = [torch.stack([mean_distance(attention, apart), mean_entropy(attention)]).cpu().double().sum(1)
+        uniform = patch_attention(logits[:1], layer.prefix, uniform=True).expand(len(logits), -1, -1, -1)
+        values = [distance_and_entropy(attention, apart).cpu().double().sum(1)
                   for attention in (patch_attention(logits, layer.prefix), uniform)]
         sums[index] = sums[index] + torch.cat(values)
 
@@ -150,9 +196,7 @@ class Maps:
 def attention_maps(model: Any, images: Tensor, layer: int = -1, patch: tuple[int, int] | None = None) -> Maps:
     """Return the attention of each head of a layer, and the rollout to the classifier's input, where defined.
 
-    Args:
-        layer: index among `attention_layers`.
-        patch: the query's row and column; None: the class token where the layer has one, else the mean of the patches.
+    `patch`: the query's row and column; None: the class token where the layer has one, else the mean of the patches.
     """
     layers = attention_layers(model)
     if not -len(layers) <= layer < len(layers):
@@ -195,11 +239,8 @@ def _select_query(layer: Layer, attention: Tensor, patch: tuple[int, int] | None
 
 
 def readout(model: Any, tokens: Tensor) -> Tensor:
-    """Return the classifier's weight of each token [B, N, D] -> [B, N]: class token, sequence pooling, or the mean.
-
-    The mean of the patches also stands for pooling without such weights (maximum, timm's attention pooling).
-    """
-    if isinstance(getattr(model, 'attn_pool', None), SequencePool):
+    """Return the classifier's weight of each token [B, N, D] -> [B, N]; other poolings count as the mean of patches."""
+    if not no_pooling(model):
         return model.attn_pool.weights(tokens)[:, :, 0]
     weights = tokens.new_zeros(tokens.shape[:2])
     if model.global_pool == 'token':
@@ -241,21 +282,15 @@ def pooling_weights(model: Any, images: Tensor) -> Pooling:
 # -- temperatures ------------------------------------------------------------------------------------------------------
 def no_temperatures(model: Any) -> str:
     """Return why a model has no learned temperatures; '' where it has."""
-    return '' if _with_temperatures(model) else 'it has no locality attention, as sl_* have (lsa=True)'
-
-
-def _with_temperatures(model: Any) -> list[Layer]:
-    return [layer for layer in block_layers(model) if getattr(layer.attention, 'temperature', None) is not None]
+    learned = any(getattr(layer.attention, 'temperature', None) is not None for layer in block_layers(model))
+    return '' if learned else 'it has no locality attention, as sl_* have (lsa=True)'
 
 
 @torch.no_grad()
 def temperatures(model: Any) -> dict[str, Tensor]:
-    """Return by layer the factor on the logits of each head [H], relative to its start: above 1 is sharper.
-
-    It starts at head_dim ** -0.5, the factor of plain attention.
-    """
-    layers = _with_temperatures(model)
-    if not layers:
-        raise ZooError(f'{type(model).__name__} has no temperatures: {no_temperatures(model)}.')
+    """Return by layer the factor on the logits of each head [H] over that of plain attention, where it starts."""
+    if why := no_temperatures(model):
+        raise ZooError(f'{type(model).__name__} has no temperatures: {why}.')
     return {layer.name: layer.attention.temperature.float().cpu() / getattr(
-        layer.attention, 'scale', layer.attention.head_dim ** -0.5) for layer in layers}
+        layer.attention, 'scale', layer.attention.head_dim ** -0.5) for layer in block_layers(model)
+        if getattr(layer.attention, 'temperature', None) is not None}

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _BLUE, _GREY = '#2b6cb0', '#777777'
 _INCH = 1.35            # side of a small picture
+_BELOW: dict[str, Any] = dict(loc='outside lower center', ncols=2, fontsize=8, frameon=False)      # of a legend
 
 
 # -- attention distance and entropy ------------------------------------------------------------------------------------
@@ -30,25 +31,21 @@ def plot_reach(reaches: Mapping[str, Reach]) -> Figure:
     for (left, right), (title, reach) in zip(axes, reaches.items(), strict=True):
         highest.append((_boxes(left, reach.distance, reach.uniform_distance),
                         _boxes(right, reach.entropy, reach.uniform_entropy)))
-        left.set_ylabel('mean attention distance, px')
-        right.set_ylabel('attention entropy, nats')
+        left.set(ylabel='mean attention distance, px')
+        right.set(ylabel='attention entropy, nats')
         left.set_title(title, fontsize=10, loc='left')
     for axis, values in zip(axes[-1], zip(*highest, strict=True), strict=True):
         axis.set(xlabel='layer', ylim=(0, 1.1 * max(values)))   # of the whole column
-    _legend_below(figure, axes[0, 0])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), **_BELOW)
     return figure
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=8, frameon=False)
 
 
 def _boxes(axes: Axes, heads: Sequence[Tensor], uniform: Sequence[float]) -> float:
     """Draw the values by head; return the highest."""
     places = np.arange(1, len(heads) + 1)
     values = [layer.numpy() for layer in heads]
-    axes.boxplot(values, positions=places, widths=0.6, showfliers=False, medianprops={'color': _BLUE},
-                 boxprops={'color': _BLUE}, whiskerprops={'color': _BLUE}, capprops={'color': _BLUE})
+    blue: dict[str, Any] = {f'{part}props': {'color': _BLUE} for part in ('median', 'box', 'whisker', 'cap')}
+    axes.boxplot(values, positions=places, widths=0.6, showfliers=False, **blue)
     axes.plot(np.repeat(places, [len(v) for v in values]), np.concatenate(values), '.', color='black', markersize=3,
               alpha=0.6, label='a head')
     axes.plot(places, uniform, '_', color=_GREY, markersize=12, label='uniform attention')
@@ -83,8 +80,7 @@ def plot_similarity(cka: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
 def plot_maps(images: Tensor, maps: Maps, title: str) -> Figure:
     """Plot a row for each image: the image, the rollout, the mean over the heads, and each head."""
     rollout = [] if maps.rollout is None else [maps.rollout]
-    names = ['image', *['rollout' for _ in rollout], 'mean head',
-             *(f'head {i + 1}' for i in range(maps.heads.shape[1]))]
+    names = ['image', *['rollout'] * len(rollout), 'mean head', *(f'head {i + 1}' for i in range(maps.heads.shape[1]))]
     figure, axes = new_figure(len(images), len(names), (_INCH * len(names), (_INCH + 0.17) * len(images) + 0.5))
     for i, (row, image) in enumerate(zip(axes, images, strict=True)):
         shares = [*(r[i] for r in rollout), maps.heads[i].mean(0), *maps.heads[i]]
@@ -100,16 +96,15 @@ def plot_maps(images: Tensor, maps: Maps, title: str) -> Figure:
 def _show_image(axes: Axes, image: Tensor) -> None:
     """Draw an image [H, W, channels] in 0..1, its pixels as squares."""
     height, width, channels = image.shape
-    pixels = (image[..., 0] if channels == 1 else image).numpy()
-    axes.imshow(pixels, cmap='gray', vmin=0, vmax=1, interpolation='nearest', extent=(0, width, height, 0))
+    axes.imshow((image[..., 0] if channels == 1 else image).numpy(), cmap='gray', vmin=0, vmax=1,
+                interpolation='nearest', extent=(0, width, height, 0))
     axes.set(xticks=[], yticks=[])
 
 
 def _overlay(axes: Axes, image: Tensor, share: Tensor, stride: tuple[float, float]) -> None:
     """Draw shares of attention [rows, columns] over the grey image, each token over its pixels.
 
-    Colours reach to the largest share, written below as a multiple of a uniform one, but at least to twice a uniform
-    one, so that nearly uniform attention looks uniform.
+    Colours reach to the largest share, but at least to twice a uniform one: nearly uniform attention looks uniform.
     """
     height, width, _ = image.shape
     _show_image(axes, image.mean(2, keepdim=True) * 0.8 + 0.1)
@@ -153,7 +148,7 @@ def plot_temperatures(models: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         axis.set_xlabel('layer')
         axis.set_title(title, fontsize=10, loc='left')
     axes[0, 0].set_ylabel('factor on the logits / its start')
-    _legend_below(figure, axes[0, 0])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), **_BELOW)
     return figure
 
 
@@ -165,8 +160,7 @@ def plot_positions(similarity: Tensor, title: str) -> Figure:
     cells = similarity.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     tiles = F.pad(cells, (0, 1, 0, 1), value=torch.nan).transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1]
     side = min(9., max(4.5, 0.55 * max(rows, cols)))
-    figure, axes = new_figure(1, 1, (side * min(1., cols / rows) + 1.2, side * min(1., rows / cols) + 0.7))
-    axis = axes[0, 0]
+    figure, ((axis,),) = new_figure(1, 1, (side * min(1., cols / rows) + 1.2, side * min(1., rows / cols) + 0.7))
     image = axis.imshow(tiles.numpy(), vmin=-1, vmax=1, cmap='viridis', interpolation='nearest')
     for ticks, count, side in ((axis.set_xticks, cols, width), (axis.set_yticks, rows, height)):
         places = range(0, count, 1 + count // 17)

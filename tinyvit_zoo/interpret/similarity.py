@@ -1,32 +1,67 @@
 """Similarity of layers, and of position embeddings.
 
-Layers are compared by minibatch linear CKA (arXiv 2010.15327) with the unbiased HSIC estimator (Song et al., 2012).
-HSIC is averaged over batches before the ratio, so that the batch size changes only the noise. Images have to be drawn
-at random: batches of a single class hold nothing of the differences between classes.
+Layers are compared by minibatch linear CKA (arXiv 2010.15327) with the unbiased HSIC estimator (Song et al., 2012),
+averaged over batches before the ratio, so that the batch size changes only the noise. Images have to be drawn at
+random: batches of a single class hold nothing of the differences between classes.
 """
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..models import block_layers
-from .places import see_features
+from ..models import Layer, block_layers
+from .attention import KNOWN
 
 LEAST = 4               # images in a batch: the estimator divides by (n - 3)
 _CONSTANT = 1e-10       # share of the features' energy below which their variance is rounding
 
 
-# -- layers ------------------------------------------------------------------------------------------------------------
-def gram(features: Tensor) -> Tensor:
-    """Return the Gram matrix [n, n] of features [n, ...] around their mean; zero for features that are constant.
+# -- features ----------------------------------------------------------------------------------------------------------
+def feature_names(model: Any) -> list[str]:
+    """Return the names of the features that `see_features` shows, from the image on."""
+    if why := no_features(model):
+        raise ZooError(f'The features of {type(model).__name__} cannot be read: {why}. Take {KNOWN}.')
+    return [layer.name for layer in _patch_layers(model)] or [info['module'] for info in model.feature_info]
 
-    HSIC does not depend on the mean, but precision does.
+
+def no_features(model: Any) -> str:
+    """Return why the layers of a model cannot be compared; '' where they can."""
+    known = block_layers(model) or hasattr(model, 'forward_intermediates')
+    return '' if known else 'its blocks are not known, and it has no forward_intermediates'
+
+
+def see_features(model: Any, images: Tensor, see: Callable[[int, Tensor], None]) -> None:
+    """Run a model, and call `see(index, features)` with each block's patch tokens, or maps [B, ...] of another model.
+
+    Blocks of a late class token are left out: they do not change the patches.
     """
+    layers = _patch_layers(model)
+    if not layers:
+        for index, features in enumerate(model.forward_intermediates(images, intermediates_only=True)):
+            see(index, features)
+        return
+
+    def hook(index: int, layer: Layer, block: nn.Module, args: Any, output: Tensor) -> None:
+        see(index, output[:, layer.prefix:] if output.ndim == 3 else output)
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.callback(layer.block.register_forward_hook(partial(hook, index, layer)).remove)
+        model.forward_features(images)
+
+
+def _patch_layers(model: Any) -> list[Layer]:
+    return [layer for layer in block_layers(model) if not layer.class_only]
+
+
+# -- similarity of layers ----------------------------------------------------------------------------------------------
+def gram(features: Tensor) -> Tensor:
+    """Return the Gram matrix [n, n] of features [n, ...] around their mean (for precision); zero if constant."""
     x = features.flatten(1).float()
     centred = x - x.mean(0)
     if centred.square().mean() <= _CONSTANT * x.square().mean():
@@ -48,10 +83,7 @@ def unbiased_hsic(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ratio(cross: Tensor, self_a: Tensor, self_b: Tensor) -> Tensor:
-    """Return CKA from average HSIC: [A, B], [A], [B] -> [A, B].
-
-    It is 0, never NaN, for layers whose own HSIC is not positive: their features are no better than chance.
-    """
+    """Return CKA from average HSIC: [A, B], [A], [B] -> [A, B]; 0 for layers whose own is not positive (chance)."""
     scale = self_a.clamp(min=0).sqrt()[:, None] * self_b.clamp(min=0).sqrt()
     return torch.where(scale > 0, cross / scale.where(scale > 0, 1.), 0.)
 

@@ -1,6 +1,4 @@
 """Accuracy of a model on a split: top-1 with its interval, top-5, loss, by class; compared with the catalogue."""
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,8 +32,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Return 'top1', 'top5' (percent; top5 only with 6 or more classes), 'loss' and 'images' over all processes.
 
-    Each image counts once; the model keeps its mode. `confusion`, int64 [C, C] of zeros, becomes the number of images
-    by class (row) and predicted class (column).
+    `confusion`, int64 [C, C] of zeros, becomes the number of images by class (row) and predicted class (column).
     """
     training = model.training
     model.eval()

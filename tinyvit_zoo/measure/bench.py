@@ -1,6 +1,4 @@
 """A model and the images that it is evaluated on, preprocessed as its weights expect."""
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,10 +49,9 @@ class Bench:
         return own if numbered and len(own) == len(names) else names
 
     def batches(self, split: str | Split = '', normalized: bool = True) -> Batches:
-        """Return batches of every image of a split (default: the one evaluated on), resized and cropped.
+        """Return batches of every image of a split (default: the one evaluated on); not `normalized`: as uint8.
 
-        Images are kept in memory as bytes only where the result equals that of timm's transform. `normalized` False:
-        uint8 in any case.
+        Images are kept in memory as bytes only where the result equals that of timm's transform.
         """
         cfg = self.loaded.cfg
         images = split if isinstance(split, Split) else getattr(self.source, split or self.split)
@@ -101,7 +98,12 @@ class Bench:
 
 def open_bench_source(spec: str, split: str, **options: Any) -> Source:
     """Open `[KEY=]SOURCE` and check that it has the split. KEY names the dataset that a file holds."""
-    key, rest = _split_key(spec)
+    key, equals, rest = spec.partition('=')
+    if not equals or ':' in key:
+        key, rest = '', spec
+    elif key not in DATASETS:
+        raise ZooError(
+            f'There is no data set {key!r}, expected one of {", ".join(DATASETS)}.{nearest(key, DATASETS)}')
     source = open_source(rest, **options)
     if getattr(source, split) is None:
         present = [name for name in ('train', 'val', 'test') if getattr(source, name) is not None]
@@ -114,13 +116,3 @@ def open_bench_source(spec: str, split: str, **options: Any) -> Source:
         raise ZooError(f'{spec} has {len(source.class_names)} classes, {info.title} has {info.num_classes}: give '
                        f'KEY=SOURCE with the key of that data set.')
     return replace(source, info=info, class_names=info.label_names or source.class_names)
-
-
-def _split_key(spec: str) -> tuple[str, str]:
-    """Split 'c10=npz:FILE' into ('c10', 'npz:FILE'); the key is '' where there is none."""
-    key, equals, rest = spec.partition('=')
-    if not equals or ':' in key:
-        return '', spec
-    if key not in DATASETS:
-        raise ZooError(f'There is no data set {key!r}, expected one of {", ".join(DATASETS)}.{nearest(key, DATASETS)}')
-    return key, rest

@@ -44,11 +44,10 @@ PAPERS: dict[tuple[int, int], dict[str, tuple[float, str]]] = {
     (224, 1000): {'cct_14_7x2': (5110, NO_PRODUCTS)},
     (384, 1000): {'cct_14_7x2': (15020, NO_PRODUCTS)},
     (64, 200): {
-        'plain_vit_64': (189.8, NORMS), 'sl_vit_64': (199.2, NORMS),
-        'plain_swin_64': (242.3, NORMS), 'sl_swin_64': (284.9, NORMS),
-        'plain_t2t_64': (643.0, SLIPS), 'sl_t2t_64': (671.4, SLIPS),
-        'plain_cait_64': (613.8, SLIPS), 'sl_cait_64': (623.3, SLIPS),
-        'plain_pit_64': (279.2, SLIPS), 'sl_pit_64': (322.9, NORMS)},
+        'plain_vit_64': (189.8, NORMS), 'sl_vit_64': (199.2, NORMS), 'plain_swin_64': (242.3, NORMS),
+        'sl_swin_64': (284.9, NORMS), 'plain_t2t_64': (643.0, SLIPS), 'sl_t2t_64': (671.4, SLIPS),
+        'plain_cait_64': (613.8, SLIPS), 'sl_cait_64': (623.3, SLIPS), 'plain_pit_64': (279.2, SLIPS),
+        'sl_pit_64': (322.9, NORMS)},
     (16, 10): {'ssl_swin': (89.1, PADDING)},
     (36, 10): {'mae_vit_c10': (270, NO_ATTENTION)},
     (36, 100): {'mae_vit_c100': (270, NO_ATTENTION)},
@@ -58,17 +57,16 @@ PAPERS: dict[tuple[int, int], dict[str, tuple[float, str]]] = {
 # -- models by name ----------------------------------------------------------------------------------------------------
 def find_names(patterns: Sequence[str]) -> list[str]:
     """Return each name once: as given, the zoo's models that match a wildcard, or all of the zoo's without patterns."""
-    names: dict[str, None] = {}
+    names: list[str] = []
     for pattern in patterns or ['*']:
-        if any(c in pattern for c in '*?['):
-            matches = [name for name in list_models() if fnmatchcase(name, pattern)]
-            if not matches:
-                raise ZooError(f'No model of the zoo matches {pattern!r}: `tinyvit-zoo list` shows all.')
-            names.update(dict.fromkeys(matches))
-        else:
+        if not any(c in pattern for c in '*?['):
             check_model(pattern)
-            names[pattern] = None
-    return list(names)
+            names.append(pattern)
+        elif matches := [name for name in list_models() if fnmatchcase(name, pattern)]:
+            names += matches
+        else:
+            raise ZooError(f'No model of the zoo matches {pattern!r}: `tinyvit-zoo list` shows all.')
+    return list(dict.fromkeys(names))
 
 
 def make_model(

@@ -6,8 +6,6 @@ strengths are ours, so figures are not comparable with the official sets: `robus
 Lengths are in pixels of a 32-pixel image and grow with the shorter side from there on. Random numbers are drawn for
 each image; with the same generator state all severities of a corruption draw the same ones.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -67,8 +65,7 @@ def _filter(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _offsets(radius: float, device: torch.device) -> Tensor:
-    reach = math.ceil(radius)
-    return torch.arange(-reach, reach + 1, dtype=torch.float32, device=device)
+    return torch.arange(-math.ceil(radius), math.ceil(radius) + 1, dtype=torch.float32, device=device)
 
 
 def _smooth(x: Tensor, deviation: float) -> Tensor:

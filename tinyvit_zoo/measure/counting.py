@@ -4,8 +4,6 @@ A multiply-add (MAC) is one multiplication and one addition in a convolution, a 
 attention's two products included, by whichever kernel it runs: half the figure of `torch.utils.flop_counter`. Norms,
 activations, softmax and additions are not counted, as in papers.
 """
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,6 +1,4 @@
 """Features of a frozen encoder: their k-NN accuracy, their spread, and logistic regression on them."""
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

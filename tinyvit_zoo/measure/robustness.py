@@ -3,8 +3,6 @@
 Corruptions are the published CIFAR-10-C and CIFAR-100-C, or this package's own, made on the fly. Attacks are in the
 maximum norm, on pixels from 0 to 1 before normalisation.
 """
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -198,10 +196,7 @@ def attack_figures(bench: Bench, attacks: Sequence[Attack]) -> dict[str, Any]:
 
 # -- tables and the picture --------------------------------------------------------------------------------------------
 def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
-    """Return the mean over the fifteen corruptions and five severities in percent, not divided by another model's.
-
-    The four validation corruptions of the official sets are left out.
-    """
+    """Return the mean over the fifteen corruptions and five severities in percent, not divided by another model's."""
     return sum(sum(errors[name]) for name in CORRUPTIONS) / (len(CORRUPTIONS) * SEVERITIES)
 
 
@@ -210,15 +205,11 @@ def errors_table(figures: Mapping[str, Any]) -> str:
     errors = figures['errors']
     head = ''.join(f'{severity:>7}' for severity in _SEVERITIES)
     lines = [f'Error in % by severity ({figures["source"]})', f'{"":29}{head}   mean']
-    for name, row in errors.items():
-        lines.append(f'{name:20}{FAMILY.get(name, _EXTRA):9}' + _cells([*row, sum(row) / len(row)]))
     means = [sum(errors[name][s] for name in CORRUPTIONS) / len(CORRUPTIONS) for s in range(SEVERITIES)]
-    lines.append(f'{"mean of the fifteen":29}' + _cells([*means, figures['mce']]))
+    rows = [(f'{name:20}{FAMILY.get(name, _EXTRA):9}', [*row, sum(row) / len(row)]) for name, row in errors.items()]
+    for title, row in [*rows, ('mean of the fifteen', [*means, figures['mce']])]:
+        lines.append(f'{title:29}' + ''.join(f'{value:7.2f}' for value in row))
     return '\n'.join([*lines, f'{"images as they are":64}{figures["clean"]:7.2f}'])
-
-
-def _cells(values: Iterable[float]) -> str:
-    return ''.join(f'{value:7.2f}' for value in values)
 
 
 def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:

@@ -1,6 +1,4 @@
 """Time models side by side: contenders take turns, so that a noisy machine affects all of them."""
-from __future__ import annotations
-
 import math
 import statistics
 import time
