@@ -43,17 +43,10 @@ class MaskedAutoencoder(MaskedModel):
     """
 
     def __init__(
-            self,
-            encoder: Any,
-            decoder_dim: int = 96,
-            decoder_depth: int = 1,
-            decoder_heads: int = 3,
-            mlp_ratio: float = 4.,
-            mask_ratio: float = 0.75,
-            normalize_targets: bool = True,
+            self, encoder: Any, decoder_dim: int = 96, decoder_depth: int = 1, decoder_heads: int = 3,
+            mlp_ratio: float = 4., mask_ratio: float = 0.75, normalize_targets: bool = True,
     ) -> None:
-        super().__init__(
-            encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
+        super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         if not isinstance(encoder.pos_embed, nn.Parameter):
             raise ZooError(f'This {type(encoder).__name__} has fixed positions of its own, and mae_lite would put '
                            f'others in their place: take mae_small, or learned positions.')
@@ -95,21 +88,12 @@ class DistilledAutoencoder(MaskedAutoencoder):
     """
 
     def __init__(
-            self,
-            encoder: Any,
-            teacher: Any,
-            decoder_block: int = 0,
-            weight: float = 1.,
-            decoder_dim: int = 96,
-            decoder_depth: int = 1,
-            decoder_heads: int = 3,
-            mlp_ratio: float = 4.,
-            mask_ratio: float = 0.75,
+            self, encoder: Any, teacher: Any, decoder_block: int = 0, weight: float = 1., decoder_dim: int = 96,
+            decoder_depth: int = 1, decoder_heads: int = 3, mlp_ratio: float = 4., mask_ratio: float = 0.75,
             normalize_targets: bool = True,
     ) -> None:
         FROM_0.check(decoder_block=decoder_block, weight=weight)
-        super().__init__(
-            encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
+        super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         _require_alike(encoder, teacher)
         if not 0 <= decoder_block < len(encoder.blocks):
             raise ZooError(f'decoder_block is {decoder_block}, expected 1 to {len(encoder.blocks) - 1}, or 0 for no '

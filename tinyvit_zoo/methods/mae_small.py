@@ -35,22 +35,15 @@ class SmallMaskedAutoencoder(MaskedModel):
     """
 
     def __init__(
-            self,
-            encoder: Any,
-            decoder_dim: int | None = None,
-            decoder_depth: int = 1,
-            decoder_heads: int | None = None,
-            mlp_ratio: float = 2.,
-            mask_ratio: float = 0.75,
-            visible_weight: float = 0.1,
-            normalize_targets: bool = False,
+            self, encoder: Any, decoder_dim: int | None = None, decoder_depth: int = 1,
+            decoder_heads: int | None = None, mlp_ratio: float = 2., mask_ratio: float = 0.75,
+            visible_weight: float = 0.1, normalize_targets: bool = False,
     ) -> None:
         FROM_1.check(decoder_dim=decoder_dim, decoder_heads=decoder_heads)
         FROM_0.check(visible_weight=visible_weight)
         dim = decoder_dim or encoder.embed_dim // 2
         heads = decoder_heads or next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
-        super().__init__(
-            encoder, dim, decoder_depth, heads, mlp_ratio, mask_ratio, normalize_targets)
+        super().__init__(encoder, dim, decoder_depth, heads, mlp_ratio, mask_ratio, normalize_targets)
         self.visible_weight = visible_weight
         length = self.prefix + self.num_patches
         self.decoder_pos_embed = nn.Parameter(torch.empty(1, length, dim, **get_device_dtype(encoder)))

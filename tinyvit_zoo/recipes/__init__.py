@@ -20,8 +20,7 @@ RECIPES = {
     recipe.name: recipe
     for paper in (compact, spt_lsa, ssl_small, mae_small, mae_lite) for recipe in paper.RECIPES
 }
-PRETRAININGS = {recipe.name: recipe for paper in (ssl_small, mae_small, mae_lite)
-                for recipe in paper.PRETRAININGS}
+PRETRAININGS = {recipe.name: recipe for paper in (ssl_small, mae_small, mae_lite) for recipe in paper.PRETRAININGS}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -159,8 +159,7 @@ class Run:
 def differences(old: Any, new: Any, name: str = '') -> list[str]:
     """Return 'lr 0.001 -> 0.002' for each value in which two JSON documents differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [line for key in dict.fromkeys([*old, *new])
-                for line in differences(old.get(key), new.get(key), key)]
+        return [line for key in dict.fromkeys([*old, *new]) for line in differences(old.get(key), new.get(key), key)]
     return [] if old == new else [f'{name} {old} -> {new}']
 
 
