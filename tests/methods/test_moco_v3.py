@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.methods import MoCoV3
-from tinyvit_zoo.methods.momentum import momentum_at
-from tinyvit_zoo.methods.processes import BatchNorm
+from tinyvit_zoo.methods.joint import BatchNorm, momentum_at
 from tinyvit_zoo.models import image_size
 
 

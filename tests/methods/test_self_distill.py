@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.methods import SelfDistillation
-from tinyvit_zoo.methods.momentum import momentum_at
+from tinyvit_zoo.methods.joint import momentum_at
 from tinyvit_zoo.methods.self_distill import Head, loss_of_pairs
 from tinyvit_zoo.models import image_size, take_any_size
 

@@ -19,7 +19,7 @@ from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.methods import MoCoV3, SelfSupervised
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, PRETRAININGS, RECIPES, find_pretraining
 from tinyvit_zoo.training import checkpoint, train
-from tinyvit_zoo.training.schedule import learning_rate, weight_decay
+from tinyvit_zoo.training.optimizer import learning_rate, weight_decay
 from tinyvit_zoo.training.train import check_recipe
 
 TINY = {'self_distill': ['--model', 'ssl_vit', '--model-args', "{'depth': 2, 'embed_dim': 24, 'num_heads': 2}",

@@ -18,8 +18,7 @@ from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods import SelfSupervised, self_supervised
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Pretraining, mae_lite, mae_small, presets as own
 from tinyvit_zoo.training import checkpoint, loop
-from tinyvit_zoo.training.optimizer import make_optimizer, set_learning_rate
-from tinyvit_zoo.training.schedule import learning_rate, weight_decay
+from tinyvit_zoo.training.optimizer import learning_rate, make_optimizer, set_learning_rate, weight_decay
 from tinyvit_zoo.training.train import check_recipe, write_weights
 
 HERE = Path(__file__).parents[1]

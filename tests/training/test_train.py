@@ -22,12 +22,11 @@ import tinyvit_zoo
 from tinyvit_zoo.augment import spec
 from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.methods.momentum import average_
+from tinyvit_zoo.methods.joint import average_
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Recipe
 from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.training import checkpoint, loop
-from tinyvit_zoo.training.optimizer import clip_gradients, make_optimizer
-from tinyvit_zoo.training.schedule import learning_rate
+from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
 
 HERE = Path(__file__).parents[1]

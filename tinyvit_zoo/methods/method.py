@@ -14,7 +14,7 @@ from ..augment.views import OneView, Views
 from ..data.sources import Source
 from ..errors import ZooError
 from ..recipes import BaseRecipe
-from ..recipes.ranges import SHARE
+from ..recipes.ranges import FROM_1, SHARE
 from ..runtime.world import World
 
 
@@ -81,7 +81,6 @@ class Task:
     @classmethod
     def make_network(cls, recipe: Any, cfg: Mapping[str, Any], device: torch.device) -> Any:
         """Make the network with the weights to start from, or random ones drawn from the recipe's seed."""
-        raise NotImplementedError
 
     def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
         """Prepare the images that `evaluate` and `judge` use; `loading` are options of `make_batches`."""
@@ -91,7 +90,7 @@ class Task:
 
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Augment a batch to the inputs of `loss`."""
-        raise NotImplementedError
+        return ()
 
     def loss(self, forward: Any, *inputs: Tensor) -> Tensor:
         """Compute the loss; `forward` is the network, perhaps wrapped."""
@@ -108,41 +107,29 @@ class Task:
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Return figures for the log after an epoch; none where none are due."""
-        raise NotImplementedError
+        return {}
 
     def drawn(self) -> dict[str, Tensor]:
         """Return rows of normalized images to show at a checkpoint, by their titles."""
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def kept(self) -> dict[str, Tensor]:
-        """Return the tensors that the training is for."""
-        raise NotImplementedError
-
-    def judge(self, folder: Path) -> dict[str, Any]:
-        """Return the figures of the kept weights, which lie in `folder`."""
-        raise NotImplementedError
-
-    def headline(self, source: Source) -> str:
-        raise NotImplementedError
-
-    def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
-        """Return the last lines to print."""
-        raise NotImplementedError
-
-    def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
-        """Return parts of the card: 'note', 'table', 'use', 'classes'."""
-        raise NotImplementedError
+    # Every task has these too: the tensors that the training is for, the figures of those in a folder, lines to print
+    # at the beginning and at the end, the parts of the card ('note', 'table', 'use', 'classes'), and its state.
+    kept: Callable[[], dict[str, Tensor]]
+    judge: Callable[[Path], dict[str, Any]]
+    headline: Callable[[Source], str]
+    summary: Callable[[Path, Mapping[str, Any]], list[str]]
+    card: Callable[[Mapping[str, Any]], dict[str, str]]
+    state_dict: Callable[[], dict[str, Any]]
+    load_state_dict: Callable[[dict[str, Any]], None]
 
 
 def check_model(recipe: BaseRecipe) -> None:
     """Raise ZooError where the model cannot be made with the recipe's arguments; no weights are made for it."""
     SHARE.check(**{name: value for name, value in recipe.model_args.items() if name.endswith('_rate')})
+    depths = recipe.model_args.get('depths', recipe.model_args.get('depth'))
+    for depth in depths if isinstance(depths, (tuple, list)) else (depths,):
+        FROM_1.check(depth=depth)
     if 'num_classes' in recipe.model_args:
         raise ZooError('num_classes is no matter of model_args, it comes from the images: leave it out.')
     try:

@@ -23,10 +23,9 @@ from ..augment.views import Views, contrastive_views
 from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..recipes.ranges import FROM_1, POSITIVE, SHARE
-from . import processes
-from .features import feature_width
+from . import joint
+from .joint import average_, feature_width, momentum_at, teacher_of
 from .method import Method
-from .momentum import average_, momentum_at, teacher_of
 
 __all__ = ['MoCoV3']
 
@@ -84,10 +83,10 @@ class MoCoV3(Method):
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """InfoNCE [B, dim], [B, dim] -> scalar: the key of the same image among those of all processes."""
         with torch.autocast(q.device.type, enabled=False):
-            q, k = (F.normalize(processes.in_full(x), dim=1) for x in (q, k))
-            k = processes.gathered(k)
+            q, k = (F.normalize(joint.in_full(x), dim=1) for x in (q, k))
+            k = joint.gathered(k)
             logits = q @ k.T / self.temperature  # [B, processes * B]
-            labels = torch.arange(len(q), device=q.device) + len(q) * processes.rank()
+            labels = torch.arange(len(q), device=q.device) + len(q) * joint.rank()
             return 2 * self.temperature * F.cross_entropy(logits, labels)
 
     def after_step(self, progress: float) -> None:
@@ -101,7 +100,7 @@ def _mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(widths), start=2):
         last = i == len(widths)
-        layers += [nn.Linear(before, after, bias=False), processes.BatchNorm(after, affine=not last)]
+        layers += [nn.Linear(before, after, bias=False), joint.BatchNorm(after, affine=not last)]
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

@@ -21,10 +21,9 @@ from ..augment.spec import AugmentSpec
 from ..augment.views import Views, low_resolution_views
 from ..models import image_size
 from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
-from . import processes
-from .features import feature_width, require_size
+from . import joint
+from .joint import average_, feature_width, momentum_at, require_size, teacher_of
 from .method import Method
-from .momentum import average_, momentum_at, teacher_of
 
 __all__ = ['Head', 'SelfDistillation', 'loss_of_pairs']
 
@@ -139,7 +138,7 @@ class SelfDistillation(Method):
         with torch.no_grad():
             logits = torch.stack([total for total, _ in self._outputs]).sum(dim=0)
             mean = logits / sum(views for _, views in self._outputs)
-            self.centre.lerp_(processes.mean(mean), 1 - self.centre_momentum)
+            self.centre.lerp_(joint.mean(mean), 1 - self.centre_momentum)
         self._outputs.clear()
         low, high = self.teacher_temperature
         self.temperature.fill_(low + (high - low) * min(1., progress / max(self.temperature_warmup, 1e-9)))

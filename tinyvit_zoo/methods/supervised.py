@@ -22,8 +22,8 @@ from ..measure.accuracy import evaluate
 from ..measure.bench import evaluation_batches
 from ..recipes import Recipe
 from ..weights.resolve import resolve, without_rates
+from .joint import average_
 from .method import Task, check_model
-from .momentum import average_
 
 
 class Supervised(Task):

@@ -5,15 +5,8 @@ from .base import BaseRecipe, Pretraining, Recipe
 from .presets import FINETUNING_PRESET, PRETRAINING_PRESETS
 
 __all__ = [
-    'FINETUNING_PRESET',
-    'PRETRAININGS',
-    'PRETRAINING_PRESETS',
-    'RECIPES',
-    'BaseRecipe',
-    'Pretraining',
-    'Recipe',
-    'find_pretraining',
-    'find_recipe',
+    'FINETUNING_PRESET', 'PRETRAININGS', 'PRETRAINING_PRESETS', 'RECIPES', 'BaseRecipe', 'Pretraining', 'Recipe',
+    'find_pretraining', 'find_recipe',
 ]
 
 RECIPES = {

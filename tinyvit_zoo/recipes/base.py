@@ -85,11 +85,8 @@ class BaseRecipe:
 
     def command(self, data: str) -> str:
         """Return the command line that trains it on the source `data`."""
-        return f'tinyvit-zoo {self._verb} {self.name} --data {data} --output DIR'
-
-    @property
-    def _verb(self) -> str:
-        raise NotImplementedError
+        verb = 'pretrain' if isinstance(self, Pretraining) else 'train'
+        return f'tinyvit-zoo {verb} {self.name} --data {data} --output DIR'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +118,6 @@ class Recipe(BaseRecipe):
         if self.keep == 'ema' and not self.ema:
             raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
 
-    @property
-    def _verb(self) -> str:
-        return 'train'
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(BaseRecipe):
@@ -134,7 +127,3 @@ class Pretraining(BaseRecipe):
     teacher: str = ''                   # whose attention is distilled: a model of timm's or ours, NAME[.TAG]
     teacher_weights: str = ''           # its weights, a file or a run directory; '': those that its name stands for
     schedule: str = limited('later_cosine', SCHEDULES)
-
-    @property
-    def _verb(self) -> str:
-        return 'pretrain'

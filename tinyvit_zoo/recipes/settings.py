@@ -42,7 +42,9 @@ def parse(kind: type[BaseRecipe], name: str, text: str) -> Any:
             return _BOOLS[text.lower()]
         if wanted != 'value':
             return {'int': int, 'float': float}[wanted](text)
-        value, allowed = ast.literal_eval(text), _allowed_types(kind, name)
+        hint = typing.get_type_hints(kind)[name]    # tuple[float, float] | None: tuple and NoneType
+        hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        value, allowed = ast.literal_eval(text), tuple(typing.get_origin(each) or each for each in hints)
         value = float(value) if float in allowed and isinstance(value, int) else value
         if not isinstance(value, allowed):
             raise ValueError
@@ -51,13 +53,6 @@ def parse(kind: type[BaseRecipe], name: str, text: str) -> Any:
         expected = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}.get(
             wanted, f'a value like {_EXAMPLES.get(name) or getattr(FINETUNING_PRESET, name)!r}')
         raise ZooError(f'{option(name)} is {text!r}, expected {expected}.') from e
-
-
-def _allowed_types(kind: type[BaseRecipe], name: str) -> tuple[type, ...]:
-    """Return (tuple, NoneType) for `tuple[float, float] | None`."""
-    hint = typing.get_type_hints(kind)[name]
-    hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return tuple(typing.get_origin(h) or h for h in hints)
 
 
 def parse_assignments(texts: typing.Iterable[str]) -> dict[str, Any]:

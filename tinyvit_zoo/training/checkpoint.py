@@ -35,18 +35,11 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] 
     """Read the newest sound checkpoint; None where there is none at all. A damaged one is named and passed over."""
     paths = checkpoints(folder)
     for path in reversed(paths):
-        state = _read(path)
-        if state is not None:
-            return state
+        content = path.read_bytes()
+        digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() == digest:
+            return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
         say(f'{path} is damaged: the one before it is used.')
     if paths:
         raise ZooError(f'No checkpoint in {folder} is sound ({len(paths)} damaged): remove them to begin anew.')
     return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    content = path.read_bytes()
-    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        return None
-    return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)

@@ -23,9 +23,8 @@ from ..errors import ZooError
 from ..methods import Task
 from ..runtime.precision import autocast
 from . import checkpoint
-from .optimizer import clip_gradients, make_optimizer, set_learning_rate
+from .optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
 from .run_dir import Run
-from .schedule import learning_rate, weight_decay
 
 _CHECK_EVERY = 20  # steps between two checks that need the host or the other processes
 
@@ -52,8 +51,10 @@ class Loop:
         self.seconds_between, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.optimizer = make_optimizer(recipe, task.network)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
-        self.generator = torch.Generator(world.device).manual_seed(_mix(recipe.seed, world.rank))
-        torch.manual_seed(_mix(recipe.seed, world.rank) + 1)  # dropout and drop path
+        seed = (recipe.seed * 1_000_003 + world.rank * 7_919) % 2 ** 62
+        self.generator = torch.Generator(world.device).manual_seed(seed)
+        torch.manual_seed(seed + 1)  # dropout and drop path
+        self.parts = {'network': task.network, 'task': task, 'optimizer': self.optimizer, 'scaler': self.scaler}
         self.parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.forward: Any = task.network
         if world.size > 1:
@@ -157,13 +158,16 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint with all that the rest of the run depends on."""
         self._check_losses()
-        random = self.world.gather(self._random_state())
+        state = {'cpu': torch.get_rng_state(), 'generator': self.generator.get_state()}
+        if self.world.device.type == 'cuda':
+            state['cuda'] = torch.cuda.get_rng_state(self.world.device)
+        random = self.world.gather(state)
         if self.world.first:
             checkpoint.save_checkpoint(self.run.folder, self.step, {
                 'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
                 'streamed': self.batches.streamed, 'random': random,
-                **{name: part.state_dict() for name, part in self._parts().items()}})
+                **{name: part.state_dict() for name, part in self.parts.items()}})
             self.run.draw_images(self.step, self.task.drawn(), self.task.cfg)
         self.world.barrier()
         self.saved_at = time.monotonic()
@@ -185,7 +189,7 @@ class Loop:
         self.seconds = state['seconds']
         self.losses = list(state['losses'].to(self.world.device))
         self.checked = len(self.losses)
-        for name, part in self._parts().items():
+        for name, part in self.parts.items():
             part.load_state_dict(state[name])
         random = state['random'][self.world.rank]
         torch.set_rng_state(random['cpu'])
@@ -195,19 +199,6 @@ class Loop:
         if self.world.first:
             self.run.cut_log(self.step)
         return True
-
-    def _parts(self) -> dict[str, Any]:
-        return {'network': self.task.network, 'task': self.task, 'optimizer': self.optimizer, 'scaler': self.scaler}
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {'cpu': torch.get_rng_state(), 'generator': self.generator.get_state()}
-        if self.world.device.type == 'cuda':
-            state['cuda'] = torch.cuda.get_rng_state(self.world.device)
-        return state
-
-
-def _mix(seed: int, rank: int) -> int:
-    return (seed * 1_000_003 + rank * 7_919) % 2 ** 62
 
 
 @contextmanager

@@ -42,8 +42,7 @@ class Run:
             write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
         written = read_recipe(self.folder)
-        described = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decides no weights
-        written['recipe'] |= described
+        written['recipe'] |= {key: wanted['recipe'][key] for key in ('about', 'published')}    # decide no weights
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is the run of another recipe ({"; ".join(changes)}): resume it as it was '
@@ -136,8 +135,7 @@ class Run:
         write_picture(figure, self.folder / 'curves.png', dpi=110)
 
     def draw_images(self, step: int, rows: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> None:
-        """Draw `reconstructions/STEP.png`: rows of normalized images [B, C, H, W] by their titles; none where none are.
-        """
+        """Draw `reconstructions/STEP.png`: rows of normalized images [B, C, H, W] by their titles."""
         if not rows:
             return
         columns = len(next(iter(rows.values())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
 from ..models import check_name, list_models
-from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, Recipe
+from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, check_fields, limited
 from ..runtime.files import write_whole
 from ..runtime.machine import machine
@@ -26,10 +26,9 @@ from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
 from ..weights import save_weights
 from ..weights.resolve import resolve, without_rates
-from .card import card
 from .loop import Loop
 from .optimizer import make_optimizer
-from .run_dir import PRETRAINING, Run
+from .run_dir import PRETRAINING, Run, differences
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     result = {'weights': recipe.name, 'figures': figures,
               'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine()}
     if world.first:
-        write_whole(run.folder / 'card.md', card(task, source, result).encode())
+        write_whole(run.folder / 'card.md', make_card(task, source, result).encode())
         write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
         for line in task.summary(run.folder, figures):
             run.say(line)
@@ -203,3 +202,36 @@ def write_weights(folder: Path, recipe: BaseRecipe, cfg: Mapping[str, Any], tens
     """Write weights.safetensors, with all that timm needs to know of them in its metadata."""
     stated = {key: value for key, value in cfg.items() if key != 'architecture'}
     save_weights(tensors, folder / 'weights.safetensors', {'pretrained_cfg': json.dumps(stated), 'recipe': recipe.name})
+
+
+def make_card(task: Task, source: Source, result: Mapping[str, Any]) -> str:
+    """Write the card of a run's weights, in Markdown."""
+    recipe, cfg, parts = task.recipe, task.cfg, task.card(result['figures'])
+    settings = ''.join(f'| {field.name} | {getattr(recipe, field.name)} |\n' for field in fields(recipe)
+                       if field.name not in ('name', 'about', 'published'))
+    return f'''# {recipe.name}
+{about(recipe, source)}{parts['note']}
+
+{parts['table']}
+![curves](curves.png)
+
+## Use
+{parts['use']}Input {' x '.join(map(str, cfg['input_size']))}, mean {cfg['mean']}, std {cfg['std']}{parts['classes']}.
+
+## {task.title}
+`{result['command']}` on {source.name} ({len(source.train)} images), {machine()['device']}.
+
+| setting | value |
+|---|---|
+{settings}'''
+
+
+def about(recipe: BaseRecipe, source: Source) -> str:
+    """Return the recipe's own description; or how this recipe, or its images, differ from the one of that name."""
+    written = {**RECIPES, **PRETRAININGS}.get(recipe.name, recipe)
+    changes = differences(asdict(written), asdict(recipe))
+    if recipe.dataset and source.info and source.info is not DATASETS.get(recipe.dataset):
+        changes.append(f'images {recipe.dataset} -> {source.name}')
+    if changes:
+        return f'By the recipe of that name, changed: {"; ".join(changes)}.'
+    return f'{recipe.about} The paper has {recipe.published:.2f} %.' if recipe.published else recipe.about
