@@ -32,8 +32,6 @@ from ..recipes.ranges import FROM_0
 from ..weights import unwrap
 from .masked import MaskedModel, patch_grid
 
-__all__ = ['DistilledAutoencoder', 'MaskedAutoencoder', 'checkpoint_filter_fn']
-
 
 class MaskedAutoencoder(MaskedModel):
     """MAE. Sets the encoder's initial values and its position table.
@@ -66,9 +64,8 @@ class MaskedAutoencoder(MaskedModel):
                 nn.init.normal_(token, std=0.02)
         with torch.no_grad():
             for table in (self.encoder.pos_embed, self.decoder_pos_embed):
-                fixed = sincos2d_table(
-                    self.grid_size, table.shape[2], self.prefix, device=table.device, dtype=table.dtype)
-                table.copy_(fixed)
+                table.copy_(sincos2d_table(
+                    self.grid_size, table.shape[2], self.prefix, device=table.device, dtype=table.dtype))
         self.encoder.pos_embed.requires_grad_(False)
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
@@ -94,7 +91,11 @@ class DistilledAutoencoder(MaskedAutoencoder):
     ) -> None:
         FROM_0.check(decoder_block=decoder_block, weight=weight)
         super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
-        _require_alike(encoder, teacher)
+        both = [(model.num_prefix_tokens, patch_grid(model)[1]) for model in (encoder, teacher)]
+        if both[0] != both[1]:
+            student, other = (f'{prefix} + {rows} x {cols}' for prefix, (rows, cols) in both)
+            raise ZooError(f'The student has {student} tokens and its teacher {other}: their attention can be compared '
+                           f'only where these are the same. Take another teacher, or images of another size.')
         if not 0 <= decoder_block < len(encoder.blocks):
             raise ZooError(f'decoder_block is {decoder_block}, expected 1 to {len(encoder.blocks) - 1}, or 0 for no '
                            f'decoupling.')
@@ -158,15 +159,6 @@ class QueriesAndKeys(nn.Module):
 def _num_heads(model: Any) -> int:
     block = model.blocks[-1]
     return int((getattr(block, 'attn', None) or block.self_attn).num_heads)
-
-
-def _require_alike(student: Any, teacher: Any) -> None:
-    """Attention can be compared only between the same tokens."""
-    both = [(model.num_prefix_tokens, patch_grid(model)[1]) for model in (student, teacher)]
-    if both[0] != both[1]:
-        described = [f'{prefix} + {rows} x {cols}' for prefix, (rows, cols) in both]
-        raise ZooError(f'The student has {described[0]} tokens and its teacher {described[1]}: their attention can be '
-                       f'compared only where these are the same. Take another teacher, or images of another size.')
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MaskedAutoencoder) -> dict[str, Tensor]:

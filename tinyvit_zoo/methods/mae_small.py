@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from ..recipes.ranges import FROM_0, FROM_1
 from .masked import MaskedModel
 
-__all__ = ['SmallMaskedAutoencoder']
-
 
 class SmallMaskedAutoencoder(MaskedModel):
     """See MaskedModel for the other arguments.

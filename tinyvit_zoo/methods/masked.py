@@ -18,8 +18,6 @@ from ..models import encode, image_size, require_plain
 from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
 from .method import Method
 
-__all__ = ['MaskedModel', 'join_patches', 'patch_grid', 'random_keep']
-
 _OR_JOINT = 'Or a joint-embedding method (moco_v3, self_distill), which takes any model.'
 
 

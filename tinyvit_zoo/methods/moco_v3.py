@@ -27,8 +27,6 @@ from . import joint
 from .joint import average_, feature_width, momentum_at, teacher_of
 from .method import Method
 
-__all__ = ['MoCoV3']
-
 
 class MoCoV3(Method):
     """Pre-train an encoder of the zoo by MoCo-v3. The defaults are the paper's for ViT-Tiny.

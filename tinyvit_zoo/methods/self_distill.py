@@ -25,8 +25,6 @@ from . import joint
 from .joint import average_, feature_width, momentum_at, require_size, teacher_of
 from .method import Method
 
-__all__ = ['Head', 'SelfDistillation', 'loss_of_pairs']
-
 
 class Head(nn.Module):
     """Features [N, D] -> [N, num_prototypes], each the cosine to a direction that is learned."""

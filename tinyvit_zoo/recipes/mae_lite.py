@@ -71,8 +71,7 @@ def _pretraining(name: str, about: str, **changes: Any) -> Pretraining:
 
 _MOCO = Pretraining(
     name=f'{_TINY}.in1k_moco3_400e', dataset='in1k', method='moco_v3',
-    about='MoCo-v3, 400 epochs on ImageNet. Weight decay on everything and bicubic crops: chosen. '
-          f'{_NOT_RUN}',
+    about=f'MoCo-v3, 400 epochs on ImageNet. Weight decay on everything and bicubic crops: chosen. {_NOT_RUN}',
     img_size=224, epochs=400, batch_size=1024, lr=6e-4, weight_decay=0.1, decay_all=True, warmup_epochs=40,
     crop_scale=(0.08, 1.), crop_interpolation='bicubic')
 

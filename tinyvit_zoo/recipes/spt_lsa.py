@@ -28,13 +28,16 @@ _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet
 }
 
 
+def architecture(model: str, dataset: str) -> str:
+    return f'{model}_64' if dataset == 'timnet' else model
+
+
 def _recipe(model: str, dataset: str, published: float) -> Recipe:
-    architecture = f'{model}_64' if dataset == 'timnet' else model
     vit = model.endswith('_vit')
     about = ('The authors\' recipe' + (', at the learning rate of the paper, three times that of their script' * vit)
              + '. Erased pixels take the mean colour. Not run by us yet.')
     return replace(
-        BASE, name=f'{architecture}.{dataset}', dataset=dataset, published=published, about=about,
+        BASE, name=f'{architecture(model, dataset)}.{dataset}', dataset=dataset, published=published, about=about,
         lr=3e-3 if vit else 1e-3, **SETTINGS[dataset])
 
 

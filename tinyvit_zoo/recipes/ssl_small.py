@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .base import Pretraining, Recipe
-from .spt_lsa import BASE, SETTINGS
+from .spt_lsa import BASE, SETTINGS, architecture
 
 _SETTINGS = {**SETTINGS, 'cinic10': SETTINGS['c10']}
 _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet, CINIC-10
@@ -17,15 +17,11 @@ _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet, CINIC-10
 }
 
 
-def _architecture(model: str, dataset: str) -> str:
-    return f'{model}_64' if dataset == 'timnet' else model
-
-
 def _recipe(model: str, dataset: str, published: float) -> Recipe:
-    architecture = _architecture(model, dataset)
+    name = architecture(model, dataset)
     return replace(
-        BASE, name=f'{architecture}.{dataset}', dataset=dataset, published=published, batch_size=256,
-        from_weights=f'{architecture}.{dataset}_selfdistill', decay_all=False,
+        BASE, name=f'{name}.{dataset}', dataset=dataset, published=published, batch_size=256,
+        from_weights=f'{name}.{dataset}_selfdistill', decay_all=False,
         about='From the teacher of a self-distillation on the same images. Weight decay as our models have it, not on '
               'everything: chosen. Not run by us yet.',
         **_SETTINGS[dataset])
@@ -45,7 +41,7 @@ _CHOSEN = {'svhn': ' Crops as on CIFAR: chosen.', 'cinic10': ' Crops as on CIFAR
 def _pretraining(model: str, dataset: str) -> Pretraining:
     ours = {key: value for key, value in _SETTINGS[dataset].items() if key != 'auto_augment'}
     return replace(
-        _SELF_DISTILL, name=f'{_architecture(model, dataset)}.{dataset}_selfdistill', dataset=dataset,
+        _SELF_DISTILL, name=f'{architecture(model, dataset)}.{dataset}_selfdistill', dataset=dataset,
         about=f'The authors\' pre-training on the training images.{_CHOSEN.get(dataset, "")} Not run by us yet.',
         **{**(_SMALLER_PARTS if dataset == 'timnet' else {}), **ours})
 
