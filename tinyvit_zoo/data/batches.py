@@ -204,11 +204,7 @@ class _Samples(Dataset):
 
 
 class _StreamBatches(Batches):
-    """Wrap torch's DataLoader.
-
-    timm's `create_loader` builds the same, but takes no order and seeds augmentation by worker, so that a run could
-    not be resumed to the same bits.
-    """
+    # timm's `create_loader` takes no order and seeds augmentation by worker: no run could be resumed to the same bits
 
     def __init__(self, samples: _Samples, order: _Order, device: torch.device, workers: int,
                  transform: Callable[[Tensor], Tensor]) -> None:
@@ -220,7 +216,7 @@ class _StreamBatches(Batches):
             generator=torch.Generator())  # its own: the loop's random numbers are not to depend on the loader
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = iter(self._loader)
+        batches: Any = iter(self._loader)
         while True:
             try:
                 images, labels = next(batches)

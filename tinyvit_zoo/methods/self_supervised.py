@@ -145,9 +145,9 @@ class SelfSupervised(Task):
                 f'{len(source.train)} images without their labels')
 
     def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
+        last, before = (self.figures[key]['knn_top1'] for key in ('last', 'untrained'))
         return [f'The encoder and its card are in {folder}: `tinyvit-zoo train --from {folder} --data ...` fine-tunes '
-                f'it.', f'k-NN accuracy: {self.figures["last"]["knn_top1"]:.2f} % (untrained '
-                        f'{self.figures["untrained"]["knn_top1"]:.2f} %)']
+                f'it.', f'k-NN accuracy: {last:.2f} % (untrained {before:.2f} %)']
 
     def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
         rows = ''.join(f'| {name} | {self.figures[key]["knn_top1"]:.2f} | {self.figures[key]["spread"]:.2f} |\n'

@@ -12,7 +12,7 @@ from .base import Recipe
 BASE = Recipe(
     name='', about='', epochs=300, batch_size=128, lr=1e-3, weight_decay=0.05, decay_all=True, warmup_epochs=30,
     warmup_lr=1e-6, min_lr=1e-6, crop_padding=4, erase=0.25, erase_mode='const', erase_area=(0.02, 0.4),
-    erase_aspect=(0.3, 1 / 0.3), mixup=1., cutmix=1., mix_prob=0.5, smoothing=0.1)
+    mixup=1., cutmix=1., mix_prob=0.5, smoothing=0.1)
 
 SETTINGS: dict[str, dict[str, Any]] = {  # that differ by dataset; street numbers are not mirrored
     'c10': dict(auto_augment='cifar10'),
@@ -41,7 +41,5 @@ def _recipe(model: str, dataset: str, published: float) -> Recipe:
         lr=3e-3 if vit else 1e-3, **SETTINGS[dataset])
 
 
-RECIPES = [
-    _recipe(model, dataset, top1)
-    for model, figures in _TOP1.items() for dataset, top1 in zip(SETTINGS, figures, strict=True)
-]
+RECIPES = [_recipe(model, dataset, top1) for model, figures in _TOP1.items()
+           for dataset, top1 in zip(SETTINGS, figures, strict=True)]

@@ -35,19 +35,17 @@ _SELF_DISTILL = Pretraining(
     method_args={'temperature_warmup': 10 / _EPOCHS, 'freeze_last': 1 / _EPOCHS})
 _SMALLER_PARTS: dict[str, Any] = dict(
     crop_scale=(0.5, 1.), method_args={**_SELF_DISTILL.method_args, 'local_scale': (0.2, 0.4)})
-_CHOSEN = {'svhn': ' Crops as on CIFAR: chosen.', 'cinic10': ' Crops as on CIFAR: chosen.'}
 
 
 def _pretraining(model: str, dataset: str) -> Pretraining:
     ours = {key: value for key, value in _SETTINGS[dataset].items() if key != 'auto_augment'}
+    crops = ' Crops as on CIFAR: chosen.' if dataset in ('svhn', 'cinic10') else ''
     return replace(
         _SELF_DISTILL, name=f'{architecture(model, dataset)}.{dataset}_selfdistill', dataset=dataset,
-        about=f'The authors\' pre-training on the training images.{_CHOSEN.get(dataset, "")} Not run by us yet.',
+        about=f'The authors\' pre-training on the training images.{crops} Not run by us yet.',
         **{**(_SMALLER_PARTS if dataset == 'timnet' else {}), **ours})
 
 
-RECIPES = [
-    _recipe(model, dataset, top1)
-    for model, figures in _TOP1.items() for dataset, top1 in zip(_SETTINGS, figures, strict=True)
-]
+RECIPES = [_recipe(model, dataset, top1) for model, figures in _TOP1.items()
+           for dataset, top1 in zip(_SETTINGS, figures, strict=True)]
 PRETRAININGS = [_pretraining(model, dataset) for model in _TOP1 for dataset in _SETTINGS]

@@ -48,6 +48,7 @@ class Loop:
                            f'--batch-size.')
         self.task, self.batches, self.run = task, batches, run
         self.recipe, self.world, self.dtype = recipe, world, task.dtype
+        self.total_steps = len(batches) * recipe.total_epochs
         self.seconds_between, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.optimizer = make_optimizer(recipe, task.network)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
@@ -66,10 +67,6 @@ class Loop:
         self.losses: list[Tensor] = []      # of this epoch, on the device until they are checked
         self.checked = 0                    # how many of them are
         self.seconds = 0.                   # of training in this epoch, over all sessions
-
-    @property
-    def total_steps(self) -> int:
-        return len(self.batches) * self.recipe.total_epochs
 
     def train(self) -> None:
         """Train to the end. Raises Stopped after a signal."""

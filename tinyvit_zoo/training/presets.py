@@ -31,9 +31,7 @@ def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
     recipe = replace(
         FINETUNING_PRESET, name=f'{cfg.architecture}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
         crop_pct=cfg.crop_pct, layer_decay=FINETUNING_PRESET.layer_decay if start else 1.)
-    if not run:
-        return recipe
-    return replace(recipe, img_size=run['img_size'], model_args=without_rates(run['model_args']))
+    return replace(recipe, img_size=run['img_size'], model_args=without_rates(run['model_args'])) if run else recipe
 
 
 def pretraining_recipe(method: str, model: str) -> Pretraining:

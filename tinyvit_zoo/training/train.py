@@ -172,8 +172,8 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
     stated = vars(recipe), vars(known) if known else {}, start
     mean, std = next(((each['mean'], each['std']) for each in stated if each.get('mean')), None) or normalization(
         source, recipe.img_size)
-    named = any(not name.isdigit() for name in source.class_names)
-    names = source.class_names if named or not known else known.label_names or source.class_names
+    numbered = all(name.isdigit() for name in source.class_names)
+    names = (numbered and known and known.label_names) or source.class_names
     return {
         'architecture': recipe.model, 'num_classes': classes, 'input_size': (3, recipe.img_size, recipe.img_size),
         'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
