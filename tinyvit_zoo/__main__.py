@@ -1,6 +1,4 @@
 """`python -m tinyvit_zoo` is `tinyvit-zoo`; in several processes: `torchrun --nproc-per-node N -m tinyvit_zoo ...`."""
-from __future__ import annotations
-
 import os
 import sys
 

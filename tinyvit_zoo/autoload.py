@@ -10,8 +10,6 @@ PEP 829 (Python 3.15) replaces import lines in `.pth` files by `.start` files; C
 where `on` refuses. A `.start` file can only name a function of an importable module, and importing one of this package
 imports torch, at every start of the interpreter.
 """
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

@@ -1,6 +1,4 @@
 """The one exception of the package, and the hint that goes with a misspelt name."""
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -2,8 +2,6 @@
 
 All random numbers come from the generator given: its state is all a run needs to resume to the same bits.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

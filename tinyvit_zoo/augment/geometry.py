@@ -1,6 +1,4 @@
 """Crop, resize and map uint8 batches [B, C, H, W], each image by its own numbers, rounded as Pillow rounds."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Union
 

@@ -3,8 +3,6 @@
 Nothing here draws random numbers or waits for the device. On the CPU an operation runs on the images that have it;
 elsewhere on all of them, and the others keep their pixels, so that no count has to come back.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from enum import IntEnum

@@ -3,8 +3,6 @@
 A policy turns uniform random numbers into layers of `ops`; it draws none itself. Magnitudes are timm's for RandAugment
 and torchvision's for AutoAugment.
 """
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -2,8 +2,6 @@
 
 Views take uint8 batches. Batches of floats were made by the transform that `pillow` returns, and are only unpacked.
 """
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial

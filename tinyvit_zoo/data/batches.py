@@ -226,7 +226,7 @@ class _StreamBatches(Batches):
                 if self._loader.num_workers:    # end them at once: torch would raise for each that dies later
                     self._loader._iterator = None
                     with contextlib.suppress(RuntimeError):  # the same error once more
-                        batches._shutdown_workers()  # type: ignore[attr-defined]
+                        batches._shutdown_workers()
                 text = ' '.join(str(e).split())
                 if isinstance(e, ZooError):     # from a worker it comes inside a traceback
                     raise ZooError(text.split('ZooError: ')[-1]) from e

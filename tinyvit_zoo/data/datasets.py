@@ -6,8 +6,6 @@ Normalization statistics are those of the authors' recipes; where no recipe of t
 use (STL-10, MNIST, Fashion-MNIST) or measured on the training images at 32 px (digits). A grey dataset repeats its one
 figure.
 """
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

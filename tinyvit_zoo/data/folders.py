@@ -1,6 +1,4 @@
 """Open folders of image files: class folders of your own, Tiny-ImageNet, CINIC-10."""
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

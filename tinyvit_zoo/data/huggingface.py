@@ -1,6 +1,4 @@
 """Open datasets of the Hugging Face Hub by its `datasets` library, which fetches what is not there yet."""
-from __future__ import annotations
-
 from io import BytesIO
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ An image of that size stays as it is; any other is resized (bicubic, antialiased
 in the middle. Files are decoded once: the pixels lie in the folder `TINYVIT_ZOO_CACHE`, by default
 `~/.cache/tinyvit_zoo`, and may be deleted at any time.
 """
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

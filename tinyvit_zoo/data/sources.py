@@ -3,8 +3,6 @@
 Test images choose nothing: where a source has no validation images, `val_fraction` cuts them from the training images,
 and with 0 there are none.
 """
-from __future__ import annotations
-
 import os
 import pkgutil
 import warnings

@@ -3,8 +3,6 @@
 Activations beyond the allocator's largest pooled block (32 MiB with glibc) are otherwise mapped from the kernel, zeroed
 and given back at every operation: a batch of 128 then runs at two thirds of the speed of eight batches of 16.
 """
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Iterator

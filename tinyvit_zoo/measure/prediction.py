@@ -1,6 +1,4 @@
 """Classify image files of any kind that Pillow reads."""
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Shared by the methods that compare whole images: pooled features, momentum teachers, losses over all processes."""
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any, TypeVar

@@ -15,8 +15,6 @@ of one additional block, which has only queries and keys.
     loss = DistilledAutoencoder(encoder, teacher)(images)                       # D-MAE
     loss = DistilledAutoencoder(encoder, teacher, decoder_block=8)(images)      # D2-MAE
 """
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -11,8 +11,6 @@ the initial values that it comes with.
     encoder = timm.create_model('mae_vit_c10', num_classes=0)
     loss = SmallMaskedAutoencoder(encoder)(images)
 """
-from __future__ import annotations
-
 from typing import Any
 
 import torch

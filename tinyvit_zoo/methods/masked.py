@@ -3,8 +3,6 @@
 Most patches of an image are masked. The encoder sees the others, with their positions. A small decoder then gets all
 patches in their places, a learned mask token for the masked ones, and predicts the pixels of each.
 """
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,6 +1,4 @@
 """The interfaces of a training (`Task`, used by the loop) and of a way to pre-train (`Method`, used by its task)."""
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

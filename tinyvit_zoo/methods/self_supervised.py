@@ -1,6 +1,4 @@
 """Pre-training: an encoder, by any method, without labels. k-NN accuracy and the spread of its features are watched."""
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Supervised training: cross-entropy on augmented and mixed images."""
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -7,8 +7,6 @@ To add a recipe from outside: `RECIPES[recipe.name] = recipe`, or `PRETRAININGS`
         name='cct_2_3x2.mine', about='Flowers of my garden, from scratch.', img_size=32, epochs=50, batch_size=64,
         lr=1e-3, warmup_epochs=5, crop_scale=(0.6, 1.), smoothing=0.1, mixup=0.2)
 """
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,6 +1,4 @@
 """The settings of a recipe: their names, their values from text, and a recipe with some of them changed."""
-from __future__ import annotations
-
 import ast
 import dataclasses
 import types

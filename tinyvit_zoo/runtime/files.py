@@ -1,6 +1,4 @@
 """Write files whole or not at all."""
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,6 +1,4 @@
 """Name the machine and the versions that figures depend on."""
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 

@@ -1,6 +1,4 @@
 """Choose the precision of a computation: float32, or autocast to bfloat16 or float16."""
-from __future__ import annotations
-
 import contextlib
 
 import torch

@@ -1,6 +1,4 @@
 """Show how far a long computation has come."""
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator

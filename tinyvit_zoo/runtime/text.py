@@ -1,6 +1,4 @@
 """Text for people: one-line errors and tables."""
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Container, Mapping, Sequence

@@ -1,6 +1,4 @@
 """One process or many: `torchrun` starts them, DistributedDataParallel keeps them together."""
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,6 +1,4 @@
 """Checkpoints that survive a kill at any instant: written beside and renamed, checksummed, two kept."""
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable

@@ -5,8 +5,6 @@ and resumed. Random numbers come from torch's global generators (dropout) and fr
 states are in the checkpoint; the order of the images is a function of seed and epoch. On a GPU some kernels add in an
 order of their own, so there the figures agree to rounding only.
 """
-from __future__ import annotations
-
 import math
 import signal
 import time

@@ -1,6 +1,4 @@
 """The optimizer, its learning rate and weight decay by the epoch, and clipping."""
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,6 +1,4 @@
 """Make recipes for one's own model and images from the presets."""
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,4 @@
 """The run directory: the recipe as used, the machine, a line of log an epoch, pictures, weights and results."""
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

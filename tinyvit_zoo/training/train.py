@@ -1,6 +1,4 @@
 """Make the weights of a recipe: `tinyvit-zoo train` and `tinyvit-zoo pretrain`."""
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
