@@ -1,4 +1,5 @@
 """A small training for the tests, and a server that runs it in processes that are quick to start and to kill."""
+import io
 import os
 import signal
 import subprocess
@@ -54,6 +55,11 @@ def assert_same_bits(a: Path, b: Path) -> None:
     left, right = weights(a), weights(b)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, behind its digest."""
+    return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
 
 
 def serve() -> None:

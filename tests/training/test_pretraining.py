@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from training_cases import assert_same_bits, torchrun, weights, write_npz
+from training_cases import assert_same_bits, read_checkpoint, torchrun, weights, write_npz
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
@@ -223,7 +223,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     with monkeypatch.context() as patched:
         stop_at(patched, 8, 12)
         assert pretrained(data, tmp_path / 'run', *teach, method='d_mae') == 128 + signal.SIGTERM
-    state = checkpoint._read(checkpoint.checkpoints(tmp_path / 'run')[-1])
+    state = read_checkpoint(checkpoint.checkpoints(tmp_path / 'run')[-1])
     assert state and not any('teacher' in name for name in state['network'])
     assert pretrained(data, tmp_path / 'run', *teach, '--resume', method='d_mae') == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'run')

@@ -16,7 +16,17 @@ import timm
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
-from training_cases import SETTINGS, alive, assert_same_bits, run, stop_at, torchrun, weights, write_npz
+from training_cases import (
+    SETTINGS,
+    alive,
+    assert_same_bits,
+    read_checkpoint,
+    run,
+    stop_at,
+    torchrun,
+    weights,
+    write_npz,
+)
 
 import tinyvit_zoo
 from tinyvit_zoo.augment import spec
@@ -264,7 +274,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert run(data, tmp_path / 'run', '--checkpoint-minutes', '0') == 2
     error = capsys.readouterr().err
     assert 'step 10' in error and 'learning rate' in error and 'checkpoint-00000009.pt' in error
-    states = [checkpoint._read(path) for path in checkpoint.checkpoints(tmp_path / 'run')]
+    states = [read_checkpoint(path) for path in checkpoint.checkpoints(tmp_path / 'run')]
     assert all(torch.isfinite(value).all() for state in states for value in state['network'].values())
 
 
