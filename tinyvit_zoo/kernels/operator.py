@@ -9,11 +9,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 def operator(name: str, fake: Callable[..., Any], flops: Callable[..., int], **kwargs: Any) -> Callable[..., Any]:
-    """Decorate a function as the CPU operator `tinyvit_zoo::name`.
+    """Register the CPU operator `tinyvit_zoo::name`.
 
-    Args:
-        fake: from the arguments to empty outputs.
-        flops: from the arguments, shapes for tensors, to the operations of the definition, however they are computed.
+    `fake` makes empty outputs; `flops` counts the operations of the definition, from shapes in the place of tensors.
     """
     def define(function: Callable[..., Any]) -> Any:
         op = torch.library.custom_op(f'tinyvit_zoo::{name}', function, mutates_args=(), device_types='cpu', **kwargs)

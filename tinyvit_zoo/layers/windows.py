@@ -105,11 +105,8 @@ def attend_in_windows(
         fused: bool) -> Tensor:
     """[B, H, W, 3, heads, D] -> [B, H, W, heads * D]; `fused=False` for the plain formula.
 
-    Args:
-        temperature: [heads] for locality attention, else None.
-        table: bias for each offset [(2 * window - 1) ** 2, heads].
-        attn_mask: [windows, N, N] in the place of the shift's mask, else None.
-        shift: how far windows move where the map is larger than one both ways, as the authors of Swin have it.
+    `temperature`: [heads] or None; `table`: [(2 * window - 1) ** 2, heads]; `attn_mask`: [windows, N, N] in the place
+    of the shift's mask. As the authors of Swin have it, `shift` acts where the map is larger than a window both ways.
     """
     height, width, heads, head_dim = qkv.shape[1], qkv.shape[2], qkv.shape[4], qkv.shape[5]
     shift = shift if min(height, width) > window else 0

@@ -99,11 +99,7 @@ def register_family(
         module: str, build: Callable[..., nn.Module], variants: Mapping[str, tuple[str, int, Mapping[str, Any]]],
         aliases: Mapping[str, str] = MappingProxyType({}), **cfg: Any,
 ) -> None:
-    """Register models with timm: entrypoints NAME(pretrained=False, **kwargs) and `default_cfgs` in the module.
-
-    `build` goes from (variant, pretrained, **kwargs) to the model. `variants` holds by name the dataset and image size
-    that it is meant for, and its own arguments; `aliases` take the weights of another. `cfg` is common to all.
-    """
+    """Register `variants` (dataset, image size, arguments by name) with timm; `aliases` take another's weights."""
     family = sys.modules[module]
     shared = dict(fixed_input_size=True, classifier='head', license='apache-2.0', **cfg)
     meant_for = {name: (dataset, size) for name, (dataset, size, _) in variants.items()}

@@ -118,12 +118,8 @@ def _init_module(module: nn.Module) -> None:
 class CompactTransformer(TokenTransformer):
     """ViT-Lite, CVT or CCT, by its tokenizer and its read-out.
 
-    Args (TokenTransformer has the rest):
-        kernel_size, num_convs: see Tokenizer; `num_convs=0` cuts patches.
-        class_token: put a class token in front (ViT-Lite).
-        pos_embed: 'learnable', 'sine' (fixed, a buffer) or 'none' (then images of any size are taken).
-        pos_drop_rate, proj_drop_rate: the authors' one dropout, 0.
-        attn_drop_rate, drop_path_rate: the authors' defaults; drop path grows linearly from 0 over the blocks.
+    `num_convs=0` cuts patches. `pos_embed`: 'learnable', 'sine' (fixed, a buffer) or 'none' (images of any size).
+    Drop path grows linearly from 0 over the blocks.
     """
     init_module = staticmethod(_init_module)
     init_table = staticmethod(partial(trunc_normal_, std=0.2))

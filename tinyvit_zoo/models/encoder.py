@@ -34,10 +34,7 @@ _PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vi
 def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
     """Tokens behind the final norm [B, prefix + K, D], class token first.
 
-    Args:
-        model: a plain model of the zoo, or timm's VisionTransformer.
-        images: [B, C, H, W].
-        keep: patches [B, K], counted row by row from 0, in the order in which they shall stand; None: all.
+    `keep`: patches [B, K], counted row by row from 0, in the order in which they shall stand; None: all.
     """
     require_plain(model)
     x = _embed(model, images)

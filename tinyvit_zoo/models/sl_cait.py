@@ -130,11 +130,7 @@ class LocalCaiT(LateClassToken):
     """CaiT, by default with shifted patches and locality attention.
 
     Args (TokenTransformer has the rest):
-        depth, class_depth: blocks of the patches, and of the class token behind them.
         num_heads, head_dim: their product need not be `embed_dim`.
-        mlp_hidden: width inside the MLP of every block.
-        spt: shift and stack the image before cutting patches, LayerNorm after.
-        lsa: a learned temperature for every head, and in the patch blocks the mask.
         lsa_mask: 'paper' (no patch attends to itself) or 'authors' (see the module's docstring).
         drop_path_rate: the authors' default, the same in every block.
     """

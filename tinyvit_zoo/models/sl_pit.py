@@ -60,14 +60,7 @@ class Pool(nn.Module):
 
 
 class LocalPiT(StagedTransformer):
-    """PiT with a class token.
-
-    Args (TokenTransformer has the rest):
-        embed_dims, depths, num_heads: one a stage.
-        spt: shift the image and the maps before patches are cut, at the input and in both poolings.
-        lsa: learned temperatures, and no token attends to itself.
-        drop_path_rate: the same in every block.
-    """
+    """PiT with a class token: `spt` acts at the input and in both poolings; drop path is the same in every block."""
     init_module = staticmethod(init_xavier)
     init_table = staticmethod(nn.init.normal_)
     tables = ('cls_token', 'pos_embed')

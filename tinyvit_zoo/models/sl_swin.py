@@ -74,15 +74,10 @@ def _init_module(module: nn.Module) -> None:
 
 
 class LocalSwin(StagedTransformer):
-    """Swin, plain or local.
+    """Swin, plain or local: `global_pool=''` leaves the map, and there is no 'token'.
 
-    Args (TokenTransformer has the rest):
-        global_pool: '' leaves the map, and there is no 'token'.
-        embed_dim: of the first stage; it doubles from stage to stage.
-        depths, num_heads: of each stage.
-        spt, lsa: shifted patch tokenization and locality self-attention.
-        pos_embed: 'learnable' (a table is added to the tokens) or 'none' (then images of any size are taken).
-        drop_path_rate: the authors' default; it grows linearly from 0 over all blocks.
+    `embed_dim` doubles from stage to stage. `pos_embed` is 'learnable' or 'none' (then images of any size are taken).
+    `drop_path_rate` grows linearly from 0 over all blocks.
     """
     init_module = staticmethod(_init_module)
     stages_name, taken_from, pooling = 'layers', '.blocks', ('downsample', 99998)

@@ -107,14 +107,9 @@ class Block(LocalityBlock):
 
 
 class LocalT2T(TokenTransformer):
-    """T2T-ViT, by default with shifted pixels and locality attention.
+    """T2T-ViT: each of `num_unfolds` halves the map, the last at the body's width.
 
-    Args (TokenTransformer has the rest):
-        num_unfolds: each halves the map, the last at the body's width.
-        token_dim: width of the token transformers.
-        spt: stack the image with copies of itself shifted by one pixel.
-        lsa: learned temperatures, and no token attends to itself, in the token transformers too.
-        drop_path_rate: of the body, growing linearly from 0 over the blocks.
+    `lsa` acts in the token transformers too (width `token_dim`). `drop_path_rate` grows linearly from 0 over the body.
     """
     init_module = staticmethod(init_trunc_normal)
     tables = ('cls_token', 'pos_embed')

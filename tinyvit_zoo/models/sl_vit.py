@@ -23,13 +23,7 @@ from ._tokens import TokenTransformer, fit_positions
 
 
 class LocalViT(TokenTransformer):
-    """ViT with a class token.
-
-    Args (TokenTransformer has the rest):
-        spt: shift the image before the patches are cut.
-        lsa: learned temperatures, and no token attends to itself.
-        drop_path_rate: the same in every block.
-    """
+    """ViT with a class token; drop path is the same in every block."""
     init_module = staticmethod(init_xavier)
     init_table = staticmethod(nn.init.normal_)
     tables = ('cls_token', 'pos_embed')

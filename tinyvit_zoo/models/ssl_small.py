@@ -64,11 +64,7 @@ class AnySize(TokenTransformer):
 
 
 class SslViT(AnySize):
-    """ViT with a class token.
-
-    Args (TokenTransformer has the rest):
-        drop_path_rate: the authors' default; it grows linearly from 0 over the blocks.
-    """
+    """ViT with a class token; drop path grows linearly from 0 over the blocks."""
 
     def __init__(
             self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
@@ -142,13 +138,7 @@ class ClassBlock(LayerScaleBlockClassAttn):
 
 
 class SslCaiT(AnySize, LateClassToken):
-    """CaiT: deep, with heads mixed and LayerScale on every branch; a class token comes in behind the patches' blocks.
-
-    Args (TokenTransformer has the rest):
-        depth, class_depth: blocks of the patches, and of the class token behind them.
-        mlp_ratio, class_mlp_ratio: of either.
-        drop_path_rate: the authors' default, the same in every block of the patches, and none in the class blocks.
-    """
+    """CaiT: heads mixed, LayerScale on every branch, drop path the same in every patch block, none in class blocks."""
 
     def __init__(
             self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
