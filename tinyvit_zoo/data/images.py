@@ -138,10 +138,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn an opened image as the camera was held, and bring it to RGB or grey with 8 bits.
-
-    Alpha is dropped, palettes are looked up, 16 bits are scaled (Pillow would clip).
-    """
+    """Turn an image upright; make it 8-bit RGB or grey: alpha dropped, 16 bits scaled (Pillow would clip)."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ('L', 'RGB'):
         image.load()  # `Image.open` reads no pixels, and the file is about to be closed

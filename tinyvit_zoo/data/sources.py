@@ -177,10 +177,7 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
 
 
 def normalization(source: Source, img_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel, of pixels from 0 to 1.
-
-    Those in the table; for other datasets measured on the training images, on 2,000 drawn at random if there are more.
-    """
+    """Return each channel's mean and deviation (pixels 0 to 1): the table's, or of up to 2,000 training images."""
     if source.info:
         return source.info.mean, source.info.std
     split = source.train

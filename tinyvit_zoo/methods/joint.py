@@ -100,10 +100,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.Module):
-    """Normalize features [B, D] by the batch of all processes, in training and evaluation alike.
-
-    torch's SyncBatchNorm does this on GPUs only.
-    """
+    """Normalize features [B, D] by the batch of all processes, always; torch's SyncBatchNorm needs a GPU."""
 
     def __init__(self, dim: int, affine: bool = True, eps: float = 1e-5) -> None:
         super().__init__()

@@ -146,10 +146,7 @@ class MaskedModel(Method):
 
     @torch.no_grad()
     def picture(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images with masked patches left blank, and with predicted ones, [B, C, H, W] both.
-
-        Predictions of normalized pixels get the mean and deviation of the true patch.
-        """
+        """Return images [B, C, H, W] with masked patches blank, and predicted ones (scaled by the truth)."""
         prediction, mask = self.reconstruct(images, noise)
         prediction = prediction.to(images.dtype)
         if self.normalize_targets:

@@ -1,7 +1,4 @@
-"""MAE-ViT (arXiv 2402.03752), pre-trained and fine-tuned.
-
-Published: the images' treatment and the figures of the fine-tuned models; the rest is chosen.
-"""
+"""MAE-ViT (arXiv 2402.03752). Published: the images' treatment and the fine-tuned figures; the rest is chosen."""
 from dataclasses import replace
 
 from .base import Pretraining, Recipe

@@ -14,10 +14,7 @@ from ..weights.resolve import resolve, without_rates
 
 
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
-    """Fine-tune the model `name` from its weights or from `start`, at their size; from scratch if there are none.
-
-    Without `name`, `start` is the run directory of a pre-training, which names the model.
-    """
+    """Fine-tune `name` (None: the model pre-trained in `start`) at its size; from scratch where it has no weights."""
     run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
     run = run if 'method' in run else {}
     if not name and not run:

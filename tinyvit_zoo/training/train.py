@@ -54,10 +54,7 @@ class Options:
 
 
 def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None = None) -> dict[str, Any]:
-    """Make the weights of a recipe, or an encoder by a pre-training. Returns the content of result.json.
-
-    `start`: the weights to begin with, in place of those that the recipe names.
-    """
+    """Make a recipe's weights, from `start` where given, or pre-train an encoder. Returns result.json."""
     dtype = autocast_dtype(options.precision, world.device)
     begun: Any = replace(recipe, from_weights=str(start)) if start else recipe  # type: ignore[call-arg]
     check_recipe(begun)
@@ -106,10 +103,7 @@ def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options,
 
 
 def pretraining_of(recipe: Recipe) -> Pretraining | None:
-    """Return the pre-training that has to come first, of the same network and seed; None where there are weights.
-
-    ZooError where it is a pre-training on other images than the recipe's.
-    """
+    """Return the pre-training to run first; None where there are weights. ZooError if its images are others."""
     first = PRETRAININGS.get(recipe.from_weights)
     if first is None or Path(recipe.from_weights).exists() or first.name in list_models(pretrained=True):
         return None
