@@ -1,8 +1,7 @@
 """The hook of `tinyvit-zoo autoload on`: import tinyvit_zoo once timm.models is imported.
 
-The start-up file executes this file by its path at every start of the interpreter (see autoload.py). It may not import
-the package that it lies in, which brings torch, but only modules that every Python has loaded. Nothing in it may raise
-into the interpreter or into `import timm`.
+Executed by its path at every start of Python (see autoload.py): it imports no torch, hence not its own package, and
+only modules that every Python has loaded. Nothing in it may raise into the interpreter or into `import timm`.
 """
 import sys
 from _thread import get_ident
@@ -20,11 +19,8 @@ PACKAGE = 'tinyvit_zoo'
 
 
 class TimmFinder:
-    """Let the other finders find timm and timm.models, and follow how those two are executed.
-
-    It stays in sys.meta_path: before Python 3.14, a thread that walks the list while an entry is removed skips a
-    finder, and fails to import something that is there.
-    """
+    """Let the other finders find timm and timm.models, and follow how those two are executed."""
+    # Stays in sys.meta_path: before 3.14, a thread that walks the list during a removal skips a finder.
 
     def __init__(self) -> None:
         self.asking: set[int] = set()    # threads that ask the other finders: for them this one finds nothing

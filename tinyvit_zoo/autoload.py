@@ -1,14 +1,11 @@
 """Register the zoo's models with timm at every start of Python: `tinyvit-zoo autoload on|off|status`.
 
-timm discovers no plugins: `import tinyvit_zoo` registers our models. Where that line cannot be written, `on` puts a
-start-up file, `tinyvit_zoo_autoload.pth`, into the site-packages that this distribution is installed in, and its name
-into the distribution's RECORD, so that `pip uninstall` removes it. Its one line executes `_startup.py`, which imports
-tinyvit_zoo once timm.models has been imported, and nothing before. Left behind without the package it does nothing; a
-package that fails to import costs one warning, never an `import timm`.
+timm discovers no plugins. `on` puts a start-up file, `tinyvit_zoo_autoload.pth`, into the distribution's site-packages,
+and its name into RECORD, so that `pip uninstall` removes it. Its line executes `_startup.py`. Left behind it does
+nothing; a package that fails to import costs one warning, never an `import timm`.
 
-PEP 829 (Python 3.15) replaces import lines in `.pth` files by `.start` files; CPython ignores the lines from 3.18 on,
-where `on` refuses. A `.start` file can only name a function of an importable module, and importing one of this package
-imports torch, at every start of the interpreter.
+CPython ignores import lines in `.pth` files from 3.18 on (PEP 829): there `on` refuses. The `.start` files that replace
+them would import this package, and torch, at every start.
 """
 import base64
 import hashlib
@@ -117,9 +114,8 @@ def find_installation() -> Installation:
 def start_up_file(hook: Path) -> bytes:
     """Return a comment and one line, which does nothing if the hook is gone or out of reach.
 
-    It imports only loaded modules and reads the hook's compiled file: a tenth of a millisecond (in a venv, Python
-    executes it twice), where importlib.machinery, the public name of that loader, takes twenty times as long. The path
-    is bytes: Pythons decode these files in different ways, and a C locale cannot encode every string.
+    It imports only loaded modules: a tenth of a millisecond; importlib.machinery takes twenty times as long.
+    The path is bytes: Pythons decode these files in different ways, and a C locale cannot encode every string.
     """
     return (
         '# Registers the models of tinyvit_zoo when timm.models is imported. '

@@ -77,10 +77,7 @@ def watch_attention(layers: Sequence[Layer], see: Callable[[int, Tensor], None])
 
 # -- distance and entropy ----------------------------------------------------------------------------------------------
 def patch_attention(logits: Tensor, prefix: int, uniform: bool = False) -> Tensor:
-    """Return attention among the patches [B, H, N, N], without the first `prefix` tokens in the softmax.
-
-    `uniform`: spread evenly over the patches that each query may attend to.
-    """
+    """Return attention among the patches [B, H, N, N], `prefix` tokens left out; `uniform`: even over those allowed."""
     return (logits.where(logits < _MASKED, 0.) if uniform else logits)[:, :, prefix:, prefix:].softmax(-1)
 
 
@@ -194,10 +191,8 @@ class Maps:
 
 @torch.no_grad()
 def attention_maps(model: Any, images: Tensor, layer: int = -1, patch: tuple[int, int] | None = None) -> Maps:
-    """Return the attention of each head of a layer, and the rollout to the classifier's input, where defined.
-
-    `patch`: the query's row and column; None: the class token where the layer has one, else the mean of the patches.
-    """
+    """Return each head's attention of a layer, and the rollout to the classifier's input, where defined."""
+    # patch: the query's row and column; None: the class token where the layer has one, else the mean of patches
     layers = attention_layers(model)
     if not -len(layers) <= layer < len(layers):
         raise ZooError(f'There is no layer {layer}: the model has {len(layers)} with attention, counted from 0.')

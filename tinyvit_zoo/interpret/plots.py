@@ -102,10 +102,8 @@ def _show_image(axes: Axes, image: Tensor) -> None:
 
 
 def _overlay(axes: Axes, image: Tensor, share: Tensor, stride: tuple[float, float]) -> None:
-    """Draw shares of attention [rows, columns] over the grey image, each token over its pixels.
-
-    Colours reach to the largest share, but at least to twice a uniform one: nearly uniform attention looks uniform.
-    """
+    """Draw shares of attention [rows, columns] over the grey image, each token over its pixels."""
+    # colours reach to at least twice a uniform share: nearly uniform attention looks uniform
     height, width, _ = image.shape
     _show_image(axes, image.mean(2, keepdim=True) * 0.8 + 0.1)
     rows, cols = share.shape

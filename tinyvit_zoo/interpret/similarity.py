@@ -1,8 +1,7 @@
 """Similarity of layers, and of position embeddings.
 
-Layers are compared by minibatch linear CKA (arXiv 2010.15327) with the unbiased HSIC estimator (Song et al., 2012),
-averaged over batches before the ratio, so that the batch size changes only the noise. Images have to be drawn at
-random: batches of a single class hold nothing of the differences between classes.
+Minibatch linear CKA (arXiv 2010.15327) with the unbiased HSIC (Song et al., 2012), averaged over batches before the
+ratio: the batch size changes only the noise. Images must be in random order, not batches of a single class.
 """
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -36,10 +35,7 @@ def no_features(model: Any) -> str:
 
 
 def see_features(model: Any, images: Tensor, see: Callable[[int, Tensor], None]) -> None:
-    """Run a model, and call `see(index, features)` with each block's patch tokens, or maps [B, ...] of another model.
-
-    Blocks of a late class token are left out: they do not change the patches.
-    """
+    """Call `see(index, features)` with each block's patch tokens, or maps [B, ...]; no blocks of a late class token."""
     layers = _patch_layers(model)
     if not layers:
         for index, features in enumerate(model.forward_intermediates(images, intermediates_only=True)):
@@ -92,10 +88,7 @@ def ratio(cross: Tensor, self_a: Tensor, self_b: Tensor) -> Tensor:
 def similarity(
         model: Any, batches: Iterable[Tensor], other: Any = None, other_batches: Iterable[Tensor] = (),
 ) -> dict[str, Tensor]:
-    """Return CKA between all layers, {'aa': [A, A]}; with another model also 'ab' [A, B] and 'bb' [B, B].
-
-    `batches` and `other_batches`: the same images in the same order, each as its model takes them.
-    """
+    """Return CKA between layers, 'aa' [A, A]; with another model, on the same images in order, also 'ab' and 'bb'."""
     pairs = ((batch, None) for batch in batches) if other is None else zip(batches, other_batches, strict=True)
     sums: dict[str, Any] = dict.fromkeys(('aa',) if other is None else ('aa', 'ab', 'bb'), 0.)
     for count, (batch, same) in enumerate(pairs, 1):

@@ -30,10 +30,8 @@ def evaluate(
         model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
         confusion: Tensor | None = None,
 ) -> dict[str, float]:
-    """Return 'top1', 'top5' (percent; top5 only with 6 or more classes), 'loss' and 'images' over all processes.
-
-    `confusion`, int64 [C, C] of zeros, becomes the number of images by class (row) and predicted class (column).
-    """
+    """Return 'top1', 'top5' (percent; top5 from 6 classes on), 'loss' and 'images' over all processes."""
+    # `confusion`, int64 [C, C] of zeros, gets the number of images by class (row) and predicted class (column)
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
@@ -91,10 +89,8 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str, path: Path) -> None:
-    """Plot true classes (rows) against predicted ones, each row in percent of its images.
-
-    Colours follow the square root of the share, else mistakes would be too faint beside the diagonal.
-    """
+    """Plot true classes (rows) against predicted ones, each row in percent of its images."""
+    # colours by the square root of the share, else mistakes would be too faint beside the diagonal
     from matplotlib.colors import PowerNorm
 
     counts = np.array(confusion, dtype=float)

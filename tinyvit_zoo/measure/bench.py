@@ -49,10 +49,8 @@ class Bench:
         return own if numbered and len(own) == len(names) else names
 
     def batches(self, split: str | Split = '', normalized: bool = True) -> Batches:
-        """Return batches of every image of a split (default: the one evaluated on); not `normalized`: as uint8.
-
-        Images are kept in memory as bytes only where the result equals that of timm's transform.
-        """
+        """Return batches of every image of a split (default: the one evaluated on); not `normalized`: as uint8."""
+        # images are kept in memory as bytes only where the result equals that of timm's transform
         cfg = self.loaded.cfg
         images = split if isinstance(split, Split) else getattr(self.source, split or self.split)
         channels = cfg['input_size'][0]

@@ -118,10 +118,8 @@ def default_dataset(names: Sequence[str]) -> str | None:
 
 
 def comparison_row(name: str, dataset: str | None, img_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Count a model, with the accuracies of its weights on `dataset`, at their size or at `img_size`.
-
-    Its weights are those of the tag; without a tag the first on the dataset, measured ones before others.
-    """
+    """Count a model, with the accuracies of its weights on `dataset`, at their size or at `img_size`."""
+    # weights: those of the tag; without a tag the first on the dataset, measured ones before others
     architecture, _, tag = name.partition('.')
     weights = [weight_of(cfg) for cfg in get_arch_pretrained_cfgs(architecture).values() if tag in ('', cfg.tag)]
     fitting = [w for w in weights if w and w.dataset == dataset and not w.encoder]

@@ -1,10 +1,8 @@
 """Fifteen corruptions at five severities, batched, for any image size and device.
 
-The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261): noise, blur, weather, digital. Operations and
-strengths are ours, so figures are not comparable with the official sets: `robustness.open_published` reads those.
-
-Lengths are in pixels of a 32-pixel image and grow with the shorter side from there on. Random numbers are drawn for
-each image; with the same generator state all severities of a corruption draw the same ones.
+The families are those of CIFAR-10-C and ImageNet-C (arXiv 1903.12261), operations and strengths are ours: figures are
+not comparable with the official sets (`robustness.open_published`). Lengths are in pixels of a 32-pixel image and grow
+with the shorter side from there on. With the same generator state all severities draw the same random numbers.
 """
 import math
 from collections.abc import Callable
@@ -53,10 +51,8 @@ def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tenso
 
 # -- blur --------------------------------------------------------------------------------------------------------------
 def _filter(x: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve with odd kernels [1 or B, kh, kw] normalised to a sum of 1, border pixels replicated.
-
-    Uses the Fourier transform: blurring a large image takes a kernel of thousands of pixels.
-    """
+    """Convolve with odd kernels [1 or B, kh, kw] that sum to 1, border pixels replicated."""
+    # by the Fourier transform: blurring a large image takes a kernel of thousands of pixels
     h, w = kernels.shape[1:]
     padded = F.pad(x, (w // 2, w // 2, h // 2, h // 2), mode='replicate')
     size = padded.shape[2], padded.shape[3]
@@ -184,11 +180,8 @@ _CHROMA = (
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """Compress and decode uint8 images [B, 1 or 3, H, W] with `quality` from 1 to 100, without the entropy coding.
-
-    Follows libjpeg's defaults: YCbCr, chroma subsampled 2x2, 8x8 cosine transforms, triangle-filtered chroma
-    upsampling. Most pixels equal Pillow's; libjpeg computes in integers, so a few coefficients round differently.
-    """
+    """Compress and decode uint8 images [B, 1 or 3, H, W] as libjpeg does by default, without the entropy coding."""
+    # most pixels equal Pillow's; libjpeg computes in integers, so a few coefficients round differently
     if images.shape[1] == 1:
         return _plane(images.float(), _table(_LUMA, quality, images.device)).to(torch.uint8)
     if images.shape[1] != 3:

@@ -1,8 +1,7 @@
 """Count the cost of a model: parameters, multiply-adds, activations and memory.
 
-A multiply-add (MAC) is one multiplication and one addition in a convolution, a linear layer or a matrix product,
-attention's two products included, by whichever kernel it runs: half the figure of `torch.utils.flop_counter`. Norms,
-activations, softmax and additions are not counted, as in papers.
+A multiply-add (MAC), two FLOPs of `torch.utils.flop_counter`, is counted in convolutions, linear layers and matrix
+products, attention's two included, by whichever kernel. Norms, activations, softmax, additions are not, as in papers.
 """
 import math
 import weakref
@@ -58,10 +57,7 @@ class Count:
 
 
 def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Count:
-    """Count `model` by one pass in evaluation mode, on the device it is on ('meta' takes no time).
-
-    `input_size`: side, (height, width) or (channels, height, width); None: the size the model is built for.
-    """
+    """Count by one pass in evaluation mode on the model's device; `input_size`: side, (h, w), (c, h, w) or its own."""
     size = image_size(model, input_size)
     formulas = dict.fromkeys(_FUSED, lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))
     with _mode(model, train=False), FlopCounterMode(display=False, custom_mapping=formulas) as counter, \
@@ -175,9 +171,8 @@ def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
 def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, train: bool = False) -> int:
     """Return the most bytes held at a time: weights, buffers, images, and operators' outputs while they are needed.
 
-    `train`: of a training step, gradients included, without an optimizer (AdamW holds twice the trainable parameters).
-    Counted on shapes, nothing is computed. Attention is fused where the model fuses it. A real device also holds its
-    libraries, workspaces, and its allocator's cache.
+    `train`: with gradients, without an optimizer (AdamW holds twice the trainable parameters). Counted on shapes,
+    attention fused where the model fuses it. A real device also holds libraries, workspaces, its allocator's cache.
     """
     tensors = {name: torch.empty_like(t, device='meta', requires_grad=t.requires_grad)
                for name, t in (*model.named_parameters(), *model.named_buffers())}
@@ -209,11 +204,8 @@ def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | No
 
 # -- as papers counted -------------------------------------------------------------------------------------------------
 def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int]:
-    """Count the multiply-adds of one image with fvcore, the counter of many papers, by operator.
-
-    Its missing formulas, for fused attention ('scaled_dot_product_attention') and our operators, are added. Unlike
-    `count` it counts norms ('layer_norm', five for each value) and poolings. It traces: no model on 'meta'.
-    """
+    """Count the multiply-adds of an image by operator with fvcore, as many papers do; it traces: no model on 'meta'."""
+    # unlike `count` it counts norms ('layer_norm', five for each value) and poolings; fused attention gets a formula
     try:
         from fvcore.nn import FlopCountAnalysis
         from fvcore.nn.jit_handles import get_shape

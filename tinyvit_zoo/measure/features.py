@@ -63,11 +63,8 @@ def probe(
         train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, *, num_classes: int,
         seed: int = 0,
 ) -> dict[str, float]:
-    """Return {'top1' in percent, 'l2'} of a classifier that minimises mean cross-entropy + l2 / 2 |W|^2.
-
-    Features [N, D] are standardised. l2 is chosen on a stratified fifth of the training features; the classifier is
-    then fitted to all of them.
-    """
+    """Return {'top1' in percent, 'l2'} of a classifier that minimises mean cross-entropy + l2 / 2 |W|^2."""
+    # features [N, D] are standardised; l2 is chosen on a stratified fifth, the classifier then fitted to all
     held = draw(train_labels.cpu(), round(_HELD_OUT * len(train_labels)), seed, _DRAW).to(train_labels.device)
     strength = STRENGTHS[len(STRENGTHS) // 2]
     if held.any():      # false for one image a class

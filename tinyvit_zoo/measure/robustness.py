@@ -1,8 +1,4 @@
-"""Robustness of a model: its error on corrupted images, and its accuracy under attack.
-
-Corruptions are the published CIFAR-10-C and CIFAR-100-C, or this package's own, made on the fly. Attacks are in the
-maximum norm, on pixels from 0 to 1 before normalisation.
-"""
+"""Robustness: error on corrupted images, published or made here; accuracy under maximum-norm attacks, pixels 0 to 1."""
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,10 +28,7 @@ _SEVERITIES = range(1, SEVERITIES + 1)
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 def corruption_figures(bench: Bench, folder: Path | None = None) -> dict[str, Any]:
-    """Return 'mce' and 'clean' (errors in %), 'errors' by corruption and severity, and their 'source'.
-
-    `folder`: a published set; None: corrupt the images of the bench.
-    """
+    """Return 'mce', 'clean' (errors in %), 'errors' by corruption and severity; `folder`: of a published set."""
     bench.check_classes()
     names, source, images = CORRUPTIONS, _OURS, bench.batches(normalized=False)
     published = open_published(folder, bench.num_classes) if folder else None
@@ -116,10 +109,8 @@ def _array(path: Path) -> np.ndarray:
 # -- attacks -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Attack:
-    """FGSM (arXiv 1412.6572), one step of `radius` (1/255); or PGD (arXiv 1706.06083) from a random start.
-
-    PGD's steps are a quarter of the radius each, so that more of them can only find more adversarial examples.
-    """
+    """FGSM (arXiv 1412.6572), one step of `radius` (1/255); or PGD (arXiv 1706.06083) from a random start."""
+    # PGD's steps are a quarter of the radius each: more of them can only find more adversarial examples
     name: str
     radius: float
     steps: int = 20
@@ -168,10 +159,8 @@ def count_robust(
         model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor],
         attacks: Sequence[Attack], seed: int = 0,
 ) -> list[int]:
-    """Return how many images withstand each attack, and last the number of images; in eval mode and float32.
-
-    Batches are uint8, `prepare` normalises images from 0 to 255.
-    """
+    """Return how many images withstand each attack, and last the number of images; in eval mode and float32."""
+    # batches are uint8, `prepare` normalises images from 0 to 255
     training = model.training
     model.eval()
     counts = [0] * (len(attacks) + 1)

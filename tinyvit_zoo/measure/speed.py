@@ -87,10 +87,8 @@ def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]
 
 
 def held_memory(step: Step, model: nn.Module, images: Tensor) -> int:
-    """Return the peak memory of a step in bytes, with weights and images.
-
-    On a GPU as its allocator reports; elsewhere tensors made by torch's operators, without their internal buffers.
-    """
+    """Return the peak memory of a step in bytes, with weights and images."""
+    # on a GPU as its allocator reports; elsewhere tensors made by torch's operators, without internal buffers
     tensors = [*model.parameters(), *model.buffers(), images]
     step()
     if images.device.type == 'cuda':

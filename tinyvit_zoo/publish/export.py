@@ -1,7 +1,6 @@
-"""Export models to ONNX or torch.export, with their preprocessing beside the file.
+"""Export models to ONNX or torch.export, for normalized batches of any size, with their preprocessing beside the file.
 
-The exported file takes normalized images of any batch size. It is written under its name only after it has given the
-logits of the model: on random images, and on test images where a source of them is given.
+The file gets its name only after it has given the model's logits on random and, where given, test images.
 """
 import copy
 import hashlib
@@ -40,10 +39,7 @@ def require_onnx() -> None:
 def export_with_preprocessing(
         loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False, data: str = '',
 ) -> dict[str, Any]:
-    """Write `output` (.onnx or .pt2) and, as .json, its preprocessing and the figures of the checks; return those.
-
-    With `data`, a source, both the model and the file are evaluated on its test images.
-    """
+    """Write `output` (.onnx or .pt2) and, as .json, preprocessing and checks (`data`: on test images); return those."""
     bench = None
     if data:
         bench = Bench(loaded, open_bench_source(data, 'test'), 'test', World(0, 1, torch.device('cpu')), None, 64)
@@ -172,10 +168,7 @@ def _write_onnx(program: Any, path: Path) -> None:
 
 
 def _quantize(path: Path) -> None:
-    """Quantize the weights of linear layers to 8 bits, with a scale for each channel, and activations dynamically.
-
-    Convolutions and the products of attention stay in float32.
-    """
+    """Quantize linear weights to 8 bits by channel, activations dynamically; convolutions, attention stay float32."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -1,8 +1,7 @@
 """Publish weights of ours on the Hugging Face Hub: a repository each, pushed in one commit.
 
-A repository is built in a folder and loaded back from it before anything is pushed. `ORG/NAME.TAG` holds the shipped
-file, byte for byte, as model.safetensors; config.json, for timm and transformers; README.md, the card; log.jsonl and
-curves.png of the training.
+It is built in a folder and loaded back from there before anything is pushed. `ORG/NAME.TAG` holds the shipped file,
+byte for byte, as model.safetensors; config.json, for timm and transformers; the card; the log and curves of training.
 """
 import json
 import shutil
@@ -62,10 +61,7 @@ _FEATURES = '''print(output.shape)  # features: there is no classifier
 
 
 def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> Iterator[str]:
-    """Push a repository for each of the weights, or write it below `output`; yield a line for each.
-
-    All are built before the first is pushed.
-    """
+    """Push a repository for each of the weights, or write it below `output`; build all first; yield a line for each."""
     repositories = {f'{namespace}/{weight.name}': weight for weight in weights}
     try:
         if '/' in namespace:
@@ -174,10 +170,8 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
 
 
 def push(api: HfApi, folder: Path, repo_id: str) -> str:
-    """Make one commit of all files that differ; return 'published', 'updated' or 'unchanged'.
-
-    On failure an existing repository is left as it was, and a new one is deleted again.
-    """
+    """Make one commit of all files that differ; return 'published', 'updated' or 'unchanged'."""
+    # on failure an existing repository is left as it was, and a new one is deleted again
     creating = created = False
     try:
         head = _head(api, repo_id)

@@ -10,10 +10,8 @@ from ..errors import ZooError
 
 @contextmanager
 def written_whole(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a path beside `path` for a file or folder, renamed to it at the end, and removed after an error.
-
-    It has the ending of `path`. `shared`: several processes may write `path` at once.
-    """
+    """Yield a path beside `path`, of its ending, renamed to it at the end, and removed after an error."""
+    # shared: several processes may write `path` at once
     partial = path.with_name(f'.partial-{os.getpid() if shared else ""}{path.name}')
     try:
         yield partial

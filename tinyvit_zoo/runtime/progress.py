@@ -10,10 +10,7 @@ LINE_SECONDS = 10.      # between two lines where no bar can be shown
 
 
 class Progress(tqdm):
-    """A tqdm bar on a terminal or in a notebook; elsewhere, with `lines`, a line on stderr every ten seconds.
-
-    `clear` takes the bar off its line, before something else is printed.
-    """
+    """A tqdm bar on a terminal or in a notebook; elsewhere, with `lines`, a line on stderr every ten seconds."""
 
     def __init__(self, total: int, title: str = '', unit: str = 'image', done: int = 0, quiet: bool = False,
                  lines: bool = True) -> None:

@@ -126,11 +126,8 @@ def promised_sha256(source: str | None) -> str:
 def pretrained_cfgs(
         architectures: Mapping[str, tuple[str, int]], aliases: Mapping[str, str], **shared: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Return timm's pretrained cfgs by `NAME.TAG`, and `NAME.untrained` where no weights have a classifier.
-
-    `architectures` gives the dataset and image size of each, `aliases` those with the weights of another, `shared` the
-    fields that all have in common.
-    """
+    """Return timm's cfgs by `NAME.TAG`, and `NAME.untrained` where no weights have a classifier; `shared`: of all."""
+    # architectures: dataset and image size of each; aliases: those with the weights of another
     cfgs: dict[str, dict[str, Any]] = {}
     for name, (dataset, size) in architectures.items():
         own = [w for w in catalogue().values() if w.architecture == aliases.get(name, name)]

@@ -26,11 +26,8 @@ _DIGEST = 'tensors_sha256'
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """Read a weight file as it was saved; `unwrap` gets the tensors out of it.
-
-    A file that is damaged or holds code is refused, by the CRCs of a zip, the digest that `save_weights` writes and the
-    structure. (A flipped bit within the tensors of a safetensors file of others goes unnoticed.)
-    """
+    """Read a weight file as saved (`unwrap` gets the tensors out of it); refuse one that is damaged or holds code."""
+    # checked: CRCs of a zip, `save_weights`' digest, structure; not bits within others' safetensors
     path = Path(path)
     if not path.is_file():
         raise ZooError(f'There is no weights file {path}: give the path of a .safetensors, .pth or .zip file.')

@@ -113,10 +113,8 @@ class Resolved:
 
 
 def resolve(spec: str | Path, architecture: str = '') -> Resolved:
-    """Say which model and weights `spec` means (see `_FORMS`); nothing is loaded.
-
-    With `architecture`, as with NAME=FILE, a file or run gives the weights and nothing else: the model is this one.
-    """
+    """Say which model and weights `spec` means (see `_FORMS`); load nothing."""
+    # with `architecture`, as with NAME=FILE, a file or run gives the weights and nothing else
     spec = str(spec)
     name, equals, place = spec.partition('=')
     if not equals or '/' in name or Path(spec).exists():
