@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class ZooError(RuntimeError):
-    """A mistake the caller can mend. One line: what was wrong, what was expected, what to do."""
+    """A mistake of the caller, in one line: the problem, the expected value, the remedy."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

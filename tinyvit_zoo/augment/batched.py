@@ -41,8 +41,7 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Constant, 
 class Augment:
     """uint8 [B, C, H, W] to float32 [B, C, *img_size]: crop, flip, policy, jitter, grey, blur, solarize, erasing.
 
-    Erasing follows normalization. Colour operations take any number of channels (the grey of three is their luma, else
-    their mean); the hue needs 1 or 3.
+    Erasing follows normalization. Grey is the luma of three channels, else the mean; the hue needs 1 or 3 channels.
     """
 
     def __init__(self, spec: AugmentSpec) -> None:

@@ -1,7 +1,7 @@
 """The command `tinyvit-zoo`: a list of commands, and one way to report errors.
 
-A command is a module: NAME, SUMMARY, EXAMPLES (one a line), `add(parser)`, and `run(args)`, which imports the slow
-libraries and returns the text to print: a command that fails prints nothing else.
+A command is a module with NAME, SUMMARY, EXAMPLES (one a line), `add(parser)`, and `run(args)`, which imports the slow
+libraries and returns the text to print.
 """
 import argparse
 import os
@@ -82,7 +82,7 @@ def _add(commands: Any, command: Any) -> None:
 
 
 def _plugin_commands() -> Iterator[Any]:
-    """Import the modules of other packages (docs/extending.md); yield those that are commands. Name broken ones."""
+    """Import the modules of other packages (docs/extending.md); yield those that are commands, report broken ones."""
     for entry in entry_points(group='tinyvit_zoo.plugins'):
         try:
             plugin = entry.load()

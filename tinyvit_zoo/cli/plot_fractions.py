@@ -16,7 +16,7 @@ EXAMPLES = 'tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'
 
 
 class _Run(NamedTuple):
-    series: str         # the recipe, and what it starts from
+    series: str         # the recipe, and its initial weights
     fraction: float
     images: int
     data: str

@@ -43,8 +43,8 @@ _MODES = ('auto', 'memory', 'stream')
 class Batches:
     """Iterate over pairs of images [B, C, H, W] and labels (int64 [B]) on the device.
 
-    Images are what `stream_transform` or `batch_transform` returns; uint8 where neither applies. `streamed`:
-    `stream_transform` applies. `num_images`: those that all processes see in an epoch. `len`: the batches of an epoch.
+    Images are the output of `stream_transform` (if `streamed`) or `batch_transform`; uint8 without them. `num_images`:
+    the images of an epoch over all processes; `len`: its batches.
     """
     streamed = False
 
@@ -79,7 +79,7 @@ def make_batches(
         seed: of order and augmentation.
         mode: 'memory': decoded once, on the device; 'stream': read and transformed by worker processes, every epoch;
             'auto': memory for images of at most 96 pixels that fit in a quarter of the free memory.
-        batch_transform: from a uint8 batch on the device, to what is yielded.
+        batch_transform: from a uint8 batch on the device to the yielded images.
         stream_transform: from a Pillow image (RGB, or grey for one channel) to a tensor; when streaming, it is applied
             in place of `batch_transform`, under a seed of its own for each image and epoch.
         workers: processes that stream; 0: none, None: as many as there are processors, eight at most.

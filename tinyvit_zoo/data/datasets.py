@@ -2,9 +2,8 @@
 
 Add one from outside by `DATASETS['key'] = Dataset('key', ...)`.
 
-Normalization statistics are those of the authors' recipes; where no recipe of theirs has the dataset, those in general
-use (STL-10, MNIST, Fashion-MNIST) or measured on the training images at 32 px (digits). A grey dataset repeats its one
-figure.
+Normalization statistics are those of the authors' recipes, else those in general use (STL-10, MNIST, Fashion-MNIST) or
+measured on the training images at 32 px (digits). A grey dataset repeats its one figure.
 """
 import json
 from collections.abc import Callable, Mapping

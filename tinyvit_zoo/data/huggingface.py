@@ -1,4 +1,4 @@
-"""Open datasets of the Hugging Face Hub by its `datasets` library, which fetches what is not there yet."""
+"""Open datasets of the Hugging Face Hub by its `datasets` library, which downloads missing ones."""
 from io import BytesIO
 from pathlib import Path
 from typing import Any

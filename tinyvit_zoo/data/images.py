@@ -72,7 +72,7 @@ class ArrayImages(Images):
 
 
 class EncodedImages(Images):
-    """Encoded images: `open` returns what Pillow opens, `fingerprint` changes when any of the images does."""
+    """Encoded images: `open` returns a path or file for Pillow; `fingerprint` changes when any image does."""
 
     @abstractmethod
     def open(self, i: int) -> Path | BytesIO: ...
@@ -138,7 +138,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn an image upright; make it 8-bit RGB or grey: alpha dropped, 16 bits scaled (Pillow would clip)."""
+    """Turn an image upright; make it 8-bit RGB or grey: palettes looked up, alpha dropped, 16 bits scaled, not cut."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ('L', 'RGB'):
         image.load()  # `Image.open` reads no pixels, and the file is about to be closed

@@ -1,7 +1,6 @@
 """Open the images of a dataset, written `NAME`, `NAME:PATH` or `NAME:FILE`.
 
-Test images choose nothing: where a source has no validation images, `val_fraction` cuts them from the training images,
-and with 0 there are none.
+Validation images never come from the test set: `val_fraction` cuts them from the training images, 0 none.
 """
 import os
 import pkgutil

@@ -87,9 +87,9 @@ class Parts(NamedTuple):
 
 
 def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
-    """Draw a mask of `count` images (as near as can be), every class in its proportion; one of each class is left.
+    """Draw a mask of about `count` images, every class in its proportion; at least one of each class is left out.
 
-    A smaller count draws a part of what a larger one draws, but for rounding.
+    A smaller count draws a subset of a larger one's images, up to rounding.
     """
     order, place, sizes = _shuffled(labels, *seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
@@ -98,9 +98,9 @@ def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
 
 
 def nested(labels: Tensor, count: int, *seed: int) -> Tensor:
-    """Draw a mask of `count` images, every class in its proportion, with one image at least if they suffice for that.
+    """Draw a mask of `count` images, every class in its proportion, with at least one image each if they suffice.
 
-    A smaller count draws a part of what a larger one draws, exactly: images go by the share of their class before them.
+    A smaller count draws a subset of a larger one's images: they are ordered by their rank within their class.
     """
     order, place, sizes = _shuffled(labels, *seed)
     first = (place / sizes[labels[order]]).argsort(stable=True)[:count]

@@ -1,7 +1,7 @@
 """Similarity of layers, and of position embeddings.
 
 Minibatch linear CKA (arXiv 2010.15327) with the unbiased HSIC (Song et al., 2012), averaged over batches before the
-ratio: the batch size changes only the noise. Images must be in random order, not batches of a single class.
+ratio: the batch size changes only the noise. Images must be in random order, not sorted by class.
 """
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack

@@ -1,9 +1,9 @@
 """Attention in pieces that stay in the cache: with dropout, and without it plain or as locality attention.
 
-With dropout `scaled_dot_product_attention` has no fused CPU kernel. Its plain formula costs more than twice the fused
-one: every [N, N] matrix goes through memory several times, and drawing the mask takes longer than the products. The
-operators here compute the formula for a few images of one head at a time, draw 16 random bits a decision, and compute
-the softmax again in the backward pass, so that only the mask is kept (one byte a weight).
+`scaled_dot_product_attention` has no fused CPU kernel for dropout: its plain formula moves every [N, N] matrix through
+memory several times, and drawing the mask takes longer than the products. The operators here process a few images of
+one head at a time, draw 16 random bits a decision, and recompute the softmax in the backward pass: only the mask is
+kept (one byte a weight).
 """
 from collections.abc import Iterator
 from typing import Any, Optional, Tuple
@@ -18,7 +18,7 @@ _LEVELS = 1 << 16       # a dropout rate is rounded to a multiple of 1 / 65536, 
 
 
 def _pieces(qkv: Tensor) -> Iterator[Tuple[slice, slice, int]]:
-    """Indices (images, all tokens, head) that cover the batch; q[piece] is a [b, N, D] view that bmm takes as it is."""
+    """Yield indices (images, all tokens, head) that cover the batch; q[piece] is a [b, N, D] view for bmm."""
     batch, tokens, _, heads, _ = qkv.shape
     count = max(1, round(batch * tokens * tokens * qkv.element_size() / _SCORE_BYTES))
     step = -(-batch // count)
@@ -28,11 +28,8 @@ def _pieces(qkv: Tensor) -> Iterator[Tuple[slice, slice, int]]:
 
 
 def _product(a: Tensor, b: Tensor, scale: float = 1., out: Optional[Tensor] = None) -> Tensor:
-    """scale * a @ b of [b, N, D] tensors, scaled before it is rounded: one pass over memory less.
-
-    `out` is a view with gaps. Only bfloat16 kernels write into one; the others would go matrix by matrix on one core,
-    which takes up to six times as long as a copy afterwards.
-    """
+    """Return scale * a @ b of [b, N, D] tensors, scaled before rounding, in `out`, a view with gaps, if given."""
+    # only bfloat16 kernels write into such a view; the others would go matrix by matrix, six times as slow as a copy
     if out is not None and out.dtype == torch.bfloat16:
         return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
     result = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
@@ -41,7 +38,7 @@ def _product(a: Tensor, b: Tensor, scale: float = 1., out: Optional[Tensor] = No
 
 
 def _probabilities(q: Tensor, k: Tensor, scale: float, diagonal: Optional[float] = None) -> Tensor:
-    """softmax(scale * q k^T) of [b, N, D] tensors, the scores' diagonal set to `diagonal`."""
+    """Return softmax(scale * q k^T) of [b, N, D] tensors, the scores' diagonal set to `diagonal`."""
     scores = _product(q, k.transpose(1, 2), scale)
     if diagonal is not None:
         scores.diagonal(dim1=1, dim2=2).fill_(diagonal)
@@ -59,7 +56,7 @@ def _backward_flops(*shapes: Any) -> int:
 
 # -- with dropout ------------------------------------------------------------------------------------------------------
 def _keep_scale(dropped_levels: int) -> float:
-    """1 / (1 - p), and 0 where all is dropped."""
+    """Return 1 / (1 - p), or 0 if all is dropped."""
     return _LEVELS / (_LEVELS - dropped_levels) if dropped_levels < _LEVELS else 0.
 
 
@@ -92,7 +89,7 @@ def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
 @backward_of(dropout_attention, 'dropout_attention', _backward_flops,
              saved=lambda inputs, output: (inputs[0], output[1], inputs[1]))
 def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
-    """The gradient of qkv, packed as qkv is, so that autograd has nothing to stack."""
+    """Return the gradient of qkv, packed like qkv, so that autograd has nothing to stack."""
     keep_scale, scale = _keep_scale(round(dropout_p * _LEVELS)), qkv.shape[-1] ** -0.5
     grad_qkv = torch.empty_like(qkv)
     (q, k, v), (dq, dk, dv), kept = qkv.unbind(2), grad_qkv.unbind(2), mask.permute(1, 2, 0, 3)
@@ -111,15 +108,15 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
 
 # -- without dropout, plain or local -----------------------------------------------------------------------------------
 def diagonal_value(dtype: torch.dtype) -> float:
-    """A masked logit: finite, so that a lone token attends to itself instead of giving NaN."""
+    """Return the value of a masked logit: finite, so that a lone token attends to itself without NaN."""
     return -3e4 if dtype == torch.float16 else -1e38
 
 
 def locality_attention_is_faster(qkv: Tensor) -> bool:
-    """Whether to prefer it to `scaled_dot_product_attention`, as measured on two cores with AVX-512.
+    """Return whether it beats `scaled_dot_product_attention`, as measured on two cores with AVX-512.
 
-    Where there are enough tokens to make up for its more calls, it is 1.2 to 1.9 times as fast in bfloat16, 2 to 4
-    times with the backward pass; in float32 up to 1.6 times for short sequences.
+    With enough tokens it is 1.2 to 1.9 times as fast in bfloat16 (2 to 4 times with the backward pass), in float32 up
+    to 1.6 times for short sequences.
     """
     batch, tokens = qkv.shape[:2]
     return batch * tokens >= 1024 and (qkv.dtype == torch.bfloat16 or tokens <= 160)
@@ -139,7 +136,7 @@ def locality_attention(qkv: Tensor, temperature: Tensor, masked: bool) -> Tensor
 
 @backward_of(locality_attention, 'locality_attention', _backward_flops, gradients=2)
 def locality_attention_backward(grad: Tensor, qkv: Tensor, temperature: Tensor, masked: bool) -> Tuple[Tensor, Tensor]:
-    """Gradients of qkv, packed as qkv is, and of the temperatures."""
+    """Return the gradients of qkv, packed like qkv, and of the temperatures."""
     temperatures, diagonal = temperature.tolist(), diagonal_value(qkv.dtype) if masked else None
     grad_qkv = torch.empty_like(qkv)
     grad_temperature = torch.zeros_like(temperature, dtype=torch.promote_types(qkv.dtype, torch.float32))

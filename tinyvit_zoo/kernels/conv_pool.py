@@ -16,7 +16,7 @@ _CHUNK_BYTES = 4 << 20      # of the convolution's output at a time
 
 
 def _conv_shape(x: Any, weight: Any, stride: int, padding: int) -> list[int]:
-    """[B, D, H, W] of the convolution's output."""
+    """Return the shape [B, D, H, W] of the convolution's output."""
     return [x[0], weight[0], *((size + 2 * padding - weight[2]) // stride + 1 for size in x[2:])]
 
 
@@ -34,7 +34,7 @@ def _empty(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 @operator('conv_pool', _empty, lambda x, weight, *args: (
     2 * math.prod(_conv_shape(x, weight, *args)) * math.prod(weight[1:])))
 def conv_pool(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """relu(max_pool(conv(x))) [B, D, H, W], channels last."""
+    """Return relu(max_pool(conv(x))) [B, D, H, W], channels last."""
     out = _empty(x, weight, stride, padding)
     values = math.prod(_conv_shape(x.shape, weight.shape, stride, padding)[1:])  # of an image
     step = max(1, _CHUNK_BYTES // (values * x.element_size()))
@@ -45,8 +45,8 @@ def conv_pool(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 
 def conv_pool_relu(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """ReLU of the pooled convolution of a map in channels-last."""
-    # the operator for inference on a CPU; an exported program is to hold no operator of ours
+    """Apply convolution, max-pool and ReLU to a map in channels-last."""
+    # the operator for inference on a CPU; an exported program must not hold our operators
     inference = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not torch.is_grad_enabled()
     if inference and conv.bias is None and x.device.type == 'cpu':
         weight: Tensor = conv.weight

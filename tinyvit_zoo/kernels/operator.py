@@ -9,10 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 def operator(name: str, fake: Callable[..., Any], flops: Callable[..., int], **kwargs: Any) -> Callable[..., Any]:
-    """Register the CPU operator `tinyvit_zoo::name`.
-
-    `fake` makes empty outputs; `flops` counts the operations of the definition, from shapes in the place of tensors.
-    """
+    """Register the CPU operator `tinyvit_zoo::name`; `fake` makes empty outputs, `flops` counts from shapes."""
     def define(function: Callable[..., Any]) -> Any:
         op = torch.library.custom_op(f'tinyvit_zoo::{name}', function, mutates_args=(), device_types='cpu', **kwargs)
         op.register_fake(fake)
@@ -27,8 +24,8 @@ def backward_of(
 ) -> Callable[..., Any]:
     """Decorate a function as the operator `tinyvit_zoo::name_backward`, the backward pass of `op`.
 
-    It takes the gradient of the first output (the others have none) and `saved(inputs, output)`, tensors first, and
-    returns the gradients of the first `gradients` inputs. `flops` takes the saved arguments.
+    The function takes the gradient of the first output and `saved(inputs, output)`, tensors first, and returns the
+    gradients of the first `gradients` inputs. `flops` takes the saved arguments.
     """
     def fake(grad: Tensor, *arguments: Any) -> Any:
         empty = tuple(torch.empty_like(x) for x in arguments[:gradients])
@@ -66,10 +63,7 @@ def _constant(make: Callable[..., Tensor], sizes: tuple[Any, ...], dtype: torch.
 
 
 def kept(make: Callable[..., Tensor], like: Tensor, *sizes: Any, constant: bool = False) -> Tensor:
-    """`make(*sizes, dtype, device)` for the type and device of `like`, such as a mask, made once where it can be kept.
-
-    With `constant` it also enters a compiled graph as a constant.
-    """
+    """Return `make(*sizes, dtype, device)` of the type and device of `like`, cached; `constant`: also when compiled."""
     if constant and torch.compiler.is_dynamo_compiling():
         return _constant(make, sizes, like.dtype, like.device)
     if not torch.compiler.is_compiling() and type(like) is Tensor:

@@ -1,12 +1,11 @@
 """Merging of shifted patches as one convolution.
 
-Patches of 2x2 from a map and its four shifted copies hold five values a channel for each of four places. But the copies
-tile the 4x4 neighbourhood of a patch, and the map repeats its middle. So LayerNorm and Linear of the 20 C values are a
-4x4 convolution with stride 2, corrected by mean and deviation, which need two sums a token. That is a fifth less to
-multiply, and nothing five times as large as the map is written, normalised and kept.
+A 2x2 patch of a map and its four shifted copies has 20 C values: the copies tile the 4x4 neighbourhood of the patch,
+and the map repeats its middle. LayerNorm and Linear of them are a 4x4 convolution with stride 2, corrected by mean and
+deviation, which need two sums a token: a fifth less to multiply, and no tensor five times as large as the map.
 
-Mean and deviation from sums of squares lose precision where all values are nearly equal. Features of a token are not;
-pixels of one colour are, so images are not embedded in this way.
+Mean and deviation from sums of squares lose precision where all values are nearly equal, as pixels of one colour are:
+images are not embedded in this way.
 """
 from typing import Any, Tuple
 
@@ -18,17 +17,8 @@ from .operator import backward_of, operator
 
 
 def _multiplicity(like: Tensor) -> Tensor:
-    """[1, 1, 4, 4]: how often a place of the neighbourhood is among the shifted patches' values."""
+    """Return how often each place of the neighbourhood is among the shifted patches' values [1, 1, 4, 4]."""
     return F.pad(like.new_ones(1, 1, 2, 2), (1, 1, 1, 1)) + 1
-
-
-def _statistics(x: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
-    """Mean and 1 / deviation of each patch's 20 C values, [B, H', W', 1]."""
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    sums = torch.stack([exact.sum(-1), torch.linalg.vecdot(exact, exact)])  # [2, B, H, W]
-    sums = F.conv2d(sums.flatten(0, 1)[:, None], _multiplicity(sums), stride=2, padding=1).unflatten(0, (2, -1))
-    mean, square = (sums / (20 * x.shape[3])).movedim(2, -1)
-    return mean, (square - mean * mean).clamp(min=0).add(eps).rsqrt()
 
 
 def _empty(x: Tensor, kernel: Tensor, *_: Any) -> Tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +38,11 @@ def shifted_merging(x: Tensor, kernel: Tensor, offset: Tensor, eps: float) -> Tu
     kernel [D, C, 4, 4]: the Linear's and the LayerNorm's weights; offset [D]: their output for a map of ones.
     """
     with torch.autocast('cpu', enabled=False):
-        mean, scale = _statistics(x, eps)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        sums = torch.stack([exact.sum(-1), torch.linalg.vecdot(exact, exact)])  # [2, B, H, W]
+        sums = F.conv2d(sums.flatten(0, 1)[:, None], _multiplicity(sums), stride=2, padding=1).unflatten(0, (2, -1))
+        mean, square = (sums / (20 * x.shape[3])).movedim(2, -1)  # of each patch's 20 C values
+        scale = (square - mean * mean).clamp(min=0).add(eps).rsqrt()
         out = F.conv2d(x.to(kernel.dtype).permute(0, 3, 1, 2), kernel, stride=2, padding=1).permute(0, 2, 3, 1)
         out = torch.addcmul(out, mean, offset, value=-1).mul_(scale)
     return out.to(kernel.dtype, memory_format=torch.contiguous_format), mean, scale
@@ -59,7 +53,7 @@ def shifted_merging(x: Tensor, kernel: Tensor, offset: Tensor, eps: float) -> Tu
 def shifted_merging_backward(
         grad: Tensor, x: Tensor, kernel: Tensor, offset: Tensor, out: Tensor, mean: Tensor, scale: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, kernel and offset."""
+    """Return the gradients of x, kernel and offset."""
     with torch.autocast('cpu', enabled=False):
         scaled = (grad * scale).to(kernel.dtype)
         grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(

@@ -1,8 +1,7 @@
-"""Attention within windows of a map, the windows of a few images gathered at a time, which stay in the cache.
+"""Attention within windows of a map, for a few images at a time, whose windows stay in the cache.
 
-Windows of 4x4 make many small matrices. On a CPU the time goes into moving tokens (shifting, cutting, splitting the
-heads and back), and `scaled_dot_product_attention` has no fused kernel for a learned mask. Only the inputs are kept for
-the backward pass.
+Windows of 4x4 make many small matrices: on a CPU the time goes into moving tokens (shifting, cutting, splitting heads),
+and `scaled_dot_product_attention` has no fused kernel for a learned mask. Only inputs are kept for the backward pass.
 """
 from collections.abc import Iterator
 from typing import Any, Tuple
@@ -22,7 +21,7 @@ def _chunks(qkv: Tensor) -> Iterator[slice]:
 
 
 def _gather(x: Tensor, order: Tensor, place: Tensor, area: int) -> Tensor:
-    """Tokens [B, L, n, H, D] to windows [n, B * windows, H, area, D]; zero in the padding."""
+    """Gather tokens [B, L, n, H, D] into windows [n, B * windows, H, area, D]; the padding is zero."""
     batch, _, n, heads, head_dim = x.shape
     flat = x.flatten(2)
     if len(order) == len(place):
@@ -33,7 +32,7 @@ def _gather(x: Tensor, order: Tensor, place: Tensor, area: int) -> Tensor:
 
 
 def _scatter(x: Tensor, place: Tensor, out: Tensor) -> None:
-    """The way back, into `out` [B, L, n, H, D]."""
+    """Scatter windows back to tokens, into `out` [B, L, n, H, D]."""
     windows = x.permute(1, 3, 0, 2, 4).reshape(out.shape[0], -1, out[0, 0].numel())
     torch.index_select(windows, 1, place, out=out.flatten(2))
 
@@ -43,7 +42,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:  # of matrices in [windows, H, ...
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    """[B * windows, H, N, N], in float32 or better: softmax and its gradient have no vectorised kernels in bf16."""
+    """Return attention [B * windows, H, N, N], in float32 or better: softmax has no vectorised kernels in bf16."""
     windows, heads, area, _ = bias.shape
     scores = q.new_empty(q.shape[0] // windows, *bias.shape)
     scores.copy_(bias)
@@ -76,7 +75,7 @@ def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tens
 def window_attention_backward(
         grad: Tensor, qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor,
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv, temperature and bias; sums are kept in float32 or better."""
+    """Return the gradients of qkv, temperature and bias; sums are in float32 or better."""
     area = bias.shape[-1]
     exact = torch.promote_types(qkv.dtype, torch.float32)
     per_head = temperature.to(qkv.dtype)[:, None, None]

@@ -22,10 +22,7 @@ def attend(qkv: Tensor, dropout_p: float) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention. `timm.layers.set_fused_attn(False)` gives the plain formula.
-
-    If None, `head_dim` is dim / num_heads, `out_dim` is dim, and `scale`, of the logits, is head_dim ** -0.5.
-    """
+    """Multi-head self-attention; `scale`: of the logits. `timm.layers.set_fused_attn(False)`: the plain formula."""
     fused_attn: torch.jit.Final[bool]
 
     def __init__(self, dim: int, num_heads: int, attn_drop: float = 0., proj_drop: float = 0.,
@@ -46,7 +43,7 @@ class SelfAttention(nn.Module):
         return self.proj_drop(self.proj(self.attend(self.project(x))))  # qkv is not held while `proj` runs
 
     def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values [B, N, 3, H, D]."""
+        """Return queries, keys and values [B, N, 3, H, D]."""
         return self.qkv(x).reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim)
 
     def attend(self, qkv: Tensor) -> Tensor:
@@ -60,7 +57,7 @@ class SelfAttention(nn.Module):
         return attend(qkv, dropout_p)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The input of the softmax [B, H, N, N], which the fused path never holds."""
+        """Return the input of the softmax [B, H, N, N], which the fused path does not store."""
         return self.scores(self.project(x))
 
     def scores(self, qkv: Tensor) -> Tensor:
@@ -69,10 +66,7 @@ class SelfAttention(nn.Module):
 
 
 class SequencePool(nn.Module):
-    """Mean of the tokens [B, N, D] -> [B, D], weighted by a softmax over one learned score each.
-
-    It replaces the class token in CVT and CCT (arXiv 2104.05704, section 3.4).
-    """
+    """Pool tokens [B, N, D] -> [B, D], weighted by a softmax of learned scores (arXiv 2104.05704, section 3.4)."""
 
     def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -82,5 +76,5 @@ class SequencePool(nn.Module):
         return (self.weights(x).transpose(1, 2) @ x).squeeze(1)
 
     def weights(self, x: Tensor) -> Tensor:
-        """[B, N, 1]; those of an image sum to one."""
+        """Return weights [B, N, 1] that sum to one for each image."""
         return self.score(x).softmax(dim=1)

@@ -1,9 +1,8 @@
-"""Locality Self-Attention (arXiv 2112.13492): two changes against the flat attention that a small dataset gives.
+"""Locality Self-Attention (arXiv 2112.13492): two changes that sharpen the flat attention of small datasets.
 
-- The temperature is learned. Softmax attention multiplies the logits by head_dim ** -0.5. Here every head multiplies
-  by a number of its own, started at that value: the attention module's parameter `temperature` [heads].
-- A token's logit with itself (the diagonal; the class token's too) is masked before the softmax. A token is most like
-  itself, and its weight there is lost to its neighbours; the residual branch carries the token anyway.
+- The factor on the logits, head_dim ** -0.5, is learned: the parameter `temperature` [heads] starts at that value.
+- A token's logit with itself (the diagonal, also of the class token) is masked before the softmax. It would be the
+  largest and take weight from the neighbours; the residual branch carries the token anyway.
 """
 from typing import Any, Optional
 
@@ -24,7 +23,7 @@ def _make_diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -
 @torch.fx.wrap
 @register_notrace_function
 def diagonal_mask(q: Tensor) -> Tensor:
-    """[N, N] to be added to the logits of queries [..., N, D]: zero, and on the diagonal what softmax turns to 0."""
+    """Return the mask [N, N] for the logits of queries [..., N, D]: 0, and on the diagonal a very low number."""
     if torch.jit.is_scripting():
         mask = _make_diagonal_mask(q.shape[-2], q.dtype, q.device)
     else:
@@ -35,7 +34,7 @@ def diagonal_mask(q: Tensor) -> Tensor:
 @torch.fx.wrap
 @register_notrace_function
 def attend_locally(qkv: Tensor, temperature: Optional[Tensor], scale: float, dropout_p: float) -> Tensor:
-    """[B, N, 3, H, D] -> [B, N, H * D]: locality self-attention with temperatures [H], or with None plain attention."""
+    """Attend [B, N, 3, H, D] -> [B, N, H * D] with temperatures [H] and a masked diagonal; None: plainly."""
     if not torch.jit.is_scripting():
         eager = type(qkv) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
         if eager and qkv.device.type == 'cpu' and dropout_p == 0. and locality_attention_is_faster(qkv):

@@ -1,4 +1,4 @@
-"""Position tables: the fixed sine table, and how any table follows the image size."""
+"""Position tables: fixed sine tables, and resizing to other image sizes."""
 from typing import Any, Tuple
 
 import torch
@@ -10,10 +10,7 @@ from ..errors import ZooError
 
 
 def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> Tensor:
-    """[1, length, dim]: position p, channel i holds sin (even i) or cos (odd i) of p / 10000 ** (2 (i // 2) / dim).
-
-    The tokens of an image are numbered row by row. Made anew for another length, not interpolated.
-    """
+    """Return [1, length, dim]: sin (even channels i) or cos (odd) of position / 10000 ** (2 (i // 2) / dim)."""
     position = torch.arange(length, device=device, dtype=torch.float64)[:, None]
     channel = torch.arange(dim, device=device, dtype=torch.float64)
     angle = position / 10000 ** (2 * (channel // 2) / dim)
@@ -22,10 +19,10 @@ def sine_table(length: int, dim: int, device: Any = None, dtype: Any = None) -> 
 
 def sincos2d_table(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, row_first: bool = False,
                    device: Any = None, dtype: Any = None) -> Tensor:
-    """[1, prefix + N, dim]: one half of the channels encodes the column, the other the row, each as [sin, cos].
+    """Return [1, prefix + N, dim]: half of the channels encodes the column, half the row, each as [sin, cos].
 
-    The column comes first, as in MAE, or the row, as in MoCo-v3. Frequencies are 10000 ** (-i / (dim / 4)). Prefix
-    tokens have no place: their rows are zero. Values are those of single precision, as in the files that hold them.
+    The column comes first, as in MAE, or the row, as in MoCo-v3. Frequencies are 10000 ** (-i / (dim / 4)). The rows of
+    prefix tokens are zero. Values are rounded to single precision, as in the authors' files.
     """
     if dim % 4:
         raise ZooError(f'A sine-cosine table of two dimensions takes a width that is a multiple of 4, not {dim}.')
@@ -39,7 +36,7 @@ def sincos2d_table(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, 
 
 
 def is_sine_table(table: Tensor) -> bool:
-    """Whether a table is the sine table of its size (to half precision), not a learned one."""
+    """Return whether a table is the sine table of its size, to half precision."""
     if table.is_meta:
         return True
     expected = sine_table(table.shape[1], table.shape[2], device=table.device, dtype=torch.float32)
@@ -47,7 +44,7 @@ def is_sine_table(table: Tensor) -> bool:
 
 
 def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """A table for another grid: a new sine table, or patches' rows interpolated (bicubic, antialiased)."""
+    """Fit a table to another grid: a new sine table, or patches' rows interpolated (bicubic, antialiased)."""
     if old == new:
         return table
     if is_sine_table(table):
@@ -57,10 +54,8 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], num_
 
 @register_notrace_function
 def table_on_grid(table: Tensor, old: Tuple[int, int], new: Tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """Interpolate a learned table as `resize_table` does, in a forward pass: gradients reach the table.
-
-    By a weighted sum: an interpolation's backward pass on a GPU is not deterministic, autocast rounds a matrix product.
-    """
+    """Interpolate a learned table as `resize_table` does, with gradients, in a forward pass."""
+    # a weighted sum: an interpolation's backward pass on a GPU is not deterministic, autocast rounds a matrix product
     if old[0] == new[0] and old[1] == new[1]:
         return table
     each = torch.eye(old[0] * old[1], device=table.device)[None]

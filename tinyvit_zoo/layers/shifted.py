@@ -1,8 +1,7 @@
-"""Shifted Patch Tokenization (arXiv 2112.13492): patches that have seen a little of their neighbours.
+"""Shifted Patch Tokenization (arXiv 2112.13492): patches with half a patch of their surroundings.
 
-A patch holds nothing beyond its edge, and a small dataset does not teach attention to make up for it. So the image is
-stacked with four copies of itself before the patches are cut, each shifted to one corner by half a patch: together they
-hold everything up to half a patch around each patch, with no more tokens. Outside the image is zero.
+Before the patches are cut, the image is stacked with four copies of itself, each shifted diagonally by half a patch:
+tokens cover half a patch around their own, and their number stays. Outside the image is zero.
 """
 from typing import Any, Dict, Mapping, Tuple
 
@@ -24,7 +23,7 @@ def shift_diagonally(x: Tensor, distance: int) -> Tensor:
 
 
 def patch_grid(img_size: Tuple[int, int], patch: int) -> Tuple[int, int]:
-    """Rows and columns of full patches in an image; ZooError where there are none."""
+    """Return rows and columns of full patches in an image; ZooError if there are none."""
     if min(img_size) < patch:
         raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {patch} x {patch} '
                        f'pixels and more.')
@@ -45,7 +44,7 @@ class PatchTokenization(nn.Module):
         return patch_grid(img_size, self.patch_size)
 
     def largest_map(self, img_size: Tuple[int, int]) -> int:
-        """Values of an image in the largest activation."""
+        """Return the number of values in the largest activation of an image."""
         return self.stacked_chans * img_size[0] * img_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,10 +52,7 @@ class PatchTokenization(nn.Module):
 
 
 class ShiftedPatchTokenization(PatchTokenization):
-    """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift, cut patches, LayerNorm, Linear.
-
-    The shift is half of `patch_size`. As pooling between stages: `patch_size=2`, and twice the channels out.
-    """
+    """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift by half a patch, cut patches, LayerNorm, Linear."""
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
@@ -77,10 +73,10 @@ def cut_patches(x: Tensor, size: int) -> Tensor:
 
 
 def adapt_patch_channels(tensors: Mapping[str, Tensor], stem: str, old: int, new: int) -> Dict[str, Tensor]:
-    """The tensors with the Linear over cut patches `stem.proj` (and its LayerNorm `stem.norm`) for `new` channels.
+    """Adapt the Linear over cut patches `stem.proj` (and its LayerNorm `stem.norm`) to `new` channels.
 
-    One channel gives exactly the output of the grey image in every channel: the LayerNorm's statistics are the same,
-    and its weights go into the Linear. Else channels are repeated in turn, times old / new, as timm does for Conv2d.
+    One channel gives exactly the output of the grey image in every channel: the LayerNorm's weights go into the Linear.
+    Otherwise channels are repeated in turn, times old / new, as timm does for Conv2d.
     """
     weight = tensors[f'{stem}.proj.weight'].unflatten(1, (-1, old))  # [D, values of a channel, channels]
     norm = {name: tensors[name].unflatten(0, (-1, old)) for name in (f'{stem}.norm.weight', f'{stem}.norm.bias')

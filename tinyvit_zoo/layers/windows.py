@@ -1,11 +1,11 @@
 """Attention within windows of a map (Swin, arXiv 2103.14030), with or without the two changes of locality attention.
 
-A token attends to those of its square window, and every other block moves the windows by half their size, so that
-neighbours meet. One additive mask holds a learned bias for each offset between two tokens, the regions that the shift
-has wrapped around the map's edge, the padding of the last windows, and the diagonal that locality attention leaves out.
+A token attends to its square window, and every other block shifts the windows by half their size. One additive mask
+holds a learned bias for each offset between two tokens, the regions wrapped around the map's edge by the shift, the
+padding of the last windows, and the diagonal that locality attention masks.
 
-On a CPU a large map goes through `kernels.window_attention`; one that fits into the cache as a whole through the plain
-formula, which there is up to 1.5 times as fast.
+On a CPU a large map goes through `kernels.window_attention`; one that fits into the cache through the plain formula,
+which is up to 1.5 times as fast there.
 """
 from typing import Any, Optional, Tuple
 
@@ -28,13 +28,13 @@ def _cut(x: Tensor, window: int) -> Tensor:
 
 
 def _axis(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Where along its axis the token in each place of a padded and shifted map comes from."""
+    """Return the index along its axis of the token at each place of a padded and shifted map."""
     padded = -(-size // window) * window
     return (torch.arange(padded, device=device) + shift) % padded
 
 
 def _regions(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """[windows, window * window]: tokens attend to each other where the numbers are equal. 4 is padding."""
+    """Return regions [windows, window * window]: tokens of one region attend to each other; 4 is padding."""
     row, col = _axis(height, window, shift, device)[:, None], _axis(width, window, shift, device)
     region = 2 * (row < shift).long() + (col < shift).long()  # on which side of the edge that the shift wrapped
     return _cut(region.masked_fill((row >= height) | (col >= width), 4), window)
@@ -54,10 +54,9 @@ def _make_mask(height: int, width: int, window: int, shift: int, diagonal: bool,
 
 
 def window_mask(x: Tensor, height: int, width: int, window: int, shift: int, diagonal: bool) -> Tensor:
-    """[windows or 1, N, N] to be added to the logits, of the type and on the device of `x`.
+    """Return the mask of the logits [windows or 1, N, N], of the type and on the device of `x`.
 
-    Finite, as `diagonal_mask`: a token that has its window for itself attends to itself, as the diagonal is less low
-    than what is out of bounds.
+    Finite, and less low on the diagonal than out of bounds: a token alone in its window attends to itself.
     """
     if torch.jit.is_scripting():
         mask = _make_mask(height, width, window, shift, diagonal, x.dtype, x.device)
@@ -76,7 +75,7 @@ def _make_order(height: int, width: int, window: int, shift: int, dtype: torch.d
 
 
 def window_order(x: Tensor, height: int, width: int, window: int, shift: int) -> Tuple[Tensor, Tensor]:
-    """The token in each place of the windows (padding: any), and the place of each token."""
+    """Return the token at each place of the windows (padding: any), and the place of each token."""
     if torch.jit.is_scripting():
         both = _make_order(height, width, window, shift, x.dtype, x.device)
     else:
@@ -86,7 +85,7 @@ def window_order(x: Tensor, height: int, width: int, window: int, shift: int) ->
 
 
 def _bias(qkv: Tensor, table: Tensor, attn_mask: Optional[Tensor], window: int, shift: int, diagonal: bool) -> Tensor:
-    """The sum of offsets' biases and mask, to be added to the logits [windows or 1, heads, N, N]."""
+    """Return the sum of offsets' biases and mask for the logits [windows or 1, heads, N, N]."""
     if attn_mask is None:
         mask = window_mask(qkv, qkv.shape[1], qkv.shape[2], window, shift, diagonal)
     else:
@@ -164,7 +163,7 @@ class WindowAttention(nn.Module):
             nn.init.constant_(self.temperature, self.head_dim ** -0.5)
 
     def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values [B, H, W, 3, heads, D]."""
+        """Return queries, keys and values [B, H, W, 3, heads, D]."""
         return self.qkv(x).reshape(x.shape[0], x.shape[1], x.shape[2], 3, self.num_heads, self.head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """The input of the softmax, for the whole map [B, heads, L, L]; -inf between two windows."""
+        """Return the input of the softmax for the whole map [B, heads, L, L]; -inf between windows."""
         qkv = self.project(x)
         height, width = qkv.shape[1:3]
         shift = self.shift if min(height, width) > self.window_size else 0

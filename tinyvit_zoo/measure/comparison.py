@@ -158,7 +158,7 @@ def add_speeds(
 
 
 def conditions(about: dict[str, Any]) -> str:
-    """Say in a line what speeds were measured on."""
+    """Describe the conditions of the measured speeds in a line."""
     threads = '' if 'NVIDIA' in about['device'] else f', threads {about["threads"]}'
     return f'batches of {about["batch_size"]}, {about["precision"]}, {about["device"]}{threads}, torch {about["torch"]}'
 

@@ -180,8 +180,8 @@ _CHROMA = (
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """Compress and decode uint8 images [B, 1 or 3, H, W] as libjpeg does by default, without the entropy coding."""
-    # most pixels equal Pillow's; libjpeg computes in integers, so a few coefficients round differently
+    """Compress uint8 images [B, 1 or 3, H, W] by libjpeg's default method at quality 1 to 100, and decode them."""
+    # without entropy coding; libjpeg computes in integers, so a few coefficients round differently from Pillow's
     if images.shape[1] == 1:
         return _plane(images.float(), _table(_LUMA, quality, images.device)).to(torch.uint8)
     if images.shape[1] != 3:

@@ -1,7 +1,7 @@
 """Count the cost of a model: parameters, multiply-adds, activations and memory.
 
-A multiply-add (MAC), two FLOPs of `torch.utils.flop_counter`, is counted in convolutions, linear layers and matrix
-products, attention's two included, by whichever kernel. Norms, activations, softmax, additions are not, as in papers.
+A multiply-add (MAC) is two FLOPs of `torch.utils.flop_counter`. Convolutions, linear layers and matrix products are
+counted, with the two of attention in any kernel; norms, activations, softmax and additions are not, as in papers.
 """
 import math
 import weakref
@@ -57,7 +57,7 @@ class Count:
 
 
 def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Count:
-    """Count by one pass in evaluation mode on the model's device; `input_size`: side, (h, w), (c, h, w) or its own."""
+    """Count in one pass in evaluation mode; `input_size`: side, (h, w) or (c, h, w); default: the model's."""
     size = image_size(model, input_size)
     formulas = dict.fromkeys(_FUSED, lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))
     with _mode(model, train=False), FlopCounterMode(display=False, custom_mapping=formulas) as counter, \
@@ -76,12 +76,12 @@ def count(model: nn.Module, input_size: InputSize = None, batch: int = 1) -> Cou
 
 
 def _sizes(*parameters: nn.Parameter) -> tuple[int, int]:
-    """Number of values, and of those that take gradients."""
+    """Return the number of values, and of those that take gradients."""
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
-    """Return channels, height and width from `given`, completed by those that the model is built for."""
+    """Return channels, height and width from `given`, completed by the model's own."""
     channels, *sides = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3,))
     sides = getattr(model, 'img_size', getattr(getattr(model, 'patch_embed', None), 'img_size', None)) or sides
     channels = getattr(model, 'in_chans', channels)
@@ -89,13 +89,13 @@ def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
         sides = (given, given) if isinstance(given, int) else given[-2:]
         channels = given[0] if not isinstance(given, int) and len(given) == 3 else channels
     if len(sides) != 2:
-        raise ZooError(f'{type(model).__name__} does not say what images it takes: give input_size.')
+        raise ZooError(f'{type(model).__name__} does not state its input size: give input_size.')
     return channels, *sides
 
 
 @contextmanager
 def _mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
-    """Training mode with gradients, or evaluation without; each module as before afterwards."""
+    """Switch to training with gradients, or to evaluation without; restore each module's mode at the end."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.set_grad_enabled(train):
@@ -106,7 +106,7 @@ def _mode(model: nn.Module, train: bool) -> Iterator[nn.Module]:
 
 
 def _run(model: nn.Module, size: tuple[int, int, int], batch: int, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """Pass a batch of zeros, with `tensors` in place of the model's own; ZooError if it takes no such images."""
+    """Run a batch of zeros, with `tensors` instead of the model's own; ZooError if the images do not fit."""
     images = _zeros((tensors or dict(model.named_parameters())).values(), batch, *size)
     try:
         return functional_call(model, dict(tensors or {}), (images,))
@@ -118,13 +118,13 @@ def _run(model: nn.Module, size: tuple[int, int, int], batch: int, tensors: Mapp
 
 
 def _zeros(tensors: Iterable[Tensor], *shape: int) -> Tensor:
-    """Zeros of the type and device of the first floating-point tensor."""
+    """Return zeros of the type and device of the first floating-point tensor."""
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0)).new_zeros(shape)
 
 
 # -- activations and memory --------------------------------------------------------------------------------------------
 class Ledger(TorchDispatchMode):
-    """Add up activations, and the bytes of operators' outputs for as long as anything holds them."""
+    """Count activations, and the bytes of operators' outputs while they are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Ledger(TorchDispatchMode):
 
 
 def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
-    """Number of values in an operator's output, and of logits that it never holds."""
+    """Return the number of values in an operator's output, and of logits that a fused one does not store."""
     if op in _ATTENTION:
         return out.numel() + math.prod(args[0].shape[:-1]) * args[1].shape[-2]
     if op in (_zoo.dropout_attention, _zoo.locality_attention):
@@ -169,10 +169,9 @@ def _activations(op: Any, args: tuple[Any, ...], out: Tensor) -> int:
 
 
 def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, train: bool = False) -> int:
-    """Return the most bytes held at a time: weights, buffers, images, and operators' outputs while they are needed.
+    """Return the peak bytes of weights, buffers, images and operators' outputs; `train`: with gradients.
 
-    `train`: with gradients, without an optimizer (AdamW holds twice the trainable parameters). Counted on shapes,
-    attention fused where the model fuses it. A real device also holds libraries, workspaces, its allocator's cache.
+    Counted on shapes, without an optimizer (AdamW: twice the trainable parameters), libraries and allocator caches.
     """
     tensors = {name: torch.empty_like(t, device='meta', requires_grad=t.requires_grad)
                for name, t in (*model.named_parameters(), *model.named_buffers())}
@@ -185,7 +184,7 @@ def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, 
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention by the kernel that GPUs have for every mask, and that never holds the logits; 'meta' has none."""
+    """Run attention by the GPU kernel that takes any mask and stores no logits; 'meta' has no such kernel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and all(t.ndim == 4 for t in args[:3]):
@@ -204,7 +203,7 @@ def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | No
 
 # -- as papers counted -------------------------------------------------------------------------------------------------
 def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int]:
-    """Count the multiply-adds of an image by operator with fvcore, as many papers do; it traces: no model on 'meta'."""
+    """Count the multiply-adds of an image by operator with fvcore, as many papers do; not on 'meta' (it traces)."""
     # unlike `count` it counts norms ('layer_norm', five for each value) and poolings; fused attention gets a formula
     try:
         from fvcore.nn import FlopCountAnalysis

@@ -73,12 +73,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ZooError(f'{path} cannot be read as an image ({one_line(e)}): repair it or leave it out.') from e
 
 
-def _read_image(path: Path) -> Image.Image:
-    """Read an image as RGB, turned upright by its EXIF orientation."""
-    with _opened(path) as image:
-        return as_channels(upright(image), 3)
-
-
 def classify(
         model: nn.Module, labels: Sequence[str], paths: Sequence[Path], topk: int, batch_size: int,
 ) -> list[list[dict[str, Any]]]:
@@ -90,8 +84,12 @@ def classify(
     results = []
     with torch.inference_mode(), tqdm(batches, unit='batch', leave=False, disable=hidden) as progress:
         for batch in progress:
-            images = torch.stack([transform(_read_image(path)) for path in batch])
-            top = model(images.to(device)).float().softmax(-1).topk(min(topk, len(labels)))
+            images = []
+            for path in batch:
+                with _opened(path) as image:
+                    rgb = as_channels(upright(image), 3)
+                images.append(transform(rgb))
+            top = model(torch.stack(images).to(device)).float().softmax(-1).topk(min(topk, len(labels)))
             results += [
                 [{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)]
                 for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Shared by the methods that compare whole images: pooled features, momentum teachers, losses over all processes."""
+"""Helpers of the methods that compare whole images: features, momentum teachers, losses over all processes."""
 import copy
 import math
 from typing import Any, TypeVar
@@ -67,7 +67,7 @@ def rank() -> int:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The rows [B, ...] of all processes in the order of their ranks, [processes * B, ...]. Carries no gradient."""
+    """Gather rows [B, ...] of all processes, by rank, [processes * B, ...], without gradients."""
     if count() == 1:
         return x.detach()
     parts = [torch.empty_like(x) for _ in range(count())]
@@ -81,7 +81,7 @@ def in_full(x: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """Every process's loss depends on the sum, so that its gradient is a sum too."""
+    """Sum over the processes; the gradient is summed too, as every loss depends on the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

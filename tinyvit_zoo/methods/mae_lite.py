@@ -1,17 +1,13 @@
-"""Masked autoencoding of the lightweight ViTs, and distillation meanwhile (arXiv 2205.14443, "MAE-Lite").
+"""Masked autoencoding of the lightweight ViTs, also with distillation (arXiv 2205.14443, "MAE-Lite").
 
-**MAE**: the position tables are fixed sine-cosine waves, the encoder's too, and the loss is the squared error on the
-masked patches, against pixels normalized patch by patch.
+- MAE: fixed sine-cosine position tables; the loss is the squared error on the masked patches, pixels normalized by
+  patch.
+- D-MAE: adds the squared distance of the attention logits in the last blocks of student and a pre-trained teacher.
+- D2-MAE: the decoder reads an inner block; the blocks after it, and an additional one of queries and keys alone, learn
+  from the teacher.
 
     encoder = timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')
-    loss = MaskedAutoencoder(encoder)(images)
-
-**D-MAE**: a large pre-trained teacher sees the same patches; the squared distance of the attention logits in the last
-blocks of student and teacher is added to the loss.
-
-**D2-MAE**: the decoder reads an inner block, and the blocks after it learn from the teacher alone, up to the attention
-of one additional block, which has only queries and keys.
-
+    loss = MaskedAutoencoder(encoder)(images)                                   # MAE
     loss = DistilledAutoencoder(encoder, teacher)(images)                       # D-MAE
     loss = DistilledAutoencoder(encoder, teacher, decoder_block=8)(images)      # D2-MAE
 """
@@ -32,10 +28,9 @@ from .masked import MaskedModel, patch_grid
 
 
 class MaskedAutoencoder(MaskedModel):
-    """MAE. Sets the encoder's initial values and its position table.
+    """MAE with the paper's settings for ViT-Tiny (ViT-Small: `decoder_dim=192, decoder_heads=6`); see MaskedModel.
 
-    Tensors but the encoder's have the authors' names. The defaults are the paper's for ViT-Tiny; for ViT-Small a
-    decoder of width 192 and 6 heads. See MaskedModel for the arguments.
+    It sets the initial values and the position table of the encoder. Decoder tensors have the authors' names.
     """
 
     def __init__(
@@ -51,7 +46,7 @@ class MaskedAutoencoder(MaskedModel):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Xavier-uniform linear layers and patches, tokens of .02, no biases; the tables of positions."""
+        """Initialise linear layers and patches xavier-uniform, biases 0, tokens of .02, and the position tables."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
@@ -77,7 +72,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
     Args:
         encoder: the student.
         teacher: a plain model with as many patches, pre-trained by MAE. It gets no gradients, is not part of the
-            module (so of no checkpoint either), and stays in eval mode on the device that it comes on.
+            module and its checkpoints, and stays in eval mode on its device.
         decoder_block: how many blocks come before the decoder (D2-MAE); 0: all (D-MAE).
         weight: of the distillation in the loss.
     """
@@ -105,7 +100,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
         if decoder_block:
             self.inner_norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6, **dd)
             self.next_attention = QueriesAndKeys(encoder.embed_dim, heads, **dd)
-            encoder.norm.requires_grad_(False)  # the decoder has `inner_norm`, and nothing follows upon the last block
+            encoder.norm.requires_grad_(False)  # unused: the decoder has `inner_norm`
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         keep, mask = self.masked(images, noise)
@@ -126,7 +121,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
 
     @torch.no_grad()
     def taught(self, images: Tensor, keep: Tensor) -> Tensor:
-        """The teacher's attention logits in its last block."""
+        """Return the teacher's attention logits in its last block."""
         teacher = self._teacher[0]
         with record(teacher, logits=[-1]) as recorded:
             encode(teacher, images, keep)
@@ -138,7 +133,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
 
 
 class QueriesAndKeys(nn.Module):
-    """The attention logits of a block that comes next, [B, N, D] -> [B, H, N, N]."""
+    """Compute the attention logits of one more block, [B, N, D] -> [B, H, N, N]."""
 
     def __init__(self, dim: int, num_heads: int, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
@@ -160,10 +155,7 @@ def _num_heads(model: Any) -> int:
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """The tensors of the authors' pre-training model, or of ours, bare or wrapped, for `model.load_state_dict`.
-
-    The tables of positions are fixed: a file need not hold them.
-    """
+    """Rename tensors of the authors' or our pre-training, bare or wrapped; fixed position tables may be missing."""
     decoder = ('mask_token', 'decoder_', 'encoder.')
     tensors = {name if name.startswith(decoder) else f'encoder.{name}': tensor
                for name, tensor in unwrap(state_dict).items()}

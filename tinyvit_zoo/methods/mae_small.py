@@ -1,12 +1,11 @@
 """Masked autoencoding of small images by a small ViT (arXiv 2402.03752; no code was published).
 
-Two things differ from MAE. The position tables of encoder and decoder are learned: grids of a few patches a side are
-too coarse for fixed waves. And the visible patches are predicted too, at a discount (alpha):
+Two things differ from MAE: the position tables of encoder and decoder are learned (small grids are too coarse for fixed
+waves), and the visible patches are predicted too, weighted by alpha:
 
     loss = mean error of a masked patch + alpha * mean error of a visible one
 
-The paper leaves open what alpha is, and the decoder's sizes; both are chosen here. The encoder keeps the positions and
-the initial values that it comes with.
+The paper does not state alpha and the decoder's sizes: both are ours. The encoder keeps its positions and weights.
 
     encoder = timm.create_model('mae_vit_c10', num_classes=0)
     loss = SmallMaskedAutoencoder(encoder)(images)
@@ -25,7 +24,7 @@ class SmallMaskedAutoencoder(MaskedModel):
     """See MaskedModel for the other arguments.
 
     Args:
-        decoder_dim: None: half of the encoder's width, so that the decoder costs little beside any encoder.
+        decoder_dim: None: half of the encoder's width.
         decoder_heads: None: of 32 channels each, or a little more.
         visible_weight: alpha, the weight of the error on visible patches.
     """
@@ -46,7 +45,7 @@ class SmallMaskedAutoencoder(MaskedModel):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The decoder's: Xavier-uniform linear layers without biases, tokens and positions of .02."""
+        """Initialise the decoder: Xavier-uniform linear layers, biases 0, tokens and positions of .02."""
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
@@ -60,7 +59,7 @@ class SmallMaskedAutoencoder(MaskedModel):
         return {'mask_token', 'decoder_pos_embed', *(f'encoder.{name}' for name in self.encoder.no_weight_decay())}
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Of predictions [B, N, P * P * C], by a mask [B, N], 1 where the encoder has not looked."""
+        """Return the loss of predictions [B, N, P * P * C] by a mask [B, N], 1 where masked."""
         errors, visible = self.errors(images, prediction), 1 - mask
         masked = (errors * mask).sum() / mask.sum()
         return masked + self.visible_weight * (errors * visible).sum() / visible.sum()

@@ -1,7 +1,7 @@
 """The base of the masked autoencoders (MAE, arXiv 2111.06377): masking, the decoder, the pixels to predict.
 
-Most patches of an image are masked. The encoder sees the others, with their positions. A small decoder then gets all
-patches in their places, a learned mask token for the masked ones, and predicts the pixels of each.
+The encoder sees only the few unmasked patches. A small decoder gets all patches in their places, a learned mask token
+for the masked ones, and predicts the pixels of each.
 """
 from typing import Any
 
@@ -20,7 +20,7 @@ _OR_JOINT = 'Or a joint-embedding method (moco_v3, self_distill), which takes an
 
 
 def random_keep(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
-    """Noise [B, N] -> the patches of the lowest noise [B, K], in that order, and a mask [B, N], 1 where left out."""
+    """Return the patches of the lowest noise [B, N] -> [B, K], in that order, and a mask [B, N], 1 where left out."""
     keep = noise.argsort(dim=1)[:, :int(noise.shape[1] * (1 - mask_ratio))]
     return keep, torch.ones_like(noise).scatter(1, keep, 0)
 
@@ -32,7 +32,7 @@ def join_patches(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
 
 
 class MaskedModel(Method):
-    """An encoder, and a decoder for the pre-training only. Subclasses define the decoder's positions and the loss.
+    """An encoder and a decoder for pre-training. Subclasses define the decoder's positions and the loss.
 
     Args:
         encoder: a plain model (see models/encoder.py) without classifier: `num_classes=0`, and for timm's
@@ -84,11 +84,11 @@ class MaskedModel(Method):
             raise ZooError(f'{e} {_OR_JOINT}') from e
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise [count, N]: the patches of the lowest values are those that the encoder sees."""
+        """Draw noise [count, N]; the encoder sees the patches of the lowest values."""
         return (torch.rand(count, self.num_patches, generator=generator, device=generator.device),)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """[B, C, H, W], and noise as `draw` draws it -> loss."""
+        """Return the loss of images [B, C, H, W]; `noise`: as from `draw`."""
         prediction, mask = self.reconstruct(images, noise)
         return self.loss(images, prediction, mask)
 
@@ -104,19 +104,19 @@ class MaskedModel(Method):
         return random_keep(noise, self.mask_ratio)
 
     def seen(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Blank the masked pixels for tokenizers whose shifted patches look over their edges."""
+        """Blank the masked pixels for shifted patches, which overlap their neighbours."""
         if not isinstance(getattr(self.encoder, 'tokenizer', None), ShiftedPatchTokenization):
             return images
         return images * (1 - self.as_image(mask[:, :, None].expand(-1, -1, self.patch_size ** 2), images))
 
     def as_image(self, patches: Tensor, images: Tensor) -> Tensor:
-        """Values by patch [B, N, P * P * C] -> [B, C, H, W]; 0 where an image's edge fills no patch."""
+        """Arrange values by patch [B, N, P * P * C] -> [B, C, H, W]; 0 outside of whole patches."""
         joined = join_patches(patches, self.grid_size, self.patch_size)
         height, width = joined.shape[2:]
         return nn.functional.pad(joined, (0, images.shape[3] - width, 0, images.shape[2] - height))
 
     def decode(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        """Encoder's tokens [B, prefix + K, D] of the patches `keep` [B, K] -> pixels of all [B, N, P * P * C]."""
+        """Predict all pixels [B, N, P * P * C] from the tokens [B, prefix + K, D] of the patches `keep` [B, K]."""
         x = self.decoder_embed(tokens)
         first, seen = x[:, :self.prefix], x[:, self.prefix:]
         places = keep[:, :, None].expand(-1, -1, x.shape[2])
@@ -126,7 +126,7 @@ class MaskedModel(Method):
         return self.decoder_pred(x)[:, self.prefix:]
 
     def errors(self, images: Tensor, prediction: Tensor) -> Tensor:
-        """Mean squared error of each patch [B, N]."""
+        """Return the mean squared error of each patch [B, N]."""
         target = cut_patches(images, self.patch_size)
         if self.normalize_targets:
             var, mean = torch.var_mean(target, dim=2, keepdim=True)  # unbiased
@@ -137,7 +137,7 @@ class MaskedModel(Method):
         raise NotImplementedError
 
     def drawn(self, images: Tensor) -> dict[str, Tensor]:
-        """Always the same masks."""
+        """Return images, masked and predicted, always with the same masks."""
         noise, = self.draw(len(images), torch.Generator(images.device).manual_seed(0))
         training = self.training
         masked, predicted = self.eval().picture(images, noise)

@@ -1,12 +1,10 @@
 """MoCo-v3: contrastive learning with a momentum encoder (arXiv 2104.02057; as in MAE-Lite, arXiv 2205.14443).
 
-Two views of an image are told from all other images of the batch. The encoder, a projector and a predictor make the
-query of one view; averages of the encoder and the projector make the key of the other. The loss is InfoNCE, and
-symmetric: each view is the query once.
+Encoder, projector and predictor make the query of one view; moving averages of encoder and projector make the key of
+the other view. The loss is a symmetric InfoNCE against the keys of all other images. Keys and batch norms span all
+processes.
 
     loss = MoCoV3(encoder)(views)       # [2, B, C, H, W]
-
-With more than one process, the keys and the batch norms are those of all processes.
 """
 from __future__ import annotations
 
@@ -31,16 +29,13 @@ from .method import Method
 class MoCoV3(Method):
     """Pre-train an encoder of the zoo by MoCo-v3. The defaults are the paper's for ViT-Tiny.
 
-    A VisionTransformer is given the method's fixed table of positions (sine-cosine, the row first) and a class token
-    that starts near 0; any other encoder stays as it is.
-
     Args:
-        encoder: any model without classifier (`num_classes=0`); the method compares its pooled features.
+        encoder: any model without classifier (`num_classes=0`); its pooled features are compared. A VisionTransformer
+            gets the method's fixed positions (sine-cosine, the row first) and a class token near 0.
         hidden_dim, dim: of the projector and the predictor.
         temperature: of the softmax over the keys.
-        momentum: of the averages in the beginning; it goes to 1.
+        momentum: of the averages at the start; it rises to 1.
     """
-
     whole_batches = own_views = True
 
     def __init__(
@@ -72,14 +67,14 @@ class MoCoV3(Method):
     def forward(self, views: Tensor) -> Tensor:
         """Two views of each image [2, B, C, H, W] -> loss."""
         images = views.flatten(0, 1)
-        # A batch norm sees one view at a time, as the paper has it.
+        # one view at a time through the batch norms, as in the paper
         q1, q2 = (self.predictor(self.projector(x)) for x in self.encoder(images).chunk(2))  # [B, dim]
         with torch.no_grad():
             k1, k2 = (self.momentum_projector(x) for x in self.momentum_encoder(images).chunk(2))
         return self.contrast(q1, k2) + self.contrast(q2, k1)
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
-        """InfoNCE [B, dim], [B, dim] -> scalar: the key of the same image among those of all processes."""
+        """Return InfoNCE of queries and keys [B, dim]: find the key of the same image among all processes'."""
         with torch.autocast(q.device.type, enabled=False):
             q, k = (F.normalize(joint.in_full(x), dim=1) for x in (q, k))
             k = joint.gathered(k)
@@ -94,7 +89,7 @@ class MoCoV3(Method):
 
 
 def _mlp(*widths: int) -> nn.Sequential:
-    """Linear layers without bias, each normalised over the batch; ReLU between, and no scale and shift at the end."""
+    """Make linear layers without bias, each with a batch norm, ReLU between; the last norm is not affine."""
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(widths), start=2):
         last = i == len(widths)

@@ -1,8 +1,8 @@
 """Self-distillation on low-resolution views (arXiv 2210.07240, after DINO, arXiv 2104.14294).
 
-A teacher sees two views of an image, the student these and smaller ones of half the size, which show less of it. The
-student's outputs for any view are trained towards the teacher's for another; the teacher is an average of the student.
-Centring and sharpening the teacher's outputs prevent collapse.
+The student sees two views of an image and local ones of half the size; its outputs are trained towards the teacher's
+for another of the two views. The teacher is a moving average of the student. Centring and sharpening its outputs
+prevent collapse.
 
     loss = SelfDistillation(encoder)(whole, local)      # [2, B, C, 32, 32], [8, B, C, 16, 16]
 """
@@ -27,7 +27,7 @@ from .method import Method
 
 
 class Head(nn.Module):
-    """Features [N, D] -> [N, num_prototypes], each the cosine to a direction that is learned."""
+    """Features [N, D] -> [N, num_prototypes], the cosines to learned directions."""
 
     def __init__(
             self, in_dim: int, hidden_dim: int = 512, bottleneck_dim: int = 256, num_prototypes: int = 1024) -> None:
@@ -58,15 +58,14 @@ class SelfDistillation(Method):
     """Train an encoder of the zoo and its head by a teacher of both. The defaults are the paper's.
 
     Args:
-        encoder: any model without classifier (`num_classes=0`); the head takes its pooled features. Where it was made
-            for one size, its positions are interpolated for the local views.
-        local_views: how many of half the size (0: none), which show `local_scale` of an image each.
+        encoder: any model without classifier (`num_classes=0`), pooled; its positions are interpolated for local views.
+        local_views: number of views of half the size, each of a share `local_scale` of the image.
         hidden_dim, bottleneck_dim, num_prototypes: of the head.
         student_temperature: of the student's softmax.
         teacher_temperature: of the teacher's softmax, before and after the warm-up.
         temperature_warmup: share of the training in which the temperature grows linearly.
-        freeze_last: share of the training, from its beginning, in which the last layer stays as it is.
-        momentum: of the teacher in the beginning; it goes to 1.
+        freeze_last: share of the training, at its start, in which the last layer is frozen.
+        momentum: of the teacher at the start; it rises to 1.
         centre_momentum: of the centre.
     """
     centre: Tensor
@@ -112,14 +111,14 @@ class SelfDistillation(Method):
         return self
 
     def forward(self, *sizes: Tensor) -> Tensor:
-        """Views [V, B, C, H, W], a tensor for each size, of which the teacher sees the first -> loss."""
+        """Return the loss of views [V, B, C, H, W], a tensor for each size; the teacher sees the first."""
         with torch.no_grad():
             logits = self.teacher_head(self.teacher_encoder(sizes[0].flatten(0, 1)))
             targets = ((logits - self.centre) / self.temperature).softmax(dim=1)
             if self.training:
                 self._confidence = targets.amax(dim=1).mean()
                 self._outputs.append((logits.sum(dim=0), len(logits)))
-        # One pass through the encoder for each size, one through the head for all.
+        # one pass through the encoder for each size, one through the head for all
         features = torch.cat([self.encoder(views.flatten(0, 1)) for views in sizes])
         guesses = (self.head(features) / self.student_temperature).log_softmax(dim=1)
         batch = sizes[0].shape[1]
@@ -142,22 +141,21 @@ class SelfDistillation(Method):
         self.temperature.fill_(low + (high - low) * min(1., progress / max(self.temperature_warmup, 1e-9)))
 
     def trouble(self) -> str:
-        """Uniform targets of the teacher; the loss is then ln(num_prototypes)."""
+        """Report uniform targets of the teacher, at which the loss is ln(num_prototypes)."""
         if self._confidence is None or self._confidence.item() * len(self.centre) > 1.5:
             return ''
         return ('the teacher says the same of every image. Try a lower teacher_temperature, a lower momentum '
                 '(--method-args) or a higher --lr')
 
     def kept(self) -> nn.Module:
-        """Return the teacher's."""
+        """Return the teacher's encoder."""
         return self.teacher_encoder
 
 
 def loss_of_pairs(targets: Tensor, guesses: Tensor) -> Tensor:
-    """Mean cross-entropy of all pairs of two different views.
+    """Average the cross-entropy over pairs of different views.
 
-    `targets` [T, B, K]: the teacher's probabilities for the first views. `guesses` [V, B, K]: the student's
-    log-probabilities for all views.
+    `targets` [T, B, K]: the teacher's probabilities for the first views; `guesses` [V, B, K]: the student's logs.
     """
     with torch.autocast(targets.device.type, enabled=False):
         pairs = targets.flatten(1) @ guesses.flatten(1).T  # [T, V]

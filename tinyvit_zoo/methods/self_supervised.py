@@ -37,7 +37,7 @@ class SelfSupervised(Task):
         super().__init__(*args)
         self.cfg = {key: value for key, value in self.cfg.items() if key != 'label_names'} | {'num_classes': 0}
         self.views = self.network.views(AugmentSpec.of(self.recipe, self.cfg))
-        # what a method draws for an image does not depend on how many processes share the batch
+        # draws for an image do not depend on the number of processes that share the batch
         self.generator = torch.Generator(self.world.device).manual_seed(self.recipe.seed)
         self.figures: dict[str, dict[str, float]] = {}      # before the training, and when last evaluated
 

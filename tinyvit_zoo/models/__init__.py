@@ -37,7 +37,7 @@ def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """ZooError that names the nearest model where the zoo has none of this name (a tag is not looked at)."""
+    """Raise ZooError with the nearest name if the zoo has no such model; the tag is ignored."""
     architecture = name.partition('.')[0]
     if architecture not in list_models():
         raise ZooError(f'There is no model {architecture!r}.{nearest(architecture, list_models())} '
@@ -45,7 +45,7 @@ def check_name(name: str) -> None:
 
 
 def with_tag(name: str) -> str:
-    """Return `NAME.TAG`, with the default tag if none is given; ZooError that names the nearest for an unknown one."""
+    """Return `NAME.TAG`, with the default tag if none is given; ZooError with the nearest for an unknown one."""
     check_name(name)
     architecture, _, tag = name.partition('.')
     if tag:

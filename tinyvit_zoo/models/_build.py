@@ -131,10 +131,7 @@ _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsE
 
 
 def _checked_file(variant: str, cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str | None:
-    """Return the weight file, its digest checked if the catalogue has one; None where timm is to find the weights.
-
-    It is fetched here, as timm would read it without our checks.
-    """
+    """Fetch the weight file and check its digest, if the catalogue has one; None where timm finds the weights."""
     if cfg.get('source') or cfg.get('state_dict'):
         return None
     file, hub_id, url = (cfg.get(key) for key in ('file', 'hf_hub_id', 'url'))
@@ -234,11 +231,10 @@ def without(tensors: Mapping[str, Tensor], pattern: str, why: str) -> dict[str, 
 
 
 def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> dict[str, Tensor]:
-    """For a family's filter: another channel count of a Linear stem `stem.proj`, where timm adapts convolutions only.
+    """Adapt a Linear stem `stem.proj` to the model's channels, as timm does for convolutions.
 
-    As timm's for convolutions: only where the model has other channels than the pretrained cfg says of the weights, and
-    only a width that this explains. What else does not fit stays as it is, for the strict check to refuse. The model
-    sets `self._traits = {'first_conv': None}`, so that timm does not look at the stem again.
+    Tensors change only where the model and the pretrained cfg differ in channels and the widths agree with that; others
+    are left to the strict check. The model sets `self._traits = {'first_conv': None}`, so that timm skips the stem.
     """
     own = dict(model.get_submodule(stem).named_parameters(prefix=stem))
     old, new = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0], model.in_chans

@@ -1,4 +1,4 @@
-"""Where the blocks of a model stand on the image."""
+"""Places of the tokens of a model's blocks on the image."""
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +33,13 @@ def place(
         name: str, blocks: Iterable[nn.Module], grid: tuple[int, int], stride: Any, prefix: int, first: int = 0,
         class_only: bool = False,
 ) -> list[Layer]:
-    """Layers of the blocks `name.{first}` and so on; `stride` is a pair, or one number for both."""
+    """Make the layers of blocks named `name.{first}` and so on; `stride` is a pair, or one number for both."""
     return [Layer(f'{name}.{i}', block, (grid[0], grid[1]), tuple(to_2tuple(stride)), prefix, class_only)
             for i, block in enumerate(blocks, first)]
 
 
 def block_layers(model: Any) -> list[Layer]:
-    """The blocks from the image on, of a model of the zoo or a ViT, DeiT or CaiT of timm; of any other none."""
+    """Return the blocks, in order, of a model of the zoo or a ViT, DeiT or CaiT of timm; of any other none."""
     if hasattr(model, 'block_layers'):
         return model.block_layers()
     if not isinstance(model, (VisionTransformer, Cait)) or not hasattr(model.patch_embed, 'feat_ratio'):

@@ -1,4 +1,4 @@
-"""Transformers in stages: between two of them the map of tokens is halved and its width grows."""
+"""The base class of transformers in stages, which halve the map of tokens and widen it between stages."""
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,10 +33,7 @@ class Stage(nn.Module):
 
 
 class StagedTransformer(TokenTransformer):
-    """Stages in the place of TokenTransformer's blocks, under the name of the class's `stages_name`.
-
-    A family defines `_grids` and `forward_features`, and sets `embed_dims` and `least_size`.
-    """
+    """Stages in `stages_name` instead of blocks. A family defines `_grids`, `forward_features` and the fields below."""
     if TYPE_CHECKING:
         embed_dims: list[int] | tuple[int, ...]     # of each stage
         least_size: int                             # pixels a side that leave a token in the last stage
@@ -49,7 +46,7 @@ class StagedTransformer(TokenTransformer):
         return getattr(self, self.stages_name)
 
     def _feature_info(self) -> list[dict[str, Any]]:
-        """The output of each stage."""
+        """Describe the output of each stage."""
         return [dict(module=f'{self.stages_name}.{i}{self.taken_from}', num_chs=dim,
                      reduction=self.tokenizer.reduction * 2 ** i) for i, dim in enumerate(self.embed_dims)]
 
@@ -72,7 +69,7 @@ class StagedTransformer(TokenTransformer):
             stage.grad_checkpointing = enable
 
     def _grids(self, img_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Rows and columns of each stage's map."""
+        """Return the rows and columns of each stage's map."""
         raise NotImplementedError
 
     def _check_size(self, img_size: tuple[int, int]) -> None:
@@ -85,16 +82,13 @@ class StagedTransformer(TokenTransformer):
         super().set_input_size(img_size)
 
     def _first_map(self, x: Tensor) -> Tensor:
-        """From images to the input of the first stage."""
+        """Return the input of the first stage."""
         return self._embed(x)
 
     def _run_stages(
             self, x: Tensor, indices: int | list[int] | None, norm: bool, stop_early: bool,
     ) -> tuple[Tensor, list[Tensor], list[int]]:
-        """Final features, the features of the stages at `indices`, and these indices as numbers from 0.
-
-        The final norm has the width of the last stage, and is left out of a pass that stops before it.
-        """
+        """Return the final features, those of the stages at `indices`, and these indices counted from 0."""
         stages = self._stages()
         take, last = feature_take_indices(len(stages), indices)
         x, taken = self._first_map(x), []
@@ -103,12 +97,12 @@ class StagedTransformer(TokenTransformer):
             if i in take:
                 taken.append(self.norm(x) if norm and i == len(stages) - 1 else x)
             x = stage.downsample(x)
-        return self.norm(x) if x.shape[-1] == self.num_features else x, taken, take
+        return self.norm(x) if x.shape[-1] == self.num_features else x, taken, take  # no norm for an earlier stage
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
-        """Drop the stages behind the last index, and with them the final norm and the head, which have their width."""
+        """Drop the stages after the last index, and with them the final norm and the head, which depend on them."""
         stages = self._stages()
         take, last = feature_take_indices(len(stages), indices)
         shorter = last + 1 < len(stages)

@@ -1,4 +1,4 @@
-"""The base of the token transformers: timm's contract, so that a family's file holds the family alone."""
+"""The base class of the token transformers, which implements timm's contract for all families."""
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 class TokenTransformer(nn.Module):
-    """Tokens and positions, a stack of blocks of one width, a norm, a read-out and a linear head.
+    """Tokens and positions, a stack of blocks of one width, a norm, a pooling and a linear head.
 
     Args of all families:
         img_size: height and width, or one number for both.
@@ -30,8 +30,8 @@ class TokenTransformer(nn.Module):
 
     A family's constructor calls `_init_tokens`, sets `blocks`, then calls `_init_end`.
 
-    The class token stands in front of the patches from the first block on, and has a row in the position table; where
-    it comes in behind the blocks (`late_class_token=True`), the family's `_finish` brings it in.
+    The class token precedes the patches in all blocks and has a row in the position table; with
+    `late_class_token=True` the family's `_finish` adds it after the blocks.
     """
     default_out_indices: Any = 3                # of features_only
     tables: tuple[str, ...] = ('pos_embed', 'cls_token')    # in the order in which they are initialised
@@ -56,20 +56,17 @@ class TokenTransformer(nn.Module):
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = num_prefix_tokens  # of the features that `forward_features` returns
-        self.num_early_tokens = 0 if late_class_token else num_prefix_tokens  # of what the blocks take
+        self.num_early_tokens = 0 if late_class_token else num_prefix_tokens  # of the blocks' inputs
         self.grad_checkpointing = False
         self.map_features = False  # whether features are maps [B, H, W, C], not tokens
         self.dynamic_img_size = False  # as timm's: take images of any size, with positions to match
 
     def _init_tokens(
             self, tokenizer: Any, dim: int, pos_drop_rate: float, pos_embed: str = 'learnable', **dd: Any) -> None:
-        """Set the tokenizer (with `grid_size`, `largest_map` and `reduction`), class token, positions and their drop.
-
-        `pos_embed`: 'learnable', 'sine' (fixed, a buffer) or 'none'.
-        """
+        """Set the tokenizer, class token and positions; `pos_embed`: 'learnable', 'sine' (a buffer) or 'none'."""
         self.tokenizer = tokenizer
         if isinstance(getattr(tokenizer, 'proj', None), nn.Linear):
-            self._traits = {'first_conv': None}  # timm shall not adapt it as a convolution: see `adapt_linear_stem`
+            self._traits = {'first_conv': None}  # timm must not adapt it as a convolution: see `adapt_linear_stem`
         self.grid_size = tokenizer.grid_size(self.img_size)
         token = nn.Parameter(torch.empty(1, 1, dim, **dd)) if self.num_prefix_tokens else None
         if self.num_early_tokens == self.num_prefix_tokens:
@@ -79,11 +76,11 @@ class TokenTransformer(nn.Module):
             self.register_buffer('pos_embed', table)
         else:
             self.pos_embed = nn.Parameter(table) if pos_embed == 'learnable' else None
-        self.cls_token = token  # a late one stands behind the positions among the parameters
+        self.cls_token = token  # a late one is registered after the positions
         self.pos_drop = nn.Dropout(pos_drop_rate)
 
     def _init_end(self, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
-        """Set the norm, the read-out and the head, then initialise the whole model."""
+        """Set the norm, the pooling and the head, then initialise the model."""
         self.norm = nn.LayerNorm(self.num_features, **dd)
         self.global_pool, self.attn_pool = '', None
         self._set_pool(global_pool, **dd)
@@ -94,7 +91,7 @@ class TokenTransformer(nn.Module):
         self.init_weights()
 
     def _feature_info(self) -> list[dict[str, Any]]:
-        """The tokens that enter the first block, then those after each block."""
+        """Describe the input of the first block, then the output of each block."""
         modules = ['pos_drop', *(f'blocks.{i}' for i in range(len(self.blocks)))]
         return [dict(module=name, num_chs=self.embed_dim, reduction=self.tokenizer.reduction) for name in modules]
 
@@ -140,7 +137,7 @@ class TokenTransformer(nn.Module):
                 self.attn_pool = SequencePool(self.num_features, **dd).apply(self.init_module).train(self.training)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes` (0: none), and on request another read-out."""
+        """Replace the head (`num_classes=0`: none) and, if given, the pooling."""
         dd = get_device_dtype(self)
         if global_pool is not None:
             self._set_pool(global_pool, **dd)
@@ -149,7 +146,7 @@ class TokenTransformer(nn.Module):
         self.head.apply(self.init_module).train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Take images of another size: the position table is resized, everything else stays."""
+        """Resize the position table for images of another size."""
         old, new = self.grid_size, self.tokenizer.grid_size(to_2tuple(img_size))
         if self.pos_embed is not None:
             with torch.no_grad():
@@ -160,10 +157,12 @@ class TokenTransformer(nn.Module):
         update_model_input_size(self, self.img_size)
 
     def _positions(self, x: Tensor) -> Optional[Tensor]:
-        """The position table for images [B, C, H, W]; of one size only, unless `dynamic_img_size` is set."""
+        """Return the position table for images [B, C, H, W], of any size if `dynamic_img_size` is set."""
         if not torch.jit.is_scripting():
             if self.dynamic_img_size and self.pos_embed is not None:
-                return self._fitted_positions(self.tokenizer.grid_size((x.shape[2], x.shape[3])))
+                resize = table_on_grid if isinstance(self.pos_embed, nn.Parameter) else resize_table
+                grid = self.tokenizer.grid_size((x.shape[2], x.shape[3]))
+                return resize(self.pos_embed, self.grid_size, grid, self.num_early_tokens)
         if self.pos_embed is not None:
             message = (f'This model takes {self.img_size[0]} x {self.img_size[1]} pixels, not '
                        f'{x.shape[2]} x {x.shape[3]}: create it with img_size=..., or call set_input_size.')
@@ -171,17 +170,8 @@ class TokenTransformer(nn.Module):
             _assert(x.shape[3] == self.img_size[1], message)
         return self.pos_embed
 
-    @torch.jit.ignore
-    def _fitted_positions(self, grid: tuple[int, int]) -> Tensor:
-        """The position table for another grid of tokens: interpolated if learned, else a new sine table."""
-        table = self.pos_embed
-        assert table is not None
-        if isinstance(table, nn.Parameter):
-            return table_on_grid(table, self.grid_size, grid, self.num_early_tokens)
-        return resize_table(table, self.grid_size, grid, self.num_early_tokens)
-
     def _embed(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, D]: tokens, class token, positions."""
+        """Tokenize, prepend the class token, add positions: [B, C, H, W] -> [B, N, D]."""
         positions = self._positions(x)
         x = self.tokenizer(x)
         if self.cls_token is not None and self.num_early_tokens:
@@ -194,10 +184,7 @@ class TokenTransformer(nn.Module):
             self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
             norm: bool = False, stop_early: bool = False, output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> Any:
-        """The tokens that enter the first block (index 0) and those after each block; the arguments are timm's.
-
-        They are maps with `output_fmt` 'NCHW', sequences with 'NLC'. `norm` is applied to each.
-        """
+        """Return the input of the first block (index 0) and the output of each block; the arguments are timm's."""
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
         grid = self.tokenizer.grid_size(tuple(x.shape[2:]))
         x = self._embed(x)
@@ -213,7 +200,7 @@ class TokenTransformer(nn.Module):
     def _as_outputs(
             self, taken: list[Tensor], grids: list[tuple[int, int]], return_prefix_tokens: bool, output_fmt: str,
     ) -> list[Any]:
-        """Intermediates [B, prefix + N, D] as `forward_intermediates` returns them."""
+        """Convert intermediates [B, prefix + N, D] to the format that `forward_intermediates` returns."""
         if output_fmt not in ('NCHW', 'NLC'):
             raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
         prefix = [y[:, :self.num_early_tokens] for y in taken]
@@ -225,7 +212,7 @@ class TokenTransformer(nn.Module):
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
-        """Drop the blocks behind the last index, and on request the final norm and the head (its pooling too)."""
+        """Drop the blocks after the last index and, if asked, the final norm and the head with its pooling."""
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
         self.blocks = self.blocks[:last]
         if prune_norm:
@@ -243,7 +230,7 @@ class TokenTransformer(nn.Module):
         return self._finish(x)
 
     def _finish(self, x: Tensor) -> Tensor:
-        """From behind the last block to the final features."""
+        """Turn the output of the last block into the final features."""
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -263,24 +250,21 @@ class TokenTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def _largest_activation(self) -> int:
-        """Numbers in an image's largest one: a map inside the tokenizer, or in the blocks."""
+        """Return the number of values in an image's largest activation, in the tokenizer or the blocks."""
         tokens = self.grid_size[0] * self.grid_size[1] + self.num_early_tokens
         return max(self.tokenizer.largest_map(self.img_size), tokens * self._largest_width(tokens))
 
     def _largest_width(self, tokens: int) -> int:
-        """Numbers a token in the largest activation of the blocks: queries, keys and values."""
+        """Return the values per token in the largest activation of the blocks: queries, keys and values."""
         return 3 * self.embed_dim
 
     def block_layers(self) -> list[Layer]:
-        """The blocks with attention from the image on, and their places on it."""
+        """Return the blocks, in order, with the places of their tokens on the image."""
         return place('blocks', self.blocks, self.grid_size, self.tokenizer.reduction, self.num_early_tokens)
 
 
 class LateClassToken(TokenTransformer):
-    """Blocks for the patches alone; a class token comes in behind them, with `class_blocks` of its own.
-
-    A class block takes and returns all tokens, the class token first, and changes that one.
-    """
+    """Blocks for the patches, then `class_blocks`, which take all tokens and update only the class token in front."""
     if TYPE_CHECKING:
         class_blocks: nn.Sequential
 
@@ -293,7 +277,7 @@ class LateClassToken(TokenTransformer):
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
     ) -> list[int]:
-        """As for all, and the class token goes with the head: only the patches have intermediate features."""
+        """Drop the class token and its blocks with the head: intermediate features are those of the patches."""
         if prune_head:
             self.cls_token, self.class_blocks = None, nn.Sequential()
             self.num_prefix_tokens = 0
@@ -314,7 +298,7 @@ class LateClassToken(TokenTransformer):
 
 
 def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:
-    """The tensors with `pos_embed` resized to the grid of a TokenTransformer or a VisionTransformer of timm's."""
+    """Resize `pos_embed` to the grid of a TokenTransformer or of timm's VisionTransformer."""
     table = tensors.get('pos_embed')
     old = None if model.pos_embed is None else source_grid(table, model, source_size)
     if table is None or old is None:
@@ -326,10 +310,9 @@ def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[
 
 
 def source_grid(table: Tensor | None, model: Any, source_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Rows and columns of a checkpoint's position table [1, prefix + N, D]; None where they are unknown.
+    """Return rows and columns of a checkpoint's position table [1, prefix + N, D]; None if unknown.
 
-    `source_size`: the image size the checkpoint was made for. Where it is not known, a table with the model's number of
-    tokens is taken to be for the model's size, any other for a square.
+    Without `source_size`, the checkpoint's image size, a table is taken to have the model's grid, or a square one.
     """
     if table is None or table.ndim != 3:
         return None
@@ -341,7 +324,7 @@ def source_grid(table: Tensor | None, model: Any, source_size: tuple[int, int] |
 
 
 def _layout(model: Any) -> tuple[Callable[[tuple[int, int]], tuple[int, int]], tuple[int, int], int]:
-    """From an image size to the grid of tokens; the model's own grid; rows of its table in front of the grid's."""
+    """Return the function from an image size to a grid, the model's own grid, and the prefix rows of its table."""
     if isinstance(model, VisionTransformer):
         return model.patch_embed.dynamic_feat_size, model.patch_embed.grid_size, model.num_prefix_tokens
     return model.tokenizer.grid_size, model.grid_size, model.num_early_tokens

@@ -7,11 +7,11 @@ ViT-Lite is a small ViT with small patches. CVT drops the class token and pools 
 also replaces the patches by a few convolutions. Names are `family_depth_tokenizer`: `cct_7_3x1` has 7 blocks and one
 3x3 convolution; `vit_lite_7_4` has 7 blocks and 4x4 patches.
 
-The second LayerNorm of a block replaces the residual stream, it is no branch of it. A timm `Block` would take the same
-tensors without a word and give other outputs, so the authors' tensor names are kept inside a block.
+The second LayerNorm of a block replaces the residual stream. A timm `Block` would load the same tensors and give other
+outputs, so blocks keep the authors' tensor names.
 
-Where we differ from the authors: `sine` is a buffer and really a sine table (their `_sine` factories built a learnable
-one, see the weights' notes); max-pool comes before ReLU (the same values and gradients, a quarter of the work).
+Where we differ from the authors: `sine` is a fixed sine table (their `_sine` factories built a learnable one, see the
+weights' notes); max-pool comes before ReLU (the same values and gradients, a quarter of the work).
 """
 import itertools
 from collections.abc import Mapping
@@ -32,10 +32,9 @@ from ._tokens import TokenTransformer, fit_positions
 
 
 class Tokenizer(nn.Module):
-    """Image to tokens [B, C, H, W] -> [B, N, D].
+    """Image to tokens [B, C, H, W] -> [B, N, D] by `num_convs` times [conv PxP, ReLU, max-pool 3x3 / 2] (CCT).
 
-    `num_convs` times [conv PxP, ReLU, max-pool 3x3 / 2] (CCT), or with `num_convs=0` one PxP patch convolution, which
-    leaves out the rows and columns that do not fill a patch, as the authors' does (ViT-Lite, CVT).
+    `num_convs=0`: by one PxP patch convolution, which leaves out incomplete patches, as the authors' (ViT-Lite, CVT).
     """
 
     def __init__(self, kernel_size: int, num_convs: int, in_chans: int, embed_dim: int, **dd: Any) -> None:
@@ -55,7 +54,7 @@ class Tokenizer(nn.Module):
         return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
 
     def grid_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of tokens for an image size; ZooError where there would be none."""
+        """Return rows and columns of tokens for an image size; ZooError if there are none."""
         if not self.pooled:
             return patch_grid(img_size, self.kernel_size)
         height, width = patch_grid(img_size, 1)
@@ -64,7 +63,7 @@ class Tokenizer(nn.Module):
         return height, width
 
     def largest_map(self, img_size: tuple[int, int]) -> int:
-        """Values an image has after the first convolution, the largest activation of the tokenizer."""
+        """Return the number of values after the first convolution, the largest activation of the tokenizer."""
         channels = int(self.convs[0].out_channels)  # type: ignore[arg-type]
         return channels * self._conv_size(img_size[0]) * self._conv_size(img_size[1])
 
@@ -108,7 +107,7 @@ class Block(nn.Module):
 
 
 def _init_module(module: nn.Module) -> None:
-    """The authors' initialisation."""
+    """Initialise one module as the authors do."""
     init_trunc_normal(module)
     if isinstance(module, nn.Conv2d):
         module.reset_parameters()  # for the bias
@@ -116,10 +115,9 @@ def _init_module(module: nn.Module) -> None:
 
 
 class CompactTransformer(TokenTransformer):
-    """ViT-Lite, CVT or CCT, by its tokenizer and its read-out.
+    """ViT-Lite, CVT or CCT, by tokenizer and pooling; drop path grows linearly from 0 over the blocks.
 
-    `num_convs=0` cuts patches. `pos_embed`: 'learnable', 'sine' (fixed, a buffer) or 'none' (images of any size).
-    Drop path grows linearly from 0 over the blocks.
+    `pos_embed`: 'learnable', 'sine' (fixed, a buffer) or 'none' (images of any size).
     """
     init_module = staticmethod(_init_module)
     init_table = staticmethod(partial(trunc_normal_, std=0.2))
@@ -162,10 +160,9 @@ _AUTHORS_NAMES = (
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: CompactTransformer, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+    """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the image size of `model`.
 
-    The position table is the file's, whatever `pos_embed` says: the files of the authors' "sine" models hold learned
-    ones. A file without one serves a model with sine positions.
+    A position table in the file is used even for `pos_embed='sine'`: the authors' "sine" models hold learned ones.
     """
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     if model.global_pool != 'seq':

@@ -1,16 +1,15 @@
-"""The plain models as encoders: run on some of their patches, and recorded while they run.
+"""Run plain models as encoders on some of their patches, and record tensors of the pass.
 
     tokens = encode(model, images, keep)      # keep [B, K]: which patches, each image its own
     with record(model, outputs=[7], logits=[-1]) as seen:
         tokens = encode(model, images, keep)  # or model(images)
     loss = distance(seen.logits[-1], teacher_logits)
 
-Positions and relative biases go with their patches, a class token stays. What is recorded carries gradients as the pass
-itself does. Attention stays fused: the logits asked for are computed once more, from the same input by the module's own
-methods, so there is no second forward pass to keep in step with the first.
+Patches keep their positions and relative biases; a class token is kept. Recorded tensors carry gradients. Attention
+stays fused: requested logits are computed again from the input of the attention module.
 
-Plain means: one sequence of tokens of one width, from patches that do not overlap. (A shifted patch of `sl_vit` has
-seen half a patch of its neighbours, so that what is masked shows through a little.)
+A plain model has one sequence of tokens of one width, from patches that do not overlap. (A shifted patch of `sl_vit`
+includes half a patch of its neighbours, so that masked pixels leak a little.)
 """
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,9 +31,9 @@ _PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vi
 
 
 def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Tokens behind the final norm [B, prefix + K, D], class token first.
+    """Return the tokens after the final norm [B, prefix + K, D], class token first.
 
-    `keep`: patches [B, K], counted row by row from 0, in the order in which they shall stand; None: all.
+    `keep`: indices of patches [B, K], row by row from 0, in the order of the output; None: all.
     """
     require_plain(model)
     x = _embed(model, images)
@@ -49,7 +48,7 @@ def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
 
 
 def require_plain(model: nn.Module) -> None:
-    """ZooError unless blocks follow upon the tokens, and the norm upon the blocks, as `encode` takes it."""
+    """Raise ZooError unless the forward pass is tokens, blocks, norm, as `encode` runs it."""
     for base in (VisionTransformer, TokenTransformer):
         if isinstance(model, base) and type(model).forward_features is base.forward_features:
             return
@@ -64,7 +63,7 @@ def _embed(model: Any, images: Tensor) -> Tensor:
 
 
 def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
-    """Which rows of the sequence stay [B, prefix + K]: the prefix, then the patches."""
+    """Return the rows of the sequence to keep [B, prefix + K]: the prefix, then the patches."""
     if isinstance(model, TokenTransformer):
         if not getattr(model.tokenizer, 'cuts_patches', False) or model.num_early_tokens != model.num_prefix_tokens:
             raise ZooError(
@@ -80,7 +79,7 @@ def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
 # -- looking inside ----------------------------------------------------------------------------------------------------
 @dataclass
 class Recording:
-    """By block, as it was asked for: what went in and came out [B, N, D], and attention logits [B, H, N, N]."""
+    """Inputs and outputs [B, N, D] and attention logits [B, H, N, N], by the requested indices of blocks."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
@@ -90,10 +89,7 @@ class Recording:
 def record(
         model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] = (), logits: Sequence[int] = (),
 ) -> Iterator[Recording]:
-    """Keep the tensors that pass through the blocks with these indices (from 0; negative ones count from the end).
-
-    A second pass inside the `with` replaces what the first left.
-    """
+    """Record tensors of the blocks with these indices (negative: from the end); a second pass overwrites the first."""
     require_plain(model)
     if model.grad_checkpointing:
         raise ZooError('Nothing can be recorded of blocks that are computed twice: call set_grad_checkpointing(False).')
@@ -130,11 +126,7 @@ def _block(model: Any, index: int) -> nn.Module:
 
 
 def attention_logits(attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """The input of the softmax of an attention module, for tokens [B, N, D] that enter it: [B, H, N, N].
-
-    Scaled, by its temperatures for locality attention, whose masked diagonal holds a very low number. Relative biases
-    and masks are added.
-    """
+    """Return the input of the softmax [B, H, N, N] for tokens [B, N, D]: scaled, with relative biases and masks."""
     if isinstance(attn, SelfAttention):
         return attn.logits(x)
     qkv = attn.qkv(x).unflatten(2, (3, attn.num_heads, attn.head_dim))  # timm's, which has no methods for it
@@ -145,20 +137,17 @@ def attention_logits(attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_c
 
 # -- images of other sizes -------------------------------------------------------------------------------------------
 def image_size(model: Any) -> tuple[int, int]:
-    """Height and width of the images that the model was made for."""
+    """Return the height and width of the model's input."""
     return model.img_size if hasattr(model, 'img_size') else model.patch_embed.img_size
 
 
 def take_any_size(model: Any) -> None:
-    """From here on the model takes images of any size: positions are interpolated (a sine table is made anew).
-
-    At the model's own size nothing changes, and no tensor does. timm's VisionTransformer takes what its patches divide.
-    """
+    """Make the model interpolate its positions to images of any size; weights and results at its own size stay."""
     if isinstance(model, RelativeViT):
         raise ZooError('RelativeViT takes images of one size, its relative positions are those of one grid: take '
                        'mae_lite_vit_tiny, whose weights it can start from.')
     if isinstance(model, VisionTransformer) and isinstance(model.patch_embed, PatchEmbed):
-        # what `dynamic_img_size=True` makes of a new model
+        # as the constructor does for `dynamic_img_size=True`
         model.patch_embed.strict_img_size = model.patch_embed.flatten = False
         model.patch_embed.output_fmt = Format.NHWC
     elif not isinstance(model, TokenTransformer):

@@ -1,15 +1,15 @@
-"""The lightweight ViTs that self-supervision and distillation train: MAE-Lite.
+"""The lightweight ViTs of MAE-Lite, for self-supervised pre-training and distillation.
 
-Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https://arxiv.org/abs/2205.14443 (Wang et al.,
-2022)
+Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https://arxiv.org/abs/2205.14443
+(Wang et al., 2022)
 Authors' code and weights: https://github.com/wangsr126/MAE-Lite (Apache-2.0; written from the paper)
 
-`mae_lite_vit_tiny` and `mae_lite_vit_small` are timm's `VisionTransformer` with 12 heads, read out as the mean of the
-patch tokens, which is normalised: the class token is there, but not in the mean. `mae_lite_vit_tiny_rpe` adds to the
-attention logits of each block a learned bias for every offset between two patches, beside the table of positions.
+`mae_lite_vit_tiny` and `mae_lite_vit_small` are timm's `VisionTransformer` with 12 heads, pooled by the normalised mean
+of the patch tokens, without the class token. `mae_lite_vit_tiny_rpe` adds a learned bias for every offset between two
+patches to the attention logits of each block, beside the table of positions.
 
-A fine-tuned classifier has no norm behind the blocks. An encoder in pre-training has one:
-`timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')`. Files of the authors load into either.
+A fine-tuned classifier has no norm after the blocks; an encoder for pre-training has one:
+`timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')`. The authors' files load into either.
 """
 import logging
 from collections.abc import Iterable, Mapping
@@ -45,7 +45,7 @@ class RelativeBlock(Block):
     def forward(
             self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False, rows: Optional[Tensor] = None,
     ) -> Tensor:
-        """`rows` [B, K]: which of all tokens the K given ones are, the class being 0, where they are not all."""
+        """`rows`: indices of the given tokens among all [B, K], the class token being 0; None: all are given."""
         # timm's `get_bias` [1, H, 1 + N, 1 + N], picked head by head, which trains in a fifth of the time
         tokens, table = self.rel_pos.bias_shape[0], self.rel_pos.relative_position_bias_table.t().contiguous()
         bias = table.index_select(1, self.rel_pos.relative_position_index).view(1, -1, tokens, tokens)
@@ -81,7 +81,7 @@ class RelativeViT(VisionTransformer):
 
     def set_input_size(
             self, img_size: Optional[tuple[int, int]] = None, patch_size: Optional[tuple[int, int]] = None) -> None:
-        """Images or patches of another size: all tables of positions are resized."""
+        """Resize all tables of positions for images or patches of another size."""
         super().set_input_size(img_size, patch_size)
         for block in self.blocks:
             block.rel_pos.set_window_size(self.patch_embed.grid_size)
@@ -91,12 +91,11 @@ class RelativeViT(VisionTransformer):
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: VisionTransformer, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+    """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the image size of `model`.
 
-    Fine-tuned files, with `qkv.bias` or with `q_bias` and `v_bias`; pre-trained ones of MAE, D-MAE, D2-MAE and MoCo-v3,
-    and of methods/mae_lite.py, of which only the encoder is taken. What those lack starts fresh (a warning names it):
-    `fc_norm`, the relative biases, and after D2-MAE the final norm. As they have no classifier, load them with
-    `pretrained_cfg_overlay=dict(file=..., num_classes=0)`.
+    Takes fine-tuned files (`qkv.bias`, or `q_bias` and `v_bias`) and the encoder of pre-trained ones (MAE, D-MAE,
+    D2-MAE, MoCo-v3). Tensors that these lack start fresh, with a warning: `fc_norm`, relative biases, after D2-MAE the
+    final norm. They have no classifier: load them with `pretrained_cfg_overlay=dict(file=..., num_classes=0)`.
     """
     tensors, kind = encoder_tensors(unwrap(state_dict))
     tensors = renamed(_joined_biases(tensors), ((r'\.attn\.(relative_position_bias_table)$', r'.rel_pos.\1'),))
@@ -112,7 +111,7 @@ def checkpoint_filter_fn(
 
 
 def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The encoder's tensors, and their pre-training: 'MAE', 'MoCo-v3', 'self-supervised', or '' if fine-tuned."""
+    """Return the encoder's tensors and their pre-training: 'MAE', 'MoCo-v3', 'self-supervised'; '' if fine-tuned."""
     if any(name.startswith('base_encoder.') for name in tensors):
         tensors = without(tensors, r'^(momentum_encoder|predictor)\.|^base_encoder\.head\.', 'of MoCo-v3')
         return renamed(tensors, ((r'^base_encoder\.', ''),)), 'MoCo-v3'
@@ -126,7 +125,7 @@ def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], s
 
 
 def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`q_bias` and `v_bias` as one `qkv.bias`, which is zero for the keys."""
+    """Join `q_bias` and `v_bias` to `qkv.bias`, which is zero for the keys."""
     joined = dict(tensors)
     for name in [name for name in tensors if name.endswith('.attn.q_bias')]:
         stem = name.removesuffix('q_bias')
@@ -142,7 +141,7 @@ def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fitted_encoder(
         tensors: Mapping[str, Tensor], model: VisionTransformer, kind: str, source_size: tuple[int, int] | None,
 ) -> dict[str, Tensor]:
-    """The tensors of a pre-trained encoder without those that `model` has no place for, and with those it lacks."""
+    """Drop tensors of a pre-trained encoder that `model` does not have, and add initial values of missing ones."""
     own, extra, fresh = model.state_dict(), f'blocks.{len(model.blocks)}.', ['fc_norm.']
     if any(name.startswith(extra) for name in tensors):
         tensors = without(tensors, rf'^{extra}|^norm\.', 'the extra block of D2-MAE, and a norm of its block 8')
@@ -166,7 +165,7 @@ def _fitted_encoder(
 
 def _fit_relative(
         tensors: Mapping[str, Tensor], model: VisionTransformer, old: tuple[int, int] | None) -> dict[str, Tensor]:
-    """The tensors with the tables of relative positions resized from the grid `old` to the model's."""
+    """Resize the tables of relative positions from the grid `old` to the model's."""
     new, fitted = tuple(model.patch_embed.grid_size), dict(tensors)
     if old is None or old == new:
         return fitted
@@ -184,7 +183,7 @@ _POOLS = ('', 'avg', 'avgmax', 'max', 'token', 'map')
 def build_vision(
         variant: str, pretrained: bool, model_cls: Any, filter_fn: Filter, own_args: Iterable[str], **kwargs: Any,
 ) -> Any:
-    """Build a timm ViT; those of its arguments that timm's exports shall state are named by `own_args`."""
+    """Build a timm ViT; `own_args` names the arguments that timm's exports are to record."""
     size, patch, pool = to_2tuple(kwargs.get('img_size') or 224), kwargs['patch_size'], kwargs.get('global_pool')
     if min(size) < patch:
         raise ZooError(f'A {size[0]} x {size[1]} image gives no token: this model takes {patch} x {patch} pixels and '

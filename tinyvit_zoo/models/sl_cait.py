@@ -3,17 +3,16 @@
 Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published)
 
-CaiT (https://arxiv.org/abs/2103.17239) is deep: 24 blocks for the patches alone, then 2 for a class token that comes in
-behind them. LayerScale makes the depth train: what a branch adds is first multiplied by a small learned vector. And
-heads are mixed: the logits of each become a weighted sum of the logits of all, and so do its attention weights.
+CaiT (https://arxiv.org/abs/2103.17239) is deep: 24 blocks for the patches, then 2 for a class token that is added after
+them. LayerScale multiplies the output of each branch by a small learned vector. Heads are mixed: the logits of each are
+a weighted sum of the logits of all, and so are its attention weights.
 
-The mixing rules out `scaled_dot_product_attention`, whose heads know nothing of each other. So the heads come first,
-[H, B, N, N]: there a mixing is one product of an [H, H] matrix with all the rest, nothing is transposed, and the
-temperature costs nothing, since it scales that matrix.
+The mixing rules out `scaled_dot_product_attention`. With the heads first, [H, B, N, N], it is a single product with an
+[H, H] matrix, without a transpose, and the temperature scales that matrix.
 
 Where we differ from the authors: their locality attention sets a token's logit with itself to -1e-9 before the mixing,
-which masks nothing (the logit becomes 0). Ours masks, and after the mixing, whose negative weights would turn a very
-low logit into a very high one. `lsa_mask='authors'` does as they do.
+which masks nothing (the logit becomes 0). Ours masks after the mixing, whose negative weights would turn a very low
+logit into a very high one. `lsa_mask='authors'` does as they do.
 """
 from collections.abc import Mapping
 from typing import Any, Optional, Tuple
@@ -36,10 +35,7 @@ def mix_heads(x: Tensor, mix: Tensor) -> Tensor:
 
 
 class MixedAttention(nn.Module):
-    """Attention with heads mixed before and after the softmax; `lsa` gives every head a temperature.
-
-    `mask` is what becomes of a token's attention to itself: '' (nothing), 'paper' or 'authors' (see above).
-    """
+    """Mix heads before and after the softmax; `mask` of the diagonal: '', 'paper' or 'authors' (see above)."""
     mask: torch.jit.Final[str]
     mixes_heads = True
 
@@ -68,7 +64,7 @@ class MixedAttention(nn.Module):
             nn.init.constant_(self.temperature, self.head_dim ** -0.5)
 
     def _project(self, x: Tensor, context: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Queries [H, B, N, D], keys and values [H, B, M, D]."""
+        """Return queries [H, B, N, D], keys and values [H, B, M, D]."""
         q = self.q(x).unflatten(2, (self.num_heads, self.head_dim)).permute(2, 0, 1, 3)
         k, v = self.kv(context).unflatten(2, (2, self.num_heads, self.head_dim)).permute(2, 3, 0, 1, 4).unbind(0)
         return q, k, v
@@ -79,7 +75,7 @@ class MixedAttention(nn.Module):
         return self._mixed_logits(q @ k.transpose(-2, -1)).transpose(0, 1)
 
     def _mixed_logits(self, logits: Tensor) -> Tensor:
-        """Products of queries and keys [H, B, N, M], scaled, mixed and masked."""
+        """Scale, mix and mask products of queries and keys [H, B, N, M]."""
         if self.temperature is None:
             return mix_heads(logits, self.mix_pre * self.head_dim ** -0.5)
         if self.mask == 'authors':
@@ -90,7 +86,7 @@ class MixedAttention(nn.Module):
         return logits + diagonal_mask(logits) if self.mask == 'paper' else logits
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Queries from x [B, N, C], keys and values from context [B, M, C]."""
+        """Attend from x [B, N, C] to context [B, M, C]."""
         q, k, v = self._project(x, context)
         attn = self._mixed_logits(q @ k.transpose(-2, -1)).softmax(dim=-1)
         attn = mix_heads(self.attn_drop(attn), self.mix_post)
@@ -108,7 +104,7 @@ class MixedBlock(Block):
 
 
 class ClassBlock(MixedBlock):
-    """The same for the class token, the first of the tokens: it attends to the others as they are, not to itself."""
+    """Update the class token, the first one: it attends to the patches without their norm, not to itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         token, patches = x[:, :1], x[:, 1:]
@@ -166,7 +162,7 @@ class LocalCaiT(LateClassToken):
         self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def _largest_width(self, tokens: int) -> int:
-        """Keys and values, or the logits of all heads."""
+        """Return the width of keys and values, or of the logits of all heads."""
         return max(2 * self.inner_dim, self.num_heads * tokens)
 
 
@@ -185,7 +181,7 @@ _AUTHORS_NAMES = (
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalCaiT, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`."""
+    """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     tensors = {name: tensor.flatten() if name.endswith('.gamma') else tensor for name, tensor in tensors.items()}
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')

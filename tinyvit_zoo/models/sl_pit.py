@@ -3,13 +3,12 @@
 Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published; written from the paper)
 
-PiT is a ViT in three stages. Between two of them the map of tokens is pooled to half its sides and twice its channels,
-by convolutions (`plain_pit`) or by shifted patches (`sl_pit`); the class token goes through a Linear beside it.
-Positions are added once, at the input. `_64` is for 64 pixels: patches of 4, not 2.
+PiT is a ViT in three stages. Between stages the map of tokens is pooled to half its sides and twice its channels, by
+convolutions (`plain_pit`) or shifted patches (`sl_pit`); the class token passes through a Linear. Positions are added
+at the input. `_64` is for 64 pixels: patches of 4, not 2.
 
-Where we differ from the authors: the diagonal's mask comes from the shape, and a map may have an odd side (the
-convolutions round it up; shifted patches leave the last row or column out), so that any image size is taken;
-convolutions without overlap are a Linear over patches; the temperatures are not to be weight-decayed.
+Where we differ from the authors: any image size (convolutions round odd maps up, shifted patches drop the last row or
+column); convolutions without overlap are a Linear over patches; temperatures are not decayed.
 """
 import itertools
 import re
@@ -28,7 +27,7 @@ from .sl_vit import AUTHORS_NAMES, register_spt_lsa
 
 
 class ConvPool(nn.Module):
-    """Map to tokens of a map half as large [B, C, H, W] -> [B, N, D]: 3x3 filters channel by channel, then a Linear."""
+    """Map to tokens of a half-size map [B, C, H, W] -> [B, N, D]: depthwise 3x3 convolution, Linear."""
 
     def __init__(self, dim: int, out_dim: int, **dd: Any) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class ConvPool(nn.Module):
 
 
 class Pool(nn.Module):
-    """Between two stages, tokens to tokens, a class token in front of both. `grid`: the map's rows and columns."""
+    """Pool the tokens between two stages, the class token in front; `grid`: the map's rows and columns."""
 
     def __init__(self, dim: int, out_dim: int, spt: bool, **dd: Any) -> None:
         super().__init__()
@@ -113,28 +112,24 @@ class LocalPiT(StagedTransformer):
             self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
             norm: bool = False, stop_early: bool = False, output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> Any:
-        """The tokens after each stage; the arguments are TokenTransformer's."""
+        """Return the tokens after each stage; the arguments are TokenTransformer's."""
         x, taken, take = self._run_stages(x, indices, norm, stop_early)
         grids = self._grids(self.img_size)
         outputs = self._as_outputs(taken, [grids[i] for i in take], return_prefix_tokens, output_fmt)
         return outputs if intermediates_only else (x, outputs)
 
-    @torch.jit.ignore
-    def _features_of_any_size(self, x: Tensor) -> Tensor:
-        grids = self._grids((x.shape[2], x.shape[3]))
-        x = self.stages[0](self._embed(x))
-        for stage, grid in zip(self.stages[1:], grids, strict=False):
-            x = stage.forward_blocks(stage.pool.on_grid(x, grid))
-        return self.norm(x)
-
     def _largest_width(self, tokens: int) -> int:
-        """That of the first stage, whose map is the largest."""
+        """Return the width of the first stage, whose map is the largest."""
         return 3 * self.embed_dims[0]
 
     def forward_features(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if self.dynamic_img_size:
-                return self._features_of_any_size(x)
+                grids = self._grids((x.shape[2], x.shape[3]))
+                x = self.stages[0](self._embed(x))
+                for stage, grid in zip(self.stages[1:], grids, strict=False):
+                    x = stage.forward_blocks(stage.pool.on_grid(x, grid))
+                return self.norm(x)
         return self.norm(self.stages(self._embed(x)))
 
 
@@ -149,7 +144,7 @@ _AUTHORS_NAMES: tuple[tuple[str, Any], ...] = (
 
 
 def _name_conv_pools(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the modules of a convolutional pooling by their weights' shapes; 1x1 convolutions become Linear."""
+    """Name the modules of a convolutional pooling by the shapes of their weights; 1x1 convolutions become Linear."""
     named = {}
     for name, tensor in tensors.items():
         match = re.match(r'(stages\.\d+)\.(?!pool\.|blocks\.)(.+)\.(weight|bias)$', name)
@@ -167,7 +162,7 @@ def _name_conv_pools(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalPiT, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`."""
+    """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = _name_conv_pools(renamed(unwrap(state_dict), _AUTHORS_NAMES))
     stem = tensors.get('tokenizer.proj.weight')
     if stem is not None and stem.ndim == 4:  # a patch convolution becomes a Linear over patches

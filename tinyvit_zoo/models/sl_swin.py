@@ -3,13 +3,13 @@
 Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence; no weights were published)
 
-Three stages of Swin's blocks (arXiv 2103.14030) with windows of 4x4, on maps of 16, 8 and 4 tokens a side: patches are
-of 2 pixels at 32 pixels, and of 4 in the `_64` models. Positions enter twice, by a table added to the tokens and by
-the bias of each offset in a window. `spt` puts shifted patches in the place of the embedding and of both mergings,
-`lsa` learns the temperatures and masks the diagonal. Either goes without the other.
+Three stages of Swin's blocks (arXiv 2103.14030) with windows of 4x4, on maps of 16, 8 and 4 tokens a side: patches of
+2 pixels for 32-pixel images, of 4 in the `_64` models. Positions are a table added to the tokens and a bias for each
+offset in a window. `spt` replaces the embedding and both mergings by shifted patches; `lsa` learns the temperatures and
+masks the diagonal.
 
-Where we differ from the authors: images of any size and shape, with windows that are not full masked to what they
-hold; temperatures, positions and biases are not decayed.
+Where we differ from the authors: images of any size and shape, the padding of incomplete windows masked; temperatures,
+positions and biases are not decayed.
 """
 import itertools
 import math
@@ -30,7 +30,7 @@ from .sl_vit import register_spt_lsa
 
 
 class ConvTokenizer(nn.Module):
-    """Image to tokens [B, C, H, W] -> [B, N, D]: patch convolution, LayerNorm. What fills no patch is left out."""
+    """Image to tokens [B, C, H, W] -> [B, N, D]: patch convolution, LayerNorm. Incomplete patches are left out."""
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int, norm: bool = True, **dd: Any) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class ConvTokenizer(nn.Module):
         return patch_grid(img_size, self.reduction)
 
     def largest_map(self, img_size: tuple[int, int]) -> int:
-        """Values an image has where they are the most."""
+        """Return the number of values in the largest activation of an image."""
         height, width = self.grid_size(img_size)
         return self.proj.out_channels * height * width
 
@@ -52,7 +52,7 @@ class ConvTokenizer(nn.Module):
 
 
 class Merging(nn.Module):
-    """Four neighbours, column by column, to one [B, H, W, C] -> [B, H // 2, W // 2, 2C]: LayerNorm, Linear."""
+    """Merge 2x2 tokens, column by column, [B, H, W, C] -> [B, H // 2, W // 2, 2C]: LayerNorm, Linear."""
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Merging(nn.Module):
 
 
 def _init_module(module: nn.Module) -> None:
-    """The authors' initialisation: PyTorch's own for all layers."""
+    """Initialise one module as the authors do: by PyTorch's defaults."""
     if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
         module.reset_parameters()
     elif isinstance(module, WindowAttention):
@@ -74,10 +74,9 @@ def _init_module(module: nn.Module) -> None:
 
 
 class LocalSwin(StagedTransformer):
-    """Swin, plain or local: `global_pool=''` leaves the map, and there is no 'token'.
+    """Swin, plain or local; `pos_embed` is 'learnable' or 'none' (for images of any size).
 
-    `embed_dim` doubles from stage to stage. `pos_embed` is 'learnable' or 'none' (then images of any size are taken).
-    `drop_path_rate` grows linearly from 0 over all blocks.
+    `embed_dim` doubles from stage to stage; `drop_path_rate` grows linearly from 0 over all blocks.
     """
     init_module = staticmethod(_init_module)
     stages_name, taken_from, pooling = 'layers', '.blocks', ('downsample', 99998)
@@ -117,7 +116,7 @@ class LocalSwin(StagedTransformer):
         return [(rows >> i, cols >> i) for i in range(len(self.layers))]  # a merging leaves out an odd row or column
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Take images of another size: the position table is resized; windows and their biases stay as they are."""
+        """Resize the position table for images of another size; windows and their biases stay."""
         super().set_input_size(img_size)
         for module in self.modules():
             if isinstance(module, WindowAttention):
@@ -131,18 +130,10 @@ class LocalSwin(StagedTransformer):
         return self._embed(x).reshape(x.shape[0], rows, cols, self.embed_dim)
 
     def forward_intermediates(  # type: ignore[override]
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+            self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
+            output_fmt: str = 'NCHW', intermediates_only: bool = False,
     ) -> Any:
-        """The maps at the end of each stage, before its merging; the arguments are timm's.
-
-        `norm` is for the last stage's map, the only one it fits; `output_fmt` is 'NCHW' or 'NHWC'.
-        """
+        """Return the map at the end of each stage, before its merging; `norm` applies to the last stage's alone."""
         if output_fmt not in ('NCHW', 'NHWC'):
             raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'.")
         x, taken, _ = self._run_stages(x, indices, norm, stop_early)
@@ -158,7 +149,7 @@ class LocalSwin(StagedTransformer):
         return self.norm(self.layers(self._first_map(x)))
 
     def _largest_width(self, tokens: int) -> int:
-        """The shifted map."""
+        """Return the width of the shifted map."""
         return 5 * self.embed_dim
 
 
@@ -176,7 +167,7 @@ _AUTHORS_NAMES = (
 
 
 def _fit_bias(table: Tensor, window: int) -> Tensor:
-    """Biases of a smaller window into the middle of a table [(2 * window - 1) ** 2, heads]; the rest is never read."""
+    """Pad the biases of a smaller window to a table [(2 * window - 1) ** 2, heads]; the margin is never read."""
     side, missing = math.isqrt(len(table)), 2 * window - 1 - math.isqrt(len(table))
     if table.ndim != 2 or side * side != len(table) or missing <= 0 or missing % 2:
         return table
@@ -185,7 +176,7 @@ def _fit_bias(table: Tensor, window: int) -> Tensor:
 
 
 def _fit_mask(tensors: dict[str, Tensor], key: str, module: WindowAttention, grid: tuple[int, int]) -> None:
-    """Drop the mask of a shift, of whatever size; make room in `module` for any other, where its size allows."""
+    """Drop the mask of a shift (0 and -100), which follows from the map's size; make a buffer for any other mask."""
     module.attn_mask = None
     mask = tensors.get(key)
     if mask is None:
@@ -199,11 +190,9 @@ def _fit_mask(tensors: dict[str, Tensor], key: str, module: WindowAttention, gri
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalSwin, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`.
+    """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`.
 
-    The authors use smaller windows on maps that are smaller than one; the bias table of
-    such windows is the middle of ours. Masks of shifted windows (0 and -100) are dropped, as ours come from the map's
-    size; where the file has other numbers for this size, the model's `attn_mask` is made to take them.
+    The authors use smaller windows on maps that are smaller than one; their bias table is the middle of ours.
     """
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('relative_position_index')}

@@ -3,17 +3,15 @@
 Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13492 (Lee, Lee and Song, 2021)
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published; written from the paper)
 
-T2T-ViT (https://arxiv.org/abs/2101.11986) makes its tokens step by step. A step takes each 3x3 neighbourhood of the map
-at every second pixel as one token ("unfold"), so that tokens overlap, and lets a small transformer of one head and 64
-channels work on them; its tokens, put back in their places, are the next step's map. The last unfold goes through a
-Linear to the width of the body. 32 pixels take two unfolds, 64 (`_64`) three: 8x8 tokens. An odd map is rounded up.
-Shifted patches are a stack of the image with itself shifted by one pixel, before the first unfold.
+T2T-ViT (https://arxiv.org/abs/2101.11986) makes its tokens in steps. A step takes the 3x3 neighbourhood of each second
+pixel as a token ("unfold"), passes them through a transformer of one head and 64 channels, and puts them back in their
+places as the next map. The last unfold goes through a Linear to the width of the body. 32 pixels take two unfolds, 64
+(`_64`) three: 8x8 tokens. An odd map is rounded up. With `spt` the image is stacked with itself shifted by one pixel.
 
-Peculiar to the authors' code, and kept: a body block adds the normalised tokens to its attention branch; a token
-transformer scales its logits by the width of its input, not of its head.
+As in the authors' code, a body block adds the normalised tokens to its attention branch, and a token transformer scales
+its logits by the width of its input, not of its head.
 
-Where we differ from the authors: a LayerNorm that is never used is not there; the positions, a fixed sine table, are a
-buffer, and follow the image size.
+Where we differ from the authors: no LayerNorm that is never used; the sine positions follow the image size.
 """
 import itertools
 from collections.abc import Mapping
@@ -33,7 +31,7 @@ from .sl_vit import register_spt_lsa
 
 
 class TokenAttention(LocalityAttention):
-    """Attention of one head that narrows its tokens. Where a residual would be are its values, which are as narrow."""
+    """Attention of one head to narrower tokens; the residual is that of its values, as narrow."""
 
     def __init__(self, in_dim: int, dim: int, lsa: bool, **dd: Any) -> None:
         super().__init__(in_dim, 1, dim, lsa, out_dim=dim, scale=in_dim ** -0.5, **dd)
@@ -72,11 +70,11 @@ class TokensToToken(nn.Module):
         self.proj = nn.Linear(9 * self.widths[-1], embed_dim, **dd)
 
     def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """Rows and columns of tokens for an image size."""
+        """Return rows and columns of tokens for an image size."""
         return -(-img_size[0] // self.reduction), -(-img_size[1] // self.reduction)
 
     def largest_map(self, img_size: Tuple[int, int]) -> int:
-        """Values an image has where they are the most: unfolded, or as queries, keys and values."""
+        """Return the number of values in the largest activation: unfolded, or as queries, keys and values."""
         sizes = [self.widths[0] * img_size[0] * img_size[1]]
         for i, width in enumerate(self.widths, start=1):
             tokens = -(-img_size[0] // 2 ** i) * -(-img_size[1] // 2 ** i)
@@ -107,10 +105,7 @@ class Block(LocalityBlock):
 
 
 class LocalT2T(TokenTransformer):
-    """T2T-ViT: each of `num_unfolds` halves the map, the last at the body's width.
-
-    `lsa` acts in the token transformers too (width `token_dim`). `drop_path_rate` grows linearly from 0 over the body.
-    """
+    """T2T-ViT; `lsa` acts in the token transformers too; `drop_path_rate` grows linearly from 0 over the body."""
     init_module = staticmethod(init_trunc_normal)
     tables = ('cls_token', 'pos_embed')
 
@@ -131,7 +126,7 @@ class LocalT2T(TokenTransformer):
         self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def block_layers(self) -> list[Layer]:
-        """The token transformers too, on larger maps."""
+        """Include the token transformers, on larger maps."""
         height, width = self.img_size
         steps = [place('tokenizer.steps', [step], (-(-height // half), -(-width // half)), half, 0, first=i)
                  for i, step in enumerate(self.tokenizer.steps) for half in [2 << i]]
@@ -148,11 +143,10 @@ _AUTHORS_NAMES = (
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalT2T, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names them; the sine table is the model's.
+    """Rename the authors' tensors, or ours, bare or wrapped; the sine table is the model's.
 
-    Another number of channels is refused. The weights cannot be adapted as other stems are: even the same grey image in
-    every channel is more than one channel can stand for, as the first LayerNorm's bias differs by channel, and the
-    Linear behind it has no bias to take that over.
+    Another number of channels is refused: the first LayerNorm's bias differs by channel, and the Linear after it has no
+    bias to absorb that.
     """
     unused = ('tokens_to_token.norm.weight', 'tokens_to_token.norm.bias')
     tensors = {name: tensor for name, tensor in unwrap(state_dict).items() if name not in unused}

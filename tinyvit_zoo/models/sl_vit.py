@@ -7,8 +7,7 @@ Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights 
 cuts the patches (`spt`, see layers/shifted.py) and sharpens the attention (`lsa`, see layers/locality.py). `_64` is for
 64 pixels: patches of 8.
 
-Where we differ from the authors: the diagonal's mask comes from the shape, so that any image size is taken; the
-temperatures are not to be weight-decayed.
+Where we differ from the authors: the mask follows the image size; temperatures are not decayed.
 """
 from collections.abc import Mapping
 from functools import partial
@@ -66,7 +65,7 @@ AUTHORS_NAMES: tuple[tuple[str, Any], ...] = (
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalViT, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, renamed and fitted to the image size and channels of `model`."""
+    """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = renamed(unwrap(state_dict), AUTHORS_NAMES)
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
 

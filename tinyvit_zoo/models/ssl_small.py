@@ -4,15 +4,14 @@ Paper: How to Train Vision Transformer on Small-scale Datasets?, https://arxiv.o
 (Gani, Naseer and Yaqub, 2022)
 Authors' code: https://github.com/hananshafi/vits-for-small-scale-datasets (no licence; written from a description)
 
-They learn from the data set itself, without labels: the views of an image, some of half its size, shall agree. So these
-models take images of any size as they come. ViT and CaiT interpolate their position table to the grid of the image
-(bicubic; at the model's own size it is added as it is). Swin has its positions in the biases of its windows; a map that
-does not fill its windows is padded, and no token attends to the padding.
+Pre-training uses views of different sizes, so these models take images of any size. ViT and CaiT interpolate their
+position table to the grid of the image (bicubic). Swin has its positions in the biases of its windows; a map that does
+not fill its windows is padded, and no token attends to the padding.
 
 `_64` is for 64 pixels: patches twice as large, the same tokens.
 
-Where we differ from the authors: their CaiT gives a smaller image the first rows of its table, and their Swin lets
-tokens attend to the padding. Biases of windows, positions and LayerScale are not to be weight-decayed.
+Where we differ from the authors: their CaiT gives a smaller image the first rows of its table, and their Swin attends
+to the padding. Biases of windows, positions and LayerScale are not decayed.
 """
 from collections.abc import Mapping
 from typing import Any, Optional, Tuple
@@ -50,7 +49,7 @@ def _init_module(module: nn.Module) -> None:
 
 
 class AnySize(TokenTransformer):
-    """Takes images of any size: the position table is interpolated to what comes."""
+    """Interpolate the position table to images of any size."""
     init_module = staticmethod(_init_module)
 
     def _positions(self, x: Tensor) -> Optional[Tensor]:
@@ -115,7 +114,7 @@ class TalkingHeads(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def _project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [H, B, N, D]."""
+        """Return queries, keys and values, each [H, B, N, D]."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 3, 0, 1, 4).unbind(0)
         return q, k, v
 
@@ -161,7 +160,7 @@ class SslCaiT(AnySize, LateClassToken):
         self._init_end(num_classes, global_pool, drop_rate, **dd)
 
     def _largest_width(self, tokens: int) -> int:
-        """Queries, keys and values, or the logits of all heads."""
+        """Return the width of queries, keys and values, or of the logits of all heads."""
         return max(3 * self.embed_dim, self.num_heads * tokens)
 
 
@@ -175,10 +174,9 @@ _AUTHORS_NAMES = (
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: Any, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """The authors' tensors, or ours, bare or wrapped, as `model` names and sizes them.
+    """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`.
 
-    Of a self-distillation's checkpoint the teacher's backbone is taken, or the student's where there is no teacher; the
-    projection head `mlphead.` is left out.
+    A self-distillation's checkpoint gives the teacher's backbone, or the student's without a teacher.
     """
     tensors = without(unwrap(state_dict), r'^mlphead\.', 'the projection head, which only the pre-training uses')
     strange = [name for name in tensors if not name.startswith('backbone.')]

@@ -32,7 +32,7 @@ def card(weight: Weight) -> str:
 
 
 def _description(weight: Weight) -> dict[str, str]:
-    """Return what the weights are for, and how they were made."""
+    """Return the use of the weights and their making."""
     cfg, data, run = timm.get_pretrained_cfg(weight.name), weight.data, weight.trained
     family = sys.modules[timm.models.model_entrypoint(weight.architecture).__module__].__doc__ or ''
     default = timm.get_pretrained_cfg(weight.architecture).tag == weight.tag

@@ -128,7 +128,14 @@ def export(
         for module in model.modules():
             if hasattr(module, 'fused_attn'):
                 module.fused_attn = False   # the plain formula; ONNX's runtimes fuse it by themselves
-        _write_onnx(_program(model, sizes[-1], any_size), path)
+        program = _program(model, sizes[-1], any_size)
+        try:
+            onnx: Any = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'])
+            onnx.save(str(path), external_data=False)
+        except Exception as e:  # the exporter has many of its own
+            raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT that ends in '
+                           f'.pt2.') from e
     else:
         torch.export.save(_program(model, sizes[-1], any_size), path)
     exported = load_exported(path)
@@ -155,16 +162,6 @@ def _program(model: nn.Module, input_size: Sequence[int], any_size: bool) -> Any
             raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave --any-size out; '
                            f'--img-size sets another one.') from e
         raise ZooError(f'torch.export cannot export the model ({one_line(e)}): tell the maintainers.') from e
-
-
-def _write_onnx(program: Any, path: Path) -> None:
-    try:
-        exported = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'])
-        assert exported is not None
-        exported.save(str(path), external_data=False)
-    except Exception as e:  # as above
-        raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT that ends in .pt2.') from e
 
 
 def _quantize(path: Path) -> None:

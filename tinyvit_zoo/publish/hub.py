@@ -1,7 +1,7 @@
 """Publish weights of ours on the Hugging Face Hub: a repository each, pushed in one commit.
 
-It is built in a folder and loaded back from there before anything is pushed. `ORG/NAME.TAG` holds the shipped file,
-byte for byte, as model.safetensors; config.json, for timm and transformers; the card; the log and curves of training.
+Each is built in a folder and loaded back before anything is pushed. `ORG/NAME.TAG` holds the shipped file, byte for
+byte, as model.safetensors, config.json for timm and transformers, the card, and the log and curves of training.
 """
 import json
 import shutil
@@ -126,7 +126,7 @@ def _write_config(model: nn.Module, path: Path) -> None:
 
 
 def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
-    """Raise ZooError unless timm, and transformers, which takes the file as it is, get the tensors of the package."""
+    """Raise ZooError unless timm and transformers (which reads the file directly) load the package's tensors."""
     expected = model.state_dict()
     loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).state_dict()
     for tensors in (loaded, read_weights(folder / 'model.safetensors')):
@@ -174,7 +174,9 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
     # on failure an existing repository is left as it was, and a new one is deleted again
     creating = created = False
     try:
-        head = _head(api, repo_id)
+        head = None
+        with suppress(errors.RepositoryNotFoundError):
+            head = api.model_info(repo_id).sha
         if head is None:
             creating = True
             api.create_repo(repo_id)
@@ -194,14 +196,6 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
         after = f'An empty {repo_id} may be left there' if left else 'Nothing was published or changed'
         raise ZooError(f'{repo_id} was not pushed: {_reason(e, api)} {after}; the same command can be repeated.') from e
     return 'published' if created else 'unchanged' if commit.oid == head else 'updated'
-
-
-def _head(api: HfApi, repo_id: str) -> str | None:
-    """Return the last commit, None if there is no such repository."""
-    try:
-        return api.model_info(repo_id).sha
-    except errors.RepositoryNotFoundError:
-        return None
 
 
 def _status(error: BaseException | None) -> int:
@@ -224,13 +218,13 @@ _ADVICE = {
 
 
 def _reason(error: Exception, api: HfApi) -> str:
-    """Say in one line, without the token, what was wrong and what to do."""
+    """Return the error and the advice in one line, without the token."""
     if isinstance(error, errors.LocalTokenNotFoundError):
         return 'there is no token: run `hf auth login`, or set HF_TOKEN.'
     if isinstance(error, errors.OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set: unset it, or take --dry-run.'
     if status := _status(error):
-        other = 'it is out of order: try again later.' if status >= 500 else 'it does not take what was sent.'
+        other = 'it is out of order: try again later.' if status >= 500 else 'it refuses the request.'
         return f'{api.endpoint} says {status}, {_ADVICE.get(status, other)}'
     cause: BaseException = error
     while cause.__cause__ is not None:

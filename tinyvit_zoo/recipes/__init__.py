@@ -17,7 +17,7 @@ PRETRAININGS = {recipe.name: recipe for paper in (ssl_small, mae_small, mae_lite
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe that makes the weights of this name; ZooError that names the nearest where there is none."""
+    """Return the recipe of these weights; ZooError with the nearest name if there is none."""
     if name in PRETRAININGS:
         raise ZooError(f'{name} is a pre-training: `tinyvit-zoo pretrain {name}`.')
     if name not in RECIPES:
@@ -27,7 +27,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def find_pretraining(name: str) -> Pretraining:
-    """As `find_recipe`, for the encoders."""
+    """Return the pre-training of this name, as `find_recipe`."""
     if name in RECIPES:
         raise ZooError(f'{name} is a supervised training: `tinyvit-zoo train {name}`.')
     if name not in PRETRAININGS:

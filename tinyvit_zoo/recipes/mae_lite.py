@@ -1,8 +1,7 @@
 """The self-supervised lightweight ViTs (arXiv 2205.14443, MAE-Lite), pre-trained and fine-tuned.
 
-The paper's learning rates are for 256 images; here they are those of the whole batch. The layer decay and the drop path
-are meant for weights that were pre-trained: see `from_weights`. The teacher of the distillation is MAE's ViT-Base, of
-1600 epochs; timm has its weights.
+The paper's learning rates are for 256 images; here they are for the whole batch. Layer decay and drop path are for
+pre-trained weights (`from_weights`). The teacher of the distillation is MAE's ViT-Base of 1600 epochs, from timm.
 """
 from dataclasses import replace
 from typing import Any

@@ -11,7 +11,7 @@ from ..errors import ZooError
 
 @dataclass(frozen=True)
 class Range:
-    """A number, or a tuple of `length` of them, that `fits`. None stands for a setting left out, and fits too."""
+    """A number, or a tuple of `length` numbers, that `fits`; None (not set) fits too."""
     expected: str
     fits: Callable[[float], bool]
     length: int = 1
@@ -52,7 +52,7 @@ SEED = Range('from -2**63 to 2**64 - 1, as torch takes it', lambda v: -2 ** 63 <
 
 
 def limited(default: Any, allowed: Range | Choice) -> Any:
-    """A field of a dataclass with its default and the values it may have, which `check_fields` checks."""
+    """Make a dataclass field with a default and allowed values, for `check_fields`."""
     return field(default=default, metadata={'allowed': allowed})
 
 

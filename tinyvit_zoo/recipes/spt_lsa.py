@@ -1,8 +1,7 @@
 """The recipes of shifted patches and locality attention (arXiv 2112.13492), for every family, plain and SL.
 
-What the authors call 100 epochs with three-fold repeated augmentation is three passes an "epoch": 300 epochs here, with
-a warm-up of 30. Weight decay acts on everything, temperatures and tables too, as in the authors' code; our models would
-leave those out (`decay_all=False`).
+The authors' 100 epochs have three-fold repeated augmentation, three passes each: 300 epochs here, with a warm-up of 30.
+Weight decay acts on all parameters, also temperatures and tables, as in the authors' code (`decay_all=True`).
 """
 from dataclasses import replace
 from typing import Any

@@ -18,6 +18,7 @@ class Progress(tqdm):
         self.title, self.first, self.done, self.lines = title, done, done, lines and not quiet and self.disable
         self.begun = self.shown = time.monotonic()
 
+    # `clear` (tqdm's) erases the bar before a line is printed; the next `show` draws it again.
     def show(self, done: int, note: str = '') -> None:
         """Show that `done` of the total are done, with a short `note`."""
         self.set_postfix_str(note, refresh=False)

@@ -56,7 +56,7 @@ class World:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Yield this process's place, from what `torchrun` sets. `device`: 'auto', 'cpu', 'cuda', 'cuda:1', ..."""
+    """Yield the World of `torchrun`'s environment variables. `device`: 'auto', 'cpu', 'cuda', 'cuda:1', ..."""
     size, rank, local = (int(os.environ.get(key, default)) for key, default in (
         ('WORLD_SIZE', 1), ('RANK', 0), ('LOCAL_RANK', 0)))
     chosen = choose_device(device, local if size > 1 else None)

@@ -61,8 +61,8 @@ class Provenance(TypedDict):
 class Weight:
     """An entry. Exactly one of `file` (in this folder, with its sha256), `hf_hub_id` and `url` is set.
 
-    `default`: these are what `pretrained=True` loads. `mean`, `std`, `license`: where they are not those of the
-    dataset and the family. `encoder`: without a classifier. `recipe`: of our weights, a recipe of the same name.
+    `default`: loaded by `pretrained=True`. `mean`, `std`, `license`: if not those of dataset and family. `encoder`:
+    without a classifier. `recipe`: for our weights, a recipe of the same name.
     """
     name: str
     dataset: str
@@ -216,7 +216,7 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _check_weight(weight: Weight, where: str) -> None:
-    """Raise ZooError for what types do not say: the name, the source of the file, the training of our weights."""
+    """Raise ZooError for values that types cannot check: name, source of the file, training of our weights."""
     if not re.fullmatch(r'\w+\.\w+', weight.name):
         raise ZooError(f'{where}: name is {weight.name!r}, expected ARCHITECTURE.TAG.')
     if weight.dataset not in DATASETS:

@@ -64,7 +64,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if path.suffix == '.safetensors' and path.is_file():
         with suppress(safetensors.SafetensorError), safetensors.safe_open(path, framework='pt') as file:
-            return file.metadata() or {}  # of a damaged file `read_weights` says what is wrong
+            return file.metadata() or {}  # `read_weights` reports a damaged file
     return {}
 
 
@@ -125,7 +125,7 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_sha256(path: str | Path, sha256: str, advice: str) -> None:
-    """Raise ZooError, with what to do, unless the file has this digest."""
+    """Raise ZooError with the advice unless the file has this digest."""
     path = Path(path)
     if not path.is_file():
         raise ZooError(f'{path} is missing: {advice}.')
