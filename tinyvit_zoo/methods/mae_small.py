@@ -36,7 +36,7 @@ class SmallMaskedAutoencoder(MaskedModel):
     ) -> None:
         FROM_1.check(decoder_dim=decoder_dim, decoder_heads=decoder_heads)
         FROM_0.check(visible_weight=visible_weight)
-        dim = decoder_dim or encoder.embed_dim // 2
+        dim = decoder_dim or encoder.num_features // 2
         heads = decoder_heads or next(n for n in range(max(1, dim // 32), 0, -1) if dim % n == 0)
         super().__init__(encoder, dim, decoder_depth, heads, mlp_ratio, mask_ratio, normalize_targets)
         self.visible_weight = visible_weight

@@ -3,7 +3,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..recipes.ranges import FROM_1, SHARE
 from ..runtime.world import World
+from ..weights.resolve import create_model
 
 
 class Method(nn.Module):
@@ -131,7 +131,7 @@ def check_model(recipe: BaseRecipe) -> None:
     if 'num_classes' in recipe.model_args:
         raise ZooError('num_classes is no matter of model_args, it comes from the images: leave it out.')
     try:
-        timm.create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
+        create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
     except ZooError:
         raise
     except Exception as e:  # constructors raise errors of all kinds for arguments that are not theirs

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models import get_arch_pretrained_cfgs
@@ -15,13 +14,18 @@ from ..augment.batched import Augment, Mix
 from ..augment.spec import AugmentSpec
 from ..augment.views import OneView
 from ..data.sources import Source
+from ..data.splits import generator
 from ..errors import ZooError
 from ..measure.accuracy import evaluate
 from ..measure.bench import evaluation_batches
+from ..models import take_any_size
 from ..recipes import Recipe
-from ..weights.resolve import resolve, without_rates
+from ..runtime.world import World
+from ..weights.resolve import create_model, resolve, without_rates
+from .distill import Teacher, distillation_loss, resized
 from .joint import average_
 from .method import Task, check_model
+from .whiten import WHITENED, whiten_first_conv
 
 
 class Supervised(Task):
@@ -35,10 +39,18 @@ class Supervised(Task):
         self.average = copy.deepcopy(self.network).eval() if self.recipe.ema else None
         self.best: dict[str, Any] = {'top1': -1.}
         self.steps = 0
+        recipe, world = self.recipe, self.world
+        self.teacher = Teacher(recipe.teacher, self.cfg, world.device, self.dtype) if recipe.teacher else None
+        if recipe.sizes:
+            take_any_size(self.network)
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
         check_model(recipe)
+        if recipe.whiten and recipe.from_weights:
+            raise ZooError('whiten replaces weights that from_weights loads: give one of the two.')
+        if recipe.sizes and recipe.sizes[-1] != recipe.img_size:
+            raise ZooError(f'sizes is {recipe.sizes}: its last must be img_size, {recipe.img_size}.')
         Augment(AugmentSpec.of(recipe, {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}))
         make_mix(recipe, 2)
         if recipe.from_weights and not Path(recipe.from_weights).exists():
@@ -53,18 +65,25 @@ class Supervised(Task):
         args = {'num_classes': cfg['num_classes'], 'img_size': recipe.img_size, **recipe.model_args}
         if recipe.from_weights:
             return resolve(recipe.from_weights, recipe.model).create(**args).to(device)
-        return timm.create_model(recipe.model, **args).to(device)
+        return create_model(recipe.model, **args).to(device)
 
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         x, = self.views(images, generator)
         if self.mix and not 0 < self.recipe.mix_off_epoch <= epoch:
-            return self.mix(x, labels, generator)
-        return x, labels
+            x, labels = self.mix(x, labels, generator)
+        logits = () if self.teacher is None else (self.teacher(x),)
+        size = size_at(self.recipe, epoch)
+        return resized(x, (size, size)), labels, *logits
 
     def loss(self, forward: Any, *inputs: Tensor) -> Tensor:
-        x, target = inputs
+        x, target, *teacher = inputs
         smoothing = 0. if target.is_floating_point() else self.recipe.smoothing  # soft targets are smoothed already
-        return F.cross_entropy(forward(x).float(), target, label_smoothing=smoothing)
+        logits = forward(x).float()
+        loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+        if teacher:
+            distilled = distillation_loss(logits, teacher[0], self.recipe.temperature)
+            loss = torch.lerp(loss, distilled, self.recipe.distill_weight)
+        return loss
 
     def after_step(self, progress: float) -> None:
         self.steps += 1
@@ -77,6 +96,13 @@ class Supervised(Task):
         self.batches = {name: partial(evaluation_batches, split, 2 * self.recipe.batch_size, self.cfg, self.world,
                                       **loading)
                         for name, split in (('val', source.val), ('test', source.test)) if split is not None}
+        if self.recipe.whiten:
+            some = torch.randperm(len(source.train), generator=generator(self.recipe.seed, 1))[:WHITENED]
+            alone = World(0, 1, self.world.device)
+            batches = evaluation_batches(source.train.select(some), 500, self.cfg, alone, **loading)
+            whiten_first_conv(self.network, torch.cat([x for x, _ in batches]))
+            if self.average is not None:
+                self.average.load_state_dict(self.network.state_dict())
         # test images are evaluated meanwhile only where there are no others; they choose nothing
         self.monitor = {name: make() for name, make in list(self.batches.items())[:1]}
 
@@ -122,7 +148,6 @@ class Supervised(Task):
         return {
             'note': '', 'table': f'| measured on | images | top-1, % | loss |\n|---|---|---|---|\n{rows}',
             'use': f'''```python
-import timm
 import tinyvit_zoo
 weights = dict(file='weights.safetensors')
 model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
@@ -137,6 +162,12 @@ model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg
         if self.average is not None:
             self.average.load_state_dict(state['average'])
         self.best, self.steps = state['best'], state['steps']
+
+
+def size_at(recipe: Recipe, epoch: int) -> int:
+    """Return the image size of an epoch: those of `sizes` share the epochs equally."""
+    sizes = recipe.sizes or (recipe.img_size,)
+    return sizes[min(epoch * len(sizes) // recipe.total_epochs, len(sizes) - 1)]
 
 
 def make_mix(recipe: Recipe, num_classes: int) -> Mix | None:

@@ -3,7 +3,7 @@ from timm import list_models as _timm_list_models
 from timm.models import get_pretrained_cfg as _get_pretrained_cfg, model_entrypoint as _model_entrypoint
 
 from ..errors import ZooError, nearest
-from . import compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
+from . import compact, fast_cnn, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
 from ._build import build_model, check_tag, timm_export
 from ._places import Layer, block_layers
 from ._tokens import TokenTransformer
@@ -26,7 +26,7 @@ __all__ = [
 
 # Modules whose models are the zoo's. A family of another package joins by its name: see docs/extending.md.
 FAMILIES = [family.__name__ for family in (
-    compact, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)]
+    compact, fast_cnn, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small)]
 
 
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:

@@ -1,6 +1,6 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
 from ..errors import ZooError, nearest
-from . import compact, mae_lite, mae_small, spt_lsa, ssl_small
+from . import compact, fast_cnn, mae_lite, mae_small, spt_lsa, ssl_small
 from .base import BaseRecipe, Pretraining, Recipe
 from .presets import FINETUNING_PRESET, PRETRAINING_PRESETS
 
@@ -11,7 +11,7 @@ __all__ = [
 
 RECIPES = {
     recipe.name: recipe
-    for paper in (compact, spt_lsa, ssl_small, mae_small, mae_lite) for recipe in paper.RECIPES
+    for paper in (compact, fast_cnn, spt_lsa, ssl_small, mae_small, mae_lite) for recipe in paper.RECIPES
 }
 PRETRAININGS = {recipe.name: recipe for paper in (ssl_small, mae_small, mae_lite) for recipe in paper.PRETRAININGS}
 

@@ -94,6 +94,11 @@ class Recipe(BaseRecipe):
 
     layer_decay: float = limited(1., PART)
     ema: float = limited(0., SHARE)  # decay of the averaged weights, per step
+    teacher: str = ''                   # distil its logits: NAME[.TAG] of the zoo or timm, NAME=FILE, a run directory
+    distill_weight: float = limited(0.9, SHARE)  # of the teacher's loss; the labels' has the rest
+    temperature: float = limited(2., POSITIVE)  # of both softmaxes in the teacher's loss
+    whiten: bool = False                # begin the first convolution with the whitening filters of training patches
+    sizes: tuple[int, ...] = ()         # image sizes over the training, in equal parts: (24, 28, 32); () is img_size
     # the weights kept: 'last', 'ema', or 'best' of a validation split
     keep: str = limited('last', Choice(('last', 'ema', 'best')))
 
@@ -113,6 +118,8 @@ class Recipe(BaseRecipe):
 
     def check(self) -> None:
         super().check()
+        for size in self.sizes:
+            FROM_1.check(sizes=size)
         if self.keep == 'ema' and not self.ema:
             raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
 

@@ -23,7 +23,7 @@ from ..runtime.machine import machine
 from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
 from ..weights import save_weights
-from ..weights.resolve import resolve, without_rates
+from ..weights.resolve import check_model, resolve, without_rates
 from .loop import Loop
 from .optimizer import make_optimizer
 from .run_dir import PRETRAINING, Run, differences
@@ -115,7 +115,7 @@ def pretraining_of(recipe: Recipe) -> Pretraining | None:
 
 def check_recipe(recipe: Any) -> None:
     """Raise ZooError for a recipe that cannot be trained, before anything is read or written."""
-    check_name(recipe.model)
+    check_model(recipe.model) if isinstance(recipe, Recipe) else check_name(recipe.model)
     recipe.check()
     # layers that decay need a real model to tell apart
     make_optimizer(replace(recipe, layer_decay=1.) if isinstance(recipe, Recipe) else recipe, nn.Linear(1, 1))

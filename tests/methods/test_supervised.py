@@ -1,0 +1,125 @@
+"""Supervised training: distillation, whitening, growing images."""
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from training_cases import assert_same_bits, read_checkpoint, run, stop_at, weights, write_npz
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.methods.distill import Teacher, distillation_loss
+from tinyvit_zoo.methods.supervised import size_at
+from tinyvit_zoo.methods.whiten import whiten_first_conv
+from tinyvit_zoo.recipes import Recipe
+from tinyvit_zoo.training.checkpoint import checkpoints
+from tinyvit_zoo.weights import save_weights
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
+
+
+@pytest.fixture(scope='module')
+def teacher(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('teacher') / 'run'
+    assert run(data, folder, '--ema', '0', '--whiten', 'true', model='fast_cnn_half') == 0
+    return folder
+
+
+# -- distillation ------------------------------------------------------------------------------------------------------
+def test_the_loss_is_the_divergence_of_softened_outputs() -> None:
+    student, logits = torch.randn(2, 5, 4, dtype=torch.float64)
+    p, q = (logits / 3).softmax(1), (student / 3).softmax(1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(distillation_loss(student, logits, 3.), expected)
+    assert distillation_loss(logits, logits, 3.).abs() < 1e-12
+
+
+def test_the_teacher_sees_the_images_as_it_was_trained_on_them(tmp_path: Path) -> None:
+    model = timm.create_model('fast_cnn_half', num_classes=4).eval()
+    file = tmp_path / 'teacher.safetensors'
+    save_weights(model.state_dict(), file, {
+        'recipe': 'fast_cnn_half.mine',
+        'pretrained_cfg': json.dumps({'num_classes': 4, 'input_size': (3, 32, 32), 'mean': (0.1, 0.2, 0.3),
+                                      'std': (0.4, 0.5, 0.6), 'label_names': ('a', 'b', 'c', 'd')})})
+    cfg = {'num_classes': 4, 'label_names': ['a', 'b', 'c', 'd'], 'mean': (0.5, 0.6, 0.7), 'std': (0.2, 0.3, 0.1)}
+    pixels = torch.rand(2, 3, 32, 32)
+    first, second = (torch.tensor(values)[:, None, None] for values in (cfg['mean'], cfg['std']))
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    teach = Teacher(str(file), cfg, CPU, None)
+    expected = model((pixels - mean) / std)
+    torch.testing.assert_close(teach((pixels - first) / second), expected, atol=1e-5, rtol=1e-4)
+    small = F.interpolate(pixels, size=(24, 24), mode='bilinear', antialias=True)
+    assert teach((small - first) / second).shape == (2, 4)
+    with pytest.raises(ZooError, match='knows 4 classes and the images have 3'):
+        Teacher(str(file), {**cfg, 'num_classes': 3}, CPU, None)
+    with pytest.raises(ZooError, match=r'has other classes \(a, b, c, ...\) than'):
+        Teacher(str(file), {**cfg, 'label_names': ['a', 'b', 'd', 'c']}, CPU, None)
+
+
+def test_a_student_is_trained_and_resumed_to_the_same_bits(
+        data: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ['--teacher', str(teacher), '--sizes', '(12, 16)', '--whiten', 'true']
+    assert run(data, tmp_path / 'whole', *options) == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5, signal.SIGTERM)
+        assert run(data, tmp_path / 'parts', *options) == 128 + signal.SIGTERM
+    assert not any('teacher' in key for key in read_checkpoint(checkpoints(tmp_path / 'parts')[-1])['network'])
+    assert run(data, tmp_path / 'parts', '--resume', *options) == 0
+    assert_same_bits(tmp_path / 'whole', tmp_path / 'parts')
+    assert run(data, tmp_path / 'alone', *options[2:]) == 0
+    assert any(not torch.equal(a, b) for a, b in zip(
+        weights(tmp_path / 'alone').values(), weights(tmp_path / 'whole').values(), strict=True))
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--teacher', 'fast_cnn_half.untrained'], 'has no weights'),
+    (['--teacher', 'cct_2_3x2.digits'], 'knows 10 classes and the images have 4'),
+    (['--teacher', 'no_model'], 'There is no model'),
+    (['--sizes', '(24, 32)'], r'its last must be img_size, 16'),
+    (['--sizes', '(0, 16)'], 'sizes is 0'),
+    (['--whiten', 'true', '--from-weights', 'cct_2_3x2.digits'], 'give one of the two'),
+])
+def test_bad_values_are_one_line_and_leave_nothing(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
+    assert run(data, tmp_path / 'run', *options) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and re.search(words, error), error
+    assert not (tmp_path / 'run').exists()
+
+
+# -- growing images ----------------------------------------------------------------------------------------------------
+def test_sizes_share_the_epochs() -> None:
+    recipe = Recipe(name='cct_2_3x2.mine', about='', epochs=5, cooldown_epochs=1, sizes=(24, 28, 32))
+    assert [size_at(recipe, epoch) for epoch in range(6)] == [24, 24, 28, 28, 32, 32]
+    assert size_at(Recipe(name='cct_2_3x2.mine', about='', img_size=40), 299) == 40
+
+
+# -- whitening ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('name, filters', [('fast_cnn', 24), ('cct_2_3x2', 54)])
+def test_whitened_patches_are_uncorrelated(name: str, filters: int) -> None:
+    model = timm.create_model(name)
+    conv: nn.Conv2d = model.get_submodule(model.pretrained_cfg['first_conv'])
+    random = conv.weight.detach().clone()
+    images = F.avg_pool2d(torch.randn(500, 3, 34, 34), 3, 1)       # neighbours are alike
+    whiten_first_conv(model, images)
+    assert torch.equal(conv.weight[filters:], random[filters:]) and not conv.weight.requires_grad
+    half = filters // 2
+    assert torch.equal(conv.weight[:half], -conv.weight[half:filters])
+    outputs = F.conv2d(images, conv.weight[:half]).transpose(0, 1).flatten(1)
+    covariance = outputs @ outputs.T / outputs.shape[1]
+    assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 1e-2
+    assert covariance.diagonal()[0] > 0.99 and covariance.diagonal().max() < 1.01
+
+
+def test_whitening_needs_a_convolution() -> None:
+    with pytest.raises(ZooError, match='begins with a convolution, and LocalViT does not'):
+        whiten_first_conv(timm.create_model('sl_vit', depth=1), torch.randn(2, 3, 32, 32))

@@ -1,0 +1,92 @@
+"""A small convolutional network that trains in minutes: the baseline for these pictures, and a teacher for the models.
+
+After the network of "94% on CIFAR-10 in 3.29 seconds" (arXiv 2404.00498), written from its description: a fixed
+convolution that whitens 2 x 2 patches (`whiten` in a recipe sets it), three stages of two 3 x 3 convolutions that begin
+as the identity, scaled logits. Ours: norms and head are torch's usual ones. Images of any size from 16 pixels up.
+"""
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import get_device_dtype, to_2tuple
+from torch import Tensor, nn
+
+from ._build import build_model, register_family
+
+
+class Stage(nn.Sequential):
+    """Two convolutions, the first one followed by pooling."""
+
+    def __init__(self, dim: int, out_dim: int, **dd: Any) -> None:
+        super().__init__(
+            _conv(dim, out_dim, **dd), nn.MaxPool2d(2), nn.BatchNorm2d(out_dim, momentum=0.4, **dd), nn.GELU(),
+            _conv(out_dim, out_dim, **dd), nn.BatchNorm2d(out_dim, momentum=0.4, **dd), nn.GELU())
+
+
+class FastCNN(nn.Module):
+    """`img_size` is for the record: the layers take any size."""
+
+    def __init__(
+            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+            global_pool: str = 'max', dims: tuple[int, ...] = (64, 256, 256), drop_rate: float = 0.,
+            logit_scale: float = 1 / 9, device: Any = None, dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        self.img_size, self.in_chans, self.num_classes, self.global_pool = (
+            to_2tuple(img_size), in_chans, num_classes, global_pool)
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.drop_rate, self.logit_scale = drop_rate, logit_scale
+        self.whiten = nn.Conv2d(in_chans, 8 * in_chans, 2, **dd)
+        widths = (8 * in_chans, *dims)
+        self.stages = nn.Sequential(*[Stage(*pair, **dd) for pair in zip(widths, dims, strict=False)])
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+        self.feature_info = [dict(num_chs=dim, reduction=2 ** i, module=f'stages.{i - 1}')
+                             for i, dim in enumerate(dims, start=1)]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, D, H / 8, W / 8]."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.stages(F.gelu(self.whiten(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
+        return x if pre_logits else self.head(x) * self.logit_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        dd = get_device_dtype(self)
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(stem=r'^whiten', blocks=r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.(\d+)')
+
+
+def _conv(dim: int, out_dim: int, **dd: Any) -> nn.Conv2d:
+    conv = nn.Conv2d(dim, out_dim, 3, padding=1, bias=False, **dd)
+    nn.init.dirac_(conv.weight.data[:dim])     # the first channels begin as the identity, the others at random
+    return conv
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FastCNN, source_size: Any = None) -> dict[str, Tensor]:
+    return dict(state_dict)
+
+
+register_family(__name__, partial(
+    build_model, FastCNN, filter_fn=checkpoint_filter_fn,
+    feature_cfg=dict(feature_cls='list', flatten_sequential=True, out_indices=(0, 1, 2))), {
+    'fast_cnn': ('c10', 32, {}),
+    'fast_cnn_half': ('c10', 32, dict(dims=(32, 128, 128))),
+}, first_conv='whiten', paper_ids='arXiv:2404.00498',
+    paper_name='94% on CIFAR-10 in 3.29 Seconds on a Single GPU')
