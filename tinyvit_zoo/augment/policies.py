@@ -174,16 +174,20 @@ class RandAugment(Policy):
         on, noise, sign, cubic = rest.view(4, self.count, -1)
         op = self.ops.on(u.device)[which] * (on < self.prob)
         slope, offset, direction, whole, low, high = self.table.on(u.device)[:, which]
-        if self.spread > 100:   # uniform up to the magnitude
-            level = noise * self.magnitude
-        else:                   # away from 0, whose normal number is infinite
-            level = torch.erfinv(2 * noise.clamp_min(2 ** -25) - 1) * (math.sqrt(2) * self.spread) + self.magnitude
-        value = slope * level.clamp(0, self.most)
+        value = slope * self._level(noise)
         value = torch.where(whole > 0, (value + 1e-4).floor(), value)      # 3.9999998 in float32 is 4
         direction = torch.where(direction == 0, torch.where(sign < 0.5, -1., 1.), direction)
         arg = torch.minimum(torch.maximum(offset + direction * value, low), high)
         fill = self.fill.on(u.device)
         return [Layer(o, a, choose_kernel(self.interpolation, c), fill) for o, a, c in zip(op, arg, cubic, strict=True)]
+
+    def _level(self, noise: Tensor) -> Tensor:
+        """Return the magnitude with its spread (above 100: uniform up to the magnitude), from uniform numbers."""
+        if self.spread > 100:
+            level = noise * self.magnitude
+        else:       # away from 0, whose normal number is infinite
+            level = torch.erfinv(2 * noise.clamp_min(2 ** -25) - 1) * (math.sqrt(2) * self.spread) + self.magnitude
+        return level.clamp(0, self.most)
 
 
 # ---- AutoAugment
