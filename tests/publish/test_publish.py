@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -345,7 +346,7 @@ def test_what_cannot_be_undone_is_said(hub: FakeHub, folder: Path) -> None:
 def test_somebody_elses_repository_is_not_deleted(
         hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes into being between the look and the creation."""
-    monkeypatch.setattr('tinyvit_zoo.publish.hub._head', lambda api, repo_id: None)
+    monkeypatch.setattr(HfApi, 'model_info', lambda api, repo_id: SimpleNamespace(sha=None))
     hub.repositories[REPO] = [{'README.md': b'theirs'}]
     with pytest.raises(ZooError, match='somebody created it meanwhile'):
         push(HfApi(token=True), folder, REPO)

@@ -1,7 +1,6 @@
 """Choose the operation of each image and its strength: RandAugment, AutoAugment, colour jitter, single operations.
 
-A policy turns given uniform numbers into layers of `ops`. Magnitudes of RandAugment are timm's, of AutoAugment
-torchvision's.
+A policy turns given uniform numbers into layers of `ops`. RandAugment is timm's, AutoAugment torchvision's.
 """
 import math
 import re

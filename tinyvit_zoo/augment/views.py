@@ -1,6 +1,6 @@
-"""Views of each image, one or several, each with its own crop, colours and so on; those of one size as one batch.
+"""Make one or several views of each image of a uint8 batch, each with its own crop and colours.
 
-Views take uint8 batches. Batches of floats were made by the transform that `pillow` returns, and are only unpacked.
+Float batches come from the transform that `pillow` returns and are only unpacked.
 """
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,14 +62,14 @@ def _stack(views: Sequence[Callable[[Any], Tensor]], image: Any) -> Tensor:
 
 
 def contrastive_views(spec: AugmentSpec) -> Views:
-    """MoCo-v3's two views: the first one blurred, the second one now and then, or solarized."""
+    """Make MoCo-v3's two views: the first one blurred, the second one sometimes blurred or solarized."""
     return Views([(1, replace(spec, **_COLOURS, **whole)) for whole in _WHOLE])
 
 
 def low_resolution_views(
         spec: AugmentSpec, count: int = 8, scale: tuple[float, float] = (0.2, 0.5), size: tuple[int, int] | None = None,
 ) -> Views:
-    """Self-distillation's views: two whole ones, and `count` smaller ones of `scale` (by default of half the size)."""
+    """Make self-distillation's views: two whole ones, and `count` of `scale`, by default of half the size."""
     whole = contrastive_views(spec)
     half = size or (spec.img_size[0] // 2, spec.img_size[1] // 2)
     local = replace(spec, img_size=half, crop_scale=scale, blur=0.5, **_COLOURS)

@@ -112,7 +112,7 @@ def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: t
 
 
 def _free_memory() -> int:
-    """Bytes of free main memory; where the system does not say, half of all memory, or 4 GiB."""
+    """Return the bytes of free main memory; half of all memory, or 4 GiB, if the system does not report it."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/meminfo').read_text().splitlines()
         available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))

@@ -49,7 +49,7 @@ class Dataset:
 
     @property
     def spec(self) -> str:
-        """`--data` for this dataset."""
+        """Return `--data` for this dataset."""
         return f'{self.source}:{self.place}' if self.place else self.source
 
 

@@ -87,10 +87,8 @@ class Parts(NamedTuple):
 
 
 def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
-    """Draw a mask of about `count` images, every class in its proportion; at least one of each class is left out.
-
-    A smaller count draws a subset of a larger one's images, up to rounding.
-    """
+    """Draw a mask of about `count` images, every class in its proportion; at least one of each class is left out."""
+    # a smaller count draws a subset of a larger one's images, up to rounding
     order, place, sizes = _shuffled(labels, *seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[order] = place < _shares(sizes, count)[labels[order]]
@@ -98,10 +96,8 @@ def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
 
 
 def nested(labels: Tensor, count: int, *seed: int) -> Tensor:
-    """Draw a mask of `count` images, every class in its proportion, with at least one image each if they suffice.
-
-    A smaller count draws a subset of a larger one's images: they are ordered by their rank within their class.
-    """
+    """Draw a mask of `count` images, every class in its proportion, with at least one image each if they suffice."""
+    # ordered by rank within the class: a smaller count draws a subset of a larger one's images
     order, place, sizes = _shuffled(labels, *seed)
     first = (place / sizes[labels[order]]).argsort(stable=True)[:count]
     return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, order[first], True)

@@ -65,7 +65,7 @@ def layer_logits(attn: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 @contextmanager
 def watch_attention(layers: Sequence[Layer], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Within, a forward pass calls `see(index, logits)` for each of these layers (`layer_logits`)."""
+    """Call `see(index, logits)` for each of these layers in every forward pass inside."""
     def hook(index: int, attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(index, layer_logits(attn, *args, **kwargs))
 

@@ -60,12 +60,6 @@ def _keep_scale(dropped_levels: int) -> float:
     return _LEVELS / (_LEVELS - dropped_levels) if dropped_levels < _LEVELS else 0.
 
 
-def _draw_mask(mask: Tensor, dropped_levels: int) -> None:
-    """Fill a bool tensor, true where kept. Four decisions a 64-bit draw: four times as fast as `bernoulli_`."""
-    bits = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
-    torch.ge(bits.view(torch.int16)[:mask.numel()].view(mask.shape), dropped_levels - _LEVELS // 2, out=mask)
-
-
 def _empty_and_mask(qkv: Tensor, *_: Any) -> Tuple[Tensor, Tensor]:
     batch, tokens, _three, heads, head_dim = qkv.shape
     return qkv.new_empty(batch, tokens, heads, head_dim), qkv.new_empty(heads, batch, tokens, tokens, dtype=torch.bool)
@@ -73,15 +67,17 @@ def _empty_and_mask(qkv: Tensor, *_: Any) -> Tuple[Tensor, Tensor]:
 
 @operator('dropout_attention', _empty_and_mask, _flops, tags=(torch.Tag.nondeterministic_seeded,))
 def dropout_attention(qkv: Tensor, dropout_p: float) -> Tuple[Tensor, Tensor]:
-    """[B, N, 3, H, D] -> attention output [B, N, H, D], and the mask [H, B, N, N] that the backward pass needs."""
+    """Attend [B, N, 3, H, D] -> [B, N, H, D]; also return the mask [H, B, N, N], which the backward pass needs."""
     dropped = round(dropout_p * _LEVELS)
     out, mask = _empty_and_mask(qkv)
     (q, k, v), kept = qkv.unbind(2), mask.permute(1, 2, 0, 3)
     with torch.autocast('cpu', enabled=False):
         for piece in _pieces(qkv):
             attn = _probabilities(q[piece].contiguous(), k[piece].contiguous(), qkv.shape[-1] ** -0.5)
-            _draw_mask(kept[piece], dropped)
-            attn.mul_(kept[piece].view(torch.uint8).to(attn.dtype))  # the conversion of bool is not vectorised
+            keep = kept[piece]  # four decisions a 64-bit draw: four times as fast as `bernoulli_`
+            bits = torch.empty((keep.numel() + 3) // 4, dtype=torch.int64).random_(-2 ** 63, None)
+            torch.ge(bits.view(torch.int16)[:keep.numel()].view(keep.shape), dropped - _LEVELS // 2, out=keep)
+            attn.mul_(keep.view(torch.uint8).to(attn.dtype))  # the conversion of bool is not vectorised
             _product(attn, v[piece], _keep_scale(dropped), out=out[piece])
         return out, mask
 
@@ -124,7 +120,7 @@ def locality_attention_is_faster(qkv: Tensor) -> bool:
 
 @operator('locality_attention', lambda qkv, *_: qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]), _flops)
 def locality_attention(qkv: Tensor, temperature: Tensor, masked: bool) -> Tensor:
-    """[B, N, 3, H, D] and temperatures [H] -> [B, N, H, D]; `masked`: no token attends to itself."""
+    """Attend [B, N, 3, H, D] -> [B, N, H, D] with temperatures [H]; `masked`: no token attends to itself."""
     temperatures, diagonal = temperature.tolist(), diagonal_value(qkv.dtype) if masked else None
     out, (q, k, v) = qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]), qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):

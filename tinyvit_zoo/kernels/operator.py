@@ -22,10 +22,9 @@ def backward_of(
         op: Any, name: str, flops: Callable[..., int], gradients: int = 1,
         saved: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] = lambda inputs, output: inputs,
 ) -> Callable[..., Any]:
-    """Decorate a function as the operator `tinyvit_zoo::name_backward`, the backward pass of `op`.
+    """Register `tinyvit_zoo::name_backward`, the backward pass of `op`; `flops` takes the saved arguments.
 
-    The function takes the gradient of the first output and `saved(inputs, output)`, tensors first, and returns the
-    gradients of the first `gradients` inputs. `flops` takes the saved arguments.
+    It maps the gradient of the first output and `saved(inputs, output)`, tensors first, to `gradients` gradients.
     """
     def fake(grad: Tensor, *arguments: Any) -> Any:
         empty = tuple(torch.empty_like(x) for x in arguments[:gradients])

@@ -57,7 +57,7 @@ def _flops(qkv: Any, temperature: Any, bias: Any, order: Any, *_: Any) -> int:
 
 @operator('window_attention', lambda qkv, *_: torch.empty_like(qkv[:, :, 0]), _flops)
 def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor) -> Tensor:
-    """[B, L, 3, H, D] -> [B, L, H, D], with temperatures [H] and a bias of the logits [windows or 1, H, N, N].
+    """Attend [B, L, 3, H, D] -> [B, L, H, D], with temperatures [H] and a bias [windows or 1, H, N, N].
 
     `order`: the token in each place of the windows, any in the padding; `place`: the place of each token [L].
     """

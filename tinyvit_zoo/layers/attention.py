@@ -13,7 +13,7 @@ from ..kernels import attention  # noqa: F401  registers the operator
 @torch.fx.wrap
 @register_notrace_function
 def attend(qkv: Tensor, dropout_p: float) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v with attention dropout: [B, N, 3, H, D] -> [B, N, H * D]."""
+    """Attend [B, N, 3, H, D] -> [B, N, H * D]: softmax(q k^T / sqrt(D)) v with attention dropout."""
     if not torch.jit.is_scripting():
         if dropout_p > 0. and qkv.device.type == 'cpu':
             return torch.ops.tinyvit_zoo.dropout_attention(qkv, dropout_p)[0].flatten(2)
@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
         return self.qkv(x).reshape(x.shape[0], x.shape[1], 3, self.num_heads, self.head_dim)
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """[B, N, 3, H, D] -> [B, N, H * D]."""
+        """Attend [B, N, 3, H, D] -> [B, N, H * D]."""
         if self.fused_attn:
             return self.attend_fused(qkv, self.attn_drop.p if self.training else 0.)
         v = qkv[:, :, 2].transpose(1, 2)  # [B, H, N, D]

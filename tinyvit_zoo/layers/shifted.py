@@ -15,7 +15,7 @@ from ..kernels.shifted_merging import shifted_merging
 
 
 def shift_diagonally(x: Tensor, distance: int) -> Tensor:
-    """[B, C, H, W] -> [B, 5C, H, W]: x, then copies whose content moved right-down, left-down, right-up and left-up."""
+    """Stack x [B, C, H, W] and copies moved right-down, left-down, right-up and left-up -> [B, 5C, H, W]."""
     d, height, width = distance, x.shape[2], x.shape[3]
     wide = F.pad(x, (d, d, d, d))
     corners = [(0, 0), (0, 2 * d), (2 * d, 0), (2 * d, 2 * d)]
@@ -65,7 +65,7 @@ class ShiftedPatchTokenization(PatchTokenization):
 
 
 def cut_patches(x: Tensor, size: int) -> Tensor:
-    """[B, C, H, W] -> [B, N, size * size * C], values of a patch ordered by row, column, channel."""
+    """Cut [B, C, H, W] -> [B, N, size * size * C], values of a patch ordered by row, column, channel."""
     B, C = x.shape[0], x.shape[1]
     rows, cols = x.shape[2] // size, x.shape[3] // size
     x = x[:, :, :rows * size, :cols * size].reshape(B, C, rows, size, cols, size)
@@ -99,7 +99,7 @@ def adapt_patch_channels(tensors: Mapping[str, Tensor], stem: str, old: int, new
 @register_notrace_function
 def _merge_shifted(
         x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, H // 2, W // 2, D]: shifted patches of 2x2, LayerNorm, Linear."""
+    """Merge [B, H, W, C] -> [B, H // 2, W // 2, D]: shifted patches of 2x2, LayerNorm, Linear."""
     if not torch.jit.is_scripting():
         if x.device.type == 'cpu' and type(x) is Tensor and not torch.compiler.is_compiling():
             scaled = weight * norm_weight

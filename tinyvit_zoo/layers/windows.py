@@ -22,7 +22,7 @@ _OPERATOR_FROM = 1 << 20    # numbers in queries, keys and values together
 
 
 def _cut(x: Tensor, window: int) -> Tensor:
-    """[H, W] -> [windows, window * window]."""
+    """Cut [H, W] -> [windows, window * window]."""
     rows, cols = x.shape[0] // window, x.shape[1] // window
     return x.reshape(rows, window, cols, window).transpose(1, 2).reshape(rows * cols, window * window)
 
@@ -54,10 +54,8 @@ def _make_mask(height: int, width: int, window: int, shift: int, diagonal: bool,
 
 
 def window_mask(x: Tensor, height: int, width: int, window: int, shift: int, diagonal: bool) -> Tensor:
-    """Return the mask of the logits [windows or 1, N, N], of the type and on the device of `x`.
-
-    Finite, and less low on the diagonal than out of bounds: a token alone in its window attends to itself.
-    """
+    """Return the mask of the logits [windows or 1, N, N], of the type and on the device of `x`."""
+    # finite, and less low on the diagonal than out of bounds: a token alone in its window attends to itself
     if torch.jit.is_scripting():
         mask = _make_mask(height, width, window, shift, diagonal, x.dtype, x.device)
     else:  # a constant for the compiler: inductor's index arithmetic chokes on making it
@@ -102,10 +100,10 @@ def _bias(qkv: Tensor, table: Tensor, attn_mask: Optional[Tensor], window: int, 
 def attend_in_windows(
         qkv: Tensor, temperature: Optional[Tensor], table: Tensor, attn_mask: Optional[Tensor], window: int, shift: int,
         fused: bool) -> Tensor:
-    """[B, H, W, 3, heads, D] -> [B, H, W, heads * D]; `fused=False` for the plain formula.
+    """Attend [B, H, W, 3, heads, D] -> [B, H, W, heads * D]; `fused=False`: by the plain formula.
 
-    `temperature`: [heads] or None; `table`: [(2 * window - 1) ** 2, heads]; `attn_mask`: [windows, N, N] in the place
-    of the shift's mask. As the authors of Swin have it, `shift` acts where the map is larger than a window both ways.
+    `temperature`: [heads] or None; `table`: [(2 * window - 1) ** 2, heads]; `attn_mask`: [windows, N, N] instead of the
+    shift's mask. As in the authors' Swin, `shift` applies only to maps larger than a window both ways.
     """
     height, width, heads, head_dim = qkv.shape[1], qkv.shape[2], qkv.shape[4], qkv.shape[5]
     shift = shift if min(height, width) > window else 0
@@ -132,10 +130,7 @@ def attend_in_windows(
 
 
 class WindowAttention(nn.Module):
-    """Attention in windows of a map [B, H, W, C], with a bias for each offset; `lsa` as in LocalityAttention.
-
-    `attn_mask` is None, but for a checkpoint with another mask than the map's size gives, which is bound to that size.
-    """
+    """Attention in windows of a map [B, H, W, C], with a bias for each offset; `lsa` as in LocalityAttention."""
     fused_attn: torch.jit.Final[bool]
     attn_mask: Optional[Tensor]
 
@@ -150,7 +145,7 @@ class WindowAttention(nn.Module):
         self.fused_attn = use_fused_attn()
         self.temperature: Optional[nn.Parameter] = nn.Parameter(torch.empty(num_heads, **dd)) if lsa else None
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads, **dd))
-        self.register_buffer('attn_mask', None)
+        self.register_buffer('attn_mask', None)  # else the mask of a checkpoint, for one map size
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)

@@ -67,7 +67,7 @@ class Bench:
 
     @cached_property
     def features(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features and labels of the training images, then of the images evaluated on."""
+        """Return features and labels of the training images, then of the evaluated ones."""
         if self.split == 'train':
             raise ZooError('--knn and --probe train on the training images: give --split test or val.')
         return tuple(  # type: ignore[return-value]
@@ -76,7 +76,7 @@ class Bench:
 
     @property
     def class_mismatch(self) -> str:
-        """Why the model cannot be scored on the classes of the dataset; '' where it can."""
+        """Return why the model cannot be scored on the classes of the dataset; '' if it can."""
         title, source = self.loaded.title, self.source
         count = getattr(self.loaded.model, 'num_classes', 0)
         if not count:

@@ -65,7 +65,7 @@ def _offsets(radius: float, device: torch.device) -> Tensor:
 
 
 def _smooth(x: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur."""
+    """Blur with a Gaussian."""
     weights = (-0.5 * (_offsets(3 * deviation, x.device) / deviation).square()).exp()
     return _filter(x, (weights[:, None] * weights)[None])
 

@@ -99,7 +99,6 @@ def held_memory(step: Step, model: nn.Module, images: Tensor) -> int:
         rise = torch.cuda.max_memory_allocated(images.device) - before
         return rise + sum(t.numel() * t.element_size() for t in tensors)
     with Ledger() as ledger:
-        for tensor in tensors:
-            ledger.hold(tensor)
+        ledger.hold(tensors)
         step()
     return ledger.peak

@@ -62,7 +62,7 @@ class MaskedAutoencoder(MaskedModel):
         self.encoder.pos_embed.requires_grad_(False)
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error of the masked pixels."""
+        """Return the mean squared error of the masked pixels."""
         return (self.errors(images, prediction) * mask).sum() / mask.sum()
 
 

@@ -65,7 +65,7 @@ class MoCoV3(Method):
         return self
 
     def forward(self, views: Tensor) -> Tensor:
-        """Two views of each image [2, B, C, H, W] -> loss."""
+        """Return the loss of two views of each image [2, B, C, H, W]."""
         images = views.flatten(0, 1)
         # one view at a time through the batch norms, as in the paper
         q1, q2 = (self.predictor(self.projector(x)) for x in self.encoder(images).chunk(2))  # [B, dim]

@@ -45,7 +45,7 @@ class Head(nn.Module):
 
     @property
     def directions(self) -> nn.Parameter:
-        """[num_prototypes, bottleneck_dim], of any length."""
+        """Return the learned directions [num_prototypes, bottleneck_dim], of any length."""
         return self.last_layer.parametrizations.weight.original1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class SelfDistillation(Method):
         local_views: number of views of half the size, each of a share `local_scale` of the image.
         hidden_dim, bottleneck_dim, num_prototypes: of the head.
         student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's softmax, before and after the warm-up.
-        temperature_warmup: share of the training in which the temperature grows linearly.
+        teacher_temperature: of the teacher's, before and after `temperature_warmup`, a share of the training, in which
+            it rises linearly.
         freeze_last: share of the training, at its start, in which the last layer is frozen.
         momentum: of the teacher at the start; it rises to 1.
         centre_momentum: of the centre.

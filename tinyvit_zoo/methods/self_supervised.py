@@ -90,7 +90,7 @@ class SelfSupervised(Task):
         self.network.after_step(progress)
 
     def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
-        """Training images vote on held-out ones, where there are neither validation nor test images."""
+        """Prepare k-NN by training images on validation, test, or else held-out training images."""
         self.say, self.classes = say, len(source.class_names)
         bank, queries = source.train, source.val or source.test
         if queries is None:

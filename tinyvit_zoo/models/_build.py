@@ -1,6 +1,6 @@
 """Register families with timm, and build their models through timm's builder, with strict loading.
 
-All of timm's private names that the models need are imported here and nowhere else (`x as x`: for others).
+This module alone imports private names of timm (`x as x`: for others).
 """
 import argparse
 import logging
@@ -247,7 +247,7 @@ def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> d
 
 
 def timm_export(model: nn.Module) -> dict[str, Any]:
-    """Arguments for `timm.models.save_for_hf` and `push_to_hf_hub` that make timm load the model without this package.
+    """Return arguments of timm's `save_for_hf` and `push_to_hf_hub` that let timm load the model without the zoo.
 
         timm.models.save_for_hf(model, folder, **timm_export(model))
     """

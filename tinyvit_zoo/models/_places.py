@@ -25,7 +25,7 @@ class Layer:
 
     @property
     def mixes_heads(self) -> bool:
-        """Whether heads are mixed once more behind the softmax."""
+        """Return whether heads are mixed after the softmax too."""
         return isinstance(self.attention, TalkingHeadAttn) or getattr(self.attention, 'mixes_heads', False)
 
 

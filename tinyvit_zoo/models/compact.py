@@ -106,22 +106,20 @@ class Block(nn.Module):
         return x
 
 
-def _init_module(module: nn.Module) -> None:
-    """Initialise one module as the authors do."""
-    init_trunc_normal(module)
-    if isinstance(module, nn.Conv2d):
-        module.reset_parameters()  # for the bias
-        nn.init.kaiming_normal_(module.weight)
-
-
 class CompactTransformer(TokenTransformer):
     """ViT-Lite, CVT or CCT, by tokenizer and pooling; drop path grows linearly from 0 over the blocks.
 
     `pos_embed`: 'learnable', 'sine' (fixed, a buffer) or 'none' (images of any size).
     """
-    init_module = staticmethod(_init_module)
     init_table = staticmethod(partial(trunc_normal_, std=0.2))
     tables = ('pos_embed',)
+
+    @staticmethod
+    def init_module(module: nn.Module) -> None:
+        init_trunc_normal(module)
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()  # for the bias
+            nn.init.kaiming_normal_(module.weight)
 
     def __init__(
             self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,

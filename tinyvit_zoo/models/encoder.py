@@ -36,7 +36,10 @@ def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
     `keep`: indices of patches [B, K], row by row from 0, in the order of the output; None: all.
     """
     require_plain(model)
-    x = _embed(model, images)
+    if isinstance(model, VisionTransformer):
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    else:
+        x = model._embed(images)
     rows = None
     if keep is not None:
         rows = _rows(model, keep, len(images))
@@ -54,12 +57,6 @@ def require_plain(model: nn.Module) -> None:
             return
     raise ZooError(f'{type(model).__name__} is no plain encoder (one sequence of tokens, a stack of blocks): take '
                    f'{_PLAIN}.')
-
-
-def _embed(model: Any, images: Tensor) -> Tensor:
-    if isinstance(model, VisionTransformer):
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-    return model._embed(images)
 
 
 def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:

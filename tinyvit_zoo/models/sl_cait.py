@@ -30,7 +30,7 @@ from .sl_vit import AUTHORS_NAMES, register_spt_lsa
 
 
 def mix_heads(x: Tensor, mix: Tensor) -> Tensor:
-    """[H, ...] -> [H, ...]: each head the sum of all, weighted by its column of `mix`."""
+    """Mix heads [H, ...] -> [H, ...]: each is the sum of all, weighted by its column of `mix`."""
     return (mix.t().to(x.dtype) @ x.flatten(1)).view_as(x)
 
 
@@ -113,15 +113,6 @@ class ClassBlock(MixedBlock):
         return torch.cat([token, patches], dim=1)
 
 
-def _init_module(module: nn.Module) -> None:
-    """Initialise one module as the authors do."""
-    init_xavier(module)
-    if isinstance(module, LayerScale):
-        module.reset_parameters()
-    elif isinstance(module, MixedAttention):
-        module.reset_mixing()
-
-
 class LocalCaiT(LateClassToken):
     """CaiT, by default with shifted patches and locality attention.
 
@@ -130,8 +121,15 @@ class LocalCaiT(LateClassToken):
         lsa_mask: 'paper' (no patch attends to itself) or 'authors' (see the module's docstring).
         drop_path_rate: the authors' default, the same in every block.
     """
-    init_module = staticmethod(_init_module)
     init_table = staticmethod(nn.init.normal_)
+
+    @staticmethod
+    def init_module(module: nn.Module) -> None:
+        init_xavier(module)
+        if isinstance(module, LayerScale):
+            module.reset_parameters()
+        elif isinstance(module, MixedAttention):
+            module.reset_mixing()
 
     def __init__(
             self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,

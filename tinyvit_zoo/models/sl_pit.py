@@ -150,10 +150,7 @@ def _name_conv_pools(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         match = re.match(r'(stages\.\d+)\.(?!pool\.|blocks\.)(.+)\.(weight|bias)$', name)
         weight = tensors.get(f'{match[1]}.{match[2]}.weight') if match else None
         if match and weight is not None:
-            if weight.ndim == 2:
-                part = 'class_proj'
-            else:
-                part = 'patches.proj' if weight.shape[-1] == 1 else 'patches.conv'
+            part = 'class_proj' if weight.ndim == 2 else f'patches.{"proj" if weight.shape[-1] == 1 else "conv"}'
             name = f'{match[1]}.pool.{part}.{match[3]}'
         named[name] = tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[-1] == 1 else tensor
     return named

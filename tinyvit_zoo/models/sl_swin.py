@@ -65,21 +65,16 @@ class Merging(nn.Module):
         return self.proj(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
 
-def _init_module(module: nn.Module) -> None:
-    """Initialise one module as the authors do: by PyTorch's defaults."""
-    if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
-        module.reset_parameters()
-    elif isinstance(module, WindowAttention):
-        module.reset_own_parameters()
-
-
 class LocalSwin(StagedTransformer):
-    """Swin, plain or local; `pos_embed` is 'learnable' or 'none' (for images of any size).
-
-    `embed_dim` doubles from stage to stage; `drop_path_rate` grows linearly from 0 over all blocks.
-    """
-    init_module = staticmethod(_init_module)
+    """Swin, plain or local; `pos_embed` is 'learnable' or 'none' (for images of any size); drop path grows from 0."""
     stages_name, taken_from, pooling = 'layers', '.blocks', ('downsample', 99998)
+
+    @staticmethod
+    def init_module(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
+            module.reset_parameters()
+        elif isinstance(module, WindowAttention):
+            module.reset_own_parameters()
 
     def __init__(
             self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
@@ -123,7 +118,7 @@ class LocalSwin(StagedTransformer):
                 module.attn_mask = None
 
     def _first_map(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, H', W', D]"""
+        """Embed images [B, C, H, W] -> [B, H', W', D]."""
         _assert(x.shape[2] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
         _assert(x.shape[3] >= self.least_size, f'This model takes images of {self.least_size} pixels a side and more.')
         rows, cols = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
@@ -175,18 +170,6 @@ def _fit_bias(table: Tensor, window: int) -> Tensor:
     return F.pad(table.unflatten(0, (side, side)), (0, 0, margin, margin, margin, margin)).flatten(0, 1)
 
 
-def _fit_mask(tensors: dict[str, Tensor], key: str, module: WindowAttention, grid: tuple[int, int]) -> None:
-    """Drop the mask of a shift (0 and -100), which follows from the map's size; make a buffer for any other mask."""
-    module.attn_mask = None
-    mask = tensors.get(key)
-    if mask is None:
-        return
-    if ((mask == 0) | (mask == -100)).all():
-        del tensors[key]
-    elif len(mask) * module.window_size ** 2 == grid[0] * grid[1] and min(grid) > module.window_size:
-        module.attn_mask = module.qkv.weight.new_zeros(mask.shape)
-
-
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: LocalSwin, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
@@ -198,11 +181,16 @@ def checkpoint_filter_fn(
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('relative_position_index')}
     for name, module in model.named_modules():
         if isinstance(module, WindowAttention):
-            table, stage = f'{name}.relative_position_bias_table', int(name.split('.')[1])
+            table, key, stage = f'{name}.relative_position_bias_table', f'{name}.attn_mask', int(name.split('.')[1])
             if table in tensors:
                 tensors[table] = _fit_bias(tensors[table], module.window_size)
-            grid = (model.grid_size[0] >> stage, model.grid_size[1] >> stage)
-            _fit_mask(tensors, f'{name}.attn_mask', module, grid)
+            rows, cols = (side >> stage for side in model.grid_size)
+            module.attn_mask, mask = None, tensors.get(key)
+            if mask is not None and ((mask == 0) | (mask == -100)).all():
+                del tensors[key]    # the mask of a shift, which follows from the map's size
+            elif mask is not None and len(mask) * module.window_size ** 2 == rows * cols and min(
+                    rows, cols) > module.window_size:
+                module.attn_mask = module.qkv.weight.new_zeros(mask.shape)
     return fit_positions(adapt_linear_stem(tensors, model, 'tokenizer'), model, source_size)
 
 

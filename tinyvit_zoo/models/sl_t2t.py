@@ -91,7 +91,7 @@ class TokensToToken(nn.Module):
 
 
 def unfold(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, N, 9C]: 3x3 neighbourhoods at every second pixel, zeros around the map."""
+    """Cut 3x3 neighbourhoods at every second pixel [B, C, H, W] -> [B, N, 9C], zeros around the map."""
     return F.unfold(x, 3, stride=2, padding=1).transpose(1, 2)
 
 

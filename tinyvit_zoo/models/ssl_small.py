@@ -34,23 +34,21 @@ _EPS = 1e-6            # of every LayerNorm
 _LAYER_SCALE = 1e-5    # where it starts
 
 
-def _init_module(module: nn.Module) -> None:
-    """Initialise one module as the authors do."""
-    init_trunc_normal(module)
-    if isinstance(module, nn.Conv2d):
-        module.reset_parameters()
-    elif isinstance(module, nn.LayerNorm):
-        module.eps = _EPS
-    elif isinstance(module, WindowAttention):
-        module.reset_own_parameters()
-    elif isinstance(module, (LayerScaleBlock, LayerScaleBlockClassAttn)):
-        nn.init.constant_(module.gamma_1, _LAYER_SCALE)
-        nn.init.constant_(module.gamma_2, _LAYER_SCALE)
-
-
 class AnySize(TokenTransformer):
     """Interpolate the position table to images of any size."""
-    init_module = staticmethod(_init_module)
+
+    @staticmethod
+    def init_module(module: nn.Module) -> None:
+        init_trunc_normal(module)
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.LayerNorm):
+            module.eps = _EPS
+        elif isinstance(module, WindowAttention):
+            module.reset_own_parameters()
+        elif isinstance(module, (LayerScaleBlock, LayerScaleBlockClassAttn)):
+            nn.init.constant_(module.gamma_1, _LAYER_SCALE)
+            nn.init.constant_(module.gamma_2, _LAYER_SCALE)
 
     def _positions(self, x: Tensor) -> Optional[Tensor]:
         patch = self.tokenizer.reduction
@@ -87,7 +85,7 @@ class SslSwin(AnySize, LocalSwin):
 
 
 def _mix_heads(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[H, ...] -> [H, ...]: a Linear over the heads."""
+    """Apply a Linear over the heads [H, ...] -> [H, ...]."""
     return torch.addmm(bias[:, None], weight, x.flatten(1)).view_as(x)
 
 

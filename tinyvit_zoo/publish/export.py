@@ -134,8 +134,7 @@ def export(
                 program, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'])
             onnx.save(str(path), external_data=False)
         except Exception as e:  # the exporter has many of its own
-            raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT that ends in '
-                           f'.pt2.') from e
+            raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT ending in .pt2.') from e
     else:
         torch.export.save(_program(model, sizes[-1], any_size), path)
     exported = load_exported(path)

@@ -1,7 +1,7 @@
 """Self-distillation on low-resolution views, and the fine-tuning after it (arXiv 2210.07240).
 
-The pre-training's learning rate is 1e-4 for 256 images, at 256 on each of two GPUs. Its first ten epochs warm the
-teacher's temperature up, and its last layer waits for one. The fine-tuning is much as that of the SPT/LSA recipes.
+The pre-training's learning rate is 1e-4 for 256 images, at 256 on each of two GPUs. The teacher's temperature rises
+over ten epochs; the last layer is frozen for one. The fine-tuning is close to the SPT/LSA recipes.
 """
 from dataclasses import replace
 from typing import Any

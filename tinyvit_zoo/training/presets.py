@@ -14,7 +14,7 @@ from ..weights.resolve import resolve, without_rates
 
 
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
-    """Fine-tune `name` (None: the model pre-trained in `start`) at its size; from scratch where it has no weights."""
+    """Fine-tune `name` ('': the model pre-trained in `start`) at its size; from scratch if it has no weights."""
     run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
     run = run if 'method' in run else {}
     if not name and not run:

@@ -27,8 +27,14 @@ class Run:
         self.folder, self.quiet = folder, quiet
         self.progress: Progress | None = None
         self.pictures = True
-        self.make_writer = _tensorboard() if tensorboard and not quiet else None
         self.writer: Any = None
+        self.make_writer: Any = None
+        if tensorboard and not quiet:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as e:
+                raise ZooError("--tensorboard needs its package: pip install 'tinyvit-zoo[train]'.") from e
+            self.make_writer = SummaryWriter
 
     def open(self, recipe: BaseRecipe, facts: Mapping[str, Any], resume: bool) -> None:
         """Begin the directory, or go on with it. ZooError where it holds another run, or one that would be lost."""
@@ -157,12 +163,3 @@ def differences(old: Any, new: Any, name: str = '') -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for key in dict.fromkeys([*old, *new]) for line in differences(old.get(key), new.get(key), key)]
     return [] if old == new else [f'{name} {old} -> {new}']
-
-
-def _tensorboard() -> Any:
-    """Return the class that writes events; ZooError where its package is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise ZooError("--tensorboard needs its package: pip install 'tinyvit-zoo[train]'.") from e
-    return SummaryWriter

@@ -69,7 +69,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    """PyTorch's own format (a zip or a bare pickle), or a zip that holds one file of any of these formats."""
+    """Read PyTorch's own format (a zip or a bare pickle), or a zip with one file of any of these formats."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
             if broken := archive.testzip():

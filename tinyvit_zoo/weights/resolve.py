@@ -58,14 +58,14 @@ class Resolved:
 
     @property
     def cfg(self) -> dict[str, Any]:
-        """Preprocessing and classes in timm's fields, as the weights state them: a foreign file states none."""
+        """Return the preprocessing and classes stated by the weights, in timm's fields; {} for a foreign file."""
         if self.file:
             return read_cfg(self.file)
         return self._registered.to_dict() if self._registered else {}
 
     @property
     def _registered(self) -> PretrainedCfg | None:
-        """timm's own of this name; the Hub's is not known before it is fetched."""
+        """Return timm's cfg of this name; None for models of the Hub, whose cfg is not fetched yet."""
         cfgs = {} if ':' in self.name else get_arch_pretrained_cfgs(self.architecture)
         return cfgs.get(self.name) or next(iter(cfgs.values()), None)
 
@@ -113,7 +113,7 @@ class Resolved:
 
 
 def resolve(spec: str | Path, architecture: str = '') -> Resolved:
-    """Say which model and weights `spec` means (see `_FORMS`); load nothing."""
+    """Find the model and the weights that `spec` names (see `_FORMS`), without loading them."""
     # with `architecture`, as with NAME=FILE, a file or run gives the weights and nothing else
     spec = str(spec)
     name, equals, place = spec.partition('=')
