@@ -1,5 +1,6 @@
 """Options that several commands share, and the types of their values."""
 import argparse
+import math
 from typing import Any
 
 
@@ -7,6 +8,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 up')
     return int(text)
+
+
+def amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+    return value
 
 
 def duration(text: str) -> float:

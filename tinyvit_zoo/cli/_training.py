@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.datasets import spec_of
+from ..entry import BEGUN, IS_COMMAND
 from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..recipes.settings import AnyRecipe, option, override, parse, settings, type_name
 from ..runtime.world import World, join_world
-from ._options import add_device
+from ._options import add_device, amount
 
 if TYPE_CHECKING:
     from ..training.train import Options
@@ -40,6 +41,10 @@ def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None
     parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M', help='between two checkpoints')
     parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS', help='default: twenty times in all')
     parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too')
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument('--minutes', type=amount, metavar='M',
+                        help='train for as many epochs as fit in M minutes here, from start to end; the schedule '
+                             'scales with them. A resumed run keeps the epochs that it has')
     group = parser.add_argument_group('settings', 'override fields of the recipe')
     for name in settings(kind):
         group.add_argument(option(name), metavar=type_name(kind, name).upper(), dest=f'set_{name}')
@@ -51,8 +56,12 @@ def with_options(args: argparse.Namespace, recipe: AnyRecipe) -> tuple[AnyRecipe
 
     kind = type(recipe)
     texts = {name: getattr(args, f'set_{name}') for name in settings(kind)}
-    recipe = override(recipe, {name: parse(kind, name, text) for name, text in texts.items() if text is not None})
+    given = {name: parse(kind, name, text) for name, text in texts.items() if text is not None}
+    recipe = override(recipe, given)
+    if args.minutes and 'epochs' in given:
+        raise ZooError('--minutes chooses the epochs: give it or --epochs, one of the two.')
     values = {**vars(args), 'data': image_source(args.data, recipe), 'output': args.output or Path('runs', recipe.name),
+              'given': given, 'begun': BEGUN if IS_COMMAND else None,
               'command': shlex.join(['tinyvit-zoo', *args.argv])}
     return recipe, Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
 

@@ -14,7 +14,7 @@ EXAMPLES = '''
 tinyvit-zoo train cct_2_3x2.digits
 tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a
 tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume
-tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --val-fraction 0.1
+tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --minutes 10
 torchrun --nproc-per-node 4 -m tinyvit_zoo train cct_7_3x1.c10 --data cifar10:PATH
 '''
 

@@ -71,7 +71,7 @@ class Loop:
         with _signals() as caught, self.run.progressing(self.step, self.total_steps):
             while self.epoch < self.recipe.total_epochs:
                 self._train_epoch(caught)
-                self._end_epoch()
+                self.end_epoch()
                 self.epoch, self.batch, self.losses, self.checked, self.seconds = self.epoch + 1, 0, [], 0, 0.
                 if self._due(caught, always=True) or self.epoch == self.recipe.total_epochs:
                     self.save()
@@ -139,7 +139,8 @@ class Loop:
                     f'{f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."}')
         self.checked = len(self.losses)
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
+        """Evaluate and log."""
         self._check_losses()
         mean = self.world.sum(torch.stack(self.losses).double().mean()).item() / self.world.size
         row = {

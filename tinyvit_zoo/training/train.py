@@ -1,15 +1,16 @@
 """Make the weights of a recipe: `tinyvit-zoo train` and `tinyvit-zoo pretrain`."""
 import hashlib
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data.batches import make_batches
+from ..data.batches import Batches, make_batches
 from ..data.datasets import DATASETS, spec_of
 from ..data.sources import Source, normalization, open_source
 from ..errors import ZooError
@@ -17,13 +18,15 @@ from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
 from ..models import check_name, list_models
 from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
-from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, check_fields, limited
+from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, check_fields, limited
+from ..recipes.settings import AnyRecipe, override
 from ..runtime.files import write_whole
 from ..runtime.machine import machine
 from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
 from ..weights import save_weights
-from ..weights.resolve import check_model, resolve, without_rates
+from ..weights.resolve import check_model, read_recipe, resolve, without_rates
+from .budget import fit_minutes
 from .loop import Loop
 from .optimizer import make_optimizer
 from .run_dir import PRETRAINING, Run, differences
@@ -45,6 +48,9 @@ class Options:
     checkpoint_minutes: float = limited(1., FROM_0_TO_INFINITY)
     eval_every: int = limited(0, FROM_0)    # epochs; 0: twenty times in all
     tensorboard: bool = False
+    minutes: float | None = limited(None, POSITIVE)     # that the run may take: they set the epochs
+    begun: float | None = None      # time.monotonic() when the minutes began; None: as `train` is called
+    given: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe that do not scale with the epochs
     command: str = ''               # as it was given; '': the recipe's
 
     @property
@@ -55,35 +61,31 @@ class Options:
 
 def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None = None) -> dict[str, Any]:
     """Make a recipe's weights, from `start` where given, or pre-train an encoder. Returns result.json."""
-    dtype = autocast_dtype(options.precision, world.device)
-    begun: Any = replace(recipe, from_weights=str(start)) if start else recipe  # type: ignore[call-arg]
-    check_recipe(begun)
+    begun = options.begun or time.monotonic()
+    check_recipe(replace(recipe, from_weights=str(start)) if start else recipe)  # type: ignore[call-arg]
     check_fields(options)
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
-    source = open_images(recipe, options, world)
-    cfg, kind = data_cfg(begun, source), TASKS[type(recipe)]
-    task = kind(recipe, cfg, world, dtype, kind.make_network(begun, cfg, world.device))
+    source, batches = open_images(recipe, options, world), None
+    if options.minutes:
+        run.check(options.resume)
+        recipe, batches = _within_budget(recipe, options, source, world, start, begun)
+    task = make_task(recipe, options, source, world, start)
     open_run(run, recipe, options, source, world)
     result = run.folder / 'result.json'
     if options.resume and isinstance(recipe, Pretraining) and result.exists():  # a chain goes on to its second stage
         run.say(f'{recipe.name} is finished: {run.folder}.')
         return json.loads(result.read_text(encoding='utf-8'))
 
-    with world.first_alone():
-        batches = make_batches(
-            source.train, cfg['input_size'][1:], recipe.batch_size, world.device, train=True, seed=recipe.seed,
-            rank=world.rank, world_size=world.size, stream_transform=task.views.pillow(), **options.loading)
-    task.eval_every = options.eval_every or task.eval_every
-    task.watch(source, run.say, options.loading)
-    if options.compile and world.device.type != 'cpu':
-        task.views.compile()
-    loop = Loop(task, batches, run, options.compile, options.checkpoint_minutes)
+    batches = batches or training_batches(task, options, source)
+    loop = make_loop(task, batches, options, source, run)
     if options.resume:
         run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: from the beginning.')
-    precision = str(dtype or torch.float32).removeprefix('torch.')
+    precision = str(task.dtype or torch.float32).removeprefix('torch.')
     run.say(f'{recipe.name}: {task.headline(source)}; {recipe.total_epochs} epochs of {len(batches)} steps, '
             f'{precision} on {world.size} x {world.device}.'
             f'{" The same seed gives the same figures to rounding only." if world.device.type != "cpu" else ""}')
+    if options.minutes:
+        run.say(f'The epochs are chosen for the time given: --epochs {recipe.epochs} repeats this run.')
     if not loop.step:
         task.begin()
     with keep_freed_memory(world.device):
@@ -91,8 +93,57 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     return _finish(task, options, source, run)
 
 
+def make_task(recipe: BaseRecipe, options: Options, source: Source, world: World, start: Path | None) -> Task:
+    """Make what is trained, with the weights to begin with: those of `start` where given."""
+    dtype = autocast_dtype(options.precision, world.device)
+    begun: Any = replace(recipe, from_weights=str(start)) if start else recipe  # type: ignore[call-arg]
+    cfg, kind = data_cfg(begun, source), TASKS[type(recipe)]
+    return kind(recipe, cfg, world, dtype, kind.make_network(begun, cfg, world.device))
+
+
+def training_batches(task: Task, options: Options, source: Source) -> Batches:
+    recipe, world = task.recipe, task.world
+    with world.first_alone():
+        return make_batches(
+            source.train, task.cfg['input_size'][1:], recipe.batch_size, world.device, train=True, seed=recipe.seed,
+            rank=world.rank, world_size=world.size, stream_transform=task.views.pillow(), **options.loading)
+
+
+def make_loop(task: Task, batches: Batches, options: Options, source: Source, run: Run) -> Loop:
+    task.eval_every = options.eval_every or task.eval_every
+    task.watch(source, run.say, options.loading)
+    if options.compile and task.world.device.type != 'cpu':
+        task.views.compile()
+    return Loop(task, batches, run, options.compile, options.checkpoint_minutes)
+
+
+def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: World, start: Path | None, begun: float,
+                   ) -> tuple[AnyRecipe, Batches | None]:
+    """Set the epochs, those of the run where it is resumed. Also returns the batches if they had to be made."""
+    if options.resume and (options.output / 'recipe.json').exists():
+        epochs = read_recipe(options.output)['recipe']['epochs']
+        return override(recipe, {**options.given, 'epochs': epochs}), None
+    if world.first:
+        print('Measuring the speed ...', flush=True)
+    batches = training_batches(make_task(recipe, options, source, world, start), options, source)
+
+    def build(run: Run) -> Loop:
+        open_run(run, recipe, replace(options, resume=False), source, world)
+        return make_loop(make_task(recipe, options, source, world, start), batches, options, source, run)
+
+    def finish(loop: Loop) -> None:
+        _finish(loop.task, options, source, loop.run)
+
+    recipe = fit_minutes(recipe, options, world, build, finish, begun)
+    check_recipe(recipe)
+    return recipe, batches
+
+
 def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
     """Pre-train in OUTPUT/pretraining, then train in OUTPUT. A resumed chain goes on with the stage it was in."""
+    if options.minutes:
+        raise ZooError(f'{recipe.name} begins with a pre-training, {first.name}, and --minutes is for one training: '
+                       f'give --epochs and --pretraining epochs=N, or `tinyvit-zoo pretrain` first and --from DIR.')
     check_recipe(replace(recipe, from_weights=''))
     check_recipe(first)
     Run(options.output).check(options.resume)

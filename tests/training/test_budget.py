@@ -1,0 +1,84 @@
+"""A training in a given time: the epochs that fit, and the bits of a run that was given them."""
+import json
+from pathlib import Path
+
+import pytest
+from training_cases import SETTINGS, assert_same_bits, torchrun, write_npz
+
+from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.recipes import RECIPES
+from tinyvit_zoo.training import budget
+from tinyvit_zoo.training.budget import Pace, fit_epochs
+
+PLAIN = ['--device', 'cpu', '--precision', 'fp32']
+TRAIN = ['train', '--model', 'cct_2_3x2', '--from-weights', '', '--layer-decay', '1', *PLAIN, *SETTINGS[2:]]
+PRETRAIN = ['pretrain', 'mae_small', '--model', 'vit_lite_2_4', '--img-size', '16', '--batch-size', '16', *PLAIN,
+            '--model-args', "{'embed_dim': 32}", '--method-args', "{'decoder_dim': 24}"]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return ['--data', write_npz(tmp_path_factory.mktemp('data') / 'images.npz')]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, '_SECONDS', 0.1)
+
+
+def _recipe(folder: Path) -> dict:
+    return json.loads((folder / 'recipe.json').read_text())['recipe']
+
+
+def test_the_most_epochs_that_fit() -> None:
+    recipe, given = RECIPES['cct_7_3x1.c10'], {'warmup_epochs': 0.5}
+    fitting = fit_epochs(recipe, given, lambda r: 2. * r.total_epochs, 62.)     # a thirtieth of the epochs cools down
+    assert fitting is not None and (fitting.epochs, fitting.cooldown_epochs, fitting.mix_off_epoch) == (30, 1, 18)
+    assert fitting.warmup_epochs == 0.5 and fit_epochs(recipe, {}, lambda r: 2. * r.epochs, 1.9) is None
+
+
+def test_an_estimate() -> None:
+    pace = Pace(step=0.1, once=5., evaluation=2., checkpoint=1.)
+    assert pace.seconds(10, 100, 0, 1e9) == pytest.approx(5 + 100 + 10 * 2 + 1)
+    assert pace.seconds(41, 100, 0, 2.) == pytest.approx(5 + 410 + 21 * 2 + 1 + 452 / 120)     # each second epoch, 1
+    assert pace.seconds(10, 100, 5, 0.) == pytest.approx(5 + 100 + 2 * 2 + 1 + 1040)           # a checkpoint a step
+
+
+@pytest.mark.parametrize('command', [TRAIN, [*TRAIN, '--loader', 'stream', '--workers', '1'], PRETRAIN],
+                         ids=['train', 'stream', 'pretrain'])
+def test_minutes_choose_epochs_that_repeat_the_run(
+        data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    """Speed is measured in steps that leave no trace; a resumed run keeps its epochs."""
+    timed = [*command, *data, '--output', str(tmp_path / 'timed')]
+    assert main([*timed, '--minutes', '0.1']) == 0
+    recipe = _recipe(tmp_path / 'timed')
+    assert f'--epochs {recipe["epochs"]} repeats this run' in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ['timed']
+    assert main([*command, *data, '--output', str(tmp_path / 'again'), '--epochs', str(recipe['epochs'])]) == 0
+    assert _recipe(tmp_path / 'again') == recipe
+    assert_same_bits(tmp_path / 'timed', tmp_path / 'again')
+    assert main([*timed, '--minutes', '9', '--resume']) == 0 and _recipe(tmp_path / 'timed') == recipe
+
+
+@pytest.mark.parametrize(('more', 'message'), [
+    (['--minutes', '0'], 'not a number above 0'), (['--minutes', 'ten'], 'not a number above 0'),
+    (['--minutes', '1', '--epochs', '3'], '--minutes chooses the epochs'),
+    (['--minutes', '0.0001'], 'too short: here one epoch takes'),
+])
+def test_bad_input_is_one_line_and_leaves_nothing(
+        data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
+    assert main([*TRAIN, *data, '--output', str(tmp_path / 'run'), *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_chain_takes_no_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['train', 'mae_vit_c10.c10', '--data', 'digits', '--minutes', '9']) == 2
+    assert 'begins with a pre-training, mae_vit_c10.c10_mae' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_epochs(data: list[str], tmp_path: Path) -> None:
+    done = torchrun(*TRAIN, *data, '--output', str(tmp_path / 'run'), '--minutes', '0.4')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert _recipe(tmp_path / 'run')['epochs'] > 1
