@@ -14,7 +14,8 @@ class Progress(tqdm):
 
     def __init__(self, total: int, title: str = '', unit: str = 'image', done: int = 0, quiet: bool = False,
                  lines: bool = True) -> None:
-        super().__init__(total=total, desc=title, unit=unit, initial=done, leave=False, disable=quiet or None)
+        super().__init__(total=total, desc=title, unit=unit, initial=done, leave=False, disable=quiet or None,
+                         position=0)    # of another bar's remains it takes no notice
         self.title, self.first, self.done, self.lines = title, done, done, lines and not quiet and self.disable
         self.begun = self.shown = time.monotonic()
 
