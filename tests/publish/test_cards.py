@@ -43,3 +43,10 @@ def test_a_recipe_is_shown_with_the_figure_of_its_weights() -> None:
     weight = catalogue()['cct_2_3x2.c10']
     assert f'measured: {weight.measured["top1"]:.2f} % of 10,000 test images of CIFAR-10; ' in recipe_text(weight.name)
     assert 'measured: ' not in recipe_text('cct_2_3x2.c10_fast')
+    assert 'cost: 0.424 PFLOP (40 epochs of 50,000 images)' in recipe_text(weight.name)
+
+
+def test_a_recipe_that_was_not_run_says_so() -> None:
+    text = recipe_text('mae_vit_c10.c10')
+    assert 'nobody ran it yet' in text and 'nobody ran it yet' not in recipe_text('cct_2_3x2.c10')
+    assert 'before it mae_vit_c10.c10_mae, 185 PFLOP' in text

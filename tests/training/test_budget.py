@@ -3,9 +3,11 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 from training_cases import SETTINGS, assert_same_bits, torchrun, write_npz
 
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.measure.counting import count
 from tinyvit_zoo.recipes import RECIPES
 from tinyvit_zoo.training import budget
 from tinyvit_zoo.training.budget import Pace, fit_epochs
@@ -60,9 +62,24 @@ def test_minutes_choose_epochs_that_repeat_the_run(
     assert main([*timed, '--minutes', '9', '--resume']) == 0 and _recipe(tmp_path / 'timed') == recipe
 
 
+def test_pflop_choose_epochs(data: list[str], tmp_path: Path) -> None:
+    """96 images of 16 pixels; the run's card and result say what they cost."""
+    macs = count(timm.create_model('cct_2_3x2', num_classes=4, img_size=16, device='meta')).macs
+    limit = 3.5 * 96 * 6 * macs / 1e15
+    assert main([*TRAIN, *data, '--output', str(tmp_path / 'run'), '--warmup-epochs', '0.3',
+                 '--pflop', str(limit)]) == 0
+    recipe, result = _recipe(tmp_path / 'run'), json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert recipe['epochs'] == 3 and recipe['warmup_epochs'] == 0.3
+    assert result['pflop'] == pytest.approx(3 * 96 * 6 * macs / 1e15, rel=1e-3)
+    assert f'{result["pflop"]:g} PFLOP' in (tmp_path / 'run' / 'card.md').read_text()
+
+
 @pytest.mark.parametrize(('more', 'message'), [
     (['--minutes', '0'], 'not a number above 0'), (['--minutes', 'ten'], 'not a number above 0'),
-    (['--minutes', '1', '--epochs', '3'], '--minutes chooses the epochs'),
+    (['--minutes', '1', '--epochs', '3'], '--minutes and --pflop choose the epochs'),
+    (['--pflop', '1', '--minutes', '1'], 'not allowed with'), (['--pflop', '-1'], 'not a number above 0'),
+    (['--pflop', '1', '--epochs', '3'], '--minutes and --pflop choose the epochs'),
+    (['--pflop', '1e-9'], '--pflop 1e-09 is too little: one epoch takes '),
     (['--minutes', '0.0001'], 'too short: here one epoch takes'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(

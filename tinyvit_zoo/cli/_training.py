@@ -45,6 +45,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None
     budget.add_argument('--minutes', type=amount, metavar='M',
                         help='train for as many epochs as fit in M minutes here, from start to end; the schedule '
                              'scales with them. A resumed run keeps the epochs that it has')
+    budget.add_argument('--pflop', type=amount, metavar='C',
+                        help='likewise, for as many as cost C PFLOP at most: epochs x images x 6 x multiply-adds')
     group = parser.add_argument_group('settings', 'override fields of the recipe')
     for name in settings(kind):
         group.add_argument(option(name), metavar=type_name(kind, name).upper(), dest=f'set_{name}')
@@ -58,8 +60,8 @@ def with_options(args: argparse.Namespace, recipe: AnyRecipe) -> tuple[AnyRecipe
     texts = {name: getattr(args, f'set_{name}') for name in settings(kind)}
     given = {name: parse(kind, name, text) for name, text in texts.items() if text is not None}
     recipe = override(recipe, given)
-    if args.minutes and 'epochs' in given:
-        raise ZooError('--minutes chooses the epochs: give it or --epochs, one of the two.')
+    if 'epochs' in given and (args.minutes or args.pflop):
+        raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
     values = {**vars(args), 'data': image_source(args.data, recipe), 'output': args.output or Path('runs', recipe.name),
               'given': given, 'begun': BEGUN if IS_COMMAND else None,
               'command': shlex.join(['tinyvit-zoo', *args.argv])}

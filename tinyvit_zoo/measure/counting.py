@@ -122,6 +122,22 @@ def _zeros(tensors: Iterable[Tensor], *shape: int) -> Tensor:
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0)).new_zeros(shape)
 
 
+class TrainingFlop(TorchDispatchMode):
+    """Add up the FLOP of forward passes, threefold where gradients are recorded: for the backward passes to come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, op, times = func(*args, **(kwargs or {})), func._overloadpacket, 3 if torch.is_grad_enabled() else 1
+        if op in flop_registry:
+            self.flop += times * flop_registry[op](*args, **(kwargs or {}), out_val=out)
+        elif op in _FUSED:
+            self.flop += times * sdpa_flop_count(*(t.shape for t in args[:3]))
+        return out
+
+
 # -- activations and memory --------------------------------------------------------------------------------------------
 class Ledger(TorchDispatchMode):
     """Count activations, and the bytes of operators' outputs while they are alive."""

@@ -21,6 +21,7 @@ from ..augment.views import Views, contrastive_views
 from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..recipes.ranges import FROM_1, POSITIVE, SHARE
+from ..runtime.precision import without_autocast
 from . import joint
 from .joint import average_, feature_width, momentum_at, teacher_of
 from .method import Method
@@ -75,7 +76,7 @@ class MoCoV3(Method):
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """Return InfoNCE of queries and keys [B, dim]: find the key of the same image among all processes'."""
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device):
             q, k = (F.normalize(joint.in_full(x), dim=1) for x in (q, k))
             k = joint.gathered(k)
             logits = q @ k.T / self.temperature  # [B, processes * B]

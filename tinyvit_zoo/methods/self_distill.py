@@ -21,6 +21,7 @@ from ..augment.spec import AugmentSpec
 from ..augment.views import Views, low_resolution_views
 from ..models import image_size
 from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
+from ..runtime.precision import without_autocast
 from . import joint
 from .joint import average_, feature_width, momentum_at, require_size, teacher_of
 from .method import Method
@@ -50,7 +51,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mlp(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return self.last_layer(F.normalize(x.to(self.directions.dtype), dim=1))
 
 
@@ -157,7 +158,7 @@ def loss_of_pairs(targets: Tensor, guesses: Tensor) -> Tensor:
 
     `targets` [T, B, K]: the teacher's probabilities for the first views; `guesses` [V, B, K]: the student's logs.
     """
-    with torch.autocast(targets.device.type, enabled=False):
+    with without_autocast(targets.device):
         pairs = targets.flatten(1) @ guesses.flatten(1).T  # [T, V]
     others = pairs.sum() - pairs.diagonal().sum()
     return -others / (targets.shape[1] * (pairs.numel() - len(pairs)))

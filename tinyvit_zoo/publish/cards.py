@@ -9,8 +9,9 @@ import timm
 from ..data.datasets import spec_of
 from ..measure.counting import Count, count
 from ..models import list_models
-from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, find_pretraining, find_recipe
+from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining, find_pretraining, find_recipe
 from ..recipes.settings import settings
+from ..training.cost import before, pflop_of, usual_images
 from ..weights.catalogue import Weight, catalogue
 
 _PAPERS = {
@@ -51,11 +52,15 @@ def _description(weight: Weight) -> dict[str, str]:
         recipe = (f'`{weight.recipe}` (`tinyvit-zoo recipes {weight.recipe}` shows it): `{run["command"]}`; '
                   f'{run["minutes"]:g} minutes on {run["machine"]}, {run["date"]}. Log: `weights/{run["log"]}`')
     mean, std = (', '.join(f'{value:g}' for value in values) for values in (cfg.mean, cfg.std))
+    made = weight.recipe if run else next((
+        r.name for r in RECIPES.values() if weight.published and r.published == weight.published['top1']
+        and (r.model, r.dataset) == (weight.architecture, weight.dataset)), '')
     return {
         'use': use,
         'architecture': f'`{weight.architecture}`{", its default weights" if default else ""}. '
                         f'{family.splitlines()[0].rstrip(".")}. Paper: {cfg.paper_name} ({cfg.paper_ids})',
         'file': file, 'training data': data.about, 'recipe': recipe,
+        'training cost': training_cost(made) if made else '',
         'preprocessing': f'{" x ".join(map(str, weight.input_size))} pixels from 0 to 1, `crop_pct` {cfg.crop_pct:g}, '
                          f'{cfg.interpolation} resizing; mean {mean}, std {std}'}
 
@@ -111,11 +116,26 @@ def recipe_text(name: str) -> str:
              f'method: {recipe.method}' if isinstance(recipe, Pretraining) else
              f'published: {recipe.published or "no figure"}']
     weight = catalogue().get(name)
-    if weight and (figures := weight.measured) and (run := weight.trained):
+    lines.append(f'cost: {training_cost(name)}')
+    if not (weight and weight.trained):
+        lines.append('weights: none of ours, nobody ran it yet')
+    elif (figures := weight.measured) and (run := weight.trained):
         lines += [f'measured: {figures["top1"]:.2f} % of {figures["images"]:,} {figures["on"]}; '
                   f'{run["minutes"]:g} minutes on {run["machine"]}']
     lines += [f'command: {recipe.command(spec_of(recipe.dataset))}', '']
     return '\n'.join(lines + [f'{key:20} {getattr(recipe, key)}' for key in settings(type(recipe))])
+
+
+def training_cost(name: str) -> str:
+    """Return the cost of a recipe's training in words, and of those that come before it."""
+    recipe: BaseRecipe = {**RECIPES, **PRETRAININGS}[name]
+    on = f'{recipe.total_epochs} epochs of {usual_images(recipe)[0]:,} images'
+    first = ''.join(f'; before it {other}, {_digits(pflop_of(other))} PFLOP' for other in before(recipe))
+    return f'{_digits(pflop_of(name))} PFLOP ({on}){first}'
+
+
+def _digits(value: float) -> str:
+    return f'{float(f"{value:.3g}"):,.10g}'
 
 
 def cost(weight: Weight) -> Count:

@@ -7,19 +7,17 @@ from dataclasses import replace
 
 from .base import Recipe
 
-_NOT_RUN = 'Not run by us yet.'
-
 # -- CIFAR, 300 epochs and more --------------------------------------------------------------------------------------
 CCT_7_3X1_C10 = Recipe(
     name='cct_7_3x1.c10', dataset='c10', published=96.53,
-    about=f'The 300-epoch recipe of the authors, CIFAR-10. {_NOT_RUN}',
+    about='The 300-epoch recipe of the authors, CIFAR-10.',
     epochs=300, lr=55e-5, weight_decay=6e-2, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
     crop_scale=(0.8, 1.), crop_interpolation='random', auto_augment='rand-m9-mstd0.5-inc1',
     mixup=0.8, cutmix=1., mix_off_epoch=175, smoothing=0.1)
 
 CCT_7_3X1_C100 = replace(
     CCT_7_3X1_C10, name='cct_7_3x1.c100', dataset='c100', published=80.92,
-    about=f'The 300-epoch recipe of the authors, CIFAR-100: never without mixing, with erasing. {_NOT_RUN}',
+    about='The 300-epoch recipe of the authors, CIFAR-100: never without mixing, with erasing.',
     lr=6e-4, warmup_lr=1e-6, mix_off_epoch=0, erase=0.25)
 
 _LONG = replace(CCT_7_3X1_C10, lr=5e-4, weight_decay=5e-2, mix_off_epoch=0, erase=0.25)
@@ -29,7 +27,7 @@ def _long(name: str, dataset: str, epochs: int, published: float) -> Recipe:
     """The sheet of the 5000-epoch run on CIFAR-10; the shorter runs and CIFAR-100 with the same settings: chosen."""
     base = _LONG if dataset == 'c10' else replace(_LONG, lr=6e-4, weight_decay=6e-2, warmup_lr=1e-6)
     about = (f'The {epochs}-epoch recipe of the authors, with sine positions. Published in full for 5000 epochs on '
-             f'CIFAR-10 only; the others take what differs for their data set from the 300-epoch recipes. {_NOT_RUN}')
+             f'CIFAR-10 only; the others take what differs for their data set from the 300-epoch recipes.')
     return replace(base, name=name, dataset=dataset, epochs=epochs, published=published, about=about)
 
 
@@ -58,7 +56,7 @@ def _first(model: str, dataset: str, published: float | None, epochs: int = 200)
     usual = epochs == 200 and f'{model}.{dataset}' not in others
     tag = dataset if usual else f'{dataset}_{epochs}e'
     about = (f'The authors\' first training script, {epochs} epochs: AutoAugment, padded crop, no mixing. From a '
-             f'learning rate of 0 to one of 0: chosen. {_NOT_RUN}')
+             f'learning rate of 0 to one of 0: chosen.')
     return replace(_FIRST, name=f'{model}.{tag}', dataset=dataset, epochs=epochs, published=published, about=about)
 
 
@@ -72,28 +70,28 @@ _FIRST_RECIPES = [
 CCT_14_7X2_IN1K = replace(
     CCT_7_3X1_C10, name='cct_14_7x2.in1k', dataset='in1k', published=80.67, img_size=224, crop_pct=0.9,
     about='ImageNet at 224 px, on 8 GPUs at 128 images each: the learning rate is for that batch of 1024. The mixing, '
-          f'the epochs and the schedule, which are not published, are those of CIFAR: chosen. {_NOT_RUN}',
+          'the epochs and the schedule, which are not published, are those of CIFAR: chosen.',
     batch_size=1024, lr=5e-4, weight_decay=5e-2, crop_scale=(0.08, 1.), mix_off_epoch=0, erase=0.25)
 
 CCT_14_7X2_IN1K_384 = replace(
     CCT_14_7X2_IN1K, name='cct_14_7x2.in1k_384', published=82.71, img_size=384, crop_pct=1.,
     from_weights='cct_14_7x2.shi_in1k',
-    about=f'ImageNet at 384 px from the weights at 224, on 8 GPUs at 96 images each. {_NOT_RUN}',
+    about='ImageNet at 384 px from the weights at 224, on 8 GPUs at 96 images each.',
     epochs=30, batch_size=768, lr=1e-5, weight_decay=0., warmup_epochs=0, cooldown_epochs=0, min_lr=1e-6)
 
 _FLOWERS = replace(
     CCT_7_3X1_C10, dataset='fl102', img_size=224, batch_size=96, lr=5e-4, weight_decay=6e-2, mix_off_epoch=0)
 CCT_7_7X2_FL102 = replace(
     _FLOWERS, name='cct_7_7x2.fl102',
-    about=f'Flowers-102 from scratch at 224 px, with learned positions; the rest as with sine ones. {_NOT_RUN}')
+    about='Flowers-102 from scratch at 224 px, with learned positions; the rest as with sine ones.')
 CCT_7_7X2_SINE_FL102 = replace(
     _FLOWERS, name='cct_7_7x2_sine.fl102', published=97.19,
-    about=f'Flowers-102 from scratch at 224 px. What is not published is as for CIFAR-10, mixing never off. {_NOT_RUN}')
+    about='Flowers-102 from scratch at 224 px. What is not published is as for CIFAR-10, mixing never off.')
 CCT_14_7X2_FL102_384 = replace(
     CCT_14_7X2_IN1K_384, name='cct_14_7x2.fl102_384', dataset='fl102', published=99.76,
     from_weights='cct_14_7x2.shi_in1k_384',
     about='Flowers-102 at 384 px from ImageNet weights. Of this recipe only the figure is published: batch, rate and '
-          f'length are chosen. {_NOT_RUN}',
+          'length are chosen.',
     epochs=100, batch_size=64, lr=1e-4, warmup_epochs=5, weight_decay=5e-2)
 
 # -- a quick start, ours ---------------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ from typing import Any
 
 from .base import Pretraining, Recipe
 
-_NOT_RUN = 'Not run by us yet.'
-
 # the paper's "default" fine-tuning
 _DEFAULT = Recipe(
     name='', about='', dataset='in1k', img_size=224, epochs=100, batch_size=1024, lr=4e-3, weight_decay=0.05,
@@ -53,7 +51,7 @@ _ROWS: list[tuple[Recipe, str, str, float | None, float, str]] = [   # base, nam
     (_TRANSFER, f'{_TINY}.c100_mae', f'{_TINY}.in1k_mae_400e', None, 0.75, 'Transfer to CIFAR-100 at 224 px.'),
 ]
 RECIPES = [
-    replace(base, name=name, from_weights=weights, published=top1, layer_decay=decay, about=f'{about} {_NOT_RUN}')
+    replace(base, name=name, from_weights=weights, published=top1, layer_decay=decay, about=about)
     for base, name, weights, top1, decay, about in _ROWS
 ]
 
@@ -65,12 +63,12 @@ _SMALL_DECODER = {'decoder_dim': 192, 'decoder_heads': 6}
 
 
 def _pretraining(name: str, about: str, **changes: Any) -> Pretraining:
-    return replace(_PRETRAINING, name=name, about=f'{about}, 400 epochs on ImageNet. {_NOT_RUN}', **changes)
+    return replace(_PRETRAINING, name=name, about=f'{about}, 400 epochs on ImageNet.', **changes)
 
 
 _MOCO = Pretraining(
     name=f'{_TINY}.in1k_moco3_400e', dataset='in1k', method='moco_v3',
-    about=f'MoCo-v3, 400 epochs on ImageNet. Weight decay on everything and bicubic crops: chosen. {_NOT_RUN}',
+    about='MoCo-v3, 400 epochs on ImageNet. Weight decay on everything and bicubic crops: chosen.',
     img_size=224, epochs=400, batch_size=1024, lr=6e-4, weight_decay=0.1, decay_all=True, warmup_epochs=40,
     crop_scale=(0.08, 1.), crop_interpolation='bicubic')
 

@@ -34,7 +34,7 @@ def architecture(model: str, dataset: str) -> str:
 def _recipe(model: str, dataset: str, published: float) -> Recipe:
     vit = model.endswith('_vit')
     about = ('The authors\' recipe' + (', at the learning rate of the paper, three times that of their script' * vit)
-             + '. Erased pixels take the mean colour. Not run by us yet.')
+             + '. Erased pixels take the mean colour.')
     return replace(
         BASE, name=f'{architecture(model, dataset)}.{dataset}', dataset=dataset, published=published, about=about,
         lr=3e-3 if vit else 1e-3, **SETTINGS[dataset])

@@ -23,7 +23,7 @@ def _recipe(model: str, dataset: str, published: float) -> Recipe:
         BASE, name=f'{name}.{dataset}', dataset=dataset, published=published, batch_size=256,
         from_weights=f'{name}.{dataset}_selfdistill', decay_all=False,
         about='From the teacher of a self-distillation on the same images. Weight decay as our models have it, not on '
-              'everything: chosen. Not run by us yet.',
+              'everything: chosen.',
         **_SETTINGS[dataset])
 
 
@@ -42,7 +42,7 @@ def _pretraining(model: str, dataset: str) -> Pretraining:
     crops = ' Crops as on CIFAR: chosen.' if dataset in ('svhn', 'cinic10') else ''
     return replace(
         _SELF_DISTILL, name=f'{architecture(model, dataset)}.{dataset}_selfdistill', dataset=dataset,
-        about=f'The authors\' pre-training on the training images.{crops} Not run by us yet.',
+        about=f'The authors\' pre-training on the training images.{crops}',
         **{**(_SMALLER_PARTS if dataset == 'timnet' else {}), **ours})
 
 

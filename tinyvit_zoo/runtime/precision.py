@@ -26,3 +26,7 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)

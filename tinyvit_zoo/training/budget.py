@@ -56,6 +56,16 @@ def fit_epochs(recipe: AnyRecipe, given: Mapping[str, Any], cost: Callable[[AnyR
     return of(low) if low else None
 
 
+def fit_pflop(recipe: AnyRecipe, options: Any, cost: Callable[[AnyRecipe], float]) -> AnyRecipe:
+    """Return the recipe with the epochs that cost no more than `options.pflop`."""
+    fitting = fit_epochs(recipe, options.given, cost, options.pflop * (1 + 1e-9))
+    if fitting is None:
+        least = cost(override(recipe, {**options.given, 'epochs': 1}))
+        raise ZooError(f'--pflop {options.pflop:g} is too little: one epoch takes {least:.3g}. Give more, or a smaller '
+                       f'--fraction.')
+    return fitting
+
+
 def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[Run], Loop],
                 finish: Callable[[Loop], Any], begun: float) -> AnyRecipe:
     """Return the recipe with the epochs that fit in `options.minutes` since `begun`, all that a run does included.

@@ -26,7 +26,8 @@ from ..runtime.precision import autocast_dtype
 from ..runtime.world import World
 from ..weights import save_weights
 from ..weights.resolve import check_model, read_recipe, resolve, without_rates
-from .budget import fit_minutes
+from .budget import fit_minutes, fit_pflop
+from .cost import pflop
 from .loop import Loop
 from .optimizer import make_optimizer
 from .run_dir import PRETRAINING, Run, differences
@@ -49,6 +50,7 @@ class Options:
     eval_every: int = limited(0, FROM_0)    # epochs; 0: twenty times in all
     tensorboard: bool = False
     minutes: float | None = limited(None, POSITIVE)     # that the run may take: they set the epochs
+    pflop: float | None = limited(None, POSITIVE)       # likewise
     begun: float | None = None      # time.monotonic() when the minutes began; None: as `train` is called
     given: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe that do not scale with the epochs
     command: str = ''               # as it was given; '': the recipe's
@@ -66,7 +68,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     check_fields(options)
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
     source, batches = open_images(recipe, options, world), None
-    if options.minutes:
+    if options.minutes or options.pflop:
         run.check(options.resume)
         recipe, batches = _within_budget(recipe, options, source, world, start, begun)
     task = make_task(recipe, options, source, world, start)
@@ -84,8 +86,8 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     run.say(f'{recipe.name}: {task.headline(source)}; {recipe.total_epochs} epochs of {len(batches)} steps, '
             f'{precision} on {world.size} x {world.device}.'
             f'{" The same seed gives the same figures to rounding only." if world.device.type != "cpu" else ""}')
-    if options.minutes:
-        run.say(f'The epochs are chosen for the time given: --epochs {recipe.epochs} repeats this run.')
+    if options.minutes or options.pflop:
+        run.say(f'The epochs are as many as fit: --epochs {recipe.epochs} repeats this run.')
     if not loop.step:
         task.begin()
     with keep_freed_memory(world.device):
@@ -123,6 +125,10 @@ def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: W
     if options.resume and (options.output / 'recipe.json').exists():
         epochs = read_recipe(options.output)['recipe']['epochs']
         return override(recipe, {**options.given, 'epochs': epochs}), None
+    if options.pflop:
+        recipe = fit_pflop(recipe, options, lambda changed: pflop(changed, len(source.train), len(source.class_names)))
+        check_recipe(recipe)
+        return recipe, None
     if world.first:
         print('Measuring the speed ...', flush=True)
     batches = training_batches(make_task(recipe, options, source, world, start), options, source)
@@ -141,9 +147,9 @@ def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: W
 
 def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
     """Pre-train in OUTPUT/pretraining, then train in OUTPUT. A resumed chain goes on with the stage it was in."""
-    if options.minutes:
-        raise ZooError(f'{recipe.name} begins with a pre-training, {first.name}, and --minutes is for one training: '
-                       f'give --epochs and --pretraining epochs=N, or `tinyvit-zoo pretrain` first and --from DIR.')
+    if options.minutes or options.pflop:
+        raise ZooError(f'{recipe.name} begins with a pre-training, {first.name}, and --minutes and --pflop are for one '
+                       f'training: give --epochs and --pretraining epochs=N, or pre-train first and give --from DIR.')
     check_recipe(replace(recipe, from_weights=''))
     check_recipe(first)
     Run(options.output).check(options.resume)
@@ -230,7 +236,11 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
         write_weights(run.folder, recipe, task.cfg, task.kept())
     world.barrier()
     figures = task.judge(run.folder)
-    result = {'weights': recipe.name, 'figures': figures,
+    try:
+        cost: float | None = float(f'{pflop(recipe, len(source.train), len(source.class_names)):.4g}')
+    except ZooError:    # a method from outside
+        cost = None
+    result = {'weights': recipe.name, 'figures': figures, 'pflop': cost,
               'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine()}
     if world.first:
         write_whole(run.folder / 'card.md', make_card(task, source, result).encode())
@@ -252,6 +262,7 @@ def make_card(task: Task, source: Source, result: Mapping[str, Any]) -> str:
     recipe, cfg, parts = task.recipe, task.cfg, task.card(result['figures'])
     settings = ''.join(f'| {field.name} | {getattr(recipe, field.name)} |\n' for field in fields(recipe)
                        if field.name not in ('name', 'about', 'published'))
+    cost = f'; {result["pflop"]:g} PFLOP' if result['pflop'] else ''
     return f'''# {recipe.name}
 {about(recipe, source)}{parts['note']}
 
@@ -262,7 +273,7 @@ def make_card(task: Task, source: Source, result: Mapping[str, Any]) -> str:
 {parts['use']}Input {' x '.join(map(str, cfg['input_size']))}, mean {cfg['mean']}, std {cfg['std']}{parts['classes']}.
 
 ## {task.title}
-`{result['command']}` on {source.name} ({len(source.train)} images), {machine()['device']}.
+`{result['command']}` on {source.name} ({len(source.train)} images), {machine()['device']}{cost}.
 
 | setting | value |
 |---|---|

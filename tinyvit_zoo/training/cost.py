@@ -1,0 +1,82 @@
+"""The cost of a training in PFLOP (10^15 FLOP), which no machine changes.
+
+Epochs x images x FLOP of an image: 2 for a multiply-add of a forward pass, 4 more for one that is trained. All passes
+of an image count, those of teachers and of further views too.
+"""
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+import timm
+import torch
+
+from ..augment.spec import AugmentSpec
+from ..data.datasets import DATASETS
+from ..errors import ZooError
+from ..measure.counting import TrainingFlop, count
+from ..methods import METHODS
+from ..methods.self_supervised import make_encoder
+from ..models import take_any_size
+from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining
+from ..runtime.text import one_line
+from ..weights.resolve import create_model, resolve, without_rates
+
+USUAL_IMAGES = 50_000       # where the dataset is not known
+
+
+def pflop(recipe: BaseRecipe, images: int, num_classes: int) -> float:
+    """Count a training on so many images, without the trainings that come before it."""
+    flop = _pretraining_flop(recipe) if isinstance(recipe, Pretraining) else _supervised_flop(recipe, num_classes)
+    return recipe.total_epochs * images * flop / 1e15
+
+
+@cache
+def pflop_of(name: str) -> float:
+    """Count the recipe of this name on its dataset, on USUAL_IMAGES where that is not known."""
+    recipe: BaseRecipe = {**RECIPES, **PRETRAININGS}[name]
+    return pflop(recipe, *usual_images(recipe))
+
+
+def usual_images(recipe: BaseRecipe) -> tuple[int, int]:
+    """Return the training images and the classes of a recipe's dataset."""
+    data = DATASETS.get(recipe.dataset)
+    return (data.num_train or USUAL_IMAGES, data.num_classes) if data else (USUAL_IMAGES, 10)
+
+
+def before(recipe: BaseRecipe) -> list[str]:
+    """Return the recipes that make a recipe's teacher and the weights it begins with."""
+    names = (getattr(recipe, name, '') for name in ('from_weights', 'teacher'))
+    return [name for name in names if name in RECIPES or name in PRETRAININGS]
+
+
+def _supervised_flop(recipe: Any, num_classes: int) -> float:
+    model = create_model(recipe.model, recipe.img_size, device='meta', num_classes=num_classes, **recipe.model_args)
+    if recipe.sizes:
+        take_any_size(model)
+    flop = 6 * fmean(count(model, size).macs for size in recipe.sizes or (recipe.img_size,))
+    return flop + (2 * _teacher_macs(recipe.teacher, num_classes) if recipe.teacher else 0)
+
+
+def _teacher_macs(spec: str, num_classes: int) -> int:
+    name, size, args = spec.partition('=')[0].partition('.')[0], None, {}
+    if not timm.is_model(name) or '=' in spec:
+        teacher = resolve(spec)
+        name, size, args = teacher.architecture, teacher.cfg['input_size'][1:], teacher.recipe.get('model_args', {})
+    return count(create_model(name, size, device='meta', num_classes=num_classes, **without_rates(args))).macs
+
+
+def _pretraining_flop(recipe: Pretraining) -> float:
+    """Pass two images through the method on the meta device; passes without gradients are those of teachers."""
+    args, size, images, generator = dict(recipe.method_args), recipe.img_size, 2, torch.Generator()
+    spec = AugmentSpec.of(recipe, {'input_size': (3, size, size), 'mean': (0.5,) * 3, 'std': (0.5,) * 3})
+    try:
+        with torch.device('meta'):
+            if recipe.teacher:
+                args['teacher'] = timm.create_model(recipe.teacher, num_classes=0, img_size=size, global_pool='token')
+            method = METHODS[recipe.method](make_encoder(recipe), **args)
+        views = method.views(spec)(torch.zeros(images, 3, size, size, dtype=torch.uint8), generator)
+        with TrainingFlop() as counted:
+            method.train()(*(x.to('meta') for x in (*views, *method.draw(images, generator))))
+    except (RuntimeError, NotImplementedError) as e:    # a method from outside may need values
+        raise ZooError(f'The cost of {recipe.method} cannot be counted: {one_line(e)}') from e
+    return counted.flop / images
