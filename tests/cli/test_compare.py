@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinyvit_zoo.cli import compare
 from tinyvit_zoo.measure import comparison
 from tinyvit_zoo.weights import catalogue
 
@@ -55,6 +56,23 @@ def test_compare_refuses_before_it_times(refused: Run, tmp_path: Path) -> None:
     assert 'There is no model' in refused('compare', 'sl_vit', 'sl_vat')
     if not torch.cuda.is_available():
         assert "Device 'cuda' cannot be used here" in refused('compare', 'sl_vit', '--device', 'cuda')
+
+
+def test_accuracy_over_the_cost_of_training(
+        run: Run, refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours as measured, and the papers' recipes."""
+    pytest.importorskip('matplotlib')
+    drawn: list[tuple] = []
+    whole = comparison.plot_costs
+    monkeypatch.setattr(compare, 'plot_costs', lambda points, dataset: drawn.extend(points) or whole(points, dataset))
+    run('compare', 'cct_2_3x2', '--dataset', 'c10', '--no-speed', '--plot-cost', str(tmp_path / 'c.png'))
+    ours, theirs = drawn
+    assert ours == ('cct_2_3x2.c10', 'measured', pytest.approx(0.424, abs=1e-3), catalogue()[ours[0]].measured['top1'])
+    assert theirs == ('cct_2_3x2.c10_200e', 'published', pytest.approx(5 * ours[2]), 89.17)
+    assert (tmp_path / 'c.png').read_bytes().startswith(b'\x89PNG')
+    plot = '--no-speed', '--plot-cost', str(tmp_path / 'd.png')
+    assert 'has an accuracy on MNIST' in refused('compare', 'sl_vit', '--dataset', 'mnist', *plot)
+    assert 'give --dataset' in refused('compare', 'resnet18', *plot)
 
 
 def test_a_missing_extra_is_named(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:

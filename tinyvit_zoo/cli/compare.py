@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datasets import DATASETS
-from ..measure.comparison import add_speeds, comparison_row, conditions, default_dataset, find_names, plot_comparison
+from ..errors import ZooError
+from ..measure.comparison import (
+    add_speeds,
+    comparison_row,
+    conditions,
+    default_dataset,
+    find_names,
+    plot_comparison,
+    plot_costs,
+)
+from ..recipes import RECIPES
 from ..runtime.picture import check_picture, write_picture
 from ..runtime.text import as_csv, table
 from ..runtime.world import join_world
@@ -16,6 +26,7 @@ NAME = 'compare'
 SUMMARY = 'compare models by parameters, multiply-adds, accuracy and speed'
 EXAMPLES = '''
 tinyvit-zoo compare cct_7_3x1 cvt_7_4 vit_lite_7_4 --plot compare.png
+tinyvit-zoo compare 'cct_2*' 'cct_4*' --dataset c10 --no-speed --plot-cost cost.png
 tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --device cuda
 '''
 
@@ -32,15 +43,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'])
     parser.add_argument('--seconds', type=duration, default=10., metavar='S', help='total time of timing (default: 10)')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the table as .png, .pdf or .svg')
+    parser.add_argument('--plot-cost', type=Path, metavar='FILE',
+                        help="draw accuracy over the cost of the training, the papers' too, where recipes say it")
     add_formats(parser, 'print JSON in plain numbers, with the machine')
 
 
 def run(args: argparse.Namespace) -> str:
     names, about = find_names(args.names), None
-    if args.plot:
-        check_picture('--plot', args.plot)
+    for option, path in (('--plot', args.plot), ('--plot-cost', args.plot_cost)):
+        if path:
+            check_picture(option, path)
     dataset = args.dataset or default_dataset(names)
     rows = [comparison_row(name, dataset, args.img_size) for name in names]
+    if args.plot_cost:
+        if not dataset:
+            raise ZooError('--plot-cost needs the data set of the accuracies: give --dataset.')
+        write_picture(plot_costs(_costs(rows, dataset), dataset), args.plot_cost)
     if args.speed:
         with join_world(args.device) as world:
             about = add_speeds(rows, world.device, args.batch_size, args.precision, args.seconds)
@@ -49,6 +67,18 @@ def run(args: argparse.Namespace) -> str:
     if args.csv:
         return as_csv(rows)
     return json.dumps({'machine': about, 'models': rows}, indent=2) if args.json else _text(rows, dataset, about)
+
+
+def _costs(rows: Sequence[dict[str, Any]], dataset: str) -> list[tuple[str, str, float, float]]:
+    """Return the recipes of the models with their accuracy, measured or published, and the cost of their training."""
+    from ..training.cost import total_pflop
+
+    points = [(row['weights'], 'measured', row['measured']) for row in rows
+              if row['weights'] in RECIPES and row['measured'] is not None]
+    models = {row['name'].partition('.')[0] for row in rows}
+    points += [(recipe.name, 'published', recipe.published) for recipe in RECIPES.values()
+               if recipe.published and recipe.dataset == dataset and recipe.model in models]
+    return [(name, kind, total_pflop(name), top1) for name, kind, top1 in points]
 
 
 def _text(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, Any] | None) -> str:

@@ -192,3 +192,23 @@ def _plot_bars(axis: Any, label: str, values: Sequence[float], style: str) -> No
     axis.bar_label(axis.barh(range(len(values)), values, color=_BLUE), [style.format(value) for value in values],
                    padding=3, fontsize=8)
     axis.set(xlabel=label, xlim=(0, 1.25 * max(values)))
+
+
+def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) -> Figure:
+    """Draw accuracy over the cost of training: (recipe, 'measured' or 'published', PFLOP, top-1)."""
+    if not points:
+        raise ZooError(f'No recipe of these models has an accuracy on {DATASETS[dataset].title}: give other models, or '
+                       f'another --dataset.')
+    figure, ((axes,),) = new_figure(1, 1, (8, 5))
+    for i, name in enumerate(dict.fromkeys(recipe.partition('.')[0] for recipe, *_ in points)):
+        for kind, size in (('measured', 60), ('published', 40)):
+            chosen = [point for point in points if point[0].partition('.')[0] == name and point[1] == kind]
+            axes.scatter([cost for *_, cost, _ in chosen], [top1 for *_, top1 in chosen], s=size, edgecolors=f'C{i}',
+                         facecolors=f'C{i}' if kind == 'measured' else 'none')
+    for recipe, _, cost, top1 in points:
+        axes.annotate(recipe, (cost, top1), xytext=(6, -3), textcoords='offset points', fontsize=7)
+    axes.set(xscale='log', xlabel='cost of the training, PFLOP', ylabel=f'top-1, %, {DATASETS[dataset].title}',
+             title='filled: measured by us, hollow: published')
+    axes.margins(x=0.25)
+    axes.grid(alpha=0.3)
+    return figure

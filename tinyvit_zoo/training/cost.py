@@ -49,6 +49,11 @@ def before(recipe: BaseRecipe) -> list[str]:
     return [name for name in names if name in RECIPES or name in PRETRAININGS]
 
 
+def total_pflop(name: str) -> float:
+    """Count a recipe and those before it."""
+    return pflop_of(name) + sum(map(total_pflop, before({**RECIPES, **PRETRAININGS}[name])))
+
+
 def _supervised_flop(recipe: Any, num_classes: int) -> float:
     model = create_model(recipe.model, recipe.img_size, device='meta', num_classes=num_classes, **recipe.model_args)
     if recipe.sizes:
