@@ -253,3 +253,13 @@ def test_files_that_are_not_what_they_should_be(data: str, trained: Path, refuse
     assert 'is no run directory' in refused(tmp_path / 'begun', '--data', data)
     (tmp_path / 'begun' / 'recipe.json').write_text((trained / 'recipe.json').read_text())
     assert 'a run that has not ended' in refused(tmp_path / 'begun', '--data', data)
+
+
+# -- views at test time ------------------------------------------------------------------------------------------------
+def test_views_are_reported_apart(data: str, trained: Path, run: Run, refused: Run) -> None:
+    plain, = json.loads(run(trained, '--data', data, '--json'))
+    record, = json.loads(run(trained, '--data', data, '--json', '--tta', 'flip+shift'))
+    assert record['top1'] == plain['top1'] and record['tta']['images'] == plain['images']
+    assert record['tta']['views'] == 'flip+shift' and record['tta']['loss'] != plain['loss']
+    assert f'  views   {record["tta"]["top1"]:.2f} %' in run(trained, '--data', data, '--tta', 'flip+shift')
+    assert 'must not be mirrored: give --tta shift' in refused('cct_2_3x2.digits', '--data', 'digits', '--tta', 'flip')

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from cli_cases import without_weights
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 
@@ -159,6 +159,16 @@ def test_classes_without_names_go_by_number(
     monkeypatch.setattr('tinyvit_zoo.measure.prediction.label_names', lambda cfg: [])
     found = predictions(run, MODEL, photos / 'b.png', '--weights', weights)[str(photos / 'b.png')]
     assert [f['label'] for f in found] == [str(f['index']) for f in found]
+
+
+def test_views_change_the_probabilities_and_mirrored_images_do_not(
+        run: Run, weights: Path, photos: Path, tmp_path: Path) -> None:
+    ImageOps.mirror(Image.open(next(photos.glob('*.png')))).save(tmp_path / 'mirrored.png')
+    args = ('cct_2_3x2', next(photos.glob('*.png')), tmp_path / 'mirrored.png', '--weights', weights, '--json')
+    plain, views = (json.loads(run(*args, *more))['images'] for more in ((), ('--tta', 'flip')))
+    first, second = ({p['label']: p['probability'] for p in image['predictions']} for image in views)
+    assert first == pytest.approx(second, abs=1e-5)
+    assert plain[0]['predictions'] != views[0]['predictions']
 
 
 def test_the_table_says_what_the_json_does(run: Run, weights: Path, photos: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli import eval as eval_command
 from tinyvit_zoo.measure import accuracy as under_test
-from tinyvit_zoo.measure.accuracy import accuracy, plot_confusion, wilson
+from tinyvit_zoo.measure.accuracy import ViewAverage, accuracy, plot_confusion, wilson
 from tinyvit_zoo.measure.bench import Bench
 from tinyvit_zoo.runtime.picture import write_picture
 from tinyvit_zoo.weights import Weight
@@ -58,6 +58,19 @@ def test_a_model_that_is_always_right_or_wrong(tmp_path: Path) -> None:
     (95, 100, (88.825, 97.846)), (0, 10, (0., 27.754)), (10, 10, (72.246, 100.)), (5000, 10000, (49.020, 50.980))])
 def test_wilson(correct: int, count: int, expected: tuple[float, float]) -> None:
     assert wilson(correct, count) == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_logits_of_views_are_averaged() -> None:
+    class Corner(nn.Module):
+        """Two logits: the upper left pixel and the upper right one."""
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x[:, 0, 0, 0], x[:, 0, 0, -1]], 1)
+
+    x = torch.arange(16.).view(1, 1, 4, 4)
+    views = {'flip': [(0., 3.), (3., 0.)], 'shift': [(0., 3.), (5., 6.), (5., 6.)]}
+    views['flip+shift'] = views['shift'] + [(b, a) for a, b in views['shift']]
+    for name, logits in views.items():
+        torch.testing.assert_close(ViewAverage(Corner(), name)(x)[0], torch.tensor(logits).mean(0))
 
 
 def test_wilson_against_its_equation() -> None:

@@ -24,7 +24,8 @@ tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe
 tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 '''
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
-_MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'corruptions': 'mCE', 'attack': 'attack'}     # titles by option
+# titles by option
+_MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'tta': 'views', 'corruptions': 'mCE', 'attack': 'attack'}
 _RADIUS, _STEPS = 8., 20        # of attacks
 
 
@@ -46,6 +47,8 @@ def add(parser: argparse.ArgumentParser) -> None:
                           'regularization chosen on a fifth of the training images')
     measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '
                           '--knn and --probe learn from (default: 1)')
+    measures.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for several '
+                          'views of each image, mirrored or moved by a pixel')
     group = parser.add_argument_group('robustness')
     group.add_argument(
         '--corruptions', metavar='DIR', nargs='?', const=True, help='measure the error on the fifteen corruptions of '
@@ -155,6 +158,7 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    from ..measure.accuracy import ViewAverage, evaluate
     from ..measure.features import knn, probe, spread
     from ..measure.robustness import attack_figures, corruption_figures
 
@@ -162,6 +166,12 @@ def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any
         return {'top1': knn(*bench.features, num_classes=bench.num_classes), 'spread': spread(bench.features[2])}
     if name == 'probe':
         return probe(*bench.features, num_classes=bench.num_classes)
+    if name == 'tta':
+        bench.check_classes()
+        if 'flip' in args.tta and bench.source.info and not bench.source.info.mirrored:
+            raise ZooError(f'{bench.source.name} must not be mirrored: give --tta shift.')
+        model = ViewAverage(bench.loaded.model, args.tta)
+        return {'views': args.tta, **evaluate(model, bench.batches(), bench.world, bench.dtype)}
     if name == 'attack':
         return attack_figures(bench, _attacks(args))
     return corruption_figures(bench, None if args.corruptions is True else Path(args.corruptions).expanduser())

@@ -3,6 +3,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..measure.accuracy import ViewAverage
 from ..measure.prediction import check_image, classify, image_files, load_classifier
 from ..models import with_tag
 from ..runtime.text import table
@@ -22,6 +23,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('model', metavar='NAME[.TAG]', help='without TAG the default weights, those of pretrained=True')
     parser.add_argument(
         'images', metavar='IMAGE', nargs='+', type=Path, help='a file, or a folder, which is searched recursively')
+    parser.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for several views '
+                        'of each image, mirrored or moved by a pixel')
     parser.add_argument('--topk', type=positive, default=5, metavar='K', help='classes to show (default: 5)')
     parser.add_argument('--batch-size', type=positive, default=32, metavar='N', help='default: 32')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, mps, ... (default: cpu)')
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> str:
     for path in paths:
         check_image(path)  # before any weights are fetched
     model, labels = load_classifier(name, args.weights, args.device)
+    model = ViewAverage(model, args.tta) if args.tta else model
     results = list(zip(paths, classify(model, labels, paths, args.topk, args.batch_size), strict=True))
     if args.json:
         images = [{'image': str(path), 'predictions': guesses} for path, guesses in results]

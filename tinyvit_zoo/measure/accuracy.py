@@ -57,6 +57,27 @@ def evaluate(
     return {**figures, 'top5': 100 * top5 / count} if classes > 5 else figures
 
 
+class ViewAverage(nn.Module):
+    """A classifier whose logits are averaged over views of each image.
+
+    'flip': as it is and mirrored; 'shift': as it is and moved by a pixel to either corner; 'flip+shift': all six.
+    """
+
+    def __init__(self, model: Any, views: str) -> None:
+        super().__init__()
+        self.model, self.flip, self.shift = model, 'flip' in views, 'shift' in views
+        self.pretrained_cfg = getattr(model, 'pretrained_cfg', {})
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = [x]
+        if self.shift:
+            padded = F.pad(x, (1, 1, 1, 1), 'reflect')
+            views += [padded[..., :-2, :-2], padded[..., 2:, 2:]]
+        if self.flip:
+            views += [view.flip(3) for view in views]
+        return torch.stack([self.model(view).float() for view in views]).mean(0)
+
+
 def accuracy(bench: Bench) -> dict[str, Any]:
     """Return the figures of `evaluate`, the 'interval' of the top-1, figures of all 'classes', and the 'confusion'."""
     confusion = torch.zeros(bench.num_classes, bench.num_classes, dtype=torch.int64, device=bench.world.device)
