@@ -1,6 +1,12 @@
 import contextlib
+import os
 import sys
 from pathlib import Path
+
+# the workers of pytest-xdist share the cores, and none spins: the processes that tests start inherit it
+os.environ.setdefault('OMP_NUM_THREADS', str(max(
+    1, (os.cpu_count() or 1) // int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1)))))
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 import pytest
 import torch

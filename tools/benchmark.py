@@ -195,7 +195,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with join_world(args.device) as world:
             check(args)
-            about = machine(world.device)
+            openmp = ' '.join(f'{key}={value}' for key, value in sorted(os.environ.items())
+                              if key.startswith(('OMP_', 'GOMP_', 'KMP_')))
+            about = {**machine(world.device), 'OpenMP': openmp or 'as set by default',
+                     'load average': round(os.getloadavg()[0], 2)}
             print(', '.join(f'{key} {value}' for key, value in about.items()))
             bench[args.what](args, world.device, say)
         if args.json:

@@ -44,10 +44,12 @@ def bench(tmp_path: Path, *argv: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def test_benchmark_beside_a_baseline(tmp_path: Path) -> None:
+def test_benchmark_beside_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('OMP_WAIT_POLICY', 'passive')
     report = bench(tmp_path, 'models', 'cct_2_3x2', '--baseline', 'mobilenetv3_small_100', '--img-size', '32',
                    '--mode', 'latency', 'train', '--batch-size', '4')
     assert report['machine']['threads'] == torch.get_num_threads() and report['machine']['device']
+    assert 'OMP_WAIT_POLICY=passive' in report['machine']['OpenMP'] and report['machine']['load average'] >= 0
     rows = report['results']
     assert [(row['mode'], row['batch'], row['contender']) for row in rows] == [
         (mode, batch, name) for mode, batch in (('latency', 1), ('train', 4))

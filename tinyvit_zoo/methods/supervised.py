@@ -148,6 +148,7 @@ class Supervised(Task):
         return {
             'note': '', 'table': f'| measured on | images | top-1, % | loss |\n|---|---|---|---|\n{rows}',
             'use': f'''```python
+import timm
 import tinyvit_zoo
 weights = dict(file='weights.safetensors')
 model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
