@@ -27,6 +27,7 @@ import numpy as np
 import safetensors.torch
 import timm
 import torch
+from check_catalogue import checked
 from torch import Tensor
 
 from tinyvit_zoo import ZooError
@@ -42,7 +43,7 @@ from tinyvit_zoo.runtime.machine import machine
 from tinyvit_zoo.runtime.world import World, join_world
 from tinyvit_zoo.training.run_dir import differences
 from tinyvit_zoo.weights import OURS, catalogue, read_cfg, read_weights, save_weights
-from tinyvit_zoo.weights.catalogue import FOLDER, parse
+from tinyvit_zoo.weights.catalogue import FOLDER
 from tinyvit_zoo.weights.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,7 +227,7 @@ def with_entry(text: str, new: Mapping[str, Any]) -> str:
     default = {key: value for key, value in entries.get(new['name'], {}).items() if key == 'default'}
     entries[new['name']] = {'name': new['name'], **default, **new}
     changed = '[\n' + ',\n'.join(f'  {json.dumps(e, ensure_ascii=False)}' for e in entries.values()) + '\n]\n'
-    parse(changed)
+    checked(changed)
     return changed
 
 

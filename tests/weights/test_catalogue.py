@@ -24,7 +24,10 @@ from tinyvit_zoo.measure.accuracy import wilson
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
-from tinyvit_zoo.weights.catalogue import FOLDER, default_first, parse
+from tinyvit_zoo.weights.catalogue import FOLDER, default_first
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+from check_catalogue import checked
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / 'tests' / 'fixtures' / 'weights'
@@ -42,7 +45,7 @@ THEIRS = {'name': 'cct_2_3x2.theirs', 'dataset': 'c10', 'input_size': [3, 32, 32
 
 
 def weight(entry: dict[str, Any] = ENTRY, **changes: Any) -> Weight:
-    return next(iter(parse(json.dumps([{**entry, **changes}])).values()))
+    return next(iter(checked(json.dumps([{**entry, **changes}])).values()))
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -53,6 +56,10 @@ def refused(call: Callable[[], Any]) -> str:
 
 
 # -- what ships --------------------------------------------------------------------------------------------------------
+def test_every_field_of_the_catalogue_is_right() -> None:
+    assert checked((FOLDER / 'catalogue.json').read_text(encoding='utf-8')) == catalogue()
+
+
 def test_something_ships_and_nothing_else_lies_there() -> None:
     assert {path.name for path in FOLDER.glob('*.safetensors')} == {w.file for w in SHIPPED} != set()
     assert {path.name for path in FOLDER.glob('*.jsonl')} == {w.trained['log'] for w in SHIPPED}
@@ -253,9 +260,9 @@ def test_a_wrong_entry_is_refused_by_name(changes: dict[str, Any], message: str)
 
 
 def test_a_wrong_catalogue_is_refused() -> None:
-    assert 'is there twice' in refused(lambda: parse(json.dumps([ENTRY, ENTRY])))
-    assert 'not JSON' in refused(lambda: parse('[{'))
-    assert 'not a list' in refused(lambda: parse('{}'))
-    assert 'entry 1' in refused(lambda: parse('[3]'))
+    assert 'is there twice' in refused(lambda: checked(json.dumps([ENTRY, ENTRY])))
+    assert 'not JSON' in refused(lambda: checked('[{'))
+    assert 'not a list' in refused(lambda: checked('{}'))
+    assert 'entry 1' in refused(lambda: checked('[3]'))
     without = {key: value for key, value in ENTRY.items() if key != 'crop_pct'}
-    assert 'crop_pct is missing' in refused(lambda: parse(json.dumps([without])))
+    assert 'crop_pct is missing' in refused(lambda: checked(json.dumps([without])))
