@@ -4,7 +4,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from tinyvit_zoo.kernels import attention, conv_pool
+from tinyvit_zoo.kernels import attention, convolution
 from tinyvit_zoo.kernels.attention import dropout_attention
 from tinyvit_zoo.layers import attend, is_sine_table, resize_table, sine_table
 
@@ -86,12 +86,12 @@ def test_conv_pool_is_the_three_operations(
         batch: int, size: tuple, width: int, kernel: int, stride: int, padding: int,
         monkeypatch: pytest.MonkeyPatch) -> None:
     """In several pieces, the last one smaller."""
-    monkeypatch.setattr(conv_pool, '_CHUNK_BYTES', 1 << 18)
+    monkeypatch.setattr(convolution, '_CHUNK_BYTES', 1 << 18)
     x, weight = torch.randn(batch, 3, *size), torch.randn(width, 3, kernel, kernel)
     expected = F.max_pool2d(F.relu(F.conv2d(x, weight, None, stride, padding)), 3, 2, 1)
-    found = conv_pool.conv_pool(x.contiguous(memory_format=torch.channels_last), weight, stride, padding)
+    found = convolution.conv_pool(x.contiguous(memory_format=torch.channels_last), weight, stride, padding)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    torch.library.opcheck(conv_pool.conv_pool, (x[:2], weight, stride, padding))
+    torch.library.opcheck(convolution.conv_pool, (x[:2], weight, stride, padding))
 
 
 @pytest.mark.slow

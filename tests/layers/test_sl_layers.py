@@ -15,9 +15,9 @@ from tinyvit_zoo.layers import (
     PatchTokenization,
     ShiftedPatchTokenization,
     adapt_patch_channels,
+    attention as layers,
     cut_patches,
     diagonal_mask,
-    locality,
     shift_diagonally,
 )
 from tinyvit_zoo.models._build import adapt_linear_stem, build_model
@@ -88,7 +88,7 @@ def test_pooling_takes_a_map_in_the_order_of_tokens() -> None:
 @pytest.fixture(params=['fused', 'plain', 'operator'])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """By which attention goes: torch's fused one, the plain formula, or our operator, whatever the size."""
-    monkeypatch.setattr(locality, 'locality_attention_is_faster', lambda qkv: request.param == 'operator')
+    monkeypatch.setattr(layers, 'locality_attention_is_faster', lambda qkv: request.param == 'operator')
     return request.param
 
 
@@ -152,7 +152,7 @@ def test_no_nan_forward_or_backward(dtype: torch.dtype, tokens: int, path: str) 
 @pytest.mark.parametrize('lsa', [True, False])
 def test_the_operator_is_the_formula(lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and every gradient, the temperatures' too, in several pieces."""
-    monkeypatch.setattr(locality, 'locality_attention_is_faster', lambda qkv: True)
+    monkeypatch.setattr(layers, 'locality_attention_is_faster', lambda qkv: True)
     monkeypatch.setattr(attention, '_SCORE_BYTES', 2 * 9 * 9 * 8)
     layer = LocalityAttention(12, 3, 4, lsa, dtype=torch.float64)
     if lsa:
@@ -268,7 +268,7 @@ class Small(nn.Module):
 
 
 def small_filter(state_dict: dict[str, Tensor], model: nn.Module, source_size: Any = None) -> dict[str, Tensor]:
-    return adapt_linear_stem(state_dict, model, 'tokenizer')
+    return adapt_linear_stem(state_dict, model)
 
 
 def create(state: dict[str, Tensor], **kwargs: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..kernels.shifted_merging import shifted_merging
+from ..kernels.convolution import shifted_merging
 
 
 def shift_diagonally(x: Tensor, distance: int) -> Tensor:
@@ -33,12 +33,12 @@ def patch_grid(img_size: Tuple[int, int], patch: int) -> Tuple[int, int]:
 class PatchTokenization(nn.Module):
     """Image to tokens [B, C, H, W] -> [B, N, D]: cut patches, without rows and columns that fill none; Linear."""
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, **dd: Any) -> None:
         super().__init__()
         self.stacked_chans = in_chans
         self.patch_size = self.reduction = patch_size
         self.cuts_patches = True
-        self.proj = nn.Linear(in_chans * patch_size ** 2, embed_dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(in_chans * patch_size ** 2, embed_dim, **dd)
 
     def grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
         return patch_grid(img_size, self.patch_size)
@@ -54,8 +54,7 @@ class PatchTokenization(nn.Module):
 class ShiftedPatchTokenization(PatchTokenization):
     """Image or map to tokens [B, C, H, W] -> [B, N, D]: shift by half a patch, cut patches, LayerNorm, Linear."""
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
-        dd = {'device': device, 'dtype': dtype}
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, **dd: Any) -> None:
         super().__init__(5 * in_chans, embed_dim, patch_size, **dd)
         self.norm = nn.LayerNorm(5 * in_chans * patch_size ** 2, **dd)
 
@@ -120,8 +119,8 @@ def _merge_shifted(
 class ShiftedMerging(ShiftedPatchTokenization):
     """Shifted patches of 2x2 as a merging, [B, H, W, C] -> [B, H // 2, W // 2, 2C]."""
 
-    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
-        super().__init__(dim, 2 * dim, 2, device=device, dtype=dtype)
+    def __init__(self, dim: int, **dd: Any) -> None:
+        super().__init__(dim, 2 * dim, 2, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         return _merge_shifted(x, self.norm.weight, self.norm.bias, self.norm.eps, self.proj.weight, self.proj.bias)

@@ -135,8 +135,7 @@ class WindowAttention(nn.Module):
     attn_mask: Optional[Tensor]
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, lsa: bool = True, proj_drop: float = 0.,
-                 device: Any = None, dtype: Any = None) -> None:
-        dd = {'device': device, 'dtype': dtype}
+                 **dd: Any) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads

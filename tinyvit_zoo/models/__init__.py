@@ -1,28 +1,21 @@
 """The families. Importing this package registers every model with timm."""
-from timm import list_models as _timm_list_models
-from timm.models import get_pretrained_cfg as _get_pretrained_cfg, model_entrypoint as _model_entrypoint
+# ruff: noqa: F401
+import timm
+from timm.models import get_pretrained_cfg, model_entrypoint
 
 from ..errors import ZooError, nearest
 from . import compact, fast_cnn, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
-from ._build import build_model, check_tag, timm_export
-from ._places import Layer, block_layers
-from ._tokens import TokenTransformer
+from ._build import build_model, check_tag
+from ._tokens import Layer, TokenTransformer, block_layers
 from .compact import CompactTransformer
 from .encoder import Recording, attention_logits, encode, image_size, record, require_plain, take_any_size
-from .mae_lite import RelativeViT
+from .mae_lite import RelativeViT, timm_export
 from .sl_cait import LocalCaiT
 from .sl_pit import LocalPiT
 from .sl_swin import LocalSwin
 from .sl_t2t import LocalT2T
 from .sl_vit import LocalViT
 from .ssl_small import SslCaiT, SslSwin, SslViT
-
-__all__ = [
-    'FAMILIES', 'CompactTransformer', 'Layer', 'LocalCaiT', 'LocalPiT', 'LocalSwin', 'LocalT2T', 'LocalViT',
-    'Recording', 'RelativeViT', 'SslCaiT', 'SslSwin', 'SslViT', 'TokenTransformer', 'attention_logits', 'block_layers',
-    'build_model', 'check_name', 'check_tag', 'encode', 'image_size', 'list_models', 'record', 'require_plain',
-    'take_any_size', 'timm_export', 'with_tag',
-]
 
 # Modules whose models are the zoo's. A family of another package joins by its name: see docs/extending.md.
 FAMILIES = [family.__name__ for family in (
@@ -32,8 +25,8 @@ FAMILIES = [family.__name__ for family in (
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
     """List the zoo's models that match a wildcard pattern; with `pretrained`, `name.tag` of all with weights."""
     modules = [family.rpartition('.')[2] for family in FAMILIES]  # timm knows a module by the last part of its name
-    names = _timm_list_models(pattern, module=modules, pretrained=pretrained)
-    return [name for name in names if _model_entrypoint(name).__module__ in FAMILIES]
+    names = timm.list_models(pattern, module=modules, pretrained=pretrained)
+    return [name for name in names if model_entrypoint(name).__module__ in FAMILIES]
 
 
 def check_name(name: str) -> None:
@@ -50,4 +43,4 @@ def with_tag(name: str) -> str:
     architecture, _, tag = name.partition('.')
     if tag:
         check_tag(architecture, tag)
-    return f'{architecture}.{tag or _get_pretrained_cfg(architecture).tag}'
+    return f'{architecture}.{tag or get_pretrained_cfg(architecture).tag}'

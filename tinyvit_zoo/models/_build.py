@@ -1,6 +1,6 @@
 """Register families with timm, and build their models through timm's builder, with strict loading.
 
-This module alone imports private names of timm (`x as x`: for others).
+This module alone imports private names of timm, some of them for others.
 """
 import argparse
 import logging
@@ -21,20 +21,11 @@ from huggingface_hub import constants as hub_constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from timm.layers import to_2tuple
-from timm.models import (
-    VisionTransformer,
-    build_model_with_cfg,
-    generate_default_cfgs,
-    get_arch_pretrained_cfgs,
-    register_model,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_arch_pretrained_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._features import feature_take_indices as feature_take_indices
+from timm.models._features import feature_take_indices  # noqa: F401
 from timm.models._hub import download_cached_file, hf_split
-from timm.models._input import (
-    update_model_args as update_model_args,
-    update_model_input_size as update_model_input_size,
-)
+from timm.models._input import update_model_args, update_model_input_size  # noqa: F401
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -230,12 +221,13 @@ def without(tensors: Mapping[str, Tensor], pattern: str, why: str) -> dict[str, 
     return {name: tensor for name, tensor in tensors.items() if name not in out}
 
 
-def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> dict[str, Tensor]:
-    """Adapt a Linear stem `stem.proj` to the model's channels, as timm does for convolutions.
+def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Adapt a Linear stem `tokenizer.proj` to the model's channels, as timm does for convolutions.
 
     Tensors change only where the model and the pretrained cfg differ in channels and the widths agree with that; others
     are left to the strict check. The model sets `self._traits = {'first_conv': None}`, so that timm skips the stem.
     """
+    stem = 'tokenizer'
     own = dict(model.get_submodule(stem).named_parameters(prefix=stem))
     old, new = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0], model.in_chans
     if old == new or own[f'{stem}.proj.weight'].ndim != 2 or not own.keys() <= tensors.keys():
@@ -244,15 +236,3 @@ def adapt_linear_stem(tensors: Mapping[str, Tensor], model: Any, stem: str) -> d
         if tensors[name].ndim != own[name].ndim or tensors[name].numel() * new != own[name].numel() * old:
             return dict(tensors)
     return adapt_patch_channels(tensors, stem, old, new)
-
-
-def timm_export(model: nn.Module) -> dict[str, Any]:
-    """Return arguments of timm's `save_for_hf` and `push_to_hf_hub` that let timm load the model without the zoo.
-
-        timm.models.save_for_hf(model, folder, **timm_export(model))
-    """
-    if type(model) is not VisionTransformer:
-        raise ZooError(f"{type(model).__name__} is no class of timm's, which cannot load it alone: export it under its "
-                       f'own name, without timm_export.')
-    architecture = 'vit_small_patch16_224' if model.embed_dim == 384 else 'vit_tiny_patch16_224'
-    return dict(model_config=dict(pretrained_cfg=dict(architecture=architecture)), safe_serialization=True)

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ._build import feature_take_indices
-from ._places import Layer, place
-from ._tokens import TokenTransformer
+from ._tokens import Layer, TokenTransformer, place
 
 
 class Stage(nn.Module):

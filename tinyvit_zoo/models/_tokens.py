@@ -1,22 +1,65 @@
-"""The base class of the token transformers, which implements timm's contract for all families."""
+"""The base class of the token transformers, which implements timm's contract for all families; places of tokens."""
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from timm.layers import _assert, get_device_dtype, global_pool_nlc, to_2tuple, trunc_normal_
 from timm.models import VisionTransformer, checkpoint, checkpoint_seq
+from timm.models.cait import Cait, TalkingHeadAttn
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..kernels.memory import slice_length
 from ..layers import SequencePool, resize_table, sine_table, table_on_grid
 from ._build import feature_take_indices, update_model_input_size
-from ._places import Layer, place
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A block of a model and the place of its tokens on the image."""
+    name: str                       # as `model.get_submodule` takes it
+    block: nn.Module
+    grid: tuple[int, int]           # rows and columns of its patch tokens
+    stride: tuple[float, float]     # pixels from one to the next, down and right
+    prefix: int                     # tokens in front of the patches
+    class_only: bool = False        # its only query is the class token
+
+    @property
+    def attention(self) -> Any:
+        return getattr(self.block, 'attn', None) or getattr(self.block, 'self_attn', None)
+
+    @property
+    def mixes_heads(self) -> bool:
+        """Return whether heads are mixed after the softmax too."""
+        return isinstance(self.attention, TalkingHeadAttn) or getattr(self.attention, 'mixes_heads', False)
+
+
+def place(
+        name: str, blocks: Iterable[nn.Module], grid: tuple[int, int], stride: Any, prefix: int, first: int = 0,
+        class_only: bool = False,
+) -> list[Layer]:
+    """Make the layers of blocks named `name.{first}` and so on; `stride` is a pair, or one number for both."""
+    return [Layer(f'{name}.{i}', block, (grid[0], grid[1]), tuple(to_2tuple(stride)), prefix, class_only)
+            for i, block in enumerate(blocks, first)]
+
+
+def block_layers(model: Any) -> list[Layer]:
+    """Return the blocks, in order, of a model of the zoo or a ViT, DeiT or CaiT of timm; of any other none."""
+    if hasattr(model, 'block_layers'):
+        return model.block_layers()
+    if not isinstance(model, (VisionTransformer, Cait)) or not hasattr(model.patch_embed, 'feat_ratio'):
+        return []
+    grid, ratio = model.patch_embed.grid_size, model.patch_embed.feat_ratio(as_scalar=False)
+    if isinstance(model, VisionTransformer):
+        return place('blocks', model.blocks, grid, ratio, model.num_prefix_tokens)
+    return (place('blocks', model.blocks, grid, ratio, 0)
+            + place('blocks_token_only', model.blocks_token_only, grid, ratio, 1, class_only=True))
 
 
 class TokenTransformer(nn.Module):
@@ -261,40 +304,6 @@ class TokenTransformer(nn.Module):
     def block_layers(self) -> list[Layer]:
         """Return the blocks, in order, with the places of their tokens on the image."""
         return place('blocks', self.blocks, self.grid_size, self.tokenizer.reduction, self.num_early_tokens)
-
-
-class LateClassToken(TokenTransformer):
-    """Blocks for the patches, then `class_blocks`, which take all tokens and update only the class token in front."""
-    if TYPE_CHECKING:
-        class_blocks: nn.Sequential
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
-            stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
-            class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
-
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
-        """Drop the class token and its blocks with the head: intermediate features are those of the patches."""
-        if prune_head:
-            self.cls_token, self.class_blocks = None, nn.Sequential()
-            self.num_prefix_tokens = 0
-        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
-
-    def block_layers(self) -> list[Layer]:
-        grid, stride = self.grid_size, self.tokenizer.reduction
-        return super().block_layers() + place('class_blocks', self.class_blocks, grid, stride, 1, class_only=True)
-
-    def _finish(self, x: Tensor) -> Tensor:
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint_seq(self.class_blocks, x)
-            else:
-                x = self.class_blocks(x)
-        return self.norm(x)
 
 
 def fit_positions(tensors: Mapping[str, Tensor], model: Any, source_size: tuple[int, int] | None) -> dict[str, Tensor]:

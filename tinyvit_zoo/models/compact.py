@@ -24,7 +24,7 @@ from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..kernels.conv_pool import conv_pool_relu
+from ..kernels.convolution import conv_pool_relu
 from ..layers import SelfAttention, init_trunc_normal, patch_grid
 from ..weights import unwrap
 from ._build import build_model, register_family, renamed, without

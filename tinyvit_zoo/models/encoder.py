@@ -73,7 +73,6 @@ def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
     return torch.cat([torch.arange(prefix, device=keep.device).expand(batch, -1), patches], dim=1)
 
 
-# -- looking inside ----------------------------------------------------------------------------------------------------
 @dataclass
 class Recording:
     """Inputs and outputs [B, N, D] and attention logits [B, H, N, N], by the requested indices of blocks."""
@@ -132,7 +131,6 @@ def attention_logits(attn: Any, x: Tensor, attn_mask: Tensor | None = None, is_c
     return maybe_add_mask(logits, resolve_self_attn_mask(x.shape[1], logits, attn_mask, is_causal))
 
 
-# -- images of other sizes -------------------------------------------------------------------------------------------
 def image_size(model: Any) -> tuple[int, int]:
     """Return the height and width of the model's input."""
     return model.img_size if hasattr(model, 'img_size') else model.patch_embed.img_size

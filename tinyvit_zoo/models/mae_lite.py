@@ -87,7 +87,6 @@ class RelativeViT(VisionTransformer):
             block.rel_pos.set_window_size(self.patch_embed.grid_size)
 
 
-# -- the authors' files ------------------------------------------------------------------------------------------------
 def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: VisionTransformer, source_size: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
@@ -176,7 +175,6 @@ def _fit_relative(
     return fitted
 
 
-# -- the models --------------------------------------------------------------------------------------------------------
 _POOLS = ('', 'avg', 'avgmax', 'max', 'token', 'map')
 
 
@@ -193,6 +191,18 @@ def build_vision(
     model = build_model(model_cls, variant, pretrained, filter_fn, **kwargs)
     update_model_args(model, **{name: kwargs[name] for name in own_args})
     return model
+
+
+def timm_export(model: Any) -> dict[str, Any]:
+    """Return arguments of timm's `save_for_hf` and `push_to_hf_hub` that let timm load the model without the zoo.
+
+        timm.models.save_for_hf(model, folder, **timm_export(model))
+    """
+    if type(model) is not VisionTransformer:
+        raise ZooError(f"{type(model).__name__} is no class of timm's, which cannot load it alone: export it under its "
+                       f'own name, without timm_export.')
+    architecture = 'vit_small_patch16_224' if model.embed_dim == 384 else 'vit_tiny_patch16_224'
+    return dict(model_config=dict(pretrained_cfg=dict(architecture=architecture)), safe_serialization=True)
 
 
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> Any:

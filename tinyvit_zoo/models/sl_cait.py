@@ -15,17 +15,18 @@ which masks nothing (the logit becomes 0). Ours masks after the mixing, whose ne
 logit into a very high one. `lsa_mask='authors'` does as they do.
 """
 from collections.abc import Mapping
-from typing import Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 import torch
 from timm.layers import LayerScale
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..layers import Block, PatchTokenization, ShiftedPatchTokenization, diagonal_mask, init_xavier
 from ..weights import unwrap
 from ._build import adapt_linear_stem, renamed
-from ._tokens import LateClassToken, fit_positions
+from ._tokens import Layer, TokenTransformer, fit_positions, place
 from .sl_vit import AUTHORS_NAMES, register_spt_lsa
 
 
@@ -113,6 +114,40 @@ class ClassBlock(MixedBlock):
         return torch.cat([token, patches], dim=1)
 
 
+class LateClassToken(TokenTransformer):
+    """Blocks for the patches, then `class_blocks`, which take all tokens and update only the class token in front."""
+    if TYPE_CHECKING:
+        class_blocks: nn.Sequential
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
+            class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the class token and its blocks with the head: intermediate features are those of the patches."""
+        if prune_head:
+            self.cls_token, self.class_blocks = None, nn.Sequential()
+            self.num_prefix_tokens = 0
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    def block_layers(self) -> list[Layer]:
+        grid, stride = self.grid_size, self.tokenizer.reduction
+        return super().block_layers() + place('class_blocks', self.class_blocks, grid, stride, 1, class_only=True)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint_seq(self.class_blocks, x)
+            else:
+                x = self.class_blocks(x)
+        return self.norm(x)
+
+
 class LocalCaiT(LateClassToken):
     """CaiT, by default with shifted patches and locality attention.
 
@@ -182,7 +217,7 @@ def checkpoint_filter_fn(
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     tensors = {name: tensor.flatten() if name.endswith('.gamma') else tensor for name, tensor in tensors.items()}
-    return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
+    return adapt_linear_stem(fit_positions(tensors, model, source_size), model)
 
 
 register_spt_lsa(__name__, LocalCaiT, checkpoint_filter_fn, large={'patch_size': 8})

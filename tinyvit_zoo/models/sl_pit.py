@@ -164,7 +164,7 @@ def checkpoint_filter_fn(
     stem = tensors.get('tokenizer.proj.weight')
     if stem is not None and stem.ndim == 4:  # a patch convolution becomes a Linear over patches
         tensors['tokenizer.proj.weight'] = stem.permute(0, 2, 3, 1).flatten(1)
-    return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
+    return adapt_linear_stem(fit_positions(tensors, model, source_size), model)
 
 
 register_spt_lsa(__name__, LocalPiT, checkpoint_filter_fn, large={'patch_size': 4})

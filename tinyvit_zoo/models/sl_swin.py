@@ -191,7 +191,7 @@ def checkpoint_filter_fn(
             elif mask is not None and len(mask) * module.window_size ** 2 == rows * cols and min(
                     rows, cols) > module.window_size:
                 module.attn_mask = module.qkv.weight.new_zeros(mask.shape)
-    return fit_positions(adapt_linear_stem(tensors, model, 'tokenizer'), model, source_size)
+    return fit_positions(adapt_linear_stem(tensors, model), model, source_size)
 
 
 register_spt_lsa(__name__, LocalSwin, checkpoint_filter_fn, large={'patch_size': 4})

@@ -25,8 +25,7 @@ from ..errors import ZooError
 from ..layers import LocalityAttention, LocalityBlock, init_trunc_normal, shift_diagonally
 from ..weights import unwrap
 from ._build import renamed
-from ._places import Layer, place
-from ._tokens import TokenTransformer
+from ._tokens import Layer, TokenTransformer, place
 from .sl_vit import register_spt_lsa
 
 

@@ -4,8 +4,8 @@ Paper: Vision Transformer for Small-Size Datasets, https://arxiv.org/abs/2112.13
 Authors' code: https://github.com/aanna0701/SPT_LSA_ViT (no licence, no weights published; written from the paper)
 
 `plain_vit` is the paper's baseline: a ViT of nine narrow blocks with a class token. `sl_vit` shifts the image before it
-cuts the patches (`spt`, see layers/shifted.py) and sharpens the attention (`lsa`, see layers/locality.py). `_64` is for
-64 pixels: patches of 8.
+cuts the patches (`spt`, layers/shifted.py) and sharpens the attention (`lsa`, layers/attention.py). `_64` is for 64
+pixels: patches of 8.
 
 Where we differ from the authors: the mask follows the image size; temperatures are not decayed.
 """
@@ -67,7 +67,7 @@ def checkpoint_filter_fn(
 ) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = renamed(unwrap(state_dict), AUTHORS_NAMES)
-    return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
+    return adapt_linear_stem(fit_positions(tensors, model, source_size), model)
 
 
 def register_spt_lsa(

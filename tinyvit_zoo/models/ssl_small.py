@@ -26,7 +26,8 @@ from ..layers import LocalityBlock, PatchTokenization, WindowAttention, init_tru
 from ..weights import unwrap
 from . import sl_swin
 from ._build import adapt_linear_stem, build_model, register_family, renamed, without
-from ._tokens import LateClassToken, TokenTransformer, fit_positions
+from ._tokens import TokenTransformer, fit_positions
+from .sl_cait import LateClassToken
 from .sl_swin import ConvTokenizer, LocalSwin
 
 torch.fx.wrap('table_on_grid')  # a leaf: it asks for the size
@@ -185,7 +186,7 @@ def checkpoint_filter_fn(
     if isinstance(model, SslSwin):
         return sl_swin.checkpoint_filter_fn(tensors, model, source_size)
     tensors = renamed(tensors, _AUTHORS_NAMES)
-    return adapt_linear_stem(fit_positions(tensors, model, source_size), model, 'tokenizer')
+    return adapt_linear_stem(fit_positions(tensors, model, source_size), model)
 
 
 _CLASSES: dict[str, type[AnySize]] = {'vit': SslViT, 'swin': SslSwin, 'cait': SslCaiT}
