@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyvit_zoo.data.images import ArrayImages, FileImages, as_channels, check_cached, decode, fit
+from tinyvit_zoo.data.images import ArrayImages, FileImages, as_channels, check_cached, decode, pixels_of
 from tinyvit_zoo.errors import ZooError
 
 
@@ -37,12 +37,13 @@ def test_grey_and_colour() -> None:
 def test_the_rule_of_size() -> None:
     """Identity where it fits; else filled and cut in the middle."""
     image = Image.fromarray(fakes.pixels(10, 20, 3))
-    assert fit(image, (10, 20)) is image
-    assert np.array_equal(fit(image, (10, 10)), np.asarray(image)[:, 5:15])
+    assert np.array_equal(pixels_of(image, (10, 20)).transpose(1, 2, 0), np.asarray(image))
+    assert np.array_equal(pixels_of(image, (10, 10)).transpose(1, 2, 0), np.asarray(image)[:, 5:15])
     for size in (30, 4):
         filled = image.resize((2 * size, size), Image.Resampling.BICUBIC)
-        assert np.array_equal(fit(image, (size, size)), np.asarray(filled)[:, size // 2:size // 2 + size])
-    assert fit(image, (7, 9)).size == (9, 7)
+        middle = np.asarray(filled)[:, size // 2:size // 2 + size]
+        assert np.array_equal(pixels_of(image, (size, size)).transpose(1, 2, 0), middle)
+    assert pixels_of(image, (7, 9)).shape[1:] == (7, 9)
 
 
 def test_sixteen_bits_are_scaled() -> None:

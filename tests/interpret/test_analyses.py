@@ -7,7 +7,7 @@ from tinyvit_zoo.models import list_models
 
 def test_every_model_says_what_it_can_have() -> None:
     found = {name: {kind for kind, why in unsupported(timm.create_model(name, device='meta')).items() if not why}
-             for name in list_models()}
+             for name in list_models() if not name.startswith('fast_cnn')}    # a convolutional network
     always = {'attention', 'maps', 'similarity'}
     for name, kinds in found.items():
         assert always <= kinds, name

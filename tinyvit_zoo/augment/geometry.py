@@ -24,7 +24,6 @@ def as_images(rows: Tensor) -> Tensor:
     return to_bytes(rows).transpose(1, 2).contiguous()
 
 
-# ---- crops
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], padding: int, flip: Tensor) -> Tensor:
     """Pad each image with black, cut it at its own corner ([B] int64), flip it where `flip` is set."""
     h, w = size
@@ -69,7 +68,6 @@ def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int, kernel: K
     return weights / weights.sum(2, keepdim=True)
 
 
-# ---- affine maps
 def affine(images: Tensor, matrix: Sequence[Tensor], kernel: str, fill: Tensor) -> Tensor:
     """Take each output pixel from x' = a x + b y + c, y' = d x + e y + f of its centre: `matrix` is a to f, [B] each.
 

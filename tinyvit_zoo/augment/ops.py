@@ -66,8 +66,15 @@ def apply(images: Tensor, layer: Layer, known: tuple[Op, ...], dense: bool | Non
     else:                                                       # the bicubic ones apart from the bilinear ones
         kind = torch.where(layer.kernel & (kind == _TRANSFORM), _TRANSFORM + 1, kind)
         kernels = {_TRANSFORM: 'bilinear', _TRANSFORM + 1: 'bicubic'}
-    if images.is_cpu and not dense:
-        return _apply_sparse(images, layer, kind, kernels)
+    if images.is_cpu and not dense:     # sorted by kind, so that each kind's images are one slice
+        order, end = kind.argsort(), 0
+        images, op, arg = (v.index_select(0, order) for v in (images, layer.op, layer.arg))
+        for k, count in enumerate(kind.bincount().tolist()):
+            start, end = end, end + count
+            if k and count:
+                own = Layer(op[start:end], arg[start:end], kernels.get(k, ''), layer.fill)
+                images[start:end] = _KINDS[k - 1][0](images[start:end], own)
+        return images.index_select(0, order.argsort())
     kinds = {_KIND[op] for op in known if op}
     for k in sorted(kinds | (kernels.keys() if _TRANSFORM in kinds else set())):
         done = _KINDS[k - 1][0](images, Layer(layer.op, layer.arg, kernels.get(k, ''), layer.fill))
@@ -75,20 +82,6 @@ def apply(images: Tensor, layer: Layer, known: tuple[Op, ...], dense: bool | Non
     return images
 
 
-def _apply_sparse(images: Tensor, layer: Layer, kind: Tensor, kernels: dict[int, str]) -> Tensor:
-    """Sort by kind, so that each kind's images are one slice."""
-    order = kind.argsort()
-    images, op, arg = (v.index_select(0, order) for v in (images, layer.op, layer.arg))
-    end = 0
-    for k, count in enumerate(kind.bincount().tolist()):
-        start, end = end, end + count
-        if k and count:
-            own = Layer(op[start:end], arg[start:end], kernels.get(k, ''), layer.fill)
-            images[start:end] = _KINDS[k - 1][0](images[start:end], own)
-    return images.index_select(0, order.argsort())
-
-
-# ---- tables
 def _look_up(images: Tensor, tables: Tensor) -> Tensor:
     """Map values by uint8 tables of 256 entries, [B, C, 256]."""
     b, c = images.shape[:2]
@@ -125,7 +118,6 @@ def _equalize(images: Tensor, layer: Layer) -> Tensor:
     return _look_up(images, torch.where(step > 0, tables.clamp_(0, 255), identity).to(torch.uint8))
 
 
-# ---- colour
 def grey_level(images: Tensor) -> Tensor:
     """Return [B, 1, H, W] float32 whole numbers: Pillow's luma of three channels, the mean of any other number."""
     if images.shape[1] != 3:
@@ -190,7 +182,6 @@ def _hue(images: Tensor, layer: Layer) -> Tensor:
     return to_bytes((value[:, None] - drop).add_(0.5))
 
 
-# ---- neighbourhoods
 def _sharpness(images: Tensor, layer: Layer) -> Tensor:
     """Blend with a 3x3 mean whose centre counts five times; Pillow leaves the border as it is."""
     if min(images.shape[2:]) < 3:
@@ -233,7 +224,6 @@ def _blur(images: Tensor, layer: Layer) -> Tensor:
     return as_images(x.view(b, h, c, w))
 
 
-# ---- geometry
 def _transform(images: Tensor, layer: Layer) -> Tensor:
     """Shear, translate or rotate (about the centre) by one affine map."""
     h, w = images.shape[2:]

@@ -68,7 +68,6 @@ class ColorJitter(Policy):
         return [Layer(ops[which] * on, arg) for which, arg in zip(order, args, strict=True)]
 
 
-# ---- RandAugment
 class _Level(NamedTuple):
     """The argument at a level from 0 to 10: offset + direction (0: random) * slope * level, truncated and clamped."""
     slope: float = 0.
@@ -189,7 +188,6 @@ class RandAugment(Policy):
         return level.clamp(0, self.most)
 
 
-# ---- AutoAugment
 def _magnitudes(op: Op, level: int, levels: Tensor, signed: bool) -> tuple[float, float]:
     """Return the argument under either sign, from torchvision's magnitudes by level (a scalar where it has none)."""
     value = levels[level].item() if levels.ndim else 0.

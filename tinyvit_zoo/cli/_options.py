@@ -1,6 +1,8 @@
 """Options that several commands share, and the types of their values."""
 import argparse
 import math
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 
@@ -10,24 +12,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
-    return value
+def amount(text: str, least: float = math.ulp(0.), most: float = math.inf, kind: str = 'number above 0') -> float:
+    with suppress(ValueError):
+        if least <= float(text) < most:
+            return float(text)
+    raise argparse.ArgumentTypeError(f'{text!r} is not a {kind}')
 
 
-def duration(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds, 0 or more')
-    return value
+duration = partial(amount, least=0., most=1e9, kind='number of seconds, 0 or more')
 
 
 def add_device(parser: Any) -> None:

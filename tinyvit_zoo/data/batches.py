@@ -19,17 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
-from .images import (
-    ArrayImages,
-    EncodedImages,
-    as_channels,
-    check_cached,
-    cpu_count,
-    decode,
-    decode_cached,
-    fit,
-    pixels_of,
-)
+from .images import ArrayImages, EncodedImages, as_channels, check_cached, cpu_count, decode, decode_cached, pixels_of
 from .splits import Split, generator, seeded
 
 _logger = logging.getLogger(__name__)
@@ -198,7 +188,7 @@ class _Samples(Dataset):
         except Exception as e:  # it could be read when all were checked
             raise ZooError(f'{self.split.name(i)} cannot be read any more ({one_line(e)}): mend it and resume.') from e
         if self.transform is None:
-            return torch.from_numpy(pixels_of(fit(image, self.size)).copy()), self.split.labels[i]
+            return torch.from_numpy(pixels_of(image, self.size).copy()), self.split.labels[i]
         with seeded(self.seed, _AUGMENT, epoch, i):
             return self.transform(image), self.split.labels[i]
 

@@ -125,14 +125,10 @@ def as_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bring an image to `size` (height, width), as described at the top of this file."""
-    height, width = size
-    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-
-
-def pixels_of(image: Image.Image) -> np.ndarray:
-    """Return uint8 [C, H, W]."""
+def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Bring an image to `size` (height, width), as described at the top of this file -> uint8 [C, H, W]."""
+    if image.size != size[::-1]:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
@@ -167,7 +163,7 @@ def decode(
     target = out.numpy()
 
     def work(place: int, i: int) -> None:
-        target[place] = pixels_of(fit(as_channels(images.read(i), channels), size))
+        target[place] = pixels_of(as_channels(images.read(i), channels), size)
 
     _for_each(images, indices.tolist(), work, 'decoding images', progress)
     return out
@@ -208,7 +204,6 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-# ---- cache
 def cache_folder() -> Path:
     default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'tinyvit_zoo'
     return Path(os.environ.get('TINYVIT_ZOO_CACHE') or default).expanduser() / 'images'

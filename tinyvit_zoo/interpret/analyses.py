@@ -36,7 +36,6 @@ class Analysis:
     figure: Figure
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
 def open_images(data: str | None = None, split: str = 'test', files: Sequence[Path] | None = None) -> Split:
     """Open the split of a data source, or files and folders."""
     if bool(data) == bool(files):
@@ -82,7 +81,6 @@ def _names(images: Split) -> list[str]:
     return [images.name(i) for i in range(len(images))]
 
 
-# -- one function a kind -----------------------------------------------------------------------------------------------
 def analyze_attention(models: Sequence[Loaded], images: Split) -> list[Analysis]:
     """Measure distance and entropy of attention, by layer and head; one picture for all models."""
     reaches = {m.title: attention.reach(m.model, _batches(m, images, attention.images_at_once(m.model)))
@@ -184,7 +182,6 @@ def analyze_positions(models: Sequence[Loaded]) -> list[Analysis]:
     return analyses
 
 
-# -- support -----------------------------------------------------------------------------------------------------------
 _NEEDS: dict[str, tuple[str, Callable[[Any], str]]] = {     # requirement, and why a model does not meet it
     'attention': ('attention that can be read', attention.no_attention),
     'maps': ('attention that can be read', attention.no_attention),

@@ -24,7 +24,6 @@ _BYTES = 128 << 20      # of attention of one layer held at a time
 _MASKED = -1e30         # logits below are masked
 
 
-# -- layers ------------------------------------------------------------------------------------------------------------
 def attention_layers(model: nn.Module) -> list[Layer]:
     """Return the blocks, all with attention that can be read."""
     if why := no_attention(model):
@@ -75,7 +74,6 @@ def watch_attention(layers: Sequence[Layer], see: Callable[[int, Tensor], None])
         yield
 
 
-# -- distance and entropy ----------------------------------------------------------------------------------------------
 def patch_attention(logits: Tensor, prefix: int, uniform: bool = False) -> Tensor:
     """Return attention among the patches [B, H, N, N], `prefix` tokens left out; `uniform`: even over those allowed."""
     return (logits.where(logits < _MASKED, 0.) if uniform else logits)[:, :, prefix:, prefix:].softmax(-1)
@@ -161,7 +159,6 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
                  *([each[row].mean().item() for each in means] for row in (2, 3)))
 
 
-# -- maps over an image ------------------------------------------------------------------------------------------------
 def roll_out(heads: Sequence[Tensor]) -> Tensor:
     """Multiply (A + 1) / 2 over the layers (arXiv 2005.00928), A being the mean head [B, N, N] of each, in order."""
     rolled = torch.eye(heads[0].shape[-1], dtype=heads[0].dtype, device=heads[0].device)
@@ -245,7 +242,6 @@ def readout(model: Any, tokens: Tensor) -> Tensor:
     return weights
 
 
-# -- sequence pooling --------------------------------------------------------------------------------------------------
 @dataclass
 class Pooling:
     """Weights of sequence pooling, which sum to 1."""
@@ -274,7 +270,6 @@ def pooling_weights(model: Any, images: Tensor) -> Pooling:
     return Pooling(weights[:, prefix:].unflatten(1, last.grid), weights[:, :prefix], last.stride)
 
 
-# -- temperatures ------------------------------------------------------------------------------------------------------
 def no_temperatures(model: Any) -> str:
     """Return why a model has no learned temperatures; '' where it has."""
     learned = any(getattr(layer.attention, 'temperature', None) is not None for layer in block_layers(model))

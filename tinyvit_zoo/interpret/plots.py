@@ -21,7 +21,6 @@ _INCH = 1.35            # side of a small picture
 _BELOW: dict[str, Any] = dict(loc='outside lower center', ncols=2, fontsize=8, frameon=False)      # of a legend
 
 
-# -- attention distance and entropy ------------------------------------------------------------------------------------
 def plot_reach(reaches: Mapping[str, Reach]) -> Figure:
     """Plot a row for each model: boxes over the heads of each layer, the heads as dots, and uniform attention."""
     longest = max(len(reach.layers) for reach in reaches.values())
@@ -59,7 +58,6 @@ def _layer_ticks(axes: Axes, count: int) -> None:
     axes.grid(axis='y', alpha=0.3)
 
 
-# -- layer similarity --------------------------------------------------------------------------------------------------
 def plot_similarity(cka: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
     """Plot heat maps of CKA, with the first layers below and to the left."""
     name = dict(zip('ab', titles, strict=False))
@@ -76,7 +74,6 @@ def plot_similarity(cka: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
-# -- maps over images --------------------------------------------------------------------------------------------------
 def plot_maps(images: Tensor, maps: Maps, title: str) -> Figure:
     """Plot a row for each image: the image, the rollout, the mean over the heads, and each head."""
     rollout = [] if maps.rollout is None else [maps.rollout]
@@ -131,7 +128,6 @@ def plot_pooling(images: Tensor, pooling: Pooling, title: str) -> Figure:
     return figure
 
 
-# -- parameters --------------------------------------------------------------------------------------------------------
 def plot_temperatures(models: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Plot a panel for each model: the temperature of each head over the layers, relative to its start."""
     longest = max(map(len, models.values()))

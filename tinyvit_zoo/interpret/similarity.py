@@ -20,7 +20,6 @@ LEAST = 4               # images in a batch: the estimator divides by (n - 3)
 _CONSTANT = 1e-10       # share of the features' energy below which their variance is rounding
 
 
-# -- features ----------------------------------------------------------------------------------------------------------
 def feature_names(model: Any) -> list[str]:
     """Return the names of the features that `see_features` shows, from the image on."""
     if why := no_features(model):
@@ -55,7 +54,6 @@ def _patch_layers(model: Any) -> list[Layer]:
     return [layer for layer in block_layers(model) if not layer.class_only]
 
 
-# -- similarity of layers ----------------------------------------------------------------------------------------------
 def gram(features: Tensor) -> Tensor:
     """Return the Gram matrix [n, n] of features [n, ...] around their mean (for precision); zero if constant."""
     x = features.flatten(1).float()
@@ -108,7 +106,6 @@ def _grams(model: Any, images: Any) -> Tensor:
     return torch.stack(grams)
 
 
-# -- positions ---------------------------------------------------------------------------------------------------------
 def no_positions(model: Any) -> str:
     """Return why a model has no position embedding; '' where it has."""
     if not block_layers(model):

@@ -136,7 +136,6 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     write_picture(figure, path)
 
 
-# -- the catalogue -----------------------------------------------------------------------------------------------------
 def check_catalogue(
         specs: Sequence[str], make_bench: Callable[[str, Source], Bench], **options: Any,
 ) -> list[dict[str, Any]]:

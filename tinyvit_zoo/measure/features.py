@@ -58,7 +58,6 @@ def spread(features: Tensor) -> float:
     return F.normalize(features, dim=1).std(0, correction=0).mean().item() * features.shape[1] ** 0.5
 
 
-# -- linear probe ------------------------------------------------------------------------------------------------------
 def probe(
         train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, *, num_classes: int,
         seed: int = 0,

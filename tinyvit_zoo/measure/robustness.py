@@ -26,7 +26,6 @@ _EXTRA = 'extra'        # family of the corruptions that the official sets have 
 _SEVERITIES = range(1, SEVERITIES + 1)
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
 def corruption_figures(bench: Bench, folder: Path | None = None) -> dict[str, Any]:
     """Return 'mce', 'clean' (errors in %), 'errors' by corruption and severity; `folder`: of a published set."""
     bench.check_classes()
@@ -49,7 +48,6 @@ def corruption_figures(bench: Bench, folder: Path | None = None) -> dict[str, An
     return {'mce': mean_corruption_error(errors), 'clean': clean, 'errors': errors, 'source': source}
 
 
-# -- corrupted images --------------------------------------------------------------------------------------------------
 def corrupted(
         batches: Iterable[tuple[Tensor, Tensor]], name: str, severity: int, seed: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -106,7 +104,6 @@ def _array(path: Path) -> np.ndarray:
         raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it again.') from e
 
 
-# -- attacks -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Attack:
     """FGSM (arXiv 1412.6572), one step of `radius` (1/255); or PGD (arXiv 1706.06083) from a random start."""
@@ -183,7 +180,6 @@ def attack_figures(bench: Bench, attacks: Sequence[Attack]) -> dict[str, Any]:
             'radii': [attack.radius for attack in attacks], 'top1s': [100 * n / count for n in robust]}
 
 
-# -- tables and the picture --------------------------------------------------------------------------------------------
 def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
     """Return the mean over the fifteen corruptions and five severities in percent, not divided by another model's."""
     return sum(sum(errors[name]) for name in CORRUPTIONS) / (len(CORRUPTIONS) * SEVERITIES)

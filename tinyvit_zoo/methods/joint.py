@@ -1,7 +1,7 @@
 """Helpers of the methods that compare whole images: features, momentum teachers, losses over all processes."""
 import copy
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..models import take_any_size
-
-ModuleT = TypeVar('ModuleT', bound=nn.Module)
 
 
 def feature_width(encoder: Any) -> int:
@@ -48,7 +46,7 @@ def average_(average: nn.Module, model: nn.Module, decay: float) -> None:
             buffer.copy_(source)
 
 
-def teacher_of(student: ModuleT) -> ModuleT:
+def teacher_of(student: Any) -> Any:
     """Copy the student, without gradients, dropout and drop path."""
     return copy.deepcopy(student).requires_grad_(False).eval()
 

@@ -135,8 +135,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
 class QueriesAndKeys(nn.Module):
     """Compute the attention logits of one more block, [B, N, D] -> [B, H, N, N]."""
 
-    def __init__(self, dim: int, num_heads: int, device: Any = None, dtype: Any = None) -> None:
-        dd = {'device': device, 'dtype': dtype}
+    def __init__(self, dim: int, num_heads: int, **dd: Any) -> None:
         super().__init__()
         self.num_heads, self.scale = num_heads, (dim // num_heads) ** -0.5
         self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
