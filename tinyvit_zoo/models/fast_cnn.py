@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import get_device_dtype, to_2tuple
+from timm.layers import SelectAdaptivePool2d, get_device_dtype, to_2tuple
 from torch import Tensor, nn
 
-from ._build import build_model, register_family
+from ._build import build_model, feature_take_indices, register_family
 
 
 class Stage(nn.Sequential):
@@ -35,14 +35,14 @@ class FastCNN(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.img_size, self.in_chans, self.num_classes, self.global_pool = (
-            to_2tuple(img_size), in_chans, num_classes, global_pool)
+        self.img_size, self.in_chans = to_2tuple(img_size), in_chans
         self.num_features = self.head_hidden_size = dims[-1]
         self.drop_rate, self.logit_scale = drop_rate, logit_scale
         self.whiten = nn.Conv2d(in_chans, 8 * in_chans, 2, **dd)
         widths = (8 * in_chans, *dims)
         self.stages = nn.Sequential(*[Stage(*pair, **dd) for pair in zip(widths, dims, strict=False)])
-        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.reset_classifier(num_classes)
         self.feature_info = [dict(num_chs=dim, reduction=2 ** i, module=f'stages.{i - 1}')
                              for i, dim in enumerate(dims, start=1)]
 
@@ -51,9 +51,33 @@ class FastCNN(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         return self.stages(F.gelu(self.whiten(x)))
 
+    def forward_intermediates(
+            self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
+            output_fmt: str = 'NCHW', intermediates_only: bool = False,
+    ) -> Any:
+        """The maps after the stages of `indices`; the arguments are timm's."""
+        assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
+        taken, last = feature_take_indices(len(self.stages), indices)
+        x = F.gelu(self.whiten(x.contiguous(memory_format=torch.channels_last)))
+        maps = []
+        for i, stage in enumerate(self.stages[:last + 1] if stop_early else self.stages):
+            x = stage(x)
+            maps += [x] if i in taken else []
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] | None = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages after the last of `indices`, and with `prune_head` the head."""
+        taken, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[:last + 1]
+        if prune_head:
+            self.reset_classifier(0, '')
+        return taken
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = F.dropout(x.amax((2, 3)), self.drop_rate, self.training)
-        return x if pre_logits else self.head(x) * self.logit_scale
+        x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
+        return x if pre_logits or self.num_classes == 0 else self.head(x) * self.logit_scale
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -62,8 +86,10 @@ class FastCNN(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        dd = get_device_dtype(self)
+        """A new head for `num_classes` (0: none), and on request another pooling ('': none)."""
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.num_classes, dd = num_classes, get_device_dtype(self)
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
@@ -88,5 +114,5 @@ register_family(__name__, partial(
     feature_cfg=dict(feature_cls='list', flatten_sequential=True, out_indices=(0, 1, 2))), {
     'fast_cnn': ('c10', 32, {}),
     'fast_cnn_half': ('c10', 32, dict(dims=(32, 128, 128))),
-}, first_conv='whiten', paper_ids='arXiv:2404.00498',
+}, pool_size=(3, 3), first_conv='whiten', paper_ids='arXiv:2404.00498',
     paper_name='94% on CIFAR-10 in 3.29 Seconds on a Single GPU')
