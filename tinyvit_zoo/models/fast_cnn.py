@@ -91,6 +91,7 @@ class FastCNN(nn.Module):
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.num_classes, dd = num_classes, get_device_dtype(self)
         self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+        self.train(self.training)
 
     def no_weight_decay(self) -> set[str]:
         return set()
