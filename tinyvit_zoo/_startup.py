@@ -32,12 +32,16 @@ class TimmFinder:
             return None
         self.asking.add(get_ident())
         try:
-            spec = find_elsewhere(name, path, target)
+            for finder in list(sys.meta_path):
+                find = getattr(finder, 'find_spec', None)  # before Python 3.12 there are finders without one
+                spec: ModuleSpec | None = find(name, path, target) if find else None
+                if spec is not None:
+                    if hasattr(spec.loader, 'exec_module'):  # FollowedLoader is a Loader by its methods
+                        spec.loader = FollowedLoader(spec, self.running)  # type: ignore[assignment]
+                    return spec
+            return None
         finally:
             self.asking.discard(get_ident())
-        if spec is not None and hasattr(spec.loader, 'exec_module'):
-            spec.loader = FollowedLoader(spec, self.running)  # type: ignore[assignment]  # a Loader by its methods
-        return spec
 
 
 class FollowedLoader:
@@ -59,15 +63,6 @@ class FollowedLoader:
             self.running.pop()
         if not self.running and 'timm.models' in sys.modules:
             register()
-
-
-def find_elsewhere(name: str, path: 'Sequence[str] | None', target: 'ModuleType | None') -> 'ModuleSpec | None':
-    for finder in list(sys.meta_path):
-        find = getattr(finder, 'find_spec', None)  # before Python 3.12 there are finders without one
-        spec: ModuleSpec | None = find(name, path, target) if find else None
-        if spec is not None:
-            return spec
-    return None
 
 
 def register() -> None:

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli._options import add_img_size, positive
 from tinyvit_zoo.measure.comparison import find_names, make_model
-from tinyvit_zoo.measure.counting import count, image_size
-from tinyvit_zoo.measure.speed import Step, held_memory, make_step, rounds, summarise
+from tinyvit_zoo.measure.counting import Ledger, count, image_size
+from tinyvit_zoo.measure.speed import Step, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
 
@@ -192,6 +192,24 @@ def products_alone(step: Step) -> Step:
     with _Products() as products:
         step()
     return products.step
+
+
+def held_memory(step: Step, model: nn.Module, images: Tensor) -> int:
+    """Return the peak memory of a step in bytes, with weights and images."""
+    # on a GPU as its allocator reports; elsewhere tensors made by torch's operators, without internal buffers
+    tensors = [*model.parameters(), *model.buffers(), images]
+    step()
+    if images.device.type == 'cuda':
+        torch.cuda.synchronize(images.device)
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        step()
+        rise = torch.cuda.max_memory_allocated(images.device) - before
+        return rise + sum(t.numel() * t.element_size() for t in tensors)
+    with Ledger() as ledger:
+        ledger.hold(tensors)
+        step()
+    return ledger.peak
 
 
 def bench(models: Models, images: Tensor, train: bool, bf16: bool, budget: float, products: bool = False,

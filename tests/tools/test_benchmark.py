@@ -124,6 +124,16 @@ def test_products_alone(name: str, train: bool, bf16: bool) -> None:
     assert alone == flops(step) and sum(alone.values()) > 1e8
 
 
+def test_memory_of_a_step() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 400, bias=False), nn.Linear(400, 7, bias=False))
+    images, weights = torch.zeros(5, 3, 2, 2), 12 * 400 + 400 * 7
+    held = bench_models.held_memory(timing.make_step(model, images, False, False), model, images)
+    assert held == 4 * (weights + 5 * (12 + 400 + 7))
+    trained = bench_models.held_memory(timing.make_step(model, images, True, False), model, images)
+    assert 0 <= trained - 4 * (2 * weights + 5 * (12 + 400)) < 4 * 5 * 20
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_benchmark_refuses_in_one_line(refused: Run, tmp_path: Path) -> None:
     assert 'different sizes (resnet18 224x224, sl_vit 32x32)' in refused(
         'models', 'sl_vit', '--baseline', 'resnet18')

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..runtime.machine import cpu_name
 from ..version import __version__
-from .counting import Ledger
 
 Step = Callable[[], object]
 
@@ -84,21 +83,3 @@ def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]
             'p95_ms': 1e3 * sorted(values)[math.ceil(0.95 * len(values)) - 1],
             'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
     return rows
-
-
-def held_memory(step: Step, model: nn.Module, images: Tensor) -> int:
-    """Return the peak memory of a step in bytes, with weights and images."""
-    # on a GPU as its allocator reports; elsewhere tensors made by torch's operators, without internal buffers
-    tensors = [*model.parameters(), *model.buffers(), images]
-    step()
-    if images.device.type == 'cuda':
-        torch.cuda.synchronize(images.device)
-        torch.cuda.reset_peak_memory_stats(images.device)
-        before = torch.cuda.memory_allocated(images.device)
-        step()
-        rise = torch.cuda.max_memory_allocated(images.device) - before
-        return rise + sum(t.numel() * t.element_size() for t in tensors)
-    with Ledger() as ledger:
-        ledger.hold(tensors)
-        step()
-    return ledger.peak

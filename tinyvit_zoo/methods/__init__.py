@@ -1,4 +1,5 @@
 """Ways to train: one file a method, its modules, its views and its loss. No loop and no files."""
+# ruff: noqa: F401
 from ..recipes import BaseRecipe, Pretraining, Recipe
 from .mae_lite import DistilledAutoencoder, MaskedAutoencoder
 from .mae_small import SmallMaskedAutoencoder
@@ -8,11 +9,6 @@ from .moco_v3 import MoCoV3
 from .self_distill import SelfDistillation
 from .self_supervised import METHODS, SelfSupervised
 from .supervised import Supervised
-
-__all__ = [
-    'METHODS', 'TASKS', 'DistilledAutoencoder', 'MaskedAutoencoder', 'MaskedModel', 'Method', 'MoCoV3',
-    'SelfDistillation', 'SelfSupervised', 'SmallMaskedAutoencoder', 'Supervised', 'Task', 'join_patches', 'random_keep',
-]
 
 TASKS: dict[type[BaseRecipe], type[Task]] = {Recipe: Supervised, Pretraining: SelfSupervised}
 METHODS.update({

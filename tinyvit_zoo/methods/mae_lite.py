@@ -11,7 +11,6 @@
     loss = DistilledAutoencoder(encoder, teacher)(images)                       # D-MAE
     loss = DistilledAutoencoder(encoder, teacher, decoder_block=8)(images)      # D2-MAE
 """
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..models import encode, record
 from ..recipes.ranges import FROM_0
-from ..weights import unwrap
 from .masked import MaskedModel, patch_grid
 
 
@@ -151,12 +149,3 @@ class QueriesAndKeys(nn.Module):
 def _num_heads(model: Any) -> int:
     block = model.blocks[-1]
     return int((getattr(block, 'attn', None) or block.self_attn).num_heads)
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """Rename tensors of the authors' or our pre-training, bare or wrapped; fixed position tables may be missing."""
-    decoder = ('mask_token', 'decoder_', 'encoder.')
-    tensors = {name if name.startswith(decoder) else f'encoder.{name}': tensor
-               for name, tensor in unwrap(state_dict).items()}
-    fixed = ('encoder.pos_embed', 'decoder_pos_embed')
-    return {**{name: model.state_dict()[name] for name in fixed}, **tensors}

@@ -38,9 +38,8 @@ class RelativeBlock(Block):
             self, dim: int, num_heads: int, window_size: tuple[int, int], device: Any = None, dtype: Any = None,
             **kwargs: Any,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__(dim, num_heads, **kwargs, **dd)
-        self.rel_pos = RelPosBias(window_size, num_heads, prefix_tokens=1, **dd)
+        super().__init__(dim, num_heads, **kwargs, device=device, dtype=dtype)
+        self.rel_pos = RelPosBias(window_size, num_heads, prefix_tokens=1, device=device, dtype=dtype)
 
     def forward(
             self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False, rows: Optional[Tensor] = None,
