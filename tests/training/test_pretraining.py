@@ -295,10 +295,10 @@ def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest
         monkeypatch.setattr(self_supervised, 'make_teacher', lambda recipe: timm.create_model(
             teacher, num_classes=0, img_size=recipe.img_size, global_pool='token'))
     check_recipe(recipe)
-    method = SelfSupervised.make_network(recipe, {}, torch.device('cpu'))
-    assert method.kept().num_classes == 0
-    if recipe.name in PRETRAININGS:
+    if recipe.name in PRETRAININGS:     # whose cost is counted by the method, without values
         assert recipe.name not in RECIPES and f'method: {recipe.method}' in recipe_text(recipe.name)
+    else:
+        assert SelfSupervised.make_network(recipe, {}, torch.device('cpu')).kept().num_classes == 0
 
 
 def test_the_schedules_of_a_pretraining() -> None:
