@@ -127,7 +127,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch(
         count: int, world_size: int, size: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         ranks = [make(numbered(count), 8, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert caplog.messages == [f'{count} training images are fewer than a batch: an epoch is one batch of {size}.']
+    assert caplog.messages == [f'{count} training images are less than a batch: an epoch is one of {size}.']
     assert [len(batch) for batches in ranks for batch in labels_of(batches)] == [size // world_size] * world_size
     assert all(len(batches) == 1 and batches.num_images == size for batches in ranks)
 

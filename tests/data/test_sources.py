@@ -188,11 +188,11 @@ def test_a_bare_path_gets_a_hint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('options', [dict(val_fraction=1.), dict(val_fraction=-.1), dict(fraction=0.)])
 def test_shares_out_of_range(options: dict[str, float]) -> None:
-    assert 'expected 0 <= val_fraction < 1' in refusal('digits', **options)
+    assert 'expected 0 to below 1; fraction' in refusal('digits', **options)
 
 
 def test_a_share_too_small_for_one_image() -> None:
-    assert 'takes no image' in refusal('digits', val_fraction=1e-5)
+    assert 'takes none of' in refusal('digits', val_fraction=1e-5)
 
 
 def test_every_source_is_documented() -> None:

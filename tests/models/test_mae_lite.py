@@ -249,7 +249,7 @@ def test_a_pretrained_file_serves_the_model_with_relative_positions(
      r'blocks.1.rel_pos.relative_position_bias_table is missing'),
     (SMALL, finetuned, 5, r'cls_token is \[1, 1, 192\], expected \[1, 1, 384\]'),
     (TINY, lambda: {**finetuned(), 'blocks.2.norm1.weight': torch.ones(192)}, 5, 'blocks.2.norm1.weight is not part'),
-    (TINY, lambda: {**finetuned(), 'blocks.1.attn.q_bias': torch.ones(192)}, 5, 'one of which would be lost'),
+    (TINY, lambda: {**finetuned(), 'blocks.1.attn.q_bias': torch.ones(192)}, 5, 'remove the wrong one'),
     (TINY, lambda: {k: v for k, v in split_biases(finetuned()).items() if k != 'blocks.1.attn.v_bias'}, 5,
      'blocks.1.attn.qkv.bias is missing; blocks.1.attn.q_bias is not part of it'),
     (TINY, pretrained, 5, r'head.weight is missing.*dict\(file=PATH, num_classes=0\)'),
@@ -328,7 +328,7 @@ print('tinyvit_zoo' in sys.modules, type(model).__module__)
 def test_what_is_not_timms_own_is_not_exported_as_such(tmp_path: Path) -> None:
     model = create(RPE).float()
     assert isinstance(model, RelativeViT)
-    with pytest.raises(ZooError, match='RelativeViT is no class of timm'):
+    with pytest.raises(ZooError, match='RelativeViT is not timm'):
         timm_export(model)
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     back = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)

@@ -450,7 +450,7 @@ def test_weights_of_another_architecture_are_not_published(
         hub: FakeHub, ship: Ship, capsys: pytest.CaptureFixture[str]) -> None:
     ship(tensors=timm.create_model('cct_2_3x2').state_dict())
     assert publish(NAME) == 2
-    assert 'The weights do not fit cvt_2_4' in capsys.readouterr().err and not hub.calls
+    assert 'Weights do not fit cvt_2_4' in capsys.readouterr().err and not hub.calls
 
 
 def test_names_that_only_our_filter_knows_are_not_published(

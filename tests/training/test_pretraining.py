@@ -254,7 +254,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
       for model, kind in (('sl_swin', 'LocalSwin'), ('plain_swin', 'LocalSwin'), ('ssl_swin', 'SslSwin'))),
     (['mae_small', '--model', 'vit_lite_2_4', '--model-args', "{'foo': 1}"], "argument 'foo'"),
     (['mae_small', '--model', 'vit_lite_2_4', '--crop-interpolation', 'foo'], "interpolation is 'foo'"),
-    (['mae_small', '--model', 'vit_lite_2_4', '--crop-padding', '2'], 'expected one of the two'),
+    (['mae_small', '--model', 'vit_lite_2_4', '--crop-padding', '2'], 'expected one of them'),
     (['mae_small', '--model', 'vit_lite_2_4', '--flip', '2'], 'flip is 2.0'),
     (['mae_small', '--model', 'vit_lite_2_4', '--eval-every', '-1'], 'eval_every is -1'),
     (['mae_small', '--model', 'vit_lite_2_4', '--mixup', '1'], "no option '--mixup'"),

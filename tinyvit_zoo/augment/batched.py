@@ -32,8 +32,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Constant, Constant]:
     """Return the factor and the offset that normalize 0..255, [C, 1, 1]; ZooError where they cannot."""
     if len(mean) != len(std) or not min(std) > 0:
-        raise ZooError(f'The mean {mean} and the deviation {std} do not normalize: expected as many numbers in both, '
-                       'and deviations above 0.')
+        raise ZooError(f'Mean {mean} and deviation {std} do not normalize: expected as many, deviations above 0.')
     scale, bias = [[[1 / (255 * s)]] for s in std], [[[-m / s]] for m, s in zip(mean, std, strict=True)]
     return Constant(scale), Constant(bias)
 
@@ -87,14 +86,11 @@ class Augment:
 
     def _check(self, images: Tensor, generator: torch.Generator) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ZooError(f'Augmentation takes uint8 images [B, C, H, W], not normalized yet: got {images.dtype} '
-                           f'{list(images.shape)}.')
+            raise ZooError(f'Augmentation takes uint8 images [B, C, H, W], got {images.dtype} {list(images.shape)}.')
         if self.channels not in (1, images.shape[1]):
-            raise ZooError(f'Images of {images.shape[1]} channels do not go with a mean of {self.channels}: give the '
-                           'mean and the deviation of each channel, or one for all.')
+            raise ZooError(f'Images of {images.shape[1]} channels do not go with a mean of {self.channels}.')
         if generator.device.type != images.device.type:
-            raise ZooError(f'The generator is on {generator.device} and the images are on {images.device}: '
-                           'make it with torch.Generator(images.device).')
+            raise ZooError(f'The generator is on {generator.device}, expected the device of images, {images.device}.')
 
 
 def _sides(areas: Tensor, aspects: Tensor, area: Range, aspect: Range, pixels: int) -> tuple[Tensor, Tensor]:
@@ -122,8 +118,7 @@ class _Crop:
         self.padding, self.ratio = spec.crop_padding, _range('crop_ratio', spec.crop_ratio)
         self.scale = spec.crop_scale and _range('crop_scale', spec.crop_scale, 1.)
         if self.padding < 0 or (self.padding and self.scale):
-            raise ZooError(f'crop_padding {self.padding} with crop_scale {self.scale}: expected one of the two, and no '
-                           'negative padding.')
+            raise ZooError(f'crop_padding {self.padding}, crop_scale {self.scale}: expected one of them, 0 or more.')
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         size = images.shape[2], images.shape[3]
@@ -133,8 +128,7 @@ class _Crop:
         if self.padding:
             room = [have + 2 * self.padding - want for have, want in zip(size, self.img_size, strict=True)]
             if min(room) < 0:
-                raise ZooError(f'Images of {size} with a padding of {self.padding} are too small for a crop of '
-                               f'{self.img_size}: pad more, or use crop_scale.')
+                raise ZooError(f'{size} padded by {self.padding} is too small for a crop of {self.img_size}: pad more.')
             top, left = ((v * (r + 1)).long() for v, r in zip(u[2:4], room, strict=True))
             return geometry.crop(images, top, left, self.img_size, self.padding, flip)
         if size != self.img_size:

@@ -160,8 +160,7 @@ def _hue(images: Tensor, layer: Layer) -> Tensor:
     if images.shape[1] == 1:
         return images
     if images.shape[1] != 3:
-        raise ZooError(f'Images have {images.shape[1]} channels, for their hue 1 or 3 are expected: set the colour '
-                       f"jitter's fourth number to 0.")
+        raise ZooError(f"Images of {images.shape[1]} channels have no hue: set the colour jitter's fourth number to 0.")
     x = images.to(torch.float32)
     value = x.amax(1)
     chroma = value - x.amin(1)

@@ -152,14 +152,12 @@ class RandAugment(Policy):
         self.known = tuple(_OF_TIMM[name] for name in names)
         self.ops = Constant([int(_OF_TIMM[name]) for name in names])
         # [slope, offset, direction, whole, low, high] of each
-        self.table = Constant([list(column) for column in zip(*(levels[name] for name in names), strict=True)],
-                              torch.float32)
+        self.table = Constant(list(zip(*(levels[name] for name in names), strict=True)), torch.float32)
         weights = list(names.values()) if isinstance(names, dict) else []
         self.weights, self.choices = Constant([[w] for w in weights], torch.float32), len(names)
         self.weighted = bool(weights)
         if weights and self.count > len(weights):
-            raise ZooError(f'{text!r} has {self.count} layers, but t{chosen} draws its {len(weights)} operations '
-                           f'without repetition: set n to at most {len(weights)}.')
+            raise ZooError(f'{text!r} has {self.count} layers, t{chosen} repeats none: take n{len(weights)} at most.')
         self.interpolation, self.fill = interpolation, Constant(fill, torch.float32)
         self.uniforms = (len(weights) or self.count) + 4 * self.count
 

@@ -1,6 +1,4 @@
 """The augmentation of a training, said once: for batches on the device, and for Pillow images one at a time."""
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -48,7 +46,7 @@ class AugmentSpec:
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
 
     @classmethod
-    def of(cls, recipe: BaseRecipe, cfg: Mapping[str, Any]) -> AugmentSpec:
+    def of(cls, recipe: BaseRecipe, cfg: Mapping[str, Any]) -> 'AugmentSpec':
         """Make the spec of a recipe, at the size and with the normalization statistics of `cfg`."""
         named = {field.name: getattr(recipe, field.name) for field in fields(cls) if hasattr(recipe, field.name)}
         return cls(**{**named, 'img_size': tuple(cfg['input_size'][1:]), 'mean': cfg['mean'], 'std': cfg['std'],

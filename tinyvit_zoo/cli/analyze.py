@@ -51,8 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             kind.add_argument('--data', metavar='SOURCE', help='digits, npz:FILE, folder:DIR, cifar10:DIR, ...')
             kind.add_argument('--split', default='test', choices=['train', 'val', 'test'],
                               help='of SOURCE (default: test)')
-            kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE',
-                              help='files and folders, instead of --data')
+            kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE', help='files and folders, not --data')
             kind.add_argument('--images', type=positive, default=images, metavar='N',
                               help=f'drawn at random (default: {images})')
             kind.add_argument('--seed', type=int, default=0, help='of the draw')

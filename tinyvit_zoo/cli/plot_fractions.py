@@ -55,8 +55,7 @@ def _read(folder: Path) -> _Run:
         try:
             documents.append(json.loads((folder / name).read_text(encoding='utf-8')))
         except (OSError, ValueError) as e:
-            raise ZooError(f'{folder} {lacking} (no readable {name}): give finished runs of `tinyvit-zoo '
-                           f'train`.') from e
+            raise ZooError(f'{folder} {lacking} (no readable {name}): give finished runs of `train`.') from e
     run, result = documents
     if 'test' not in result['figures']:
         raise ZooError(f'{folder} has no test accuracy, its data had no test images: give runs that have one.')

@@ -34,8 +34,7 @@ def _recipe(args: argparse.Namespace) -> Pretraining:
     if args.recipe not in PRETRAINING_PRESETS:
         recipe = find_pretraining(args.recipe)
         if args.model:
-            raise ZooError(f'{args.recipe} sets the model: leave --model out, or give a method, '
-                           f'{", ".join(PRETRAINING_PRESETS)}.')
+            raise ZooError(f'{args.recipe} has its model: leave --model out, or take {", ".join(PRETRAINING_PRESETS)}.')
         return recipe
     if not args.model:
         raise ZooError(f'--model is missing: give the encoder for {args.recipe} to pre-train.')

@@ -3,8 +3,6 @@
 The order of an epoch is a function of (seed, epoch) alone. A batch is shared among all processes: process r takes every
 world_size-th image from the r-th on, so that together they have the batch that one process would have.
 """
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -38,7 +36,7 @@ class Batches:
     """
     streamed = False
 
-    def __init__(self, order: _Order, device: torch.device) -> None:
+    def __init__(self, order: '_Order', device: torch.device) -> None:
         self.device, self.num_images, self._order = device, order.num_images, order
 
     def __len__(self) -> int:
@@ -135,8 +133,7 @@ class _Order(Sampler):
             if not batch_size:
                 raise ZooError(f'{count} training images cannot be shared among {world_size} processes: start fewer.')
             if rank == 0:
-                _logger.warning('%d training images are fewer than a batch: an epoch is one batch of %d.',
-                                count, batch_size)
+                _logger.warning('%d training images are less than a batch: an epoch is one of %d.', count, batch_size)
         self._count, self._batch_size, self._train, self._seed = count, batch_size, train, seed
         self._rank, self._world_size = rank, world_size
         self.epoch = self.start_batch = 0
@@ -221,8 +218,7 @@ class _StreamBatches(Batches):
                 if isinstance(e, ZooError):     # from a worker it comes inside a traceback
                     raise ZooError(text.split('ZooError: ')[-1]) from e
                 if text.startswith(('DataLoader', 'Pin memory')):
-                    raise ZooError(f'A process that loads images died or hangs ({text[:160]}): it may have run out of '
-                                   f'memory; take fewer workers.') from e
+                    raise ZooError(f'A process that loads images died or hangs ({text[:160]}): take fewer.') from e
                 raise
             images = images.to(self.device, non_blocking=True)
             yield images if self.streamed else self._transform(images), labels.to(self.device, non_blocking=True)

@@ -28,16 +28,13 @@ def open_folder(root: Path) -> Parts:
                      for folder in (next(iter(validation), None), named.get('test')))
         return Parts(train, val, test, names)
     if any(name in named and subfolders(named[name]) for name in ('test', *_VALIDATION)):
-        raise ZooError(f'{root} has {_list(inside)} and no train: expected train, val and test with class folders '
-                       f'inside, or class folders alone.')
+        raise ZooError(f'{root} has {_list(inside)} and no train: expected train, val and test, or class folders.')
     if len(inside) == 1 and len(subfolders(inside[0])) > 1:
-        raise ZooError(f'{root} holds nothing but the folder {inside[0].name}, with folders inside: give '
-                       f'folder:{inside[0]}.')
+        raise ZooError(f'{root} holds one folder {inside[0].name} with folders inside: give folder:{inside[0]}.')
     everything, names = _class_folders(root)
     held = draw(everything.labels, round(_TEST_SHARE * len(everything)), _TEST_SEED)
     if not held.any():
-        raise ZooError(f'{root} has {len(everything)} images in {len(names)} classes, too few to hold out a fifth: add '
-                       f'images, or make train and test folders.')
+        raise ZooError(f'{root} has {len(everything)} images in {len(names)} classes, too few to hold a fifth out.')
     return Parts(everything.select(~held), None, everything.select(held), names)
 
 
@@ -84,8 +81,7 @@ def _annotated(path: Path, ids: Sequence[str]) -> Split:
 
 def _require(root: Path, folders: Sequence[str], title: str, archive: str) -> None:
     if not all((root / name).is_dir() for name in folders):
-        raise ZooError(f'{root} has {_list(subfolders(root))}, but {title} has {", ".join(folders)}: unpack {archive} '
-                       f'and give the folder it makes.')
+        raise ZooError(f'{root} has {_list(subfolders(root))}, {title} has {", ".join(folders)}: unpack {archive}.')
 
 
 def _class_folders(root: Path, class_names: Sequence[str] | None = None) -> tuple[Split, tuple[str, ...]]:
@@ -99,12 +95,10 @@ def _class_folders(root: Path, class_names: Sequence[str] | None = None) -> tupl
     differences = [f'{title} {_list(sorted(names))}' for title, names in (
         ('missing:', set(expected) - set(files)), ('too many:', set(files) - set(expected))) if names]
     if differences:
-        raise ZooError(f'The class folders of {root} are not the expected ones ({"; ".join(differences)}): every split '
-                       f'needs the same.')
+        raise ZooError(f'{root} has other class folders ({"; ".join(differences)}): every split needs the same.')
     empty = [name for name, paths in files.items() if not paths]
     if empty:
-        raise ZooError(f'{root} has no images in {_list(empty)}: expected {" ".join(EXTENSIONS)} files; add some, or '
-                       f'remove the folder from every split.')
+        raise ZooError(f'{root} has no images in {_list(empty)}: add {" ".join(EXTENSIONS)} files, or remove it.')
     names = tuple(class_names or sorted(files))
     labels = [torch.full((len(files[name]),), label) for label, name in enumerate(names)]
     paths = [os.path.join(name, path) for name in names for path in files[name]]

@@ -58,14 +58,12 @@ def open_source(
         seed: of these two draws. A published or fixed test set does not depend on it.
     """
     if not 0 <= val_fraction < 1 or not 0 < fraction <= 1:
-        raise ZooError(f'val_fraction is {val_fraction:g} and fraction {fraction:g}: expected 0 <= val_fraction < 1 '
-                       f'and 0 < fraction <= 1.')
+        raise ZooError(f'val_fraction is {val_fraction:g}, expected 0 to below 1; fraction {fraction:g}, above 0 to 1.')
     source = _open(spec, download)
     if val_fraction and source.val is None:
         mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
         if not mask.any():
-            raise ZooError(f'val_fraction takes no image of the {len(source.train)} training images (one of each class '
-                           f'stays): give more, or leave it out.')
+            raise ZooError(f'val_fraction takes none of {len(source.train)} images (one a class stays): give more.')
         source = replace(source, train=source.train.select(~mask), val=source.train.select(mask))
     if fraction < 1:
         count = max(len(source.class_names), len(source.train) - round((1 - fraction) * len(source.train)))
@@ -116,8 +114,7 @@ def _open_torchvision(name: str, known: Torchvision, root: Path, args: Mapping[s
     except Exception as e:  # torchvision, pickle, scipy and the network have their own
         reason = one_line(e).split(' You can use')[0]
         remedy = 'try again' if download else 'give the folder that holds it, or --download to fetch it'
-        raise ZooError(f'{name} cannot be read from {root} ({reason}): expected {root / known.folder}; '
-                       f'{remedy}.') from e
+        raise ZooError(f'{name} cannot be read in {root} ({reason}): expected {root / known.folder}; {remedy}.') from e
     if hasattr(data, '_image_files'):
         paths = [str(path.relative_to(root)) for path in data._image_files]
         return Split(FileImages(root, paths), torch.tensor(data._labels))
@@ -149,8 +146,7 @@ def _open_npz(path: Path) -> Parts:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name.partition('_')[0] in ('train', 'val', 'test')}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
-        raise ZooError(f'{path} is not an .npz file of plain arrays, or damaged ({one_line(e)}): save it again with '
-                       f'numpy.savez.') from e
+        raise ZooError(f'{path} is damaged or no .npz of plain arrays ({one_line(e)}): use numpy.savez.') from e
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
     if train is None:
         raise ZooError(f'{path} holds {", ".join(arrays) or "nothing of the kind"}: expected train_images and '

@@ -1,6 +1,4 @@
 """Images with labels; draws from them that hold every class in its proportion; seeds made of several integers."""
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +58,7 @@ class Split:
     def _number(self, i: int) -> int:
         return i if self.index is None else int(self.index[i])
 
-    def select(self, chosen: Tensor) -> Split:
+    def select(self, chosen: Tensor) -> 'Split':
         """Return the images of a mask or of indices, without copying them."""
         index = torch.arange(len(self)) if self.index is None else self.index
         return Split(self.images, self.labels[chosen], index[chosen])
@@ -73,7 +71,7 @@ class Parts(NamedTuple):
     test: Split | None
     class_names: tuple[str, ...] = ()
 
-    def checked(self, title: str) -> Parts:
+    def checked(self, title: str) -> 'Parts':
         """Raise ZooError unless every class has training images, and no split has another one."""
         count, seen = len(self.class_names), len(self.train.labels.unique())
         if seen < count or count < 2:

@@ -1,6 +1,4 @@
 """The analyses of models: numbers, text and pictures."""
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ class Analysis:
     """A picture, and its numbers by the title of the model or models."""
     text: str
     arrays: Mapping[str, Mapping[str, Any]]
-    figure: Figure
+    figure: 'Figure'
 
 
 def open_images(data: str | None = None, split: str = 'test', files: Sequence[Path] | None = None) -> Split:
@@ -65,8 +63,7 @@ def _batches(loaded: Loaded, images: Split, batch_size: int) -> Iterator[Tensor]
                 try:
                     batch.append(transform(as_channels(images.read(i), channels)))
                 except Exception as e:  # every decoder has its own errors for a damaged file
-                    raise ZooError(
-                        f'{images.name(i)} cannot be read as an image ({one_line(e)}): mend or leave it out.') from e
+                    raise ZooError(f'{images.name(i)} cannot be read ({one_line(e)}): mend or leave it out.') from e
             yield torch.stack(batch).to(device)
             progress.show(start + len(batch))
 
@@ -201,5 +198,4 @@ def unsupported(model: Any) -> dict[str, str]:
 def check_supported(loaded: Loaded, kind: str) -> None:
     need, why_not = _NEEDS[kind]
     if why := why_not(loaded.model):
-        raise ZooError(f'{loaded.title} has no {need}: {why}. `tinyvit-zoo analyze support` lists the analyses of each '
-                       f'model.')
+        raise ZooError(f"{loaded.title} has no {need}: {why}. `tinyvit-zoo analyze support` lists models' analyses.")

@@ -81,8 +81,7 @@ def patch_attention(logits: Tensor, prefix: int, uniform: bool = False) -> Tenso
 
 def distances(grid: tuple[int, int], stride: tuple[float, float], device: Any = None) -> Tensor:
     """Return the distances in pixels between all tokens of a grid [N, N]."""
-    rows, cols = (torch.arange(n, device=device, dtype=torch.float32) * step
-                  for n, step in zip(grid, stride, strict=True))
+    rows, cols = (torch.arange(n, device=device).float() * step for n, step in zip(grid, stride, strict=True))
     places = torch.cartesian_prod(rows, cols).view(-1, 2)
     return torch.cdist(places, places, compute_mode='donot_use_mm_for_euclid_dist')
 

@@ -144,8 +144,7 @@ def check_catalogue(
     for spec in specs:
         source = open_bench_source(spec, 'test', **options)
         if not source.info:
-            raise ZooError(f'{spec} does not say which data set it is: write KEY={spec}, KEY one of '
-                           f'{", ".join(DATASETS)}.')
+            raise ZooError(f'{spec} does not name its dataset: write KEY={spec}, KEY one of {", ".join(DATASETS)}.')
         if source.info.key in sources:
             raise ZooError(f'--data gives {source.info.key} twice: leave one out.')
         sources[source.info.key] = source

@@ -100,17 +100,14 @@ def open_bench_source(spec: str, split: str, **options: Any) -> Source:
     if not equals or ':' in key:
         key, rest = '', spec
     elif key not in DATASETS:
-        raise ZooError(
-            f'There is no data set {key!r}, expected one of {", ".join(DATASETS)}.{nearest(key, DATASETS)}')
+        raise ZooError(f'There is no data set {key!r}, expected one of {", ".join(DATASETS)}.{nearest(key, DATASETS)}')
     source = open_source(rest, **options)
     if getattr(source, split) is None:
         present = [name for name in ('train', 'val', 'test') if getattr(source, name) is not None]
-        raise ZooError(f'{rest} has no {split} images, but {" and ".join(present)}: give --split {present[-1]}, or '
-                       f'another source.')
+        raise ZooError(f'{rest} has no {split} images, but {" and ".join(present)}: give --split {present[-1]}.')
     if not key:
         return source
     info = DATASETS[key]
     if info.num_classes != len(source.class_names):
-        raise ZooError(f'{spec} has {len(source.class_names)} classes, {info.title} has {info.num_classes}: give '
-                       f'KEY=SOURCE with the key of that data set.')
+        raise ZooError(f'{spec} has {len(source.class_names)} classes, {info.title} has {info.num_classes}: fix KEY.')
     return replace(source, info=info, class_names=info.label_names or source.class_names)

@@ -79,8 +79,7 @@ def open_published(folder: Path, num_classes: int) -> Published:
     files = sorted(path.stem for path in folder.glob('*.npy') if path.stem != 'labels')
     missing = [name for name in CORRUPTIONS if name not in files]
     if missing:
-        raise ZooError(f'{folder} lacks {", ".join(f"{name}.npy" for name in missing)}: the mean is over all fifteen; '
-                       f'unpack the whole set.')
+        raise ZooError(f'{folder} lacks {", ".join(f"{name}.npy" for name in missing)}: unpack the whole set.')
     labels = np.asarray(_array(folder / 'labels.npy'))
     if labels.ndim != 1 or labels.dtype.kind not in 'iu' or not len(labels) or len(labels) % SEVERITIES:
         raise ZooError(f'{folder / "labels.npy"} is {labels.dtype} {list(labels.shape)}: expected a whole number for '

@@ -15,11 +15,9 @@ from ..models import take_any_size
 def feature_width(encoder: Any) -> int:
     """Return the length of the pooled features; ZooError for a model with a classifier or unpooled features."""
     if encoder.num_classes:
-        raise ZooError(f'The encoder has a classifier of {encoder.num_classes} classes, and a pre-training knows none: '
-                       f'create it with num_classes=0.')
+        raise ZooError(f'The encoder has a classifier of {encoder.num_classes} classes: create it with num_classes=0.')
     if not encoder.global_pool:
-        raise ZooError("The encoder's features are not pooled (global_pool=''), and one vector an image is compared: "
-                       "take global_pool='avg', for one.")
+        raise ZooError("The encoder's features are not pooled (global_pool=''): take global_pool='avg', for one.")
     return int(encoder.head_hidden_size)
 
 

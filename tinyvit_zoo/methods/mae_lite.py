@@ -11,6 +11,7 @@
     loss = DistilledAutoencoder(encoder, teacher)(images)                       # D-MAE
     loss = DistilledAutoencoder(encoder, teacher, decoder_block=8)(images)      # D2-MAE
 """
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..models import encode, record
 from ..recipes.ranges import FROM_0
+from ..weights import unwrap
 from .masked import MaskedModel, patch_grid
 
 
@@ -88,8 +90,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
             raise ZooError(f'The student has {student} tokens and its teacher {other}: their attention can be compared '
                            f'only where these are the same. Take another teacher, or images of another size.')
         if not 0 <= decoder_block < len(encoder.blocks):
-            raise ZooError(f'decoder_block is {decoder_block}, expected 1 to {len(encoder.blocks) - 1}, or 0 for no '
-                           f'decoupling.')
+            raise ZooError(f'decoder_block is {decoder_block}, expected 0 (none) to {len(encoder.blocks) - 1}.')
         dd = get_device_dtype(encoder)
         self._teacher = (teacher.requires_grad_(False).eval(),)
         self.decoder_block, self.weight = decoder_block, weight
@@ -149,3 +150,11 @@ class QueriesAndKeys(nn.Module):
 def _num_heads(model: Any) -> int:
     block = model.blocks[-1]
     return int((getattr(block, 'attn', None) or block.self_attn).num_heads)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Rename tensors of the authors' or our pre-training, bare or wrapped; fixed position tables may be missing."""
+    decoder = ('mask_token', 'decoder_', 'encoder.')
+    tensors = {name if name.startswith(decoder) else f'encoder.{name}': tensor
+               for name, tensor in unwrap(state_dict).items()}
+    return {**{name: model.state_dict()[name] for name in ('encoder.pos_embed', 'decoder_pos_embed')}, **tensors}

@@ -6,8 +6,6 @@ processes.
 
     loss = MoCoV3(encoder)(views)       # [2, B, C, H, W]
 """
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -60,7 +58,7 @@ class MoCoV3(Method):
     def views(self, spec: AugmentSpec) -> Views:
         return contrastive_views(spec)
 
-    def train(self, mode: bool = True) -> MoCoV3:
+    def train(self, mode: bool = True) -> 'MoCoV3':
         super().train(mode)
         self.momentum_encoder.eval()
         return self

@@ -6,8 +6,6 @@ prevent collapse.
 
     loss = SelfDistillation(encoder)(whole, local)      # [2, B, C, 32, 32], [8, B, C, 16, 16]
 """
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -105,7 +103,7 @@ class SelfDistillation(Method):
     def views(self, spec: AugmentSpec) -> Views:
         return low_resolution_views(spec, self.local_views, self.local_scale, self.local_size)
 
-    def train(self, mode: bool = True) -> SelfDistillation:
+    def train(self, mode: bool = True) -> 'SelfDistillation':
         super().train(mode)
         self.teacher_encoder.eval()
         self.teacher_head.eval()

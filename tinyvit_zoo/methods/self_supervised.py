@@ -57,8 +57,7 @@ class SelfSupervised(Task):
         unused = [name for name in ('crop_padding', 'crop_ratio', 'color_jitter')
                   if method.own_views and getattr(recipe, name) != getattr(Pretraining, name)]
         if unused:
-            raise ZooError(f'{recipe.method} makes views of its own and has no use for {", ".join(unused)}: leave it '
-                           f'out.')
+            raise ZooError(f'{recipe.method} makes its own views and has no use for {", ".join(unused)}: leave it out.')
         if method.whole_batches and (recipe.accumulate > 1 or recipe.batch_size < 2):
             raise ZooError(f'{recipe.method} tells the images of a batch apart, all at once: take accumulate 1 and a '
                            f'batch_size of 2 or more (they are {recipe.accumulate} and {recipe.batch_size}).')
@@ -75,8 +74,7 @@ class SelfSupervised(Task):
         try:
             return METHODS[recipe.method](encoder, **args).to(device)
         except (TypeError, ValueError, IndexError) as e:
-            raise ZooError(f'{recipe.method} cannot be made with the method_args {dict(recipe.method_args)}: {e}. '
-                           f'Expected values like its own.') from e
+            raise ZooError(f'{recipe.method} does not take the method_args {dict(recipe.method_args)}: {e}.') from e
 
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         world = self.world
@@ -116,9 +114,8 @@ class SelfSupervised(Task):
             return {}
         before, figures = self.figures['untrained'], self.look()
         if figures['spread'] < _COLLAPSED * before['spread']:
-            self.say(f'The encoder has collapsed: the spread of its features is {figures["spread"]:.1e}, with random '
-                     f'weights it was {before["spread"]:.1e}. Try a lower --lr, a longer --warmup-epochs or a larger '
-                     f'--batch-size.')
+            self.say(f'The encoder has collapsed: the spread of its features fell from {before["spread"]:.1e} to '
+                     f'{figures["spread"]:.1e}. Try a lower --lr, a longer --warmup-epochs or a larger --batch-size.')
         elif trouble := self.network.trouble():
             self.say(f'Nothing is learned any more: {trouble}.')
         self.figures['last'] = figures

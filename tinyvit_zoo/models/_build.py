@@ -178,10 +178,8 @@ def _strict_filter(
     problems = _misfits(tensors, model)
     if problems:
         more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
-        raise ZooError(
-            f'The weights do not fit {model.pretrained_cfg["architecture"]}: {"; ".join(problems[:5])}{more}. '
-            f'Give the weights of this architecture, their class count with them (num_classes in the pretrained cfg; '
-            f'0 for an encoder).')
+        raise ZooError(f'Weights do not fit {model.pretrained_cfg["architecture"]}: {"; ".join(problems[:5])}{more}. '
+                       f'Give its own, and their num_classes in the pretrained cfg (0 for an encoder).')
     return tensors
 
 

@@ -55,19 +55,16 @@ def require_plain(model: nn.Module) -> None:
     for base in (VisionTransformer, TokenTransformer):
         if isinstance(model, base) and type(model).forward_features is base.forward_features:
             return
-    raise ZooError(f'{type(model).__name__} is no plain encoder (one sequence of tokens, a stack of blocks): take '
-                   f'{_PLAIN}.')
+    raise ZooError(f'{type(model).__name__} is no plain encoder (one sequence of tokens, one stack): take {_PLAIN}.')
 
 
 def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
     """Return the rows of the sequence to keep [B, prefix + K]: the prefix, then the patches."""
     if isinstance(model, TokenTransformer):
         if not getattr(model.tokenizer, 'cuts_patches', False) or model.num_early_tokens != model.num_prefix_tokens:
-            raise ZooError(
-                f'{type(model).__name__} cannot be masked, its tokens are not patches side by side: take {_PLAIN}.')
+            raise ZooError(f'{type(model).__name__} has no patches side by side and cannot be masked: take {_PLAIN}.')
     if keep.ndim != 2 or len(keep) != batch or keep.dtype != torch.int64:
-        raise ZooError(f'keep is {list(keep.shape)} of {keep.dtype}, expected [{batch}, K] of torch.int64: the patches '
-                       f'to keep, a row an image.')
+        raise ZooError(f'keep is {list(keep.shape)} of {keep.dtype}, expected [{batch}, K] of torch.int64.')
     prefix = model.num_prefix_tokens
     patches = torch.where(keep < 0, -1, keep + prefix)  # a negative one is not to become a prefix token, but an error
     return torch.cat([torch.arange(prefix, device=keep.device).expand(batch, -1), patches], dim=1)
@@ -109,8 +106,7 @@ def record(
             block = _block(model, index)
             attn: Any = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
             if not isinstance(attn, SelfAttention) and type(attn) is not Attention:
-                raise ZooError(f'The logits of {type(attn).__name__} cannot be read: only plain attention has one set '
-                               f'of them, heads apart, in front of the softmax.')
+                raise ZooError(f'The logits of {type(attn).__name__} cannot be read, only those of plain attention.')
             hooks.callback(attn.register_forward_pre_hook(partial(keep_logits, index), with_kwargs=True).remove)
         yield seen
 
@@ -139,13 +135,11 @@ def image_size(model: Any) -> tuple[int, int]:
 def take_any_size(model: Any) -> None:
     """Make the model interpolate its positions to images of any size; weights and results at its own size stay."""
     if isinstance(model, RelativeViT):
-        raise ZooError('RelativeViT takes images of one size, its relative positions are those of one grid: take '
-                       'mae_lite_vit_tiny, whose weights it can start from.')
+        raise ZooError('RelativeViT has relative positions of one grid, for one image size: take mae_lite_vit_tiny.')
     if isinstance(model, VisionTransformer) and isinstance(model.patch_embed, PatchEmbed):
         # as the constructor does for `dynamic_img_size=True`
         model.patch_embed.strict_img_size = model.patch_embed.flatten = False
         model.patch_embed.output_fmt = Format.NHWC
     elif not isinstance(model, TokenTransformer):
-        raise ZooError(f'{type(model).__name__} is not known to take images of any size: take a model of the zoo '
-                       f'(`tinyvit-zoo list`).')
+        raise ZooError(f'{type(model).__name__} takes no images of any size: take one of `tinyvit-zoo list`.')
     model.dynamic_img_size = True

@@ -128,8 +128,7 @@ def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in [name for name in tensors if name.endswith('.attn.q_bias')]:
         stem = name.removesuffix('q_bias')
         if f'{stem}qkv.bias' in tensors:
-            raise ZooError(
-                f'The file has both {name} and {stem}qkv.bias, one of which would be lost: remove the wrong one.')
+            raise ZooError(f'The file has both {name} and {stem}qkv.bias: remove the wrong one.')
         if f'{stem}v_bias' in tensors:
             q, v = joined.pop(name), joined.pop(f'{stem}v_bias')
             joined[f'{stem}qkv.bias'] = torch.cat([q, torch.zeros_like(q), v])
@@ -183,8 +182,7 @@ def build_vision(
     """Build a timm ViT; `own_args` names the arguments that timm's exports are to record."""
     size, patch, pool = to_2tuple(kwargs.get('img_size') or 224), kwargs['patch_size'], kwargs.get('global_pool')
     if min(size) < patch:
-        raise ZooError(f'A {size[0]} x {size[1]} image gives no token: this model takes {patch} x {patch} pixels and '
-                       f'more.')
+        raise ZooError(f'{size[0]} x {size[1]} pixels are too few: this model takes {patch} x {patch} pixels and more.')
     if pool is not None and pool not in _POOLS:
         raise ZooError(f'global_pool is {pool!r}, expected {" or ".join(map(repr, _POOLS))}.')
     model = build_model(model_cls, variant, pretrained, filter_fn, **kwargs)
@@ -198,8 +196,7 @@ def timm_export(model: Any) -> dict[str, Any]:
         timm.models.save_for_hf(model, folder, **timm_export(model))
     """
     if type(model) is not VisionTransformer:
-        raise ZooError(f"{type(model).__name__} is no class of timm's, which cannot load it alone: export it under its "
-                       f'own name, without timm_export.')
+        raise ZooError(f"{type(model).__name__} is not timm's: export it under its own name, without timm_export.")
     architecture = 'vit_small_patch16_224' if model.embed_dim == 384 else 'vit_tiny_patch16_224'
     return dict(model_config=dict(pretrained_cfg=dict(architecture=architecture)), safe_serialization=True)
 

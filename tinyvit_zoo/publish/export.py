@@ -64,8 +64,7 @@ def check_replaceable(output: Path) -> None:
     with suppress(OSError, ValueError):
         content = json.loads(beside.read_text(encoding='utf-8'))
     if not isinstance(content, dict) or 'made_by' not in content or content.get('format') != output.suffix[1:]:
-        raise ZooError(f'{beside} exists and is not from an export to {output.name}, whose preprocessing would replace '
-                       f'it: choose another name.')
+        raise ZooError(f'{beside} exists and is not from an export to {output.name}: choose another name.')
 
 
 def _preprocessing(loaded: Loaded) -> dict[str, Any]:
@@ -158,8 +157,7 @@ def _program(model: nn.Module, input_size: Sequence[int], any_size: bool) -> Any
             return torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
     except Exception as e:  # the exporter has many of its own
         if any_size:
-            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave --any-size out; '
-                           f'--img-size sets another one.') from e
+            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave --any-size out.') from e
         raise ZooError(f'torch.export cannot export the model ({one_line(e)}): tell the maintainers.') from e
 
 

@@ -94,8 +94,7 @@ def shipped(name: str | None = None) -> list[Weight]:
     if not name or name in ours:
         return [ours[name]] if name else list(ours.values())
     if weight := catalogue().get(name):
-        raise ZooError(f'{name} is not ours to publish ({weight.origin}, {weight.source}): only weights that were '
-                       f'trained here and ship with the package are.')
+        raise ZooError(f'{name} is not ours to publish ({weight.origin}, {weight.source}): only shipped weights are.')
     raise ZooError(f'There are no weights {name!r} to publish.{nearest(name, ours)} '
                    f'There are: {", ".join(ours) or "none yet"}.')
 

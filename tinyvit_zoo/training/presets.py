@@ -18,8 +18,7 @@ def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
     run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
     run = run if 'method' in run else {}
     if not name and not run:
-        raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from with the run of a '
-                       'pre-training.')
+        raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from a pre-training run.')
     name = with_tag(name or run['name'].partition('.')[0])
     cfg: Any = get_pretrained_cfg(name)
     start = start or (name if cfg.has_weights else '')

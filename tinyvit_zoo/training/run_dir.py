@@ -56,8 +56,7 @@ class Run:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""
         if (self.folder / 'recipe.json').exists():
             if not resume:
-                raise ZooError(f'{self.folder} holds a run already: go on with it by --resume, or choose another '
-                               f'--output.')
+                raise ZooError(f'{self.folder} holds a run: go on by --resume, or choose another --output.')
         elif self.folder.exists() and any(path.name != PRETRAINING for path in self.folder.iterdir()):
             raise ZooError(f'{self.folder} holds other files and no run: choose an empty or new --output.')
 

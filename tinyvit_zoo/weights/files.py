@@ -44,10 +44,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         names = ''
         with suppress(Exception):  # works for the zip format only
             names = f' ({", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:3])})'
-        raise ZooError(
-            f'{path} is refused, nothing in it was run: it is damaged or holds Python objects beside tensors'
-            f'{names}. Save it again as a dictionary of tensors, preferably as '
-            f'safetensors.') from e
+        raise ZooError(f'{path} is refused, nothing in it was run: it is damaged or holds Python objects beside tensors'
+                       f'{names}. Save it again as a dictionary of tensors, preferably as safetensors.') from e
     except Exception as e:  # every reader has its own errors for a damaged file
         raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): fetch it again.') from e
 
