@@ -83,7 +83,7 @@ def test_another_size_is_tried() -> None:
     loaded = resolve('cct_2_3x2').load(img_size=48)
     assert loaded.cfg['input_size'] == (3, 48, 48) and loaded.model.pos_embed.shape[1] == 144
     assert resolve('resnet10t.untrained').load(img_size=64).cfg['input_size'] == (3, 64, 64)
-    with pytest.raises(ZooError, match='gives no token'):
+    with pytest.raises(ZooError, match='pixels are too few'):
         resolve('cvt_2_4.untrained').load(img_size=3)
 
 

@@ -55,6 +55,5 @@ def _matching(pattern: str, with_weights: bool | None) -> list[str]:
     if not names:
         kind = {None: '', True: ' with weights', False: ' without weights'}[with_weights]
         known = dict.fromkeys(name for cfg in cfgs for name in (cfg.architecture.split('_')[0], cfg.architecture))
-        raise ZooError(f'No model{kind} matches {pattern!r}.{nearest(pattern.strip("*"), known)} '
-                       f'`tinyvit-zoo list` shows all.')
+        raise ZooError(f'No model{kind} matches {pattern!r}.{nearest(pattern.strip("*"), known)} `list` shows all.')
     return names

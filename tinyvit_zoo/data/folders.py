@@ -69,8 +69,7 @@ def _annotated(path: Path, ids: Sequence[str]) -> Split:
     rows = _rows(path)
     wrong = next((i for i, row in enumerate(rows, 1) if len(row) < 2 or row[1] not in ids), None)
     if wrong or not rows:
-        raise ZooError(f'{path}, line {wrong or 1}, is not a file name, a tab and a class that {path.parent.parent} '
-                       f'has in train: unpack the set again.')
+        raise ZooError(f'{path}, line {wrong or 1}, is not a file name, a tab and a class of train: unpack it again.')
     folder = path.parent / 'images'
     missing = {row[0] for row in rows} - set(os.listdir(folder) if folder.is_dir() else ())
     if missing:

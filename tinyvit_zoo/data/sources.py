@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from ..errors import ZooError, nearest
 from ..runtime.text import one_line
 from .datasets import DATASETS, Dataset, Torchvision
 from .folders import open_folder
-from .huggingface import open_hub
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode
 from .splits import Parts, Split, draw, generator, nested
 
 _DIGITS_TEST = 360      # of 1,797
 _VAL, _FRACTION, _SAMPLE = 1, 2, 3      # uses of a seed
 _SAMPLE_SIZE = 2000     # images that mean and deviation are measured on
+_HUB_SPLITS = ('train',), ('validation', 'valid', 'val'), ('test',)
+_HUB_LABELS = ('label', 'labels', 'fine_label')     # which of several columns of classes is meant
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,7 @@ def _open(spec: str, download: bool) -> Source:
     if opener:
         return _source(name, (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(place), row)
     if name == 'hf':
-        return _source(place, open_hub(place))
+        return _source(place, _open_hub(place))
     path = Path(place)
     return _source(path.resolve().name, open_folder(path)) if name == 'folder' else _source(path.stem, _open_npz(path))
 
@@ -149,8 +151,7 @@ def _open_npz(path: Path) -> Parts:
         raise ZooError(f'{path} is damaged or no .npz of plain arrays ({one_line(e)}): use numpy.savez.') from e
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
     if train is None:
-        raise ZooError(f'{path} holds {", ".join(arrays) or "nothing of the kind"}: expected train_images and '
-                       f'train_labels, and val_* and test_* where there are any.')
+        raise ZooError(f'{path} holds {", ".join(arrays) or "no such arrays"}: expected train_images and train_labels.')
     names = tuple(map(str, range(int(train.labels.max()) + 1)))
     return Parts(train, val, test, names).checked(str(path))
 
@@ -169,6 +170,76 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
                        f'expected one whole number for each: [N] or [N, 1].')
     pixels = torch.from_numpy(images[..., 0] if images.shape[3:] == (1,) else images)
     return Split(ArrayImages(pixels, f'{path}: {name}_images'), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+
+
+class HubImages(EncodedImages):
+    """The image column of one split, as encoded there."""
+
+    def __init__(self, rows: Any, column: str, title: str) -> None:
+        self._rows, self._column, self._title = rows, column, title
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, i: int) -> str:
+        return f'{self._title}[{i}]'
+
+    def open(self, i: int) -> Path | BytesIO:
+        image = self._rows[i][self._column]
+        if image is None:
+            raise ValueError('there is none')
+        return BytesIO(image['bytes']) if image['bytes'] is not None else Path(image['path'])
+
+    def fingerprint(self) -> str:
+        return str(self._rows._fingerprint)
+
+
+def _open_hub(name: str) -> Parts:
+    """Open a dataset of the Hugging Face Hub by its `datasets` library, which downloads a missing one."""
+    try:
+        import datasets
+    except ImportError as e:
+        raise ZooError("hf: needs the datasets library: pip install 'tinyvit-zoo[hf]'.") from e
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as e:  # the network, the Hub and each format have their own
+        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): give a name on the '
+                       f'Hub or a local folder that datasets.load_dataset takes alone.') from e
+    keys = [next((key for key in names if key in splits), None) for names in _HUB_SPLITS]
+    if keys[0] is None:
+        raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
+    features = splits[keys[0]].features
+    image, label = _columns(name, features, datasets)
+    feature = features[label]
+    train, val, test = (None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
+    if train is None:
+        raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else map(str, range(int(train.labels.max()) + 1))
+    return Parts(train, val, test, tuple(names)).checked(f'The dataset {name}')
+
+
+def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:
+    """Return the names of the image and of the label column."""
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels = labels or [key for key in _HUB_LABELS if 'int' in str(getattr(features.get(key), 'dtype', ''))]
+    preferred = [key for key in _HUB_LABELS if key in labels][:1] or labels
+    if len(images) != 1 or len(preferred) != 1:
+        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected one of images and one of '
+                       f'class labels.')
+    return images[0], preferred[0]
+
+
+def _split(name: str, key: str, rows: Any, image: str, label: str, datasets: Any) -> Split | None:
+    """Make a split; None where the labels are withheld (-1), as those of some test sets are."""
+    try:
+        labels = torch.from_numpy(np.asarray(rows[label][:], dtype=np.int64))
+    except TypeError as e:
+        raise ZooError(f'The dataset {name} has {key} images without a label: expected a class for each.') from e
+    if not len(labels) or (labels < 0).all():
+        return None
+    encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return Split(HubImages(encoded, image, f'{name} {key}'), labels)
 
 
 def normalization(source: Source, img_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -159,7 +159,7 @@ def analyze_temperatures(models: Sequence[Loaded]) -> list[Analysis]:
     for title, layers in values.items():
         lines += [f'{title}: {len(layers)} layers; what multiplies the logits of a head, over where it started',
                   *(f'{name:20} {"  ".join(f"{value:.3f}" for value in heads)}' for name, heads in layers.items())]
-    arrays = {title: {'layers': list(layers), 'temperature': attention.ragged(list(layers.values()))}
+    arrays = {title: {'layers': list(layers), 'temperature': attention.ragged([*layers.values()])}
               for title, layers in values.items()}
     return [Analysis('\n'.join(lines), arrays, plots.plot_temperatures(values))]
 

@@ -25,8 +25,7 @@ def shift_diagonally(x: Tensor, distance: int) -> Tensor:
 def patch_grid(img_size: Tuple[int, int], patch: int) -> Tuple[int, int]:
     """Return rows and columns of full patches in an image; ZooError if there are none."""
     if min(img_size) < patch:
-        raise ZooError(f'A {img_size[0]} x {img_size[1]} image gives no token: this tokenizer takes {patch} x {patch} '
-                       f'pixels and more.')
+        raise ZooError(f'{tuple(img_size)} pixels are too few: this tokenizer takes {patch} x {patch} pixels and more.')
     return img_size[0] // patch, img_size[1] // patch
 
 

@@ -39,8 +39,7 @@ class MaskedAutoencoder(MaskedModel):
     ) -> None:
         super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         if not isinstance(encoder.pos_embed, nn.Parameter):
-            raise ZooError(f'This {type(encoder).__name__} has fixed positions of its own, and mae_lite would put '
-                           f'others in their place: take mae_small, or learned positions.')
+            raise ZooError(f'{type(encoder).__name__} has fixed positions of its own: take mae_small, or learned ones.')
         length = self.prefix + self.num_patches
         self.register_buffer('decoder_pos_embed', torch.empty(1, length, decoder_dim, **get_device_dtype(encoder)))
         self.init_weights()

@@ -63,8 +63,7 @@ class MaskedModel(Method):
         self.prefix = int(encoder.num_prefix_tokens)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         if not 1 <= int(self.num_patches * (1 - mask_ratio)) < self.num_patches:
-            raise ZooError(f'mask_ratio {mask_ratio:g} of {self.num_patches} patches leaves none to see or none to '
-                           f'predict: take another, or larger images.')
+            raise ZooError(f'mask_ratio {mask_ratio:g} of {self.num_patches} patches leaves none to see or to predict.')
         for unused in (encoder.get_classifier(), getattr(encoder, 'attn_pool', None)):
             if isinstance(unused, nn.Module):  # nothing here trains it
                 unused.requires_grad_(False)

@@ -177,8 +177,7 @@ def make_teacher(recipe: Pretraining) -> Any:
     try:
         require_plain(timm.create_model(name, device='meta', **args))
     except Exception as e:  # models of other kinds have other arguments
-        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels: {e} Expected a plain vision '
-                       f'transformer, as deit_tiny_patch16_224.') from e
+        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels: {e} Take a plain ViT.') from e
     if not recipe.teacher_weights:
         try:
             return timm.create_model(name, pretrained=True, **args)

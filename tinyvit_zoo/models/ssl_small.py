@@ -180,8 +180,7 @@ def checkpoint_filter_fn(
     tensors = without(unwrap(state_dict), r'^mlphead\.', 'the projection head, which only the pre-training uses')
     strange = [name for name in tensors if not name.startswith('backbone.')]
     if 0 < len(strange) < len(tensors):
-        raise ZooError(f'A self-distillation checkpoint holds backbone.* and mlphead.*; this one also holds '
-                       f'{", ".join(strange[:5])}: leave out what is no part of the model.')
+        raise ZooError(f'The checkpoint of backbone.* and mlphead.* also holds {", ".join(strange[:5])}: omit it.')
     tensors = renamed(tensors, [(r'^backbone\.', '')])
     if isinstance(model, SslSwin):
         return sl_swin.checkpoint_filter_fn(tensors, model, source_size)

@@ -49,8 +49,7 @@ class Run:
         written['recipe'] |= {key: wanted['recipe'][key] for key in ('about', 'published')}    # decide no weights
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
-            raise ZooError(f'{self.folder} is the run of another recipe ({"; ".join(changes)}): resume it as it was '
-                           f'begun, or choose another --output.')
+            raise ZooError(f'{self.folder} is a run of another recipe ({"; ".join(changes)}): choose another --output.')
 
     def check(self, resume: bool) -> None:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""

@@ -106,8 +106,7 @@ class Resolved:
             except ZooError:
                 raise
             except Exception as e:  # every architecture has its own
-                raise ZooError(f'{type(model).__name__} cannot take images of {img_size} x {img_size} ({one_line(e)}): '
-                               f'give another --img-size.') from e
+                raise ZooError(f'{self.name} cannot take --img-size {img_size} ({one_line(e)}): give another.') from e
         stated = model.pretrained_cfg if ':' in self.name else {} if self.untrained else self.cfg
         return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or ())
 
@@ -125,8 +124,7 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
         recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
         name = name or recipe['name'].partition('.')[0]
         if not file.is_file():
-            raise ZooError(f'{path} is a run that has not ended (no {file.name}): go on with it by '
-                           f'`tinyvit-zoo train ... --resume`.')
+            raise ZooError(f'{path} is a run that has not ended (no {file.name}): `train --resume` goes on with it.')
     elif path.is_file():
         name, file = name or read_metadata(path).get('recipe', '').partition('.')[0], path
         if not name:
@@ -179,7 +177,6 @@ def check_model(name: str) -> None:
     architecture, _, tag = name.partition('.')
     if not is_model(architecture):
         hint = nearest(architecture, list_models()) or nearest(architecture, timm.list_models())
-        raise ZooError(
-            f"There is no model {architecture!r}, in the zoo or in timm.{hint} `tinyvit-zoo list` shows the zoo's.")
+        raise ZooError(f"There is no model {architecture!r}, in the zoo or in timm.{hint} See `tinyvit-zoo list`.")
     if tag and tag != 'untrained':
         check_tag(architecture, tag)
