@@ -66,9 +66,8 @@ def contrastive_views(spec: AugmentSpec) -> Views:
     return Views([(1, replace(spec, **_COLOURS, **whole)) for whole in _WHOLE])
 
 
-def low_resolution_views(
-        spec: AugmentSpec, count: int = 8, scale: tuple[float, float] = (0.2, 0.5), size: tuple[int, int] | None = None,
-) -> Views:
+def low_resolution_views(spec: AugmentSpec, count: int = 8, scale: tuple[float, float] = (0.2, 0.5),
+                         size: tuple[int, int] | None = None) -> Views:
     """Make self-distillation's views: two whole ones, and `count` of `scale`, by default of half the size."""
     whole = contrastive_views(spec)
     half = size or (spec.img_size[0] // 2, spec.img_size[1] // 2)

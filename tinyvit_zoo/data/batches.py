@@ -52,12 +52,10 @@ class Batches:
         raise NotImplementedError
 
 
-def make_batches(
-        split: Split, img_size: int | tuple[int, int], batch_size: int, device: str | torch.device, *, train: bool,
-        channels: int = 3, seed: int = 0, rank: int = 0, world_size: int = 1, mode: str = 'auto',
-        batch_transform: Callable[[Tensor], Tensor] | None = None,
-        stream_transform: Callable[[Any], Tensor] | None = None, workers: int | None = None,
-) -> Batches:
+def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int, device: str | torch.device, *,
+                 train: bool, channels: int = 3, seed: int = 0, rank: int = 0, world_size: int = 1, mode: str = 'auto',
+                 batch_transform: Callable[[Tensor], Tensor] | None = None,
+                 stream_transform: Callable[[Any], Tensor] | None = None, workers: int | None = None) -> Batches:
     """Make the batches of a split. Reads all its images once beforehand, unless they are known to be sound.
 
     Args:

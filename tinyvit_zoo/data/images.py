@@ -150,9 +150,8 @@ def upright(image: Image.Image) -> Image.Image:
     return image.convert('RGB')
 
 
-def decode(
-        images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None, progress: bool = True,
-) -> Tensor:
+def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None,
+           progress: bool = True) -> Tensor:
     """Decode all images, or those of `indices`, to uint8 [N, C, H, W]. One error names all that cannot be read."""
     indices = torch.arange(len(images)) if indices is None else indices
     out = torch.empty(len(indices), channels, *size, dtype=torch.uint8)
@@ -169,9 +168,8 @@ def decode(
     return out
 
 
-def _for_each(
-        images: Images, indices: Sequence[int], work: Callable[[int, int], None], title: str, progress: bool,
-) -> None:
+def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int], None], title: str,
+              progress: bool) -> None:
     """Call `work(place, index)` for all, in threads: Pillow's decoders release the GIL."""
     def run(start: int) -> list[str]:
         failed = []

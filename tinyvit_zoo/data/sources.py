@@ -46,9 +46,8 @@ def syntax() -> dict[str, str]:
     return {'digits': 'digits', **rows, 'folder': 'folder:PATH', 'npz': 'npz:FILE', 'hf': 'hf:NAME'}
 
 
-def open_source(
-        spec: str, *, download: bool = False, val_fraction: float = 0., fraction: float = 1., seed: int = 0,
-) -> Source:
+def open_source(spec: str, *, download: bool = False, val_fraction: float = 0., fraction: float = 1.,
+                seed: int = 0) -> Source:
     """Open the images of `spec`, without decoding them.
 
     Args:

@@ -108,9 +108,8 @@ def analyze_similarity(models: Sequence[Loaded], images: Split, batch_size: int 
     return [Analysis('\n'.join(lines), {'-'.join(titles): arrays}, plots.plot_similarity(cka, titles))]
 
 
-def analyze_maps(
-        models: Sequence[Loaded], images: Split, layer: int = -1, patch: tuple[int, int] | None = None,
-) -> list[Analysis]:
+def analyze_maps(models: Sequence[Loaded], images: Split, layer: int = -1,
+                 patch: tuple[int, int] | None = None) -> list[Analysis]:
     """Map the attention of a layer's heads over images, and the rollout; arguments as for `attention_maps`."""
     analyses = []
     for loaded in models:

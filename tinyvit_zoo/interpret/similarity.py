@@ -83,9 +83,8 @@ def ratio(cross: Tensor, self_a: Tensor, self_b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def similarity(
-        model: Any, batches: Iterable[Tensor], other: Any = None, other_batches: Iterable[Tensor] = (),
-) -> dict[str, Tensor]:
+def similarity(model: Any, batches: Iterable[Tensor], other: Any = None,
+               other_batches: Iterable[Tensor] = ()) -> dict[str, Tensor]:
     """Return CKA between layers, 'aa' [A, A]; with another model, on the same images in order, also 'ab' and 'bb'."""
     pairs = ((batch, None) for batch in batches) if other is None else zip(batches, other_batches, strict=True)
     sums: dict[str, Any] = dict.fromkeys(('aa',) if other is None else ('aa', 'ab', 'bb'), 0.)

@@ -96,9 +96,8 @@ def shifted_merging(x: Tensor, kernel: Tensor, offset: Tensor, eps: float) -> Tu
 
 @backward_of(shifted_merging, 'shifted_merging', lambda *shapes: 2 * _flops(*shapes), gradients=3,
              saved=lambda inputs, output: (*inputs[:3], *output))
-def shifted_merging_backward(
-        grad: Tensor, x: Tensor, kernel: Tensor, offset: Tensor, out: Tensor, mean: Tensor, scale: Tensor,
-) -> Tuple[Tensor, Tensor, Tensor]:
+def shifted_merging_backward(grad: Tensor, x: Tensor, kernel: Tensor, offset: Tensor, out: Tensor, mean: Tensor,
+                             scale: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, kernel and offset."""
     with torch.autocast('cpu', enabled=False):
         scaled = (grad * scale).to(kernel.dtype)

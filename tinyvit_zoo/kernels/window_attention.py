@@ -72,9 +72,8 @@ def window_attention(qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tens
 
 
 @backward_of(window_attention, 'window_attention', lambda *shapes: 5 * _flops(*shapes) // 2, gradients=3)
-def window_attention_backward(
-        grad: Tensor, qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor, place: Tensor,
-) -> Tuple[Tensor, Tensor, Tensor]:
+def window_attention_backward(grad: Tensor, qkv: Tensor, temperature: Tensor, bias: Tensor, order: Tensor,
+                              place: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of qkv, temperature and bias; sums are in float32 or better."""
     area = bias.shape[-1]
     exact = torch.promote_types(qkv.dtype, torch.float32)

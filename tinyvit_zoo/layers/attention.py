@@ -153,8 +153,7 @@ class LocalityBlock(Block):
     """Block with plain attention, or with `lsa` locality attention."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, lsa: bool, attn_drop: float = 0.,
-                 proj_drop: float = 0., drop_path: float = 0., qkv_bias: bool = False,
-                 **dd: Any) -> None:
+                 proj_drop: float = 0., drop_path: float = 0., qkv_bias: bool = False, **dd: Any) -> None:
         attn = LocalityAttention(dim, num_heads, dim // num_heads, lsa, attn_drop, proj_drop, qkv_bias=qkv_bias, **dd)
         super().__init__(dim, attn, int(dim * mlp_ratio), proj_drop, drop_path, **dd)
 

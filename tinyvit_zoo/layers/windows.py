@@ -97,9 +97,8 @@ def _bias(qkv: Tensor, table: Tensor, attn_mask: Optional[Tensor], window: int, 
 
 @torch.fx.wrap
 @register_notrace_function
-def attend_in_windows(
-        qkv: Tensor, temperature: Optional[Tensor], table: Tensor, attn_mask: Optional[Tensor], window: int, shift: int,
-        fused: bool) -> Tensor:
+def attend_in_windows(qkv: Tensor, temperature: Optional[Tensor], table: Tensor, attn_mask: Optional[Tensor],
+                      window: int, shift: int, fused: bool) -> Tensor:
     """Attend [B, H, W, 3, heads, D] -> [B, H, W, heads * D]; `fused=False`: by the plain formula.
 
     `temperature`: [heads] or None; `table`: [(2 * window - 1) ** 2, heads]; `attn_mask`: [windows, N, N] instead of the

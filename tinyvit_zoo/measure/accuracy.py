@@ -26,10 +26,8 @@ _OUTCOMES = ('agrees', 'DIFFERS', 'no figure', 'not to be had')
 
 
 @torch.no_grad()
-def evaluate(
-        model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
-        confusion: Tensor | None = None,
-) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
+             confusion: Tensor | None = None) -> dict[str, float]:
     """Return 'top1', 'top5' (percent; top5 from 6 classes on), 'loss' and 'images' over all processes."""
     # `confusion`, int64 [C, C] of zeros, gets the number of images by class (row) and predicted class (column)
     training = model.training
@@ -136,9 +134,8 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     write_picture(figure, path)
 
 
-def check_catalogue(
-        specs: Sequence[str], make_bench: Callable[[str, Source], Bench], **options: Any,
-) -> list[dict[str, Any]]:
+def check_catalogue(specs: Sequence[str], make_bench: Callable[[str, Source], Bench],
+                    **options: Any) -> list[dict[str, Any]]:
     """Evaluate every classifier of the catalogue whose dataset is among `specs`; return a row for each."""
     sources: dict[str, Source] = {}
     for spec in specs:

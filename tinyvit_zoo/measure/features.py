@@ -17,9 +17,8 @@ _DRAW = 7               # keeps this draw apart from others with the same seed
 
 
 @torch.no_grad()
-def extract(
-        model: Any, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+def extract(model: Any, batches: Iterable[tuple[Tensor, Tensor]], world: World,
+            dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Return the classifier's input [N, D] (float32) and labels [N] of all batches, on every process, in eval mode."""
     training = model.training
     model.eval()
@@ -36,10 +35,8 @@ def extract(
 
 
 @torch.no_grad()
-def knn(
-        train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, k: int = 20,
-        temperature: float = 0.07, *, num_classes: int,
-) -> float:
+def knn(train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, k: int = 20,
+        temperature: float = 0.07, *, num_classes: int) -> float:
     """Return the top-1 in percent of DINO's k-NN classifier (arXiv:2104.14294): votes are exp(cosine / temperature)."""
     bank, queries = F.normalize(train_features, dim=1), F.normalize(features, dim=1)
     k, correct = min(k, len(bank)), torch.zeros((), dtype=torch.int64, device=features.device)
@@ -58,10 +55,8 @@ def spread(features: Tensor) -> float:
     return F.normalize(features, dim=1).std(0, correction=0).mean().item() * features.shape[1] ** 0.5
 
 
-def probe(
-        train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, *, num_classes: int,
-        seed: int = 0,
-) -> dict[str, float]:
+def probe(train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor, *, num_classes: int,
+          seed: int = 0) -> dict[str, float]:
     """Return {'top1' in percent, 'l2'} of a classifier that minimises mean cross-entropy + l2 / 2 |W|^2."""
     # features [N, D] are standardised; l2 is chosen on a stratified fifth, the classifier then fitted to all
     held = draw(train_labels.cpu(), round(_HELD_OUT * len(train_labels)), seed, _DRAW).to(train_labels.device)

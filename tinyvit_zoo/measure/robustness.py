@@ -48,9 +48,8 @@ def corruption_figures(bench: Bench, folder: Path | None = None) -> dict[str, An
     return {'mce': mean_corruption_error(errors), 'clean': clean, 'errors': errors, 'source': source}
 
 
-def corrupted(
-        batches: Iterable[tuple[Tensor, Tensor]], name: str, severity: int, seed: int = 0,
-) -> Iterator[tuple[Tensor, Tensor]]:
+def corrupted(batches: Iterable[tuple[Tensor, Tensor]], name: str, severity: int,
+              seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Corrupt uint8 batches; the same images, batch size, seed and device give the same."""
     for number, (images, labels) in enumerate(batches):
         seeds = derived(seed, zlib.crc32(name.encode()), number)
@@ -120,10 +119,8 @@ class Attack:
             raise ZooError(f'steps is {self.steps}, expected 1 or more.')
 
 
-def _withstands(
-        model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], attack: Attack,
-        generator: torch.Generator,
-) -> int:
+def _withstands(model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], attack: Attack,
+                generator: torch.Generator) -> int:
     """Return how many images (uint8 [B, C, H, W]) are correctly classified, and so is every point of the attack."""
     clean, radius = images.to(torch.float32) / 255, attack.radius / 255
     left = torch.arange(len(images), device=images.device)
@@ -151,10 +148,8 @@ def _correct(model: nn.Module, points: Tensor, labels: Tensor, prepare: Callable
     return model(prepare(255 * points)).argmax(1) == labels
 
 
-def count_robust(
-        model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor],
-        attacks: Sequence[Attack], seed: int = 0,
-) -> list[int]:
+def count_robust(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], prepare: Callable[[Tensor], Tensor],
+                 attacks: Sequence[Attack], seed: int = 0) -> list[int]:
     """Return how many images withstand each attack, and last the number of images; in eval mode and float32."""
     # batches are uint8, `prepare` normalises images from 0 to 255
     training = model.training

@@ -33,10 +33,8 @@ class MaskedAutoencoder(MaskedModel):
     It sets the initial values and the position table of the encoder. Decoder tensors have the authors' names.
     """
 
-    def __init__(
-            self, encoder: Any, decoder_dim: int = 96, decoder_depth: int = 1, decoder_heads: int = 3,
-            mlp_ratio: float = 4., mask_ratio: float = 0.75, normalize_targets: bool = True,
-    ) -> None:
+    def __init__(self, encoder: Any, decoder_dim: int = 96, decoder_depth: int = 1, decoder_heads: int = 3,
+                 mlp_ratio: float = 4., mask_ratio: float = 0.75, normalize_targets: bool = True) -> None:
         super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         if not isinstance(encoder.pos_embed, nn.Parameter):
             raise ZooError(f'{type(encoder).__name__} has fixed positions of its own: take mae_small, or learned ones.')
@@ -76,11 +74,9 @@ class DistilledAutoencoder(MaskedAutoencoder):
         weight: of the distillation in the loss.
     """
 
-    def __init__(
-            self, encoder: Any, teacher: Any, decoder_block: int = 0, weight: float = 1., decoder_dim: int = 96,
-            decoder_depth: int = 1, decoder_heads: int = 3, mlp_ratio: float = 4., mask_ratio: float = 0.75,
-            normalize_targets: bool = True,
-    ) -> None:
+    def __init__(self, encoder: Any, teacher: Any, decoder_block: int = 0, weight: float = 1., decoder_dim: int = 96,
+                 decoder_depth: int = 1, decoder_heads: int = 3, mlp_ratio: float = 4., mask_ratio: float = 0.75,
+                 normalize_targets: bool = True) -> None:
         FROM_0.check(decoder_block=decoder_block, weight=weight)
         super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         both = [(model.num_prefix_tokens, patch_grid(model)[1]) for model in (encoder, teacher)]

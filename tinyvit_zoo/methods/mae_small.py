@@ -29,11 +29,9 @@ class SmallMaskedAutoencoder(MaskedModel):
         visible_weight: alpha, the weight of the error on visible patches.
     """
 
-    def __init__(
-            self, encoder: Any, decoder_dim: int | None = None, decoder_depth: int = 1,
-            decoder_heads: int | None = None, mlp_ratio: float = 2., mask_ratio: float = 0.75,
-            visible_weight: float = 0.1, normalize_targets: bool = False,
-    ) -> None:
+    def __init__(self, encoder: Any, decoder_dim: int | None = None, decoder_depth: int = 1,
+                 decoder_heads: int | None = None, mlp_ratio: float = 2., mask_ratio: float = 0.75,
+                 visible_weight: float = 0.1, normalize_targets: bool = False) -> None:
         FROM_1.check(decoder_dim=decoder_dim, decoder_heads=decoder_heads)
         FROM_0.check(visible_weight=visible_weight)
         dim = decoder_dim or encoder.num_features // 2

@@ -44,10 +44,8 @@ class MaskedModel(Method):
     decoder_pos_embed: Tensor
     pictures = 8
 
-    def __init__(
-            self, encoder: Any, decoder_dim: int, decoder_depth: int, decoder_heads: int, mlp_ratio: float,
-            mask_ratio: float, normalize_targets: bool,
-    ) -> None:
+    def __init__(self, encoder: Any, decoder_dim: int, decoder_depth: int, decoder_heads: int, mlp_ratio: float,
+                 mask_ratio: float, normalize_targets: bool) -> None:
         FROM_1.check(decoder_dim=decoder_dim, decoder_heads=decoder_heads)
         FROM_0.check(decoder_depth=decoder_depth)
         POSITIVE.check(mlp_ratio=mlp_ratio)

@@ -37,10 +37,8 @@ class MoCoV3(Method):
     """
     whole_batches = own_views = True
 
-    def __init__(
-            self, encoder: Any, hidden_dim: int = 4096, dim: int = 256, temperature: float = 0.2,
-            momentum: float = 0.99,
-    ) -> None:
+    def __init__(self, encoder: Any, hidden_dim: int = 4096, dim: int = 256, temperature: float = 0.2,
+                 momentum: float = 0.99) -> None:
         FROM_1.check(hidden_dim=hidden_dim, dim=dim)
         POSITIVE.check(temperature=temperature)
         SHARE.check(momentum=momentum)

@@ -71,13 +71,11 @@ class SelfDistillation(Method):
     temperature: Tensor
     own_views = True
 
-    def __init__(
-            self, encoder: Any, local_views: int = 8, local_scale: tuple[float, float] = (0.2, 0.5),
-            hidden_dim: int = 512, bottleneck_dim: int = 256, num_prototypes: int = 1024,
-            student_temperature: float = 0.1, teacher_temperature: tuple[float, float] = (0.04, 0.07),
-            temperature_warmup: float = 0.05, freeze_last: float = 0.005, momentum: float = 0.996,
-            centre_momentum: float = 0.9,
-    ) -> None:
+    def __init__(self, encoder: Any, local_views: int = 8, local_scale: tuple[float, float] = (0.2, 0.5),
+                 hidden_dim: int = 512, bottleneck_dim: int = 256, num_prototypes: int = 1024,
+                 student_temperature: float = 0.1, teacher_temperature: tuple[float, float] = (0.04, 0.07),
+                 temperature_warmup: float = 0.05, freeze_last: float = 0.005, momentum: float = 0.996,
+                 centre_momentum: float = 0.9) -> None:
         FROM_0.check(local_views=local_views)
         FROM_1.check(hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_prototypes=num_prototypes)
         POSITIVE.check(student_temperature=student_temperature)

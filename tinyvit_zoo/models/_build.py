@@ -38,10 +38,8 @@ ModelT = TypeVar('ModelT', bound=nn.Module)
 Filter = Callable[..., dict[str, Tensor]]  # (state_dict, model, source_size)
 
 
-def build_model(
-        model_cls: type[ModelT], variant: str, pretrained: bool, filter_fn: Filter, pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None, **kwargs: Any,
-) -> ModelT:
+def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_fn: Filter, pretrained_cfg: Any = None,
+                pretrained_cfg_overlay: dict[str, Any] | None = None, **kwargs: Any) -> ModelT:
     """Build a model by timm's `build_model_with_cfg`, with stricter loading.
 
     Weight files are read by `read_weights` (zips, checksums, no code); every tensor but the head's must be there and
@@ -86,10 +84,9 @@ def build_model(
     return model
 
 
-def register_family(
-        module: str, build: Callable[..., nn.Module], variants: Mapping[str, tuple[str, int, Mapping[str, Any]]],
-        aliases: Mapping[str, str] = MappingProxyType({}), **cfg: Any,
-) -> None:
+def register_family(module: str, build: Callable[..., nn.Module],
+                    variants: Mapping[str, tuple[str, int, Mapping[str, Any]]],
+                    aliases: Mapping[str, str] = MappingProxyType({}), **cfg: Any) -> None:
     """Register `variants` (dataset, image size, arguments by name) with timm; `aliases` take another's weights."""
     family = sys.modules[module]
     shared = dict(fixed_input_size=True, classifier='head', license='apache-2.0', **cfg)
@@ -102,9 +99,8 @@ def register_family(
         setattr(family, name, register_model(entrypoint))
 
 
-def _create(
-        build: Callable[..., nn.Module], name: str, args: Mapping[str, Any], pretrained: bool = False, **kwargs: Any,
-) -> nn.Module:
+def _create(build: Callable[..., nn.Module], name: str, args: Mapping[str, Any], pretrained: bool = False,
+            **kwargs: Any) -> nn.Module:
     return build(name, pretrained, **{**args, **kwargs})
 
 
@@ -165,9 +161,8 @@ def _fetch_advice(variant: str, cfg: Mapping[str, Any]) -> str:
             f'Connect, put the file at {_url_cache(cfg)}, {where}')
 
 
-def _strict_filter(
-        state_dict: Mapping[str, Any], model: Any, filter_fn: Filter, source_size: tuple[int, int] | None,
-) -> dict[str, Tensor]:
+def _strict_filter(state_dict: Mapping[str, Any], model: Any, filter_fn: Filter,
+                   source_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Apply the family's filter, and the check that timm skips when the class count differs."""
     single = {name: value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
               else value for name, value in state_dict.items()}  # tables are resized and channels adapted in it

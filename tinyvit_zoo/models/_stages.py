@@ -84,9 +84,8 @@ class StagedTransformer(TokenTransformer):
         """Return the input of the first stage."""
         return self._embed(x)
 
-    def _run_stages(
-            self, x: Tensor, indices: int | list[int] | None, norm: bool, stop_early: bool,
-    ) -> tuple[Tensor, list[Tensor], list[int]]:
+    def _run_stages(self, x: Tensor, indices: int | list[int] | None, norm: bool,
+                    stop_early: bool) -> tuple[Tensor, list[Tensor], list[int]]:
         """Return the final features, those of the stages at `indices`, and these indices counted from 0."""
         stages = self._stages()
         take, last = feature_take_indices(len(stages), indices)
@@ -98,9 +97,8 @@ class StagedTransformer(TokenTransformer):
             x = stage.downsample(x)
         return self.norm(x) if x.shape[-1] == self.num_features else x, taken, take  # no norm for an earlier stage
 
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
+                                  prune_head: bool = True) -> list[int]:
         """Drop the stages after the last index, and with them the final norm and the head, which depend on them."""
         stages = self._stages()
         take, last = feature_take_indices(len(stages), indices)

@@ -40,10 +40,8 @@ class Layer:
         return isinstance(self.attention, TalkingHeadAttn) or getattr(self.attention, 'mixes_heads', False)
 
 
-def place(
-        name: str, blocks: Iterable[nn.Module], grid: tuple[int, int], stride: Any, prefix: int, first: int = 0,
-        class_only: bool = False,
-) -> list[Layer]:
+def place(name: str, blocks: Iterable[nn.Module], grid: tuple[int, int], stride: Any, prefix: int, first: int = 0,
+          class_only: bool = False) -> list[Layer]:
     """Make the layers of blocks named `name.{first}` and so on; `stride` is a pair, or one number for both."""
     return [Layer(f'{name}.{i}', block, (grid[0], grid[1]), tuple(to_2tuple(stride)), prefix, class_only)
             for i, block in enumerate(blocks, first)]
@@ -90,10 +88,8 @@ class TokenTransformer(nn.Module):
         head: nn.Module
         grid_size: tuple[int, int]
 
-    def __init__(
-            self, img_size: int | tuple[int, int], in_chans: int, embed_dim: int, num_prefix_tokens: int,
-            late_class_token: bool = False,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int], in_chans: int, embed_dim: int, num_prefix_tokens: int,
+                 late_class_token: bool = False) -> None:
         super().__init__()
         self.img_size = to_2tuple(img_size)
         self.in_chans = in_chans
@@ -223,10 +219,9 @@ class TokenTransformer(nn.Module):
             x = x + positions
         return self.pos_drop(x)
 
-    def forward_intermediates(
-            self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
-            norm: bool = False, stop_early: bool = False, output_fmt: str = 'NCHW', intermediates_only: bool = False,
-    ) -> Any:
+    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None,
+                              return_prefix_tokens: bool = False, norm: bool = False, stop_early: bool = False,
+                              output_fmt: str = 'NCHW', intermediates_only: bool = False) -> Any:
         """Return the input of the first block (index 0) and the output of each block; the arguments are timm's."""
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
         grid = self.tokenizer.grid_size(tuple(x.shape[2:]))
@@ -240,9 +235,8 @@ class TokenTransformer(nn.Module):
         outputs = self._as_outputs(taken, [grid] * len(taken), return_prefix_tokens, output_fmt)
         return outputs if intermediates_only else (self._finish(x), outputs)
 
-    def _as_outputs(
-            self, taken: list[Tensor], grids: list[tuple[int, int]], return_prefix_tokens: bool, output_fmt: str,
-    ) -> list[Any]:
+    def _as_outputs(self, taken: list[Tensor], grids: list[tuple[int, int]], return_prefix_tokens: bool,
+                    output_fmt: str) -> list[Any]:
         """Convert intermediates [B, prefix + N, D] to the format that `forward_intermediates` returns."""
         if output_fmt not in ('NCHW', 'NLC'):
             raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
@@ -252,9 +246,8 @@ class TokenTransformer(nn.Module):
             taken = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y, grid in zip(taken, grids, strict=True)]
         return list(zip(taken, prefix, strict=True)) if return_prefix_tokens and self.num_early_tokens else taken
 
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
+                                  prune_head: bool = True) -> list[int]:
         """Drop the blocks after the last index and, if asked, the final norm and the head with its pooling."""
         take, last = feature_take_indices(len(self.blocks) + 1, indices)
         self.blocks = self.blocks[:last]

@@ -82,10 +82,8 @@ class Tokenizer(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention, then a LayerNorm that replaces the stream, then the MLP."""
 
-    def __init__(
-            self, dim: int, num_heads: int, mlp_ratio: float, attn_drop: float, proj_drop: float, drop_path: float,
-            **dd: Any,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, attn_drop: float, proj_drop: float, drop_path: float,
+                 **dd: Any) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
         self.pre_norm = nn.LayerNorm(dim, **dd)
@@ -121,13 +119,12 @@ class CompactTransformer(TokenTransformer):
             module.reset_parameters()  # for the bias
             nn.init.kaiming_normal_(module.weight)
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'seq', kernel_size: int = 3, num_convs: int = 1, embed_dim: int = 256, depth: int = 7,
-            num_heads: int = 4, mlp_ratio: float = 2., class_token: bool = False, pos_embed: str = 'learnable',
-            drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.1,
-            drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'seq', kernel_size: int = 3, num_convs: int = 1, embed_dim: int = 256,
+                 depth: int = 7, num_heads: int = 4, mlp_ratio: float = 2., class_token: bool = False,
+                 pos_embed: str = 'learnable', drop_rate: float = 0., pos_drop_rate: float = 0.,
+                 proj_drop_rate: float = 0., attn_drop_rate: float = 0.1, drop_path_rate: float = 0.1,
+                 device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         if pos_embed not in ('learnable', 'sine', 'none'):
             raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable', 'sine' or 'none'.")
@@ -155,9 +152,8 @@ _AUTHORS_NAMES = (
 )
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: CompactTransformer, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: CompactTransformer,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the image size of `model`.
 
     A position table in the file is used even for `pos_embed='sine'`: the authors' "sine" models hold learned ones.

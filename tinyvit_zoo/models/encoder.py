@@ -79,9 +79,8 @@ class Recording:
 
 
 @contextmanager
-def record(
-        model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] = (), logits: Sequence[int] = (),
-) -> Iterator[Recording]:
+def record(model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] = (),
+           logits: Sequence[int] = ()) -> Iterator[Recording]:
     """Record tensors of the blocks with these indices (negative: from the end); a second pass overwrites the first."""
     require_plain(model)
     if model.grad_checkpointing:

@@ -28,11 +28,9 @@ class Stage(nn.Sequential):
 class FastCNN(nn.Module):
     """`img_size` is for the record: the layers take any size."""
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'max', dims: tuple[int, ...] = (64, 256, 256), drop_rate: float = 0.,
-            logit_scale: float = 1 / 9, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'max', dims: tuple[int, ...] = (64, 256, 256), drop_rate: float = 0.,
+                 logit_scale: float = 1 / 9, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.img_size, self.in_chans = to_2tuple(img_size), in_chans
@@ -51,10 +49,9 @@ class FastCNN(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         return self.stages(F.gelu(self.whiten(x)))
 
-    def forward_intermediates(
-            self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
-            output_fmt: str = 'NCHW', intermediates_only: bool = False,
-    ) -> Any:
+    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False,
+                              stop_early: bool = False, output_fmt: str = 'NCHW',
+                              intermediates_only: bool = False) -> Any:
         """The maps after the stages of `indices`; the arguments are timm's."""
         assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
         taken, last = feature_take_indices(len(self.stages), indices)
@@ -65,9 +62,8 @@ class FastCNN(nn.Module):
             maps += [x] if i in taken else []
         return maps if intermediates_only else (x, maps)
 
-    def prune_intermediate_layers(
-            self, indices: int | list[int] | None = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
+    def prune_intermediate_layers(self, indices: int | list[int] | None = 1, prune_norm: bool = False,
+                                  prune_head: bool = True) -> list[int]:
         """Drop the stages after the last of `indices`, and with `prune_head` the head."""
         taken, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[:last + 1]

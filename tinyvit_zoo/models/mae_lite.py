@@ -34,16 +34,13 @@ _logger = logging.getLogger(__name__)
 class RelativeBlock(Block):
     """timm's block, with a bias for the attention logits: one for each offset between patches, three for the class."""
 
-    def __init__(
-            self, dim: int, num_heads: int, window_size: tuple[int, int], device: Any = None, dtype: Any = None,
-            **kwargs: Any,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], device: Any = None, dtype: Any = None,
+                 **kwargs: Any) -> None:
         super().__init__(dim, num_heads, **kwargs, device=device, dtype=dtype)
         self.rel_pos = RelPosBias(window_size, num_heads, prefix_tokens=1, device=device, dtype=dtype)
 
-    def forward(
-            self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False, rows: Optional[Tensor] = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False,
+                rows: Optional[Tensor] = None) -> Tensor:
         """`rows`: indices of the given tokens among all [B, K], the class token being 0; None: all are given."""
         # timm's `get_bias` [1, H, 1 + N, 1 + N], picked head by head, which trains in a fifth of the time
         tokens, table = self.rel_pos.bias_shape[0], self.rel_pos.relative_position_bias_table.t().contiguous()
@@ -58,13 +55,11 @@ class RelativeBlock(Block):
 class RelativeViT(VisionTransformer):
     """timm's VisionTransformer with blocks of `RelativeBlock`. The arguments are timm's."""
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 224, patch_size: int = 16, in_chans: int = 3,
-            num_classes: int = 1000, global_pool: str = 'avg', fc_norm: Optional[bool] = None, embed_dim: int = 192,
-            depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4., drop_rate: float = 0.,
-            pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0., device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int = 16, in_chans: int = 3,
+                 num_classes: int = 1000, global_pool: str = 'avg', fc_norm: Optional[bool] = None,
+                 embed_dim: int = 192, depth: int = 12, num_heads: int = 12, mlp_ratio: float = 4.,
+                 drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0.,
+                 attn_drop_rate: float = 0., drop_path_rate: float = 0., device: Any = None, dtype: Any = None) -> None:
         height, width = to_2tuple(img_size)
         super().__init__(
             img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, mlp_ratio,
@@ -86,9 +81,8 @@ class RelativeViT(VisionTransformer):
             block.rel_pos.set_window_size(self.patch_embed.grid_size)
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: VisionTransformer, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionTransformer,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the image size of `model`.
 
     Takes fine-tuned files (`qkv.bias`, or `q_bias` and `v_bias`) and the encoder of pre-trained ones (MAE, D-MAE,
@@ -135,9 +129,8 @@ def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def _fitted_encoder(
-        tensors: Mapping[str, Tensor], model: VisionTransformer, kind: str, source_size: tuple[int, int] | None,
-) -> dict[str, Tensor]:
+def _fitted_encoder(tensors: Mapping[str, Tensor], model: VisionTransformer, kind: str,
+                    source_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """Drop tensors of a pre-trained encoder that `model` does not have, and add initial values of missing ones."""
     own, extra, fresh = model.state_dict(), f'blocks.{len(model.blocks)}.', ['fc_norm.']
     if any(name.startswith(extra) for name in tensors):
@@ -176,9 +169,8 @@ def _fit_relative(
 _POOLS = ('', 'avg', 'avgmax', 'max', 'token', 'map')
 
 
-def build_vision(
-        variant: str, pretrained: bool, model_cls: Any, filter_fn: Filter, own_args: Iterable[str], **kwargs: Any,
-) -> Any:
+def build_vision(variant: str, pretrained: bool, model_cls: Any, filter_fn: Filter, own_args: Iterable[str],
+                 **kwargs: Any) -> Any:
     """Build a timm ViT; `own_args` names the arguments that timm's exports are to record."""
     size, patch, pool = to_2tuple(kwargs.get('img_size') or 224), kwargs['patch_size'], kwargs.get('global_pool')
     if min(size) < patch:

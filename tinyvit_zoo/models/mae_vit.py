@@ -34,9 +34,8 @@ CHOSEN = dict(
 )
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: VisionTransformer, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionTransformer,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Fit our tensors, bare or wrapped, to the image size of `model`; take the encoder of a masked autoencoder."""
     return fit_positions(encoder_tensors(unwrap(state_dict))[0], model, source_size)
 

@@ -40,10 +40,8 @@ class MixedAttention(nn.Module):
     mask: torch.jit.Final[str]
     mixes_heads = True
 
-    def __init__(
-            self, dim: int, num_heads: int, head_dim: int, lsa: bool, mask: str, attn_drop: float, proj_drop: float,
-            **dd: Any,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, head_dim: int, lsa: bool, mask: str, attn_drop: float,
+                 proj_drop: float, **dd: Any) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim
@@ -125,9 +123,8 @@ class LateClassToken(TokenTransformer):
             stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
             class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
 
-    def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
-    ) -> list[int]:
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
+                                  prune_head: bool = True) -> list[int]:
         """Drop the class token and its blocks with the head: intermediate features are those of the patches."""
         if prune_head:
             self.cls_token, self.class_blocks = None, nn.Sequential()
@@ -166,14 +163,12 @@ class LocalCaiT(LateClassToken):
         elif isinstance(module, MixedAttention):
             module.reset_mixing()
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 24,
-            class_depth: int = 2, num_heads: int = 4, head_dim: int = 64, mlp_hidden: int = 384, spt: bool = True,
-            lsa: bool = True, lsa_mask: str = 'paper', drop_rate: float = 0., pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
-            dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 24,
+                 class_depth: int = 2, num_heads: int = 4, head_dim: int = 64, mlp_hidden: int = 384, spt: bool = True,
+                 lsa: bool = True, lsa_mask: str = 'paper', drop_rate: float = 0., pos_drop_rate: float = 0.,
+                 proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1,
+                 device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         if lsa_mask not in ('paper', 'authors'):
             raise ZooError(f"lsa_mask is {lsa_mask!r}, expected 'paper' or 'authors'.")
@@ -211,9 +206,8 @@ _AUTHORS_NAMES = (
 )
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: LocalCaiT, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: LocalCaiT,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = renamed(unwrap(state_dict), _AUTHORS_NAMES)
     tensors = {name: tensor.flatten() if name.endswith('.gamma') else tensor for name, tensor in tensors.items()}

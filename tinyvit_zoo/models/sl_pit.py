@@ -64,14 +64,12 @@ class LocalPiT(StagedTransformer):
     init_table = staticmethod(nn.init.normal_)
     tables = ('cls_token', 'pos_embed')
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'token', patch_size: int = 2, embed_dims: tuple[int, ...] = (96, 192, 384),
-            depths: tuple[int, ...] = (2, 6, 4), num_heads: tuple[int, ...] = (2, 4, 8), mlp_ratio: float = 2.,
-            spt: bool = True, lsa: bool = True, drop_rate: float = 0., pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
-            dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'token', patch_size: int = 2, embed_dims: tuple[int, ...] = (96, 192, 384),
+                 depths: tuple[int, ...] = (2, 6, 4), num_heads: tuple[int, ...] = (2, 4, 8), mlp_ratio: float = 2.,
+                 spt: bool = True, lsa: bool = True, drop_rate: float = 0., pos_drop_rate: float = 0.,
+                 proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1,
+                 device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dims[-1], num_prefix_tokens=1)
         self.spt, self.embed_dims = spt, embed_dims
@@ -108,10 +106,9 @@ class LocalPiT(StagedTransformer):
         self.embed_dim = self.num_features
         self.least_size = self.tokenizer.patch_size * (2 ** last if self.spt else 1)
 
-    def forward_intermediates(
-            self, x: Tensor, indices: int | list[int] | None = None, return_prefix_tokens: bool = False,
-            norm: bool = False, stop_early: bool = False, output_fmt: str = 'NCHW', intermediates_only: bool = False,
-    ) -> Any:
+    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None,
+                              return_prefix_tokens: bool = False, norm: bool = False, stop_early: bool = False,
+                              output_fmt: str = 'NCHW', intermediates_only: bool = False) -> Any:
         """Return the tokens after each stage; the arguments are TokenTransformer's."""
         x, taken, take = self._run_stages(x, indices, norm, stop_early)
         grids = self._grids(self.img_size)
@@ -156,9 +153,8 @@ def _name_conv_pools(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: LocalPiT, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: LocalPiT,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = _name_conv_pools(renamed(unwrap(state_dict), _AUTHORS_NAMES))
     stem = tensors.get('tokenizer.proj.weight')

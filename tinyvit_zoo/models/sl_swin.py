@@ -76,13 +76,12 @@ class LocalSwin(StagedTransformer):
         elif isinstance(module, WindowAttention):
             module.reset_own_parameters()
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'avg', patch_size: int = 2, embed_dim: int = 96, depths: tuple[int, ...] = (2, 6, 4),
-            num_heads: tuple[int, ...] = (3, 6, 12), window_size: int = 4, mlp_ratio: float = 2., spt: bool = True,
-            lsa: bool = True, pos_embed: str = 'learnable', drop_rate: float = 0., pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'avg', patch_size: int = 2, embed_dim: int = 96,
+                 depths: tuple[int, ...] = (2, 6, 4), num_heads: tuple[int, ...] = (3, 6, 12), window_size: int = 4,
+                 mlp_ratio: float = 2., spt: bool = True, lsa: bool = True, pos_embed: str = 'learnable',
+                 drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0.,
+                 drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         if pos_embed not in ('learnable', 'none'):
             raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable' or 'none'.")
@@ -170,9 +169,8 @@ def _fit_bias(table: Tensor, window: int) -> Tensor:
     return F.pad(table.unflatten(0, (side, side)), (0, 0, margin, margin, margin, margin)).flatten(0, 1)
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: LocalSwin, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: LocalSwin,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`.
 
     The authors use smaller windows on maps that are smaller than one; their bias table is the middle of ours.

@@ -58,9 +58,8 @@ class TokenBlock(nn.Module):
 class TokensToToken(nn.Module):
     """Image to tokens [B, C, H, W] -> [B, N, D] by `num_unfolds` unfolds, a token transformer between each two."""
 
-    def __init__(
-            self, in_chans: int, embed_dim: int, num_unfolds: int, token_dim: int, spt: bool, lsa: bool, **dd: Any,
-    ) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, num_unfolds: int, token_dim: int, spt: bool, lsa: bool,
+                 **dd: Any) -> None:
         super().__init__()
         self.spt = spt
         self.reduction = 2 ** num_unfolds
@@ -108,13 +107,12 @@ class LocalT2T(TokenTransformer):
     init_module = staticmethod(init_trunc_normal)
     tables = ('cls_token', 'pos_embed')
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'token', num_unfolds: int = 2, token_dim: int = 64, embed_dim: int = 256,
-            depth: int = 12, num_heads: int = 4, mlp_ratio: float = 2., spt: bool = True, lsa: bool = True,
-            drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'token', num_unfolds: int = 2, token_dim: int = 64, embed_dim: int = 256,
+                 depth: int = 12, num_heads: int = 4, mlp_ratio: float = 2., spt: bool = True, lsa: bool = True,
+                 drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0.,
+                 attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
+                 dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
         tokenizer = TokensToToken(in_chans, embed_dim, num_unfolds, token_dim, spt, lsa, **dd)
@@ -139,9 +137,8 @@ _AUTHORS_NAMES = (
 )
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: LocalT2T, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: LocalT2T,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped; the sine table is the model's.
 
     Another number of channels is refused: the first LayerNorm's bias differs by channel, and the Linear after it has no

@@ -27,13 +27,11 @@ class LocalViT(TokenTransformer):
     init_table = staticmethod(nn.init.normal_)
     tables = ('cls_token', 'pos_embed')
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 9, num_heads: int = 12,
-            mlp_ratio: float = 2., spt: bool = True, lsa: bool = True, drop_rate: float = 0., pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
-            dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 9,
+                 num_heads: int = 12, mlp_ratio: float = 2., spt: bool = True, lsa: bool = True, drop_rate: float = 0.,
+                 pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.,
+                 drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
         tokenizer = (ShiftedPatchTokenization if spt else PatchTokenization)(in_chans, embed_dim, patch_size, **dd)
@@ -62,18 +60,15 @@ AUTHORS_NAMES: tuple[tuple[str, Any], ...] = (
 )
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: LocalViT, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: LocalViT,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`."""
     tensors = renamed(unwrap(state_dict), AUTHORS_NAMES)
     return adapt_linear_stem(fit_positions(tensors, model, source_size), model)
 
 
-def register_spt_lsa(
-        module: str, model_cls: type[TokenTransformer], filter_fn: Filter, large: dict[str, Any],
-        first_conv: str = 'tokenizer.proj',
-) -> None:
+def register_spt_lsa(module: str, model_cls: type[TokenTransformer], filter_fn: Filter, large: dict[str, Any],
+                     first_conv: str = 'tokenizer.proj') -> None:
     """Register `plain_KIND` and `sl_KIND` of a module `sl_KIND`, and with the arguments `large` both for 64 pixels."""
     kind, plain = module.rpartition('_')[2], dict(spt=False, lsa=False)
     register_family(module, partial(build_model, model_cls, filter_fn=filter_fn), {

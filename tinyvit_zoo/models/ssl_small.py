@@ -64,12 +64,11 @@ class AnySize(TokenTransformer):
 class SslViT(AnySize):
     """ViT with a class token; drop path grows linearly from 0 over the blocks."""
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 9, num_heads: int = 12,
-            mlp_ratio: float = 2., drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 9,
+                 num_heads: int = 12, mlp_ratio: float = 2., drop_rate: float = 0., pos_drop_rate: float = 0.,
+                 proj_drop_rate: float = 0., attn_drop_rate: float = 0., drop_path_rate: float = 0.1,
+                 device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1)
         tokenizer = ConvTokenizer(in_chans, embed_dim, patch_size, norm=False, **dd)
@@ -138,13 +137,12 @@ class ClassBlock(LayerScaleBlockClassAttn):
 class SslCaiT(AnySize, LateClassToken):
     """CaiT: heads mixed, LayerScale on every branch, drop path the same in every patch block, none in class blocks."""
 
-    def __init__(
-            self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
-            global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 24,
-            class_depth: int = 2, num_heads: int = 4, mlp_ratio: float = 2., class_mlp_ratio: float = 4.,
-            drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0., attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None,
-    ) -> None:
+    def __init__(self, img_size: int | tuple[int, int] = 32, in_chans: int = 3, num_classes: int = 10,
+                 global_pool: str = 'token', patch_size: int = 4, embed_dim: int = 192, depth: int = 24,
+                 class_depth: int = 2, num_heads: int = 4, mlp_ratio: float = 2., class_mlp_ratio: float = 4.,
+                 drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0.,
+                 attn_drop_rate: float = 0., drop_path_rate: float = 0.1, device: Any = None,
+                 dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
         self._init_tokens(PatchTokenization(in_chans, embed_dim, patch_size, **dd), embed_dim, pos_drop_rate, **dd)
@@ -170,9 +168,8 @@ _AUTHORS_NAMES = (
 )
 
 
-def checkpoint_filter_fn(
-        state_dict: Mapping[str, Any], model: Any, source_size: tuple[int, int] | None = None,
-) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: Any,
+                         source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Rename the authors' tensors, or ours, bare or wrapped, and fit them to the size and channels of `model`.
 
     A self-distillation's checkpoint gives the teacher's backbone, or the student's without a teacher.

@@ -36,9 +36,8 @@ def require_onnx() -> None:
         raise ZooError(f"ONNX needs {e.name}, which is not installed: pip install 'tinyvit-zoo[export]'.") from e
 
 
-def export_with_preprocessing(
-        loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False, data: str = '',
-) -> dict[str, Any]:
+def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False,
+                              data: str = '') -> dict[str, Any]:
     """Write `output` (.onnx or .pt2) and, as .json, preprocessing and checks (`data`: on test images); return those."""
     bench = None
     if data:
@@ -113,9 +112,8 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def export(
-        model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False, int8: bool = False,
-) -> dict[str, Any]:
+def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False,
+           int8: bool = False) -> dict[str, Any]:
     """Write `path` (.onnx or .pt2); raise ZooError if it does not give the logits of the model."""
     model = copy.deepcopy(model).eval()
     channels, height, width = input_size

@@ -119,9 +119,8 @@ def promised_sha256(source: str | None) -> str:
     return digests.get(source or '', '')
 
 
-def pretrained_cfgs(
-        architectures: Mapping[str, tuple[str, int]], aliases: Mapping[str, str], **shared: Any,
-) -> dict[str, dict[str, Any]]:
+def pretrained_cfgs(architectures: Mapping[str, tuple[str, int]], aliases: Mapping[str, str],
+                    **shared: Any) -> dict[str, dict[str, Any]]:
     """Return timm's cfgs by `NAME.TAG`, and `NAME.untrained` where no weights have a classifier; `shared`: of all."""
     # architectures: dataset and image size of each; aliases: those with the weights of another
     cfgs: dict[str, dict[str, Any]] = {}
