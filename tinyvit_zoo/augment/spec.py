@@ -102,6 +102,5 @@ def blur(image: Image.Image, sigma: tuple[float, float]) -> Image.Image:
 
 def evaluation_transform(cfg: Mapping[str, Any], normalize: bool = True) -> Callable[[Any], Tensor]:
     """Make the transform that weights with this cfg want; not normalized, it returns bytes."""
-    return create_transform(
-        cfg['input_size'], interpolation=cfg['interpolation'], mean=cfg['mean'], std=cfg['std'],
-        crop_pct=cfg['crop_pct'], crop_mode=cfg.get('crop_mode'), normalize=normalize)
+    return create_transform(cfg['input_size'], interpolation=cfg['interpolation'], mean=cfg['mean'], std=cfg['std'],
+                            crop_pct=cfg['crop_pct'], crop_mode=cfg.get('crop_mode'), normalize=normalize)

@@ -26,9 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--from', dest='start', metavar='RUN_OR_WEIGHTS', default='',
         help='start from these weights, as --from-weights does; the run of a pre-training also sets the model')
-    parser.add_argument(
-        '--pretraining', nargs='+', metavar='SETTING=VALUE', default=[],
-        help='override settings of the pre-training that the recipe starts with: epochs=100')
+    parser.add_argument('--pretraining', nargs='+', metavar='SETTING=VALUE', default=[],
+                        help='override settings of the pre-training that the recipe starts with: epochs=100')
     add_options(parser, Recipe)
 
 

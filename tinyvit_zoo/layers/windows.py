@@ -160,9 +160,8 @@ class WindowAttention(nn.Module):
         return self.qkv(x).reshape(x.shape[0], x.shape[1], x.shape[2], 3, self.num_heads, self.head_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = attend_in_windows(
-            self.project(x), self.temperature, self.relative_position_bias_table, self.attn_mask, self.window_size,
-            self.shift, self.fused_attn)
+        x = attend_in_windows(self.project(x), self.temperature, self.relative_position_bias_table, self.attn_mask,
+                              self.window_size, self.shift, self.fused_attn)
         return self.proj_drop(self.proj(x))
 
     def logits(self, x: Tensor) -> Tensor:

@@ -85,9 +85,8 @@ def _path(features: Tensor, labels: Tensor, num_classes: int, strengths: tuple[f
 
 def _fit(x: Tensor, labels: Tensor, start: Tensor, strength: float) -> Tensor:
     weights = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weights], max_iter=100, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-7,
-        line_search_fn='strong_wolfe')
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-7,
+                                  line_search_fn='strong_wolfe')
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -61,12 +61,11 @@ class RelativeViT(VisionTransformer):
                  drop_rate: float = 0., pos_drop_rate: float = 0., proj_drop_rate: float = 0.,
                  attn_drop_rate: float = 0., drop_path_rate: float = 0., device: Any = None, dtype: Any = None) -> None:
         height, width = to_2tuple(img_size)
-        super().__init__(
-            img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, mlp_ratio,
-            fc_norm=fc_norm, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate,
-            attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate,
-            block_fn=partial(RelativeBlock, window_size=(height // patch_size, width // patch_size)),
-            device=device, dtype=dtype)
+        super().__init__(img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads,
+                         mlp_ratio, fc_norm=fc_norm, drop_rate=drop_rate, pos_drop_rate=pos_drop_rate,
+                         proj_drop_rate=proj_drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate,
+                         block_fn=partial(RelativeBlock, window_size=(height // patch_size, width // patch_size)),
+                         device=device, dtype=dtype)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

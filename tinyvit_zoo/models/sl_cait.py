@@ -119,9 +119,8 @@ class LateClassToken(TokenTransformer):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
-            stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
-            class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
+        return dict(stem=r'^cls_token|^pos_embed|^tokenizer', blocks=r'^blocks\.(\d+)',
+                    class_blocks=[(r'^class_blocks\.(\d+)', None), (r'^norm', (99999,))])
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
                                   prune_head: bool = True) -> list[int]:

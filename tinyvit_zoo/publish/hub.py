@@ -161,11 +161,10 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
         for key, (kind, title) in kinds.items() if key in figures]
     task = 'image-feature-extraction' if weight.encoder else 'image-classification'
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    return ModelCardData(
-        license=cfg['license'], library_name='timm', pipeline_tag=task,
-        tags=[task, 'timm', 'transformers', 'tinyvit_zoo', cfg['paper_ids'].lower()],
-        datasets=[weight.data.hub_id] if weight.data.hub_id else None,
-        model_name=weight.name, eval_results=results).to_yaml()
+    return ModelCardData(license=cfg['license'], library_name='timm', pipeline_tag=task,
+                         tags=[task, 'timm', 'transformers', 'tinyvit_zoo', cfg['paper_ids'].lower()],
+                         datasets=[weight.data.hub_id] if weight.data.hub_id else None, model_name=weight.name,
+                         eval_results=results).to_yaml()
 
 
 def push(api: HfApi, folder: Path, repo_id: str) -> str:

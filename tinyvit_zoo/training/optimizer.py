@@ -24,10 +24,9 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
     if recipe.decay_all and layer_decay == 1.:
         params = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': recipe.weight_decay}]
     try:
-        return create_optimizer_v2(
-            params, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
-            filter_bias_and_bn=not recipe.decay_all,
-            layer_decay=layer_decay if layer_decay != 1. else None, **options)
+        return create_optimizer_v2(params, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay,
+                                   momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_all,
+                                   layer_decay=layer_decay if layer_decay != 1. else None, **options)
     except (ValueError, TypeError, AssertionError) as e:
         raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Take adamw or sgd.') from e
 
