@@ -38,6 +38,7 @@ from tinyvit_zoo.runtime.precision import autocast_dtype
 from tinyvit_zoo.training import checkpoint, loop
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
+from tinyvit_zoo.weights.resolve import resolve
 
 HERE = Path(__file__).parents[1]
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
@@ -359,6 +360,13 @@ def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path
     assert tuned['head.weight'].shape[0] == 3 and tuned['pos_embed'].shape[1] == 36
     torch.testing.assert_close(  # it began with the given weights
         tuned['blocks.0.linear1.weight'], begun['blocks.0.linear1.weight'], rtol=0, atol=1e-6)
+
+
+def test_a_model_of_timms_trains_and_its_weights_load(data: str, tmp_path: Path) -> None:
+    assert run(data, tmp_path / 'run', '--ema', '0', model='mobilenetv3_small_050') == 0
+    loaded = resolve(tmp_path / 'run').load()
+    assert loaded.model.num_classes == 4 and tuple(loaded.cfg['input_size']) == (3, 16, 16)
+    assert json.loads((tmp_path / 'run/result.json').read_text())['figures']['test']['images'] == 24
 
 
 def test_the_best_by_validation_is_kept(data: str, tmp_path: Path) -> None:

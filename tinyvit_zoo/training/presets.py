@@ -7,10 +7,10 @@ from timm.models import get_pretrained_cfg
 
 from ..data.datasets import DATASETS
 from ..errors import ZooError
-from ..models import check_name, with_tag
+from ..models import check_name
 from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, Pretraining, Recipe
 from ..recipes.settings import AnyRecipe
-from ..weights.resolve import resolve, without_rates
+from ..weights.resolve import check_model, resolve, without_rates
 
 
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
@@ -19,9 +19,10 @@ def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
     run = run if 'method' in run else {}
     if not name and not run:
         raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from a pre-training run.')
-    name = with_tag(name or run['name'].partition('.')[0])
+    name = name or run['name'].partition('.')[0]
+    check_model(name)
     cfg: Any = get_pretrained_cfg(name)
-    start = start or (name if cfg.has_weights else '')
+    start = start or (f'{cfg.architecture}.{cfg.tag}' if cfg.has_weights else '')
     recipe = replace(
         FINETUNING_PRESET, name=f'{cfg.architecture}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
         crop_pct=cfg.crop_pct, layer_decay=FINETUNING_PRESET.layer_decay if start else 1.)

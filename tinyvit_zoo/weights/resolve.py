@@ -78,7 +78,7 @@ class Resolved:
                            f'{self.architecture}=FILE, or {self.architecture}.untrained for random ones.')
         args = {**without_rates(self.recipe.get('model_args', {})), **args}
         if self.file:
-            args['pretrained_cfg_overlay'] = {'file': str(self.file)}
+            args['pretrained_cfg_overlay'] = {**self.cfg, 'file': str(self.file)}
         if self.untrained:
             torch.manual_seed(0)
         logging.getLogger('huggingface_hub').setLevel(logging.ERROR)    # it reports every retry
