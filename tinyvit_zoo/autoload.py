@@ -22,8 +22,6 @@ from pathlib import Path
 from .errors import ZooError
 from .runtime.files import written_whole
 
-__all__ = ['Status', 'status', 'switch_off', 'switch_on']
-
 DISTRIBUTION = 'tinyvit-zoo'
 NAME = 'tinyvit_zoo_autoload'  # the hook's __name__, by which it knows that it is not imported
 FILE = f'{NAME}.pth'

@@ -1,6 +1,4 @@
 """`tinyvit-zoo analyze KIND MODEL...`: a picture, and beside it the numbers as npz."""
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence
@@ -99,7 +97,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {'layer': args.layer, 'patch': args.query and tuple(map(int, args.query.split(',')))}
 
 
-def _write(args: argparse.Namespace, analysis: Analysis) -> str:
+def _write(args: argparse.Namespace, analysis: 'Analysis') -> str:
     """Write the arrays of each model, and the picture; return a line that names it."""
     import numpy as np
 

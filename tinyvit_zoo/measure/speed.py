@@ -77,9 +77,8 @@ def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]
     rows = []
     for name, values in times.items():
         ratios = sorted(b / v for b, v in zip(baseline, values, strict=True))
-        rows.append({
-            'contender': name, 'images_per_second': batch / statistics.median(values),
-            'median_ms': 1e3 * statistics.median(values),
-            'p95_ms': 1e3 * sorted(values)[math.ceil(0.95 * len(values)) - 1],
-            'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
+        rows.append({'contender': name, 'images_per_second': batch / statistics.median(values),
+                     'median_ms': 1e3 * statistics.median(values),
+                     'p95_ms': 1e3 * sorted(values)[math.ceil(0.95 * len(values)) - 1],
+                     'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
     return rows

@@ -11,10 +11,9 @@ def machine() -> dict[str, str]:
     """Return versions and hardware, to explain why figures differ."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
     import timm
-    return {
-        'tinyvit_zoo': __version__, 'torch': torch.__version__, 'timm': timm.__version__,
-        'python': platform.python_version(), 'system': platform.platform(), 'threads': str(torch.get_num_threads()),
-        'device': gpu or cpu_name()}
+    return {'tinyvit_zoo': __version__, 'torch': torch.__version__, 'timm': timm.__version__,
+            'python': platform.python_version(), 'system': platform.platform(), 'threads': str(torch.get_num_threads()),
+            'device': gpu or cpu_name()}
 
 
 def cpu_name() -> str:
