@@ -202,8 +202,7 @@ def _open_hub(name: str) -> Parts:
     try:
         splits = datasets.load_dataset(name)
     except Exception as e:  # the network, the Hub and each format have their own
-        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): give a name on the '
-                       f'Hub or a local folder that datasets.load_dataset takes alone.') from e
+        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): name another, or a folder.') from e
     keys = [next((key for key in names if key in splits), None) for names in _HUB_SPLITS]
     if keys[0] is None:
         raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
@@ -224,8 +223,7 @@ def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:
     labels = labels or [key for key in _HUB_LABELS if 'int' in str(getattr(features.get(key), 'dtype', ''))]
     preferred = [key for key in _HUB_LABELS if key in labels][:1] or labels
     if len(images) != 1 or len(preferred) != 1:
-        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected one of images and one of '
-                       f'class labels.')
+        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected an image and a label.')
     return images[0], preferred[0]
 
 

@@ -54,7 +54,6 @@ def _backward_flops(*shapes: Any) -> int:
     return 5 * _flops(*shapes) // 2  # the scores again, and two products for each of the two
 
 
-# -- with dropout ------------------------------------------------------------------------------------------------------
 def _keep_scale(dropped_levels: int) -> float:
     """Return 1 / (1 - p), or 0 if all is dropped."""
     return _LEVELS / (_LEVELS - dropped_levels) if dropped_levels < _LEVELS else 0.
@@ -102,7 +101,6 @@ def dropout_attention_backward(grad: Tensor, qkv: Tensor, mask: Tensor, dropout_
     return grad_qkv
 
 
-# -- without dropout, plain or local -----------------------------------------------------------------------------------
 def diagonal_value(dtype: torch.dtype) -> float:
     """Return the value of a masked logit: finite, so that a lone token attends to itself without NaN."""
     return -3e4 if dtype == torch.float16 else -1e38

@@ -36,7 +36,6 @@ def _uniform(x: Tensor, generator: torch.Generator, *size: int) -> Tensor:
     return torch.rand(len(x), *size, generator=generator, device=x.device)
 
 
-# -- noise -------------------------------------------------------------------------------------------------------------
 def _shot_noise(x: Tensor, photons: float, generator: torch.Generator) -> Tensor:
     """Replace each value by a Poisson count, with mean `photons` for white."""
     return torch.poisson(x * photons, generator=generator) / photons
@@ -48,7 +47,6 @@ def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tenso
     return torch.where(u < share / 2, 0., torch.where(u < share, 1., x))
 
 
-# -- blur --------------------------------------------------------------------------------------------------------------
 def _filter(x: Tensor, kernels: Tensor) -> Tensor:
     """Convolve with odd kernels [1 or B, kh, kw] that sum to 1, border pixels replicated."""
     # by the Fourier transform: blurring a large image takes a kernel of thousands of pixels
@@ -110,7 +108,6 @@ def _glass_blur(x: Tensor, reach: float, generator: torch.Generator) -> Tensor:
     return _smooth(_sample(_smooth(x, reach / 4), _grid(x) + moved, 'nearest'), reach / 4)
 
 
-# -- weather -----------------------------------------------------------------------------------------------------------
 def _clouds(x: Tensor, generator: torch.Generator, cells: int, octaves: int) -> Tensor:
     """Return smooth noise [B, 1, H, W] from 0 to 1, the sum of ever finer and weaker random grids."""
     total = torch.zeros(len(x), 1, *x.shape[2:], device=x.device)
@@ -152,7 +149,6 @@ def _brightness(x: Tensor, added: float, generator: torch.Generator) -> Tensor:
     return torch.where(value > 0, x * brighter / value.clamp_min(1e-6), brighter)
 
 
-# -- digital -----------------------------------------------------------------------------------------------------------
 def _elastic_transform(x: Tensor, shift: float, generator: torch.Generator) -> Tensor:
     """Displace pixels smoothly at random; `shift` is the standard deviation of each coordinate."""
     h, w = x.shape[2:]
