@@ -103,6 +103,14 @@ def test_sizes_share_the_epochs() -> None:
     assert size_at(Recipe(name='cct_2_3x2.mine', about='', img_size=40), 299) == 40
 
 
+def test_sizes_that_a_model_cannot_take(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data, tmp_path / 'run', '--sizes', '(8, 16)', model='fast_cnn') == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and 'cannot take images of 8 pixels, of sizes (8, 16)' in error
+    assert not (tmp_path / 'run').exists()
+
+
 # -- whitening ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name, filters', [('fast_cnn', 24), ('cct_2_3x2', 54)])
 def test_whitened_patches_are_uncorrelated(name: str, filters: int) -> None:

@@ -122,8 +122,8 @@ class Task:
     load_state_dict: Callable[[dict[str, Any]], None]
 
 
-def check_model(recipe: BaseRecipe) -> None:
-    """Raise ZooError where the model cannot be made with the recipe's arguments; no weights are made for it."""
+def check_model(recipe: BaseRecipe) -> Any:
+    """Return the model on the meta device; ZooError where it cannot be made with the recipe's arguments."""
     SHARE.check(**{name: value for name, value in recipe.model_args.items() if name.endswith('_rate')})
     depths = recipe.model_args.get('depths', recipe.model_args.get('depth'))
     for depth in depths if isinstance(depths, (tuple, list)) else (depths,):
@@ -131,7 +131,7 @@ def check_model(recipe: BaseRecipe) -> None:
     if 'num_classes' in recipe.model_args:
         raise ZooError('num_classes is no matter of model_args, it comes from the images: leave it out.')
     try:
-        create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
+        return create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
     except ZooError:
         raise
     except Exception as e:  # constructors raise errors of all kinds for arguments that are not theirs

@@ -20,12 +20,13 @@ from ..measure.accuracy import evaluate
 from ..measure.bench import evaluation_batches
 from ..models import take_any_size
 from ..recipes import Recipe
+from ..runtime.text import one_line
 from ..runtime.world import World
 from ..weights.resolve import create_model, resolve, without_rates
 from .distill import Teacher, distillation_loss, resized
 from .joint import average_
 from .method import Task, check_model
-from .whiten import WHITENED, whiten_first_conv
+from .whiten import WHITENED, first_conv, whiten_first_conv
 
 
 class Supervised(Task):
@@ -46,11 +47,13 @@ class Supervised(Task):
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
-        check_model(recipe)
+        model = check_model(recipe)
         if recipe.whiten and recipe.from_weights:
             raise ZooError('whiten replaces weights that from_weights loads: give one of the two.')
-        if recipe.sizes and recipe.sizes[-1] != recipe.img_size:
-            raise ZooError(f'sizes is {recipe.sizes}: its last must be img_size, {recipe.img_size}.')
+        if recipe.whiten:
+            first_conv(model)
+        if recipe.sizes:
+            check_sizes(model, recipe)
         Augment(AugmentSpec.of(recipe, {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}))
         make_mix(recipe, 2)
         if recipe.from_weights and not Path(recipe.from_weights).exists():
@@ -169,6 +172,19 @@ def size_at(recipe: Recipe, epoch: int) -> int:
     """Return the image size of an epoch: those of `sizes` share the epochs equally."""
     sizes = recipe.sizes or (recipe.img_size,)
     return sizes[min(epoch * len(sizes) // recipe.total_epochs, len(sizes) - 1)]
+
+
+def check_sizes(model: Any, recipe: Recipe) -> None:
+    """Raise ZooError unless the model, on the meta device, takes images of all `sizes`."""
+    if recipe.sizes[-1] != recipe.img_size:
+        raise ZooError(f'sizes is {recipe.sizes}: its last must be img_size, {recipe.img_size}.')
+    take_any_size(model)
+    for size in recipe.sizes:
+        try:
+            model(torch.zeros(2, model.in_chans, size, size, device='meta'))
+        except (RuntimeError, ValueError, AssertionError, ZooError) as e:
+            raise ZooError(f'{recipe.model} cannot take images of {size} pixels, of sizes {recipe.sizes} '
+                           f'({one_line(e)}): give others.') from e
 
 
 def make_mix(recipe: Recipe, num_classes: int) -> Mix | None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import SelfAttention
 from ._tokens import TokenTransformer
+from .fast_cnn import FastCNN
 from .mae_lite import RelativeBlock, RelativeViT
 
 _PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vit*'
@@ -139,6 +140,6 @@ def take_any_size(model: Any) -> None:
         # as the constructor does for `dynamic_img_size=True`
         model.patch_embed.strict_img_size = model.patch_embed.flatten = False
         model.patch_embed.output_fmt = Format.NHWC
-    elif not isinstance(model, TokenTransformer):
+    elif not isinstance(model, (TokenTransformer, FastCNN)):
         raise ZooError(f'{type(model).__name__} takes no images of any size: take one of `tinyvit-zoo list`.')
     model.dynamic_img_size = True
