@@ -285,7 +285,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         '--crop-interpolation', 'foo']), ("erase_mode is 'foo'", ['--erase', '.2', '--erase-mode', 'foo']),
     ('crop_scale is (0.8,), expected 2 numbers', ['--crop-padding', '0', '--crop-scale', '(0.8,)']),
     ('the smaller number first', ['--crop-padding', '0', '--crop-scale', '(0.8, 0.2)']),
-    ('expected one of the two', ['--crop-padding', '4', '--crop-scale', '(0.8, 1.)']),
+    ('expected one of them', ['--crop-padding', '4', '--crop-scale', '(0.8, 1.)']),
     ('crop_padding is -2', ['--crop-padding', '-2']), ('betas is (0.9,)', ['--betas', '(0.9,)']),
     ("betas is ('a', 'b')", ['--betas', "('a', 'b')"]), ('betas is (0.9, 1.0)', ['--betas', '(0.9, 1.)']),
     ('at most 0.5', ['--color-jitter', '(0, 0, 0, 0.9)']), ('color_jitter is (9, 9)', ['--color-jitter', '(9, 9)']),
