@@ -25,8 +25,7 @@ from tinyvit_zoo.measure.speed import summarise
 from tinyvit_zoo.methods import METHODS, SelfSupervised, Supervised
 from tinyvit_zoo.methods.self_supervised import make_encoder
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, Recipe
-from tinyvit_zoo.runtime.precision import autocast_dtype
-from tinyvit_zoo.runtime.world import World
+from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.training.presets import pretraining_recipe
 

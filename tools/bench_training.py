@@ -27,8 +27,7 @@ from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.kernels.memory import keep_freed_memory
 from tinyvit_zoo.methods import Supervised
 from tinyvit_zoo.recipes import Recipe, find_recipe
-from tinyvit_zoo.runtime.precision import autocast, autocast_dtype
-from tinyvit_zoo.runtime.world import World, join_world
+from tinyvit_zoo.runtime.world import World, autocast, autocast_dtype, join_world
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.training.train import data_cfg
 

@@ -39,8 +39,7 @@ from tinyvit_zoo.measure.accuracy import evaluate
 from tinyvit_zoo.measure.bench import evaluation_batches
 from tinyvit_zoo.recipes import PRETRAININGS, BaseRecipe, find_pretraining, find_recipe
 from tinyvit_zoo.runtime.files import write_whole
-from tinyvit_zoo.runtime.machine import machine
-from tinyvit_zoo.runtime.world import World, join_world
+from tinyvit_zoo.runtime.world import World, join_world, machine
 from tinyvit_zoo.training.run_dir import differences
 from tinyvit_zoo.weights import OURS, catalogue, read_cfg, read_weights, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER

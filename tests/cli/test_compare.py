@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyvit_zoo.cli import compare
 from tinyvit_zoo.measure import comparison
 from tinyvit_zoo.weights import catalogue
 
@@ -63,8 +62,8 @@ def test_accuracy_over_the_cost_of_training(
     """Ours as measured, and the papers' recipes."""
     pytest.importorskip('matplotlib')
     drawn: list[tuple] = []
-    whole = comparison.plot_costs
-    monkeypatch.setattr(compare, 'plot_costs', lambda points, dataset: drawn.extend(points) or whole(points, dataset))
+    plot = comparison.plot_costs
+    monkeypatch.setattr(comparison, 'plot_costs', lambda points, name: drawn.extend(points) or plot(points, name))
     run('compare', 'cct_2_3x2', '--dataset', 'c10', '--no-speed', '--plot-cost', str(tmp_path / 'c.png'))
     ours, theirs = drawn
     assert ours == ('cct_2_3x2.c10', 'measured', pytest.approx(0.424, abs=1e-3), catalogue()[ours[0]].measured['top1'])

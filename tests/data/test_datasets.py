@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.cli._training import image_source
+from tinyvit_zoo.cli._options import image_source
 from tinyvit_zoo.data.datasets import DATASETS, Dataset, Torchvision, spec_of
 from tinyvit_zoo.data.images import ArrayImages
 from tinyvit_zoo.data.sources import open_source, syntax

@@ -12,11 +12,9 @@ from torch import nn
 from training_cases import assert_same_bits, read_checkpoint, run, stop_at, weights, write_npz
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.methods.distill import Teacher, distillation_loss
-from tinyvit_zoo.methods.supervised import size_at
-from tinyvit_zoo.methods.whiten import whiten_first_conv
+from tinyvit_zoo.methods.supervised import Teacher, distillation_loss, size_at, whiten_first_conv
 from tinyvit_zoo.recipes import Recipe
-from tinyvit_zoo.training.checkpoint import checkpoints
+from tinyvit_zoo.training.run_dir import checkpoints
 from tinyvit_zoo.weights import save_weights
 
 CPU = torch.device('cpu')

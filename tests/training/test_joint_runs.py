@@ -18,7 +18,7 @@ from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.methods import MoCoV3, SelfSupervised
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, PRETRAININGS, RECIPES, find_pretraining
-from tinyvit_zoo.training import checkpoint, train
+from tinyvit_zoo.training import run_dir, train
 from tinyvit_zoo.training.optimizer import learning_rate, weight_decay
 from tinyvit_zoo.training.train import check_recipe
 
@@ -68,11 +68,11 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
     with monkeypatch.context() as patched:
         stop_at(patched, 6, signal.SIGTERM)
         assert run(method, data, tmp_path / 'run') == 128 + signal.SIGTERM
-    state = checkpoint.load_checkpoint(tmp_path / 'run', print)
+    state = run_dir.load_checkpoint(tmp_path / 'run', print)
     assert state and state['step'] == 6
     assert run(method, data, tmp_path / 'run', '--resume') == 0
     assert_same_bits(whole, tmp_path / 'run')
-    ends = [checkpoint.load_checkpoint(folder, print) for folder in (whole, tmp_path / 'run')]
+    ends = [run_dir.load_checkpoint(folder, print) for folder in (whole, tmp_path / 'run')]
     assert ends[0] and ends[1] and all(
         torch.equal(tensor, ends[1]['network'][name]) for name, tensor in ends[0]['network'].items())
     assert 'k-NN accuracy' in capsys.readouterr().out
@@ -102,7 +102,7 @@ def test_streamed_views_are_distributed_as_the_batched_ones() -> None:
 
 def test_the_teacher_is_kept_and_fine_tunes(data: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
     encoder = finished('self_distill')
-    state, kept = checkpoint.load_checkpoint(encoder, print), weights(encoder)
+    state, kept = run_dir.load_checkpoint(encoder, print), weights(encoder)
     assert state and kept
     for name, tensor in kept.items():
         assert torch.equal(tensor, state['network'][f'teacher_encoder.{name}'])

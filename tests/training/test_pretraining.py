@@ -17,7 +17,7 @@ from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods import SelfSupervised, self_supervised
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Pretraining, mae_lite, mae_small, presets as own
-from tinyvit_zoo.training import checkpoint, loop
+from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import learning_rate, make_optimizer, set_learning_rate, weight_decay
 from tinyvit_zoo.training.train import check_recipe, write_weights
 
@@ -119,7 +119,7 @@ def test_a_stopped_pretraining_goes_on_to_the_same_bits(
     with monkeypatch.context() as patched:
         stop_at(patched, 8, 12)
         assert pretrained(data, output, '--eval-every', '1', method=method) == 128 + signal.SIGTERM
-    assert checkpoint.checkpoints(output)[-1].name == 'checkpoint-00000008.pt'
+    assert run_dir.checkpoints(output)[-1].name == 'checkpoint-00000008.pt'
     assert pretrained(data, output, '--eval-every', '1', '--resume', method=method) == 0
     assert_same_bits(whole, output)
 
@@ -223,7 +223,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     with monkeypatch.context() as patched:
         stop_at(patched, 8, 12)
         assert pretrained(data, tmp_path / 'run', *teach, method='d_mae') == 128 + signal.SIGTERM
-    state = read_checkpoint(checkpoint.checkpoints(tmp_path / 'run')[-1])
+    state = read_checkpoint(run_dir.checkpoints(tmp_path / 'run')[-1])
     assert state and not any('teacher' in name for name in state['network'])
     assert pretrained(data, tmp_path / 'run', *teach, '--resume', method='d_mae') == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'run')

@@ -34,8 +34,8 @@ from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods.joint import average_
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Recipe
-from tinyvit_zoo.runtime.precision import autocast_dtype
-from tinyvit_zoo.training import checkpoint, loop
+from tinyvit_zoo.runtime.world import autocast_dtype
+from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
 from tinyvit_zoo.weights.resolve import resolve
@@ -71,7 +71,7 @@ def test_what_a_run_leaves(finished: Path, capsys: pytest.CaptureFixture[str]) -
     left = {path.name for path in finished.iterdir()}
     assert left >= {
         'recipe.json', 'log.jsonl', 'train.log', 'curves.png', 'weights.safetensors', 'result.json', 'card.md'}
-    assert len(checkpoint.checkpoints(finished)) <= 2
+    assert len(run_dir.checkpoints(finished)) <= 2
     rows = [json.loads(line) for line in (finished / 'log.jsonl').read_text().splitlines()]
     assert [row['epoch'] for row in rows] == [1, 2, 3] and [row['step'] for row in rows] == [6, 12, 18]
     assert rows[-1]['train_loss'] < rows[0]['train_loss']
@@ -158,7 +158,7 @@ def test_killed_many_times_it_ends_with_the_same_bits(data: str, finished: Path,
 
 
 def _newest(output: Path) -> str:
-    found = checkpoint.checkpoints(output)
+    found = run_dir.checkpoints(output)
     return found[-1].name if found else ''
 
 
@@ -185,14 +185,14 @@ def stopped(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patched:
         stop_at(patched, 8, signal.SIGTERM)
         assert run(data, tmp_path / 'run', '--checkpoint-minutes', '0') == 128 + signal.SIGTERM
-    assert len(checkpoint.checkpoints(tmp_path / 'run')) == 2
+    assert len(run_dir.checkpoints(tmp_path / 'run')) == 2
     return tmp_path / 'run'
 
 
 @pytest.mark.parametrize('damage', ['flip', 'cut', 'empty'])
 def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
         data: str, finished: Path, stopped: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
-    newest = checkpoint.checkpoints(stopped)[-1]
+    newest = run_dir.checkpoints(stopped)[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes({'flip': bytes(content), 'cut': bytes(content[:len(content) // 2]), 'empty': b''}[damage])
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
 
 
 def test_all_checkpoints_damaged(data: str, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in checkpoint.checkpoints(stopped):
+    for path in run_dir.checkpoints(stopped):
         path.write_bytes(b'nothing')
     assert run(data, stopped, '--resume') == 2
     assert 'No checkpoint' in capsys.readouterr().err
@@ -210,7 +210,7 @@ def test_all_checkpoints_damaged(data: str, stopped: Path, capsys: pytest.Captur
 
 def test_resumed_without_a_checkpoint_it_begins_anew(
         data: str, finished: Path, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in checkpoint.checkpoints(stopped):
+    for path in run_dir.checkpoints(stopped):
         path.unlink()
     assert run(data, stopped, '--resume') == 0
     assert 'No checkpoint yet' in capsys.readouterr().out and [row['epoch'] for row in _rows(stopped)] == [1, 2, 3]
@@ -248,14 +248,14 @@ def test_a_folder_with_other_things_is_left_alone(
 def test_a_full_disk(data: str, stopped: Path, finished: Path, monkeypatch: pytest.MonkeyPatch,
                      capsys: pytest.CaptureFixture[str]) -> None:
     """The last checkpoints stay whole, and the run goes on once there is room."""
-    kept = {path: path.read_bytes() for path in checkpoint.checkpoints(stopped)}
+    kept = {path: path.read_bytes() for path in run_dir.checkpoints(stopped)}
     with monkeypatch.context() as patched:
         def full(descriptor: int) -> None:
             raise OSError(28, 'No space left on device')
         patched.setattr(os, 'fsync', full)
         assert run(data, stopped, '--resume', '--checkpoint-minutes', '0') == 2
     assert 'No space left' in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in checkpoint.checkpoints(stopped)} == kept
+    assert {path: path.read_bytes() for path in run_dir.checkpoints(stopped)} == kept
     assert not list(stopped.glob('.*partial*'))
     assert run(data, stopped, '--resume') == 0
     assert_same_bits(finished, stopped)
@@ -275,7 +275,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert run(data, tmp_path / 'run', '--checkpoint-minutes', '0') == 2
     error = capsys.readouterr().err
     assert 'step 10' in error and 'learning rate' in error and 'checkpoint-00000009.pt' in error
-    states = [read_checkpoint(path) for path in checkpoint.checkpoints(tmp_path / 'run')]
+    states = [read_checkpoint(path) for path in run_dir.checkpoints(tmp_path / 'run')]
     assert all(torch.isfinite(value).all() for state in states for value in state['network'].values())
 
 

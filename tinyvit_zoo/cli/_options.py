@@ -1,9 +1,24 @@
-"""Options that several commands share, and the types of their values."""
+"""Options that several commands share, the types of their values, and the set-up of `train` and `pretrain`."""
 import argparse
+import dataclasses
 import math
+import shlex
+import signal
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+from ..data.datasets import spec_of
+from ..entry import BEGUN, IS_COMMAND
+from ..errors import ZooError
+from ..recipes import BaseRecipe
+from ..recipes.settings import AnyRecipe, option, override, parse, settings, type_name
+from ..runtime.world import World, join_world
+from ..training.loop import Stopped
+from ..training.train import Options
 
 
 def positive(text: str) -> int:
@@ -42,3 +57,67 @@ def add_formats(parser: argparse.ArgumentParser, json_help: str) -> None:
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument('--json', action='store_true', help=json_help)
     formats.add_argument('--csv', action='store_true', help='print CSV, a line a model')
+
+
+# -- trainings ---------------------------------------------------------------------------------------------------------
+def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None:
+    """Add options of the machine at hand, and one for every field of the recipe, so that none is forgotten."""
+    parser.add_argument('--data', metavar='SOURCE', help='cifar10:DIR, npz:FILE, folder:DIR, digits, ... (default: '
+                                                         'digits if the recipe is for them)')
+    parser.add_argument('--output', type=Path, metavar='DIR', help='run directory (default: runs/RECIPE)')
+    parser.add_argument('--resume', action='store_true', help='continue the run in --output')
+    parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
+    parser.add_argument('--val-fraction', type=float, default=0., metavar='F',
+                        help='share of the training images held out for validation (default: 0)')
+    parser.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images to use')
+    add_device(parser)
+    parser.add_argument('--precision', default='auto', choices=['auto', 'fp32', 'bf16', 'fp16'])
+    parser.add_argument('--compile', action='store_true', help='torch.compile the model, and on a GPU the augmentation')
+    parser.add_argument('--loader', default='auto', choices=['auto', 'memory', 'stream'],
+                        help='keep images in memory on the device, or read them as needed')
+    parser.add_argument('--workers', type=int, metavar='N', help='processes that read images when streaming')
+    parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M', help='between two checkpoints')
+    parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS', help='default: twenty times in all')
+    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too')
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument('--minutes', type=amount, metavar='M',
+                        help='train for as many epochs as fit in M minutes here, from start to end; the schedule '
+                             'scales with them. A resumed run keeps the epochs that it has')
+    budget.add_argument('--pflop', type=amount, metavar='C',
+                        help='likewise, for as many as cost C PFLOP at most: epochs x images x 6 x multiply-adds')
+    group = parser.add_argument_group('settings', 'override fields of the recipe')
+    for name in settings(kind):
+        group.add_argument(option(name), metavar=type_name(kind, name).upper(), dest=f'set_{name}')
+
+
+def with_options(args: argparse.Namespace, recipe: AnyRecipe) -> tuple[AnyRecipe, Options]:
+    """Return the recipe with the fields that were given as options, and the other options."""
+    kind = type(recipe)
+    texts = {name: getattr(args, f'set_{name}') for name in settings(kind)}
+    given = {name: parse(kind, name, text) for name, text in texts.items() if text is not None}
+    recipe = override(recipe, given)
+    if 'epochs' in given and (args.minutes or args.pflop):
+        raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
+    values = {**vars(args), 'data': image_source(args.data, recipe), 'output': args.output or Path('runs', recipe.name),
+              'given': given, 'begun': BEGUN if IS_COMMAND else None,
+              'command': shlex.join(['tinyvit-zoo', *args.argv])}
+    return recipe, Options(**{field.name: values[field.name] for field in dataclasses.fields(Options)})
+
+
+def image_source(data: str | None, recipe: BaseRecipe) -> str:
+    spec = data or spec_of(recipe.dataset)
+    if not data and ':' in spec:
+        raise ZooError(f'--data is missing: give e.g. {spec}.')
+    return spec
+
+
+def in_world(device: str, run: Callable[[World], object]) -> str:
+    """Run in this process's place among all; a signal exits with 128 plus its number."""
+    with join_world(device) as world:
+        try:
+            run(world)
+        except Stopped as stop:
+            print(f'tinyvit-zoo: stopped by {signal.Signals(stop.number).name}; the checkpoint is written, --resume '
+                  f'continues.', file=sys.stderr)
+            raise SystemExit(128 + stop.number) from None
+    return ''

@@ -2,17 +2,22 @@
 import argparse
 import re
 from collections.abc import Sequence
+from fnmatch import filter as matching
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import timm
 
 from ..errors import ZooError, nearest
+from ..interpret import analyses
+from ..models import list_models
 from ..runtime.files import written_whole
 from ..runtime.picture import require_matplotlib, write_picture
 from ..runtime.text import table
+from ..runtime.world import join_world
+from ..weights.resolve import resolve
 from ._options import add_device, positive
-
-if TYPE_CHECKING:
-    from ..interpret.analyses import Analysis
 
 NAME = 'analyze'
 SUMMARY = 'draw attention, similarity of layers and maps over images, and save the numbers'
@@ -70,10 +75,6 @@ def run(args: argparse.Namespace) -> str:
         raise ZooError(f'{len(args.models)} models are given, expected one or two.')
     if len(set(args.models)) < len(args.models):
         raise ZooError('A model is given twice: leave one out.')
-    from ..interpret import analyses
-    from ..runtime.world import join_world
-    from ..weights.resolve import resolve
-
     options = _options(args)
     with join_world(args.device) as world:
         models = [resolve(spec).load(world.device) for spec in args.models]
@@ -97,10 +98,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {'layer': args.layer, 'patch': args.query and tuple(map(int, args.query.split(',')))}
 
 
-def _write(args: argparse.Namespace, analysis: 'Analysis') -> str:
+def _write(args: argparse.Namespace, analysis: analyses.Analysis) -> str:
     """Write the arrays of each model, and the picture; return a line that names it."""
-    import numpy as np
-
     args.output.mkdir(parents=True, exist_ok=True)
     for title, arrays in analysis.arrays.items():
         with written_whole(_path(args, title, 'npz')) as partial:
@@ -117,13 +116,6 @@ def _path(args: argparse.Namespace, title: str, ending: str) -> Path:
 
 def _support(patterns: Sequence[str]) -> str:
     """Return a table of the analyses that each model can have, with a footnote for each reason why not."""
-    from fnmatch import filter as matching
-
-    import timm
-
-    from ..interpret.analyses import unsupported
-    from ..models import list_models
-
     names: list[str] = []
     for pattern in patterns or ['*']:
         wild = pattern if any(c in pattern for c in '*?[') else f'{pattern}*'
@@ -134,7 +126,7 @@ def _support(patterns: Sequence[str]) -> str:
     notes: dict[str, int] = {}
     rows = []
     for name in dict.fromkeys(names):
-        reasons = unsupported(timm.create_model(name, device='meta'))
+        reasons = analyses.unsupported(timm.create_model(name, device='meta'))
         rows.append([name, *(f'({notes.setdefault(why, len(notes) + 1)})' if why else 'yes'
                              for why in reasons.values())])
     rows.insert(0, ['model', *reasons])

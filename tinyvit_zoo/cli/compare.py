@@ -7,19 +7,12 @@ from typing import Any
 
 from ..data.datasets import DATASETS
 from ..errors import ZooError
-from ..measure.comparison import (
-    add_speeds,
-    comparison_row,
-    conditions,
-    default_dataset,
-    find_names,
-    plot_comparison,
-    plot_costs,
-)
+from ..measure import comparison
 from ..recipes import RECIPES
 from ..runtime.picture import check_picture, write_picture
 from ..runtime.text import as_csv, table
 from ..runtime.world import join_world
+from ..training.cost import total_pflop
 from ._options import add_formats, add_img_size, duration, positive
 
 NAME = 'compare'
@@ -49,21 +42,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    names, about = find_names(args.names), None
+    names, about = comparison.find_names(args.names), None
     for option, path in (('--plot', args.plot), ('--plot-cost', args.plot_cost)):
         if path:
             check_picture(option, path)
-    dataset = args.dataset or default_dataset(names)
-    rows = [comparison_row(name, dataset, args.img_size) for name in names]
+    dataset = args.dataset or comparison.default_dataset(names)
+    rows = [comparison.comparison_row(name, dataset, args.img_size) for name in names]
     if args.plot_cost:
         if not dataset:
             raise ZooError('--plot-cost needs the data set of the accuracies: give --dataset.')
-        write_picture(plot_costs(_costs(rows, dataset), dataset), args.plot_cost)
+        write_picture(comparison.plot_costs(_costs(rows, dataset), dataset), args.plot_cost)
     if args.speed:
         with join_world(args.device) as world:
-            about = add_speeds(rows, world.device, args.batch_size, args.precision, args.seconds)
+            about = comparison.add_speeds(rows, world.device, args.batch_size, args.precision, args.seconds)
     if args.plot:
-        write_picture(plot_comparison(rows, dataset, about), args.plot)
+        write_picture(comparison.plot_comparison(rows, dataset, about), args.plot)
     if args.csv:
         return as_csv(rows)
     return json.dumps({'machine': about, 'models': rows}, indent=2) if args.json else _text(rows, dataset, about)
@@ -71,8 +64,6 @@ def run(args: argparse.Namespace) -> str:
 
 def _costs(rows: Sequence[dict[str, Any]], dataset: str) -> list[tuple[str, str, float, float]]:
     """Return the recipes of the models with their accuracy, measured or published, and the cost of their training."""
-    from ..training.cost import total_pflop
-
     points = [(row['weights'], 'measured', row['measured']) for row in rows
               if row['weights'] in RECIPES and row['measured'] is not None]
     models = {row['name'].partition('.')[0] for row in rows}
@@ -94,6 +85,6 @@ def _text(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, 
     on = f' on {DATASETS[dataset].title}' if dataset else ''
     text = [table(lines, left=(0, 1)), '', f'Top-1 accuracy in %{on}: what we measured, what the paper says.']
     if about:
-        text.append(f'Inference in turn, {conditions(about)}; ratio of speed to {rows[0]["name"]}, the range over '
-                    f'{rows[0]["rounds"]} rounds.')
+        text.append(f'Inference in turn, {comparison.conditions(about)}; ratio of speed to {rows[0]["name"]}, the '
+                    f'range over {rows[0]["rounds"]} rounds.')
     return '\n'.join(text)

@@ -1,20 +1,23 @@
 """`tinyvit-zoo eval`: accuracy, features and robustness of models on a dataset."""
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from ..data.sources import Source
 from ..errors import ZooError
+from ..measure.accuracy import ViewAverage, accuracy, check_catalogue, check_table, evaluate, plot_confusion
+from ..measure.bench import Bench, open_bench_source
+from ..measure.features import knn, probe, spread
+from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
 from ..runtime.picture import check_picture
 from ..runtime.text import table
+from ..runtime.world import autocast_dtype, join_world
+from ..weights.resolve import resolve
 from ._options import add_device, positive
-
-if TYPE_CHECKING:
-    from ..data.sources import Source
-    from ..measure.bench import Bench
 
 NAME = 'eval'
 SUMMARY = 'measure the accuracy of weights on images, and of their features'
@@ -73,13 +76,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     """Return the text to print. With --all, exit with code 1 where the catalogue is wrong."""
     _check(args)
-    import torch
-
-    from ..measure.bench import Bench, open_bench_source
-    from ..runtime.precision import autocast_dtype
-    from ..runtime.world import join_world
-    from ..weights.resolve import resolve
-
     torch.backends.cudnn.allow_tf32 = False     # fp32 is to be fp32
     with join_world(args.device) as world:
         dtype = autocast_dtype(args.precision, world.device)
@@ -98,8 +94,6 @@ def run(args: argparse.Namespace) -> str:
         if args.confusion and world.first:
             _plot_confusion(records[0], args)
         if args.plot and world.first:
-            from ..measure.robustness import plot_robustness
-
             sets = f'; {records[0]["corruptions"]["source"]}' if 'corruptions' in records[0] else ''
             plot_robustness(records[0], f'{records[0]["model"]} on {records[0]["data"]}{sets}', args.plot)
         return _text(records, args) if world.first else ''
@@ -135,7 +129,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _attacks(args: argparse.Namespace) -> list[Any]:
-    from ..measure.robustness import Attack
     return [Attack(args.attack, radius, _STEPS if args.steps is None else args.steps)
             for radius in args.radius or [_RADIUS]]
 
@@ -143,8 +136,6 @@ def _attacks(args: argparse.Namespace) -> list[Any]:
 # -- measuring ---------------------------------------------------------------------------------------------------------
 def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Return all figures of a model, as --json shows them."""
-    from ..measure.accuracy import accuracy
-
     asked = [name for name in _MEASURES if getattr(args, name)]
     loaded = bench.loaded
     if not asked:
@@ -158,10 +149,6 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    from ..measure.accuracy import ViewAverage, evaluate
-    from ..measure.features import knn, probe, spread
-    from ..measure.robustness import attack_figures, corruption_figures
-
     if name == 'knn':
         return {'top1': knn(*bench.features, num_classes=bench.num_classes), 'spread': spread(bench.features[2])}
     if name == 'probe':
@@ -178,8 +165,6 @@ def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any
 
 
 def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Bench]) -> str:
-    from ..measure.accuracy import check_catalogue, check_table
-
     rows = check_catalogue(args.data, make_bench, download=args.download)
     text = json.dumps(rows, indent=2) if args.json else check_table(rows)
     if any(row['outcome'] == 'DIFFERS' for row in rows):
@@ -189,8 +174,6 @@ def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], 
 
 
 def _plot_confusion(record: Mapping[str, Any], args: argparse.Namespace) -> None:
-    from ..measure.accuracy import plot_confusion
-
     if 'confusion' not in record:
         raise ZooError(f'{record["model"]} has no accuracy on {record["data"]}: leave --confusion out.')
     title = f'{record["model"]} on {record["data"]}, {_COUNTED[record["split"]]} images: {record["top1"]:.2f} %'
@@ -201,8 +184,6 @@ def _plot_confusion(record: Mapping[str, Any], args: argparse.Namespace) -> None
 def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     if args.json:
         return json.dumps(records, indent=2)
-    from ..measure.robustness import attack_table, errors_table
-
     many = len(records) > 1
     parts = [_many(records) if many else _one(records[0])]
     parts += [_classes(record, many) for record in records if args.per_class]

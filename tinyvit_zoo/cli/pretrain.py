@@ -4,7 +4,8 @@ import argparse
 from ..errors import ZooError
 from ..recipes import PRETRAINING_PRESETS, Pretraining, find_pretraining
 from ..training.presets import pretraining_recipe, without_mirroring
-from ._training import add_options, in_world, with_options
+from ..training.train import train
+from ._options import add_options, in_world, with_options
 
 NAME = 'pretrain'
 SUMMARY = 'pre-train an encoder without labels, for `train --from` to start from'
@@ -24,8 +25,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the k-NN accuracy last."""
-    from ..training.train import train
-
     recipe, options = with_options(args, _recipe(args))
     return in_world(args.device, lambda world: train(recipe, options, world))
 

@@ -6,7 +6,8 @@ from ..errors import ZooError
 from ..recipes import Recipe, find_recipe
 from ..recipes.settings import override, parse_assignments
 from ..training.presets import finetuning_recipe, without_mirroring
-from ._training import add_options, in_world, with_options
+from ..training.train import pretraining_of, train, train_from_pretraining
+from ._options import add_options, in_world, with_options
 
 NAME = 'train'
 SUMMARY = 'train the weights of a recipe, or fine-tune weights on images of your own'
@@ -33,8 +34,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the accuracy last."""
-    from ..training.train import pretraining_of, train, train_from_pretraining
-
     recipe, options = with_options(args, _recipe(args))
     first = pretraining_of(recipe)
     if first is None:

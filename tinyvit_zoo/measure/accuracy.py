@@ -13,9 +13,8 @@ from ..data.datasets import DATASETS
 from ..data.sources import Source
 from ..errors import ZooError
 from ..runtime.picture import new_figure, write_picture
-from ..runtime.precision import autocast
 from ..runtime.text import table
-from ..runtime.world import World
+from ..runtime.world import World, autocast
 from ..weights import Weight, catalogue
 from .bench import Bench, open_bench_source
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.splits import draw
-from ..runtime.precision import autocast
-from ..runtime.world import World
+from ..runtime.world import World, autocast
 
 _CHUNK = 1 << 24        # similarities held at once
 STRENGTHS = (1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)      # of the L2 penalty of the probe, the strongest first

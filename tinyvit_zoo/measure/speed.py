@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.machine import cpu_name
+from ..runtime.world import cpu_name
 from ..version import __version__
 
 Step = Callable[[], object]

@@ -19,7 +19,7 @@ from ..augment.views import Views, contrastive_views
 from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..recipes.ranges import FROM_1, POSITIVE, SHARE
-from ..runtime.precision import without_autocast
+from ..runtime.world import without_autocast
 from . import joint
 from .joint import average_, feature_width, momentum_at, teacher_of
 from .method import Method

@@ -19,7 +19,7 @@ from ..augment.spec import AugmentSpec
 from ..augment.views import Views, low_resolution_views
 from ..models import image_size
 from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
-from ..runtime.precision import without_autocast
+from ..runtime.world import without_autocast
 from . import joint
 from .joint import average_, feature_width, momentum_at, require_size, teacher_of
 from .method import Method

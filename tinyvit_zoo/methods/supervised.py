@@ -21,12 +21,12 @@ from ..measure.bench import evaluation_batches
 from ..models import take_any_size
 from ..recipes import Recipe
 from ..runtime.text import one_line
-from ..runtime.world import World
+from ..runtime.world import World, autocast
 from ..weights.resolve import create_model, resolve, without_rates
-from .distill import Teacher, distillation_loss, resized
 from .joint import average_
 from .method import Task, check_model
-from .whiten import WHITENED, first_conv, whiten_first_conv
+
+_WHITENED, _EPSILON = 5000, 5e-4     # images, and what keeps rare patterns from growing: of arXiv 2404.00498
 
 
 class Supervised(Task):
@@ -100,7 +100,7 @@ class Supervised(Task):
                                       **loading)
                         for name, split in (('val', source.val), ('test', source.test)) if split is not None}
         if self.recipe.whiten:
-            some = torch.randperm(len(source.train), generator=generator(self.recipe.seed, 1))[:WHITENED]
+            some = torch.randperm(len(source.train), generator=generator(self.recipe.seed, 1))[:_WHITENED]
             alone = World(0, 1, self.world.device)
             batches = evaluation_batches(source.train.select(some), 500, self.cfg, alone, **loading)
             whiten_first_conv(self.network, torch.cat([x for x, _ in batches]))
@@ -191,3 +191,70 @@ def make_mix(recipe: Recipe, num_classes: int) -> Mix | None:
     mix = Mix(num_classes, recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch_prob, recipe.mix_mode,
               recipe.smoothing)
     return mix if recipe.mixup or recipe.cutmix else None
+
+
+# -- distillation: the teacher sees the student's own augmented and mixed images ---------------------------------------
+class Teacher:
+    """Logits of a trained classifier for images that are normalized for another (`cfg`) and may have another size."""
+
+    def __init__(self, spec: str, cfg: Mapping[str, Any], device: torch.device, dtype: torch.dtype | None) -> None:
+        resolved = resolve(spec)
+        if not resolved.has_weights:
+            raise ZooError(f'The teacher {spec} has no weights: give NAME.TAG, NAME=FILE or a run directory.')
+        loaded = resolved.load(device)
+        self.model, self.device, self.dtype = loaded.model.requires_grad_(False), device, dtype
+        classes, names = self.model.num_classes, list(loaded.label_names)
+        if classes != cfg['num_classes']:
+            raise ZooError(f'The teacher {spec} knows {classes} classes and the images have {cfg["num_classes"]}: '
+                           f'train a teacher on these images first, and give its run directory.')
+        if names and list(cfg['label_names']) != names:
+            raise ZooError(f'The teacher {spec} has other classes ({", ".join(names[:3])}, ...) than the images '
+                           f'({", ".join(cfg["label_names"][:3])}, ...): train a teacher on these images first.')
+        self.size = tuple(loaded.cfg['input_size'][1:])
+        mean, std, own_mean, own_std = (torch.tensor(values, device=device)[:, None, None] for values in (
+            cfg['mean'], cfg['std'], loaded.cfg['mean'], loaded.cfg['std']))
+        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        x = resized(x * self.scale + self.shift, self.size)
+        with autocast(self.device, self.dtype):
+            return self.model(x).float()
+
+
+def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode='bilinear', antialias=True, align_corners=False)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of the softened outputs; times the squared temperature, so that gradients keep size.
+    """
+    student, target = ((x / temperature).log_softmax(1) for x in (logits, teacher))
+    return F.kl_div(student, target, reduction='batchmean', log_target=True) * temperature ** 2
+
+
+# -- filters for a first convolution that whiten the patches of the training images ------------------------------------
+def whiten_first_conv(network: Any, images: Tensor) -> None:
+    """Fix the filters to eigenvectors of the covariance of patches, each scaled to unit variance, with both signs.
+
+    `images` are normalized, [N, C, H, W]. Filters beyond twice the values of a patch stay random.
+    """
+    conv = first_conv(network)
+    patches = F.unfold(images, conv.kernel_size).transpose(1, 2).flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (values + _EPSILON).sqrt()).T.flip(0).unflatten(1, conv.weight.shape[1:])
+    count = min(len(filters), len(conv.weight) // 2)
+    with torch.no_grad():
+        conv.weight[:2 * count] = torch.cat([filters[:count], -filters[:count]]).to(conv.weight)
+    conv.weight.requires_grad_(False)
+
+
+def first_conv(network: Any) -> nn.Conv2d:
+    name = network.pretrained_cfg.get('first_conv') or ''
+    conv = network.get_submodule(name) if isinstance(name, str) else None
+    if not isinstance(conv, nn.Conv2d) or conv.groups > 1:
+        raise ZooError(f'whiten needs a model that begins with a convolution, and {type(network).__name__} does not: '
+                       f'leave it out.')
+    return conv

@@ -1,15 +1,21 @@
-"""One process or many: `torchrun` starts them, DistributedDataParallel keeps them together."""
+"""Processes (`torchrun` starts them, DistributedDataParallel keeps them together), devices, precision and versions."""
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.distributed as dist
 
 from ..errors import ZooError
+from ..version import __version__
+
+_FORMATS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 @dataclass(frozen=True)
@@ -84,3 +90,43 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device
+
+
+def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """Return the type for autocast, None for plain float32. 'auto' is bf16 if the device has units for it."""
+    if name == 'auto':
+        if device.type == 'cuda':
+            has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            has_units = device.type == 'cpu' and (
+                torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return torch.bfloat16 if has_units else None
+    if name not in _FORMATS:
+        raise ZooError(f'precision is {name!r}, expected auto, {", ".join(_FORMATS)}.')
+    if name == 'fp16' and device.type == 'cpu':
+        raise ZooError('precision fp16 is a thousand times slower on a CPU: take bf16, fp32 or auto.')
+    return _FORMATS[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)
+
+
+def machine() -> dict[str, str]:
+    """Return versions and hardware, to explain why figures differ."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ''
+    return {'tinyvit_zoo': __version__, 'torch': torch.__version__, 'timm': timm.__version__,
+            'python': platform.python_version(), 'system': platform.platform(), 'threads': str(torch.get_num_threads()),
+            'device': gpu or cpu_name()}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -19,10 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.batches import Batches
 from ..errors import ZooError
 from ..methods import Task
-from ..runtime.precision import autocast
-from . import checkpoint
+from ..runtime.world import autocast
 from .optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
-from .run_dir import Run
+from .run_dir import Run, checkpoints, load_checkpoint, save_checkpoint
 
 _CHECK_EVERY = 20  # steps between two checks that need the host or the other processes
 
@@ -132,7 +131,7 @@ class Loop:
         for i, value in enumerate(values, start=self.step - len(values)):
             if not math.isfinite(value):
                 lr = learning_rate(self.recipe, i / len(self.batches))
-                kept = checkpoint.checkpoints(self.run.folder)
+                kept = checkpoints(self.run.folder)
                 raise ZooError(
                     f'The loss became {value} at step {i + 1} (learning rate {lr:.3g}): try a lower --lr, a longer '
                     f'--warmup-epochs, --clip 1 or --precision fp32, in another --output. '
@@ -159,7 +158,7 @@ class Loop:
             state['cuda'] = torch.cuda.get_rng_state(self.world.device)
         random = self.world.gather(state)
         if self.world.first:
-            checkpoint.save_checkpoint(self.run.folder, self.step, {
+            save_checkpoint(self.run.folder, self.step, {
                 'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
                 'streamed': self.batches.streamed, 'random': random,
@@ -170,7 +169,7 @@ class Loop:
 
     def restore(self) -> bool:
         """Load the newest sound checkpoint of the run; False where there is none."""
-        state = checkpoint.load_checkpoint(self.run.folder, self.run.say)
+        state = load_checkpoint(self.run.folder, self.run.say)
         if state is None:
             if self.world.first:
                 self.run.cut_log(0)

@@ -1,22 +1,26 @@
 """The run directory: the recipe as used, the machine, a line of log an epoch, pictures, weights and results."""
 import dataclasses
+import hashlib
+import io
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..runtime.files import write_whole
-from ..runtime.machine import machine
 from ..runtime.picture import new_figure, write_picture
 from ..runtime.progress import Progress
+from ..runtime.world import machine
 from ..weights.resolve import read_recipe
 
+_DIGEST_BYTES, _KEPT = 32, 2   # of checkpoints
 PRETRAINING = 'pretraining'     # the folder of the pre-training that comes first
 
 
@@ -161,3 +165,33 @@ def differences(old: Any, new: Any, name: str = '') -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for key in dict.fromkeys([*old, *new]) for line in differences(old.get(key), new.get(key), key)]
     return [] if old == new else [f'{name} {old} -> {new}']
+
+
+# -- checkpoints: they survive a kill at any instant: written beside and renamed, checksummed, two kept ----------------
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write `checkpoint-STEP.pt`: a SHA-256 of the rest, then torch's format. All but the last two are removed."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_whole(folder / f'checkpoint-{step:08d}.pt', hashlib.sha256(content).digest() + content)
+    for old in checkpoints(folder)[:-_KEPT]:
+        old.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List them, oldest first."""
+    return sorted(folder.glob('checkpoint-*.pt'))
+
+
+def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Read the newest sound checkpoint; None where there is none at all. A damaged one is named and passed over."""
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        content = path.read_bytes()
+        digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() == digest:
+            return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
+        say(f'{path} is damaged: the one before it is used.')
+    if paths:
+        raise ZooError(f'No checkpoint in {folder} is sound ({len(paths)} damaged): remove them to begin anew.')
+    return None

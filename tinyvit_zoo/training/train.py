@@ -21,9 +21,7 @@ from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, check_fields, limited
 from ..recipes.settings import AnyRecipe, override
 from ..runtime.files import write_whole
-from ..runtime.machine import machine
-from ..runtime.precision import autocast_dtype
-from ..runtime.world import World
+from ..runtime.world import World, autocast_dtype, machine
 from ..weights import save_weights
 from ..weights.resolve import check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
