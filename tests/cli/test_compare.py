@@ -62,8 +62,8 @@ def test_accuracy_over_the_cost_of_training(
     """Ours as measured, and the papers' recipes."""
     pytest.importorskip('matplotlib')
     drawn: list[tuple] = []
-    plot = comparison.plot_costs
-    monkeypatch.setattr(comparison, 'plot_costs', lambda points, name: drawn.extend(points) or plot(points, name))
+    draw = comparison.plot_costs
+    monkeypatch.setattr(comparison, 'plot_costs', lambda points, name: drawn.extend(points) or draw(points, name))
     run('compare', 'cct_2_3x2', '--dataset', 'c10', '--no-speed', '--plot-cost', str(tmp_path / 'c.png'))
     ours, theirs = drawn
     assert ours == ('cct_2_3x2.c10', 'measured', pytest.approx(0.424, abs=1e-3), catalogue()[ours[0]].measured['top1'])
