@@ -2,7 +2,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from ..weights.resolve import Loaded
 from . import attention, plots
 from .similarity import LEAST, feature_names, no_features, no_positions, position_similarity, similarity
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _DRAW = 6               # keeps this draw apart from others with the same seed
 _PICTURED = 6           # images in the picture of pooling weights
 
@@ -31,7 +28,7 @@ class Analysis:
     """A picture, and its numbers by the title of the model or models."""
     text: str
     arrays: Mapping[str, Mapping[str, Any]]
-    figure: 'Figure'
+    figure: Any         # of matplotlib
 
 
 def open_images(data: str | None = None, split: str = 'test', files: Sequence[Path] | None = None) -> Split:

@@ -1,6 +1,6 @@
 """Draw the analyses. Each function returns a matplotlib figure."""
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,16 +10,12 @@ from torch import Tensor
 from ..runtime.picture import new_figure
 from .attention import Maps, Pooling, Reach
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 _BLUE, _GREY = '#2b6cb0', '#777777'
 _INCH = 1.35            # side of a small picture
 _BELOW: dict[str, Any] = dict(loc='outside lower center', ncols=2, fontsize=8, frameon=False)      # of a legend
 
 
-def plot_reach(reaches: Mapping[str, Reach]) -> 'Figure':
+def plot_reach(reaches: Mapping[str, Reach]) -> Any:
     """Plot a row for each model: boxes over the heads of each layer, the heads as dots, and uniform attention."""
     longest = max(len(reach.layers) for reach in reaches.values())
     figure, axes = new_figure(
@@ -37,7 +33,7 @@ def plot_reach(reaches: Mapping[str, Reach]) -> 'Figure':
     return figure
 
 
-def _boxes(axes: 'Axes', heads: Sequence[Tensor], uniform: Sequence[float]) -> float:
+def _boxes(axes: Any, heads: Sequence[Tensor], uniform: Sequence[float]) -> float:
     """Draw the values by head; return the highest."""
     places = np.arange(1, len(heads) + 1)
     values = [layer.numpy() for layer in heads]
@@ -50,13 +46,13 @@ def _boxes(axes: 'Axes', heads: Sequence[Tensor], uniform: Sequence[float]) -> f
     return max(*uniform, *(float(v.max()) for v in values))
 
 
-def _layer_ticks(axes: 'Axes', count: int) -> None:
+def _layer_ticks(axes: Any, count: int) -> None:
     ticks = range(1, count + 1, 1 + count // 16)
     axes.set_xticks(ticks, map(str, ticks))
     axes.grid(axis='y', alpha=0.3)
 
 
-def plot_similarity(cka: Mapping[str, Tensor], titles: Sequence[str]) -> 'Figure':
+def plot_similarity(cka: Mapping[str, Tensor], titles: Sequence[str]) -> Any:
     """Plot heat maps of CKA, with the first layers below and to the left."""
     name = dict(zip('ab', titles, strict=False))
     figure, axes = new_figure(1, len(cka), (4.1 * len(cka) + 0.6, 4.1))
@@ -72,7 +68,7 @@ def plot_similarity(cka: Mapping[str, Tensor], titles: Sequence[str]) -> 'Figure
     return figure
 
 
-def plot_maps(images: Tensor, maps: Maps, title: str) -> 'Figure':
+def plot_maps(images: Tensor, maps: Maps, title: str) -> Any:
     """Plot a row for each image: the image, the rollout, the mean over the heads, and each head."""
     rollout = [] if maps.rollout is None else [maps.rollout]
     names = ['image', *['rollout'] * len(rollout), 'mean head', *(f'head {i + 1}' for i in range(maps.heads.shape[1]))]
@@ -88,7 +84,7 @@ def plot_maps(images: Tensor, maps: Maps, title: str) -> 'Figure':
     return figure
 
 
-def _show_image(axes: 'Axes', image: Tensor) -> None:
+def _show_image(axes: Any, image: Tensor) -> None:
     """Draw an image [H, W, channels] in 0..1, its pixels as squares."""
     height, width, channels = image.shape
     axes.imshow((image[..., 0] if channels == 1 else image).numpy(), cmap='gray', vmin=0, vmax=1,
@@ -96,7 +92,7 @@ def _show_image(axes: 'Axes', image: Tensor) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _overlay(axes: 'Axes', image: Tensor, share: Tensor, stride: tuple[float, float]) -> None:
+def _overlay(axes: Any, image: Tensor, share: Tensor, stride: tuple[float, float]) -> None:
     """Draw shares of attention [rows, columns] over the grey image, each token over its pixels."""
     # colours reach to at least twice a uniform share: nearly uniform attention looks uniform
     height, width, _ = image.shape
@@ -109,7 +105,7 @@ def _overlay(axes: 'Axes', image: Tensor, share: Tensor, stride: tuple[float, fl
     axes.set_xlabel(f'max ×{float(share.max()) * rows * cols:.1f}', fontsize=7, labelpad=1)
 
 
-def plot_pooling(images: Tensor, pooling: Pooling, title: str) -> 'Figure':
+def plot_pooling(images: Tensor, pooling: Pooling, title: str) -> Any:
     """Plot images above their weights; the last column is the mean of all, on its own scale."""
     count = len(images)
     figure, axes = new_figure(2, count + 1, (_INCH * (count + 1) + 1, 2 * _INCH + 0.9))
@@ -126,7 +122,7 @@ def plot_pooling(images: Tensor, pooling: Pooling, title: str) -> 'Figure':
     return figure
 
 
-def plot_temperatures(models: Mapping[str, Mapping[str, Tensor]]) -> 'Figure':
+def plot_temperatures(models: Mapping[str, Mapping[str, Tensor]]) -> Any:
     """Plot a panel for each model: the temperature of each head over the layers, relative to its start."""
     longest = max(map(len, models.values()))
     figure, axes = new_figure(1, len(models), (max(4., 0.32 * longest + 1.2) * len(models), 3.2), sharey=True)
@@ -144,7 +140,7 @@ def plot_temperatures(models: Mapping[str, Mapping[str, Tensor]]) -> 'Figure':
     return figure
 
 
-def plot_positions(similarity: Tensor, title: str) -> 'Figure':
+def plot_positions(similarity: Tensor, title: str) -> Any:
     """Plot for each position of the grid a map of its cosine with all positions."""
     rows, cols = similarity.shape[:2]
     zoom = 1 + 12 // max(rows, cols)  # maps larger than the gaps

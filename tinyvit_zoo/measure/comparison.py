@@ -1,9 +1,7 @@
 """Count and compare models by name: size, work, accuracy and speed, beside the figures of the papers."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
@@ -19,9 +17,6 @@ from ..weights import weight_of
 from ..weights.resolve import check_model, create_model
 from .counting import count, fvcore_macs, image_size, peak_memory
 from .speed import machine, make_step, rounds, summarise
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _BLUE = '#2b6cb0'
 
@@ -163,7 +158,7 @@ def conditions(about: dict[str, Any]) -> str:
     return f'batches of {about["batch_size"]}, {about["precision"]}, {about["device"]}{threads}, torch {about["torch"]}'
 
 
-def plot_comparison(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, Any] | None) -> Figure:
+def plot_comparison(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, Any] | None) -> Any:
     """Draw a panel for each figure and a line for each model: names stay readable whatever their number."""
     panels = 4 if about else 3
     figure, (axes,) = new_figure(1, panels, (3 * panels + 1, 1.3 + 0.32 * len(rows)), sharey=True)
@@ -194,7 +189,7 @@ def _plot_bars(axis: Any, label: str, values: Sequence[float], style: str) -> No
     axis.set(xlabel=label, xlim=(0, 1.25 * max(values)))
 
 
-def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) -> Figure:
+def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) -> Any:
     """Draw accuracy over the cost of training: (recipe, 'measured' or 'published', PFLOP, top-1)."""
     if not points:
         raise ZooError(f'No recipe of these models has an accuracy on {DATASETS[dataset].title}: give other models, or '

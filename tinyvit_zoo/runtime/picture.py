@@ -1,12 +1,9 @@
 """Draw pictures with matplotlib, without touching the state of pyplot."""
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ZooError
 from .files import written_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 KINDS = ('.png', '.pdf', '.svg')
 
@@ -27,7 +24,7 @@ def require_matplotlib() -> None:
         raise ZooError("Pictures need matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
 
 
-def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> 'tuple[Figure, Any]':
+def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[Any, Any]:
     """Make a figure of `size` inches; return it and its axes [rows, columns]."""
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -36,7 +33,7 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def write_picture(figure: 'Figure', path: Path, dpi: int = 130, **kwargs: Any) -> None:
+def write_picture(figure: Any, path: Path, dpi: int = 130, **kwargs: Any) -> None:
     """Write `path` whole, in the format of its ending; `kwargs` go to `savefig`."""
     with written_whole(path) as partial:
         figure.savefig(partial, dpi=dpi, **kwargs)
