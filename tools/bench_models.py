@@ -20,11 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli._options import add_img_size, positive
-from tinyvit_zoo.measure.comparison import find_names, make_model
+from tinyvit_zoo.measure.comparison import Step, find_names, make_model, make_step, rounds, summarise
 from tinyvit_zoo.measure.counting import Ledger, count, image_size
-from tinyvit_zoo.measure.speed import Step, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name
-from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
+from tinyvit_zoo.runtime.files import check_picture, new_figure, write_picture
 
 _CLASSES = 10      # of all contenders
 

@@ -21,13 +21,13 @@ from bench_training import contender
 
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.kernels.memory import keep_freed_memory
-from tinyvit_zoo.measure.speed import summarise
+from tinyvit_zoo.measure.comparison import summarise
 from tinyvit_zoo.methods import METHODS, SelfSupervised, Supervised
 from tinyvit_zoo.methods.self_supervised import make_encoder
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, Recipe
 from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training.loop import Loop
-from tinyvit_zoo.training.presets import pretraining_recipe
+from tinyvit_zoo.training.train import pretraining_recipe
 
 STEPS = 3
 SUPERVISED = 'supervised'

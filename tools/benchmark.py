@@ -57,7 +57,7 @@ from tinyvit_zoo.augment.policies import make_policy
 from tinyvit_zoo.augment.spec import AugmentSpec, posterize
 from tinyvit_zoo.cli._options import duration
 from tinyvit_zoo.data.datasets import DATASETS
-from tinyvit_zoo.measure.speed import machine, make_step, rounds, summarise
+from tinyvit_zoo.measure.comparison import machine, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.recipes import find_recipe
 from tinyvit_zoo.runtime.files import write_whole

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyvit_zoo.publish.cards import cost, in_order
-from tinyvit_zoo.runtime.picture import new_figure, require_matplotlib, write_picture
+from tinyvit_zoo.runtime.files import new_figure, require_matplotlib, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.methods import METHODS
-from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
+from tinyvit_zoo.runtime.files import check_picture, new_figure, write_picture
 from tinyvit_zoo.weights.resolve import read_recipe
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from tinyvit_zoo.layers import attend_locally, cut_patches, shift_diagonally
-from tinyvit_zoo.runtime.picture import new_figure, write_picture
+from tinyvit_zoo.runtime.files import new_figure, write_picture
 
 SIZE, PATCH = 64, 8  # of sl_vit_64
 GRID = SIZE // PATCH

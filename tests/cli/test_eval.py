@@ -16,7 +16,6 @@ from torch import nn
 from training_cases import run as run_training, write_npz
 
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.measure import accuracy as accuracy_module
 from tinyvit_zoo.measure.bench import Bench
 from tinyvit_zoo.measure.corruptions import CORRUPTIONS
 from tinyvit_zoo.weights import save_weights
@@ -224,7 +223,7 @@ def test_too_little_memory_is_one_line(data: str, trained: Path, refused: Run, m
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
 
-    monkeypatch.setattr(accuracy_module, 'accuracy', fail)
+    monkeypatch.setattr('tinyvit_zoo.cli.eval.accuracy', fail)
     assert 'The memory of cpu is too small: take a smaller --batch-size' in refused(trained, '--data', data)
 
 

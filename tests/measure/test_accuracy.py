@@ -18,7 +18,7 @@ from tinyvit_zoo.cli import eval as eval_command
 from tinyvit_zoo.measure import accuracy as under_test
 from tinyvit_zoo.measure.accuracy import ViewAverage, accuracy, plot_confusion, wilson
 from tinyvit_zoo.measure.bench import Bench
-from tinyvit_zoo.runtime.picture import write_picture
+from tinyvit_zoo.runtime.files import write_picture
 from tinyvit_zoo.weights import Weight
 
 

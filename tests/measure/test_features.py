@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tinyvit_zoo  # noqa: F401
-from tinyvit_zoo.measure import features as under_test
-from tinyvit_zoo.measure.features import STRENGTHS, _path, extract, knn, probe, spread
+from tinyvit_zoo.measure import bench as under_test
+from tinyvit_zoo.measure.bench import STRENGTHS, _path, extract, knn, probe, spread
 from tinyvit_zoo.runtime.world import World
 
 ALONE = World(0, 1, torch.device('cpu'))

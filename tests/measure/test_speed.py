@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tinyvit_zoo.measure import speed as timing
+from tinyvit_zoo.measure import comparison as timing
 
 CPU = torch.device('cpu')
 

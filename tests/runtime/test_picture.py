@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.runtime.picture import check_picture, new_figure, write_picture
+from tinyvit_zoo.runtime.files import check_picture, new_figure, write_picture
 
 
 def test_a_picture_is_written_in_the_format_of_its_name(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tinyvit_zoo.runtime import progress
-from tinyvit_zoo.runtime.progress import Progress, track
+from tinyvit_zoo.runtime import text as progress
+from tinyvit_zoo.runtime.text import Progress, track
 
 
 def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

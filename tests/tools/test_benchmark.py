@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyvit_zoo.measure import speed as timing
+from tinyvit_zoo.measure import comparison as timing
 from tinyvit_zoo.measure.counting import peak_memory
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))

@@ -12,8 +12,7 @@ import timm
 from ..errors import ZooError, nearest
 from ..interpret import analyses
 from ..models import list_models
-from ..runtime.files import written_whole
-from ..runtime.picture import require_matplotlib, write_picture
+from ..runtime.files import require_matplotlib, write_picture, written_whole
 from ..runtime.text import table
 from ..runtime.world import join_world
 from ..weights.resolve import resolve

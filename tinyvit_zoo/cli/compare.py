@@ -9,7 +9,7 @@ from ..data.datasets import DATASETS
 from ..errors import ZooError
 from ..measure import comparison
 from ..recipes import RECIPES
-from ..runtime.picture import check_picture, write_picture
+from ..runtime.files import check_picture, write_picture
 from ..runtime.text import as_csv, table
 from ..runtime.world import join_world
 from ..training.cost import total_pflop

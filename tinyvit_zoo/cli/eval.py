@@ -10,10 +10,9 @@ import torch
 from ..data.sources import Source
 from ..errors import ZooError
 from ..measure.accuracy import ViewAverage, accuracy, check_catalogue, check_table, evaluate, plot_confusion
-from ..measure.bench import Bench, open_bench_source
-from ..measure.features import knn, probe, spread
+from ..measure.bench import Bench, knn, open_bench_source, probe, spread
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
-from ..runtime.picture import check_picture
+from ..runtime.files import check_picture
 from ..runtime.text import table
 from ..runtime.world import autocast_dtype, join_world
 from ..weights.resolve import resolve

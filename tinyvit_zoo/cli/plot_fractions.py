@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ZooError
-from ..runtime.picture import check_picture, new_figure, write_picture
+from ..runtime.files import check_picture, new_figure, write_picture
 from ..runtime.text import table
 
 NAME = 'plot-fractions'

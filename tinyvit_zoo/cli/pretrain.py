@@ -3,8 +3,7 @@ import argparse
 
 from ..errors import ZooError
 from ..recipes import PRETRAINING_PRESETS, Pretraining, find_pretraining
-from ..training.presets import pretraining_recipe, without_mirroring
-from ..training.train import train
+from ..training.train import pretraining_recipe, train, without_mirroring
 from ._options import add_options, in_world, with_options
 
 NAME = 'pretrain'

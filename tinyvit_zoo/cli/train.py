@@ -5,8 +5,7 @@ import dataclasses
 from ..errors import ZooError
 from ..recipes import Recipe, find_recipe
 from ..recipes.settings import override, parse_assignments
-from ..training.presets import finetuning_recipe, without_mirroring
-from ..training.train import pretraining_of, train, train_from_pretraining
+from ..training.train import finetuning_recipe, pretraining_of, train, train_from_pretraining, without_mirroring
 from ._options import add_options, in_world, with_options
 
 NAME = 'train'

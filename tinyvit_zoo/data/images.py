@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ..errors import ZooError
 from ..runtime.files import written_whole
-from ..runtime.progress import Progress
-from ..runtime.text import one_line
+from ..runtime.text import Progress, one_line
 
 EXTENSIONS = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 _logger = logging.getLogger(__name__)

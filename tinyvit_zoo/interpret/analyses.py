@@ -13,8 +13,7 @@ from ..data.sources import open_source
 from ..data.splits import Split, generator
 from ..errors import ZooError
 from ..measure.prediction import image_files
-from ..runtime.progress import Progress
-from ..runtime.text import one_line
+from ..runtime.text import Progress, one_line
 from ..weights.resolve import Loaded
 from . import attention, plots
 from .similarity import LEAST, feature_names, no_features, no_positions, position_similarity, similarity

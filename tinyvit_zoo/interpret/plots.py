@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime.picture import new_figure
+from ..runtime.files import new_figure
 from .attention import Maps, Pooling, Reach
 
 _BLUE, _GREY = '#2b6cb0', '#777777'

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.datasets import DATASETS
 from ..data.sources import Source
 from ..errors import ZooError
-from ..runtime.picture import new_figure, write_picture
+from ..runtime.files import new_figure, write_picture
 from ..runtime.text import table
 from ..runtime.world import World, autocast
 from ..weights import Weight, catalogue

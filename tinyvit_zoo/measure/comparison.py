@@ -1,24 +1,31 @@
 """Count and compare models by name: size, work, accuracy and speed, beside the figures of the papers."""
-from collections.abc import Sequence
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import timm
 import torch
+import torch.nn.functional as F
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.datasets import DATASETS
 from ..errors import ZooError
 from ..models import list_models
 from ..recipes import RECIPES
-from ..runtime.picture import new_figure
+from ..runtime.files import new_figure
 from ..runtime.text import one_line
+from ..runtime.world import cpu_name
+from ..version import __version__
 from ..weights import weight_of
 from ..weights.resolve import check_model, create_model
 from .counting import count, fvcore_macs, image_size, peak_memory
-from .speed import machine, make_step, rounds, summarise
 
 _BLUE = '#2b6cb0'
+Step = Callable[[], object]
 
 # Why a paper's figure differs from the count. A test checks each reason against every figure.
 NO_PRODUCTS = ("The paper leaves out attention's two products, q k^T and what the values are weighted with (and then "
@@ -207,3 +214,72 @@ def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) ->
     axes.margins(x=0.25)
     axes.grid(alpha=0.3)
     return figure
+
+
+# -- timing side by side: contenders take turns, so that a noisy machine affects all of them ---------------------------
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return the device, versions and date of a measurement."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
+    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'timm': timm.__version__,
+            'tinyvit_zoo': __version__, 'date': time.strftime('%Y-%m-%d')}
+
+
+def make_step(model: nn.Module, images: Tensor, train: bool, bf16: bool,
+              prepare: Callable[[Tensor], Tensor] = lambda images: images) -> Step:
+    """Return a function that passes a batch through `prepare` and the model; in training with loss and backward."""
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def inference() -> object:
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model(prepare(images))
+
+    def training() -> object:
+        x = prepare(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return loss
+
+    return training if train else inference
+
+
+def seconds(step: Step, device: torch.device) -> float:
+    """Time one call; on a GPU by its events, after the queue is empty."""
+    if device.type != 'cuda':
+        begun = time.perf_counter()
+        step()
+        return time.perf_counter() - begun
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    step()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def rounds(steps: dict[str, Step], device: torch.device, budget: float) -> dict[str, list[float]]:
+    """Time the contenders in turn for about `budget` seconds, 3 rounds or more, after two calls of warm-up."""
+    for step in steps.values():
+        step()
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
+        for name, step in steps.items():
+            times[name].append(seconds(step, device))
+    return times
+
+
+def summarise(times: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
+    """Return a row for each contender; ratios of speed are to the first of them, round by round."""
+    baseline = next(iter(times.values()))
+    rows = []
+    for name, values in times.items():
+        ratios = sorted(b / v for b, v in zip(baseline, values, strict=True))
+        rows.append({'contender': name, 'images_per_second': batch / statistics.median(values),
+                     'median_ms': 1e3 * statistics.median(values),
+                     'p95_ms': 1e3 * sorted(values)[math.ceil(0.95 * len(values)) - 1],
+                     'ratio': statistics.median(ratios), 'ratio_range': [ratios[0], ratios[-1]], 'rounds': len(values)})
+    return rows

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from ..data.images import ArrayImages
 from ..data.splits import Split, derived
 from ..errors import ZooError
-from ..runtime.picture import new_figure, write_picture
-from ..runtime.progress import track
-from ..runtime.text import one_line
+from ..runtime.files import new_figure, write_picture
+from ..runtime.text import one_line, track
 from .accuracy import evaluate
 from .bench import Bench
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt

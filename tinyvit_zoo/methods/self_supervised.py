@@ -13,8 +13,7 @@ from ..augment.spec import AugmentSpec
 from ..data.sources import Source
 from ..data.splits import draw
 from ..errors import ZooError, nearest
-from ..measure.bench import evaluation_batches
-from ..measure.features import extract, knn, spread
+from ..measure.bench import evaluation_batches, extract, knn, spread
 from ..models import require_plain
 from ..models.mae_lite import encoder_tensors
 from ..recipes import Pretraining

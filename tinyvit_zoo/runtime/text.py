@@ -1,10 +1,15 @@
-"""Text for people: one-line errors and tables."""
+"""Text for people: one-line errors, tables, and how far a long computation has come."""
 import csv
 import io
-from collections.abc import Container, Mapping, Sequence
+import sys
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import UnidentifiedImageError
+from tqdm.auto import tqdm
+
+LINE_SECONDS = 10.      # between two lines where no bar can be shown
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
@@ -32,3 +37,41 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(flat)
     return buffer.getvalue().rstrip()
+
+
+class Progress(tqdm):
+    """A tqdm bar on a terminal or in a notebook; elsewhere, with `lines`, a line on stderr every ten seconds."""
+
+    def __init__(self, total: int, title: str = '', unit: str = 'image', done: int = 0, quiet: bool = False,
+                 lines: bool = True) -> None:
+        super().__init__(total=total, desc=title, unit=unit, initial=done, leave=False, disable=quiet or None,
+                         position=0)    # of another bar's remains it takes no notice
+        self.title, self.first, self.done, self.lines = title, done, done, lines and not quiet and self.disable
+        self.begun = self.shown = time.monotonic()
+
+    # `clear` (tqdm's) erases the bar before a line is printed; the next `show` draws it again.
+    def show(self, done: int, note: str = '') -> None:
+        """Show that `done` of the total are done, with a short `note`."""
+        self.set_postfix_str(note, refresh=False)
+        self.update(done - self.done)
+        self.done = done
+        if self.lines and time.monotonic() - self.shown >= LINE_SECONDS:
+            self.shown = time.monotonic()
+            text = f'{self.title}: {done:,} of {self.total:,}{", " if note else ""}{note}{self.left()}'
+            print(text, file=sys.stderr, flush=True)
+
+    def left(self) -> str:
+        """Return ', 3 min left', from the speed so far; '' before the first and after the last."""
+        if not self.first < self.done < self.total:
+            return ''
+        seconds = (time.monotonic() - self.begun) / (self.done - self.first) * (self.total - self.done)
+        unit, name = next((u, n) for u, n in ((3600, 'h'), (60, 'min'), (0, 's')) if seconds >= 2 * u)
+        return f', {seconds / max(unit, 1):.0f} {name} left'
+
+
+def track(items: Any, title: str, unit: str, quiet: bool = False) -> Iterator[Any]:
+    """Yield items whose number is known, and show how many are done."""
+    with Progress(len(items), title, unit, quiet=quiet) as progress:
+        for done, item in enumerate(items, 1):
+            yield item
+            progress.show(done)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..errors import ZooError
 from ..recipes import BaseRecipe
-from ..runtime.files import write_whole
-from ..runtime.picture import new_figure, write_picture
-from ..runtime.progress import Progress
+from ..runtime.files import new_figure, write_picture, write_whole
+from ..runtime.text import Progress
 from ..runtime.world import machine
 from ..weights.resolve import read_recipe
 
