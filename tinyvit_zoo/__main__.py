@@ -10,7 +10,6 @@ def launch(argv: list[str] | None = None) -> int:
     if 'TORCHELASTIC_RUN_ID' not in os.environ:
         return main(argv)
     from torch.distributed.elastic.multiprocessing.errors import record
-
     return record(main)(argv) or 0
 
 

@@ -252,17 +252,14 @@ _WHOLE: tuple[dict[str, Any], ...] = dict(blur=1., solarize=0.), dict(blur=0.1, 
 
 
 class Views:
-    """Each argument is a size: pairs of a spec and of how many views it makes. Returns [V, B, C, H, W] for each.
-
-    Float batches come from the transform that `pillow` returns and are only unpacked.
-    """
+    """Each argument is a size: pairs of a spec and of how many views it makes. Returns [V, B, C, H, W] for each."""
 
     def __init__(self, *sizes: Sequence[tuple[int, AugmentSpec]]) -> None:
         self.specs = sizes
         self.sizes = [[(count, Augment(spec)) for count, spec in size] for size in sizes]
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        if images.dtype != torch.uint8:     # [B, V, C, H, W]
+        if images.dtype != torch.uint8:     # [B, V, C, H, W], from the transform of `pillow`
             return (images.transpose(0, 1),)
         return tuple(
             torch.cat([augment(images.repeat(count, 1, 1, 1), generator) for count, augment in size])

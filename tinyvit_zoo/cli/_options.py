@@ -117,7 +117,7 @@ def in_world(device: str, run: Callable[[World], object]) -> str:
         try:
             run(world)
         except Stopped as stop:
-            print(f'tinyvit-zoo: stopped by {signal.Signals(stop.number).name}; the checkpoint is written, --resume '
+            print(f'tinyvit-zoo: stopped by {signal.Signals(stop.args[0]).name}; the checkpoint is written, --resume '
                   f'continues.', file=sys.stderr)
-            raise SystemExit(128 + stop.number) from None
+            raise SystemExit(128 + stop.args[0]) from None
     return ''

@@ -82,7 +82,6 @@ def run(args: argparse.Namespace) -> str:
         def bench(spec: str, source: Source) -> Bench:
             loaded = resolve(spec).load(world.device, args.img_size)
             return Bench(loaded, source, args.split, world, dtype, args.batch_size)
-
         if args.all:
             return _check_catalogue(args, bench)
         source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)

@@ -162,7 +162,6 @@ def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor
 
     def work(place: int, i: int) -> None:
         target[place] = pixels_of(as_channels(images.read(i), channels), size)
-
     _for_each(images, indices.tolist(), work, 'decoding images', progress)
     return out
 
@@ -178,7 +177,6 @@ def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int],
             except Exception as e:  # every decoder has its own errors for a damaged file
                 failed.append(f'{images.name(i)} ({one_line(e)})')
         return failed
-
     bad: list[str] = []
     with ThreadPoolExecutor(cpu_count()) as pool:
         try:

@@ -105,7 +105,6 @@ def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
 
 def _open_torchvision(name: str, known: Torchvision, root: Path, args: Mapping[str, Any], download: bool) -> Split:
     from torchvision import datasets
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the pickles of CIFAR are older than NumPy 2

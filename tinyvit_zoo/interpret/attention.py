@@ -67,7 +67,6 @@ def watch_attention(layers: Sequence[Layer], see: Callable[[int, Tensor], None])
     """Call `see(index, logits)` for each of these layers in every forward pass inside."""
     def hook(index: int, attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(index, layer_logits(attn, *args, **kwargs))
-
     with ExitStack() as hooks:
         for index, layer in enumerate(layers):
             hooks.callback(layer.attention.register_forward_pre_hook(partial(hook, index), with_kwargs=True).remove)
@@ -147,7 +146,6 @@ def reach(model: Any, batches: Iterable[Tensor]) -> Reach:
         values = [distance_and_entropy(attention, apart).cpu().double().sum(1)
                   for attention in (patch_attention(logits, layer.prefix), uniform)]
         sums[index] = sums[index] + torch.cat(values)
-
     count = 0
     with watch_attention(layers, see):
         for images in batches:
@@ -202,7 +200,6 @@ def attention_maps(model: Any, images: Tensor, layer: int = -1, patch: tuple[int
             heads.append(logits.softmax(-1))
         if index in body:
             means[index] = logits.softmax(-1).mean(1)
-
     with watch_attention(layers, see):
         tokens = model.forward_features(images)
     chosen = layers[layer]

@@ -43,7 +43,6 @@ def see_features(model: Any, images: Tensor, see: Callable[[int, Tensor], None])
 
     def hook(index: int, layer: Layer, block: nn.Module, args: Any, output: Tensor) -> None:
         see(index, output[:, layer.prefix:] if output.ndim == 3 else output)
-
     with ExitStack() as hooks:
         for index, layer in enumerate(layers):
             hooks.callback(layer.block.register_forward_hook(partial(hook, index, layer)).remove)

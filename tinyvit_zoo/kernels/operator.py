@@ -44,7 +44,6 @@ def backward_of(
         def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
             grads = backward_op(grad.contiguous(), *ctx.saved_tensors, *ctx.values)
             return (*(grads if gradients > 1 else [grads]), *[None] * (ctx.inputs - gradients))
-
         op.register_autograd(backward, setup_context=save)
         return backward_op
     return define

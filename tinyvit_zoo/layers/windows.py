@@ -115,7 +115,6 @@ def attend_in_windows(qkv: Tensor, temperature: Optional[Tensor], table: Tensor,
             if qkv.numel() >= _OPERATOR_FROM:
                 return window_attention(qkv.flatten(1, 2), temperature, bias, order, place).view(*qkv.shape[:3], -1)
             fused = False
-
     windows = qkv.flatten(1, 2).index_select(1, order).unflatten(1, [-1, window * window])
     q, k, v = windows.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each [B, windows, heads, N, D]
     q = q * temperature.to(q.dtype)[:, None, None]

@@ -55,10 +55,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
 
 
 class ViewAverage(nn.Module):
-    """A classifier whose logits are averaged over views of each image.
-
-    'flip': as it is and mirrored; 'shift': as it is and moved by a pixel to either corner; 'flip+shift': all six.
-    """
+    """Average logits over views. 'flip': mirrored too; 'shift': moved by a pixel to either corner too; both: six."""
 
     def __init__(self, model: Any, views: str) -> None:
         super().__init__()
@@ -110,7 +107,6 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     """Plot true classes (rows) against predicted ones, each row in percent of its images."""
     # colours by the square root of the share, else mistakes would be too faint beside the diagonal
     from matplotlib.colors import PowerNorm
-
     counts = np.array(confusion, dtype=float)
     shares = 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
     size = min(max(4.5, 0.62 * len(names)), max(16, 0.12 * len(names)), 24)     # inches

@@ -197,7 +197,6 @@ def _fit(x: Tensor, labels: Tensor, start: Tensor, strength: float) -> Tensor:
         loss = F.cross_entropy(logits, labels) + strength / 2 * weights[:-1].square().sum()
         loss.backward()
         return loss
-
     with torch.enable_grad():
         optimizer.step(closure)
     return weights.detach()

@@ -240,7 +240,6 @@ def make_step(model: nn.Module, images: Tensor, train: bool, bf16: bool,
         loss.backward()
         model.zero_grad(set_to_none=True)
         return loss
-
     return training if train else inference
 
 

@@ -229,7 +229,6 @@ def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int
 
     def handle(formula: Any) -> Any:
         return lambda inputs, outputs: formula(*map(get_shape, inputs), out_val=None) // 2
-
     handles = {str(op).replace('.', '::'): handle(f) for op, f in flop_registry.items() if 'tinyvit_zoo.' in str(op)}
     handles['aten::scaled_dot_product_attention'] = handle(flop_registry[_efficient])
     images = _zeros(model.parameters(), 1, *image_size(model, input_size))

@@ -36,7 +36,6 @@ def corruption_figures(bench: Bench, folder: Path | None = None) -> dict[str, An
     def error(batches: Any) -> float:
         normalized = ((bench.normalize(images), labels) for images, labels in batches)
         return 100 - evaluate(bench.loaded.model, normalized, bench.world, bench.dtype)['top1']
-
     clean = error(images)
     errors: dict[str, list[float]] = {name: [] for name in names}
     pairs = [(name, severity) for name in names for severity in _SEVERITIES]

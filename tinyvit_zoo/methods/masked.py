@@ -65,7 +65,6 @@ class MaskedModel(Method):
         for unused in (encoder.get_classifier(), getattr(encoder, 'attn_pool', None)):
             if isinstance(unused, nn.Module):  # nothing here trains it
                 unused.requires_grad_(False)
-
         self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_dim, **dd)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim, **dd))
         self.decoder_blocks = nn.Sequential(*[

@@ -150,10 +150,7 @@ class SelfDistillation(Method):
 
 
 def loss_of_pairs(targets: Tensor, guesses: Tensor) -> Tensor:
-    """Average the cross-entropy over pairs of different views.
-
-    `targets` [T, B, K]: the teacher's probabilities for the first views; `guesses` [V, B, K]: the student's logs.
-    """
+    """Average the cross-entropy over pairs of different views: probabilities [T, B, K] with logs [V, B, K]."""
     with without_autocast(targets.device):
         pairs = targets.flatten(1) @ guesses.flatten(1).T  # [T, V]
     others = pairs.sum() - pairs.diagonal().sum()

@@ -93,8 +93,6 @@ class Supervised(Task):
             average_(self.average, self.network, min(self.recipe.ema, self.steps / (self.steps + 10)))
 
     def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
-        if self.recipe.keep == 'best' and source.val is None:
-            raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
         self.batches = {name: partial(evaluation_batches, split, 2 * self.recipe.batch_size, self.cfg, self.world,
                                       **loading)
                         for name, split in (('val', source.val), ('test', source.test)) if split is not None}
@@ -228,8 +226,7 @@ def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of the softened outputs; times the squared temperature, so that gradients keep size.
-    """
+    """Kullback-Leibler divergence of softened outputs, times the squared temperature, so that gradients keep size."""
     student, target = ((x / temperature).log_softmax(1) for x in (logits, teacher))
     return F.kl_div(student, target, reduction='batchmean', log_target=True) * temperature ** 2
 

@@ -184,7 +184,6 @@ def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
     head = (f'{cfg["classifier"]}.weight', f'{cfg["classifier"]}.bias')
     dropped = head if model.num_classes != cfg['num_classes'] else ()
     stem = f'{cfg["first_conv"]}.weight' if model.in_chans != cfg['input_size'][0] else ''
-
     problems = [f'{name} is missing' for name in own if name not in tensors and name not in dropped]
     problems += [f'{name} is not part of it' for name in tensors if name not in own and name not in head]
     if not dropped:

@@ -32,10 +32,7 @@ _PLAIN = 'mae_vit_*, mae_lite_*, ssl_vit*, vit_lite*, cvt_*, sl_vit* or plain_vi
 
 
 def encode(model: Any, images: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Return the tokens after the final norm [B, prefix + K, D], class token first.
-
-    `keep`: indices of patches [B, K], row by row from 0, in the order of the output; None: all.
-    """
+    """Return the tokens after the final norm [B, prefix + K, D], class token first; `keep`: the patches [B, K]."""
     require_plain(model)
     if isinstance(model, VisionTransformer):
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
@@ -96,7 +93,6 @@ def record(model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] 
 
     def keep_logits(index: int, attn: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         seen.logits[index] = attention_logits(attn, args[0], **kwargs)
-
     with ExitStack() as hooks:
         for index in inputs:
             hooks.callback(_block(model, index).register_forward_pre_hook(partial(keep_input, index)).remove)

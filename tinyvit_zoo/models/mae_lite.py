@@ -182,10 +182,7 @@ def build_vision(variant: str, pretrained: bool, model_cls: Any, filter_fn: Filt
 
 
 def timm_export(model: Any) -> dict[str, Any]:
-    """Return arguments of timm's `save_for_hf` and `push_to_hf_hub` that let timm load the model without the zoo.
-
-        timm.models.save_for_hf(model, folder, **timm_export(model))
-    """
+    """Return arguments for timm: `save_for_hf(model, folder, **timm_export(model))`, to be loaded without the zoo."""
     if type(model) is not VisionTransformer:
         raise ZooError(f"{type(model).__name__} is not timm's: export it under its own name, without timm_export.")
     architecture = 'vit_small_patch16_224' if model.embed_dim == 384 else 'vit_tiny_patch16_224'

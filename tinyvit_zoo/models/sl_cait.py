@@ -177,7 +177,6 @@ class LocalCaiT(LateClassToken):
 
         def attention(mask: str) -> MixedAttention:
             return MixedAttention(embed_dim, num_heads, head_dim, lsa, mask, attn_drop_rate, proj_drop_rate, **dd)
-
         self.num_heads, self.inner_dim = num_heads, num_heads * head_dim
         self.blocks = nn.Sequential(*[
             MixedBlock(embed_dim, attention(lsa_mask if lsa else ''), mlp_hidden, proj_drop_rate, drop_path_rate,

@@ -75,7 +75,6 @@ class LocalPiT(StagedTransformer):
         self.spt, self.embed_dims = spt, embed_dims
         tokenizer = (ShiftedPatchTokenization if spt else PatchTokenization)(in_chans, embed_dims[0], patch_size, **dd)
         self._init_tokens(tokenizer, embed_dims[0], pos_drop_rate, **dd)
-
         pools = [nn.Identity(), *(Pool(a, b, spt, **dd) for a, b in itertools.pairwise(embed_dims))]
         self.stages: Any = nn.Sequential(*[
             Stage([

@@ -93,7 +93,6 @@ class LocalSwin(StagedTransformer):
         self._check_size(self.img_size)
         tokenizer = (ShiftedPatchTokenization if spt else ConvTokenizer)(in_chans, embed_dim, patch_size, **dd)
         self._init_tokens(tokenizer, embed_dim, pos_drop_rate, pos_embed, **dd)
-
         merging = ShiftedMerging if spt else Merging
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.layers: Any = nn.Sequential()

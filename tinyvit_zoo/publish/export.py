@@ -163,7 +163,6 @@ def _quantize(path: Path) -> None:
     """Quantize linear weights to 8 bits by channel, activations dynamically; convolutions, attention stay float32."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
-
     graph = onnx.load(path)
     del graph.graph.value_info[:]   # torch noted them before it transposed weights; the quantiser trips
     try:
@@ -179,7 +178,6 @@ def load_exported(path: Path) -> Function:
     if path.suffix == '.pt2':
         return torch.export.load(path).module()
     import onnxruntime
-
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
 

@@ -1,13 +1,9 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
+# ruff: noqa: F401
 from ..errors import ZooError, nearest
 from . import compact, fast_cnn, mae_lite, mae_small, spt_lsa, ssl_small
 from .base import BaseRecipe, Pretraining, Recipe
 from .presets import FINETUNING_PRESET, PRETRAINING_PRESETS
-
-__all__ = [
-    'FINETUNING_PRESET', 'PRETRAININGS', 'PRETRAINING_PRESETS', 'RECIPES', 'BaseRecipe', 'Pretraining', 'Recipe',
-    'find_pretraining', 'find_recipe',
-]
 
 RECIPES = {
     recipe.name: recipe

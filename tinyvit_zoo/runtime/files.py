@@ -58,7 +58,6 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any
     """Make a figure of `size` inches; return it and its axes [rows, columns]."""
     require_matplotlib()
     from matplotlib.figure import Figure
-
     figure = Figure(figsize=size, layout='constrained')
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 

@@ -35,9 +35,7 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        if self.size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)))
+        return bool(self.sum(torch.tensor(float(flag), device=self.device))) if self.size > 1 else flag
 
     def gather(self, value: Any) -> list[Any]:
         """Return the value of each process, on every process."""

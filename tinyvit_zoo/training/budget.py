@@ -40,13 +40,9 @@ class Pace:
 
 def fit_epochs(recipe: AnyRecipe, given: Mapping[str, Any], cost: Callable[[AnyRecipe], float], limit: float,
                ) -> AnyRecipe | None:
-    """Return the recipe with the most epochs that cost no more than `limit`; None where one alone costs more.
-
-    The schedule scales with them, but for the fields that were `given`.
-    """
+    """Return the recipe with the most epochs within `limit`, the fields not `given` scaled; None if one costs more."""
     def of(epochs: int) -> AnyRecipe:
         return override(recipe, {**given, 'epochs': epochs})
-
     low, high = 0, 1
     while cost(of(high)) <= limit:
         low, high = high, 2 * high
@@ -68,10 +64,7 @@ def fit_pflop(recipe: AnyRecipe, options: Any, cost: Callable[[AnyRecipe], float
 
 def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[Run], Loop],
                 finish: Callable[[Loop], Any], begun: float) -> AnyRecipe:
-    """Return the recipe with the epochs that fit in `options.minutes` since `begun`, all that a run does included.
-
-    A loop is built, takes some steps, evaluates, saves and finishes, in a folder that is removed.
-    """
+    """Return the recipe with the epochs that fit in `options.minutes` since `begun`, all that a run does included."""
     pace, limit = Pace(), 60 * _AIM * options.minutes
 
     def seconds(changed: Any) -> float:
@@ -86,7 +79,6 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
             if world.any(taken > 60 * _REPEATED * options.minutes):
                 break
         return taken
-
     shortest = override(recipe, {**options.given, 'epochs': 1})
     place = next(path for path in options.output.absolute().parents if path.is_dir())
     with ExitStack() as stack, keep_freed_memory(world.device):

@@ -27,11 +27,7 @@ _CHECK_EVERY = 20  # steps between two checks that need the host or the other pr
 
 
 class Stopped(Exception):
-    """A signal ended the run, after its checkpoint was written."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """A signal ended the run, after its checkpoint was written. Its argument is the signal's number."""
 
 
 class Loop:
@@ -74,7 +70,8 @@ class Loop:
                 self.epoch, self.batch, self.losses, self.checked, self.seconds = self.epoch + 1, 0, [], 0, 0.
                 if self._due(caught, always=True) or self.epoch == self.recipe.total_epochs:
                     self.save()
-                _raise_if(caught)
+                if caught:
+                    raise Stopped(caught[0])
 
     def _train_epoch(self, caught: list[int]) -> None:
         self.task.network.train()
@@ -86,7 +83,8 @@ class Loop:
             self.seconds += time.monotonic() - start
             if self.batch < len(self.batches) and self._due(caught):
                 self.save()
-                _raise_if(caught)
+                if caught:
+                    raise Stopped(caught[0])
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         recipe, parts = self.recipe, self.recipe.accumulate
@@ -205,15 +203,9 @@ def _signals() -> Iterator[list[int]]:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
-
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _raise_if(caught: list[int]) -> None:
-    if caught:
-        raise Stopped(caught[0])

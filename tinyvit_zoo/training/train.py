@@ -76,7 +76,6 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     if options.resume and isinstance(recipe, Pretraining) and result.exists():  # a chain goes on to its second stage
         run.say(f'{recipe.name} is finished: {run.folder}.')
         return json.loads(result.read_text(encoding='utf-8'))
-
     batches = batches or training_batches(task, options, source)
     loop = make_loop(task, batches, options, source, run)
     if options.resume:
@@ -138,7 +137,6 @@ def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: W
 
     def finish(loop: Loop) -> None:
         _finish(loop.task, options, source, loop.run)
-
     recipe = fit_minutes(recipe, options, world, build, finish, begun)
     check_recipe(recipe)
     return recipe, batches
