@@ -23,8 +23,7 @@ MAE_C10 = Pretraining(
           'and the decoder are chosen.',
     img_size=36, epochs=4000, batch_size=1024, lr=6e-4, betas=(0.9, 0.95), weight_decay=0.05, warmup_epochs=400,
     crop_scale=(0.6, 1.), crop_interpolation='bicubic')
-MAE_C100 = replace(
-    MAE_C10, name='mae_vit_c100.c100_mae', dataset='c100', about='As on CIFAR-10, on CIFAR-100.')
+MAE_C100 = replace(MAE_C10, name='mae_vit_c100.c100_mae', dataset='c100', about='As on CIFAR-10, on CIFAR-100.')
 
 RECIPES = [MAE_VIT_C10, MAE_VIT_C100]
 PRETRAININGS = [MAE_C10, MAE_C100]
