@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {  # test files without a file of the package, and their subject
-    'layers/test_sl_layers.py': 'the layers of SPT/LSA: layers/shifted.py, locality.py, merging.py',
+    'layers/test_sl_layers.py': 'the layers of SPT/LSA: shifted.py, attention.py, windows.py of layers/',
     'models/test_contract.py': 'the demands of timm on every family',
     'publish/test_hub_client.py': 'huggingface_hub and the Hub of the tests',
     'training/test_every_recipe.py': 'recipes/, all of them, by the loop of training/',

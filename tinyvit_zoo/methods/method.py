@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..augment.batched import OneView, Views
 from ..augment.spec import AugmentSpec
+from ..augment.views import OneView, Views
 from ..data.sources import Source
 from ..errors import ZooError
 from ..recipes import BaseRecipe

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ..augment.batched import Views, contrastive_views
 from ..augment.spec import AugmentSpec
+from ..augment.views import Views, contrastive_views
 from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..recipes.ranges import FROM_1, POSITIVE, SHARE

@@ -15,8 +15,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from ..augment.batched import Views, low_resolution_views
 from ..augment.spec import AugmentSpec
+from ..augment.views import Views, low_resolution_views
 from ..models import image_size
 from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
 from ..runtime.world import without_autocast

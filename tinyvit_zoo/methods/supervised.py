@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from ..augment.batched import Augment, Mix, OneView
+from ..augment.batched import Augment, Mix
 from ..augment.spec import AugmentSpec
+from ..augment.views import OneView
 from ..data.sources import Source
 from ..data.splits import generator
 from ..errors import ZooError

@@ -11,9 +11,10 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
-from tinyvit_zoo.augment.batched import Augment, Views, contrastive_views, low_resolution_views
+from tinyvit_zoo.augment.batched import Augment
 from tinyvit_zoo.augment.ops import Op
 from tinyvit_zoo.augment.spec import AugmentSpec
+from tinyvit_zoo.augment.views import Views, contrastive_views, low_resolution_views
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
 JITTERS = {Op.BRIGHTNESS: TF.adjust_brightness, Op.CONTRAST: TF.adjust_contrast, Op.COLOR: TF.adjust_saturation,
