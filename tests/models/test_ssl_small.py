@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tinyvit_zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.kernels import window_attention
-from tinyvit_zoo.layers import WindowAttention, shifted, table_on_grid, window_mask, windows
+from tinyvit_zoo.layers import WindowAttention, position, table_on_grid, window_mask, windows
 from tinyvit_zoo.measure import counting
 from tinyvit_zoo.models.ssl_small import checkpoint_filter_fn
 from tinyvit_zoo.weights import catalogue
@@ -146,7 +146,7 @@ def test_a_full_view_is_unchanged_by_any_of_it(name: str, monkeypatch: pytest.Mo
     model = timm.create_model(name, **SHALLOW[name]).eval()
     x = torch.randn(2, 3, 32, 32)
     assert model._positions(x) is model.pos_embed
-    monkeypatch.setattr(shifted, 'resample_abs_pos_embed', fail)
+    monkeypatch.setattr(position, 'resample_abs_pos_embed', fail)
     model(x)
     for side in (16, 8, 4):
         assert not window_mask(x, side, side, 4, 0, False).any()

@@ -14,11 +14,12 @@ from joint_cases import encoder_of
 from training_cases import assert_same_bits, stop_at, weights, write_npz
 
 from tinyvit_zoo.augment.spec import AugmentSpec
+from tinyvit_zoo.cli import pretrain
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.methods import MoCoV3, SelfSupervised
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, PRETRAININGS, RECIPES, find_pretraining
-from tinyvit_zoo.training import run_dir, train
+from tinyvit_zoo.training import run_dir
 from tinyvit_zoo.training.optimizer import learning_rate, weight_decay
 from tinyvit_zoo.training.train import check_recipe
 
@@ -116,7 +117,7 @@ def test_the_teacher_is_kept_and_fine_tunes(data: str, finished: Callable[[str],
 
 def test_images_of_digits_are_not_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flips: list[float] = []
-    monkeypatch.setattr(train, 'train', lambda recipe, options, world: flips.append(recipe.flip))
+    monkeypatch.setattr(pretrain, 'train', lambda recipe, options, world: flips.append(recipe.flip))
     for source, more in (('digits', []), ('digits', ['--flip', '0.3']), ('cifar10:x', [])):
         assert run('moco_v3', source, tmp_path, *more) == 0
     assert flips == [0., 0.3, 0.5]
