@@ -49,7 +49,9 @@ class Run:
             write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
             return
         written = read_recipe(self.folder)
-        written['recipe'] |= {key: wanted['recipe'][key] for key in ('about', 'published')}    # decide no weights
+        newer = {f.name: f.default for f in dataclasses.fields(recipe) if f.default is not dataclasses.MISSING}
+        same = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decide no weights
+        written['recipe'] = {**json.loads(json.dumps(newer)), **written['recipe'], **same}
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is a run of another recipe ({"; ".join(changes)}): choose another --output.')
