@@ -88,7 +88,7 @@ def test_a_changed_recipe_is_not_described_as_the_one_it_was(tmp_path: Path) -> 
                  '--img-size', '8', '--epochs', '1', '--batch-size', '256',
                  '--model-args', "{'pos_embed': 'none'}"]) == 0
     card = (tmp_path / 'run' / 'card.md').read_text()
-    assert 'epochs 40 -> 1' in card and 'images c10 -> digits' in card and 'an hour' not in card
+    assert 'epochs 64 -> 1' in card and 'images c10 -> digits' in card and 'an hour' not in card
     snippet = card.partition('```python')[2].partition('```')[0]
     namespace: dict = {}
     exec(snippet.replace("'weights.safetensors'", repr(str(tmp_path / 'run' / 'weights.safetensors'))), namespace)
