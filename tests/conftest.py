@@ -17,6 +17,14 @@ with contextlib.suppress(ImportError):
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(scope='session')
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A source of small images of four classes."""
+    from training_cases import write_npz
+
+    return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

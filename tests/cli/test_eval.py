@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
-from training_cases import run as run_training, write_npz
+from training_cases import run as run_training
 
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.measure.bench import Bench
@@ -44,11 +44,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Run:
         assert code == 2 and out == '' and err.count('\n') == 1 and err.startswith('tinyvit-zoo: ')
         return err
     return run_command
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_cases import assert_same_bits, read_checkpoint, run, stop_at, weights, write_npz
+from training_cases import assert_same_bits, read_checkpoint, run, stop_at, weights
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.methods.supervised import Teacher, distillation_loss, size_at, whiten_first_conv
@@ -18,11 +18,6 @@ from tinyvit_zoo.training.run_dir import checkpoints
 from tinyvit_zoo.weights import save_weights
 
 CPU = torch.device('cpu')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
 
 
 @pytest.fixture(scope='module')
@@ -84,6 +79,8 @@ def test_a_student_is_trained_and_resumed_to_the_same_bits(
     (['--teacher', 'no_model'], 'There is no model'),
     (['--sizes', '(24, 32)'], r'its last must be img_size, 16'),
     (['--sizes', '(0, 16)'], 'sizes is 0'),
+    (['--sizes', '(12.5, 16)'], 'cannot take images of 12.5 pixels'),
+    (['--sizes', '16'], r'expected a value like \(24, 28, 32\)'),
     (['--whiten', 'true', '--from-weights', 'cct_2_3x2.digits'], 'give one of the two'),
 ])
 def test_bad_values_are_one_line_and_leave_nothing(

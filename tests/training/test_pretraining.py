@@ -29,11 +29,6 @@ SETTINGS = [*PLAIN, '--epochs', '2', '--batch-size', '16', '--warmup-epochs', '1
             '--method-args', "{'decoder_dim': 24}"]
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
-
-
 def run(*argv: str) -> int:
     torch.set_num_threads(1)
     try:

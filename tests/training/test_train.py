@@ -47,11 +47,6 @@ PLAIN = ['--opt', 'sgd', '--epochs', '2', '--flip', '0', '--crop-padding', '0', 
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
-
-
-@pytest.fixture(scope='module')
 def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
     output = tmp_path_factory.mktemp('run') / 'whole'

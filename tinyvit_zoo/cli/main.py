@@ -1,7 +1,7 @@
 """The command `tinyvit-zoo`: a list of commands, and one way to report errors.
 
-A command is a module with NAME, SUMMARY, EXAMPLES (one a line), `add(parser)`, and `run(args)`, which imports the slow
-libraries and returns the text to print.
+A command is a module with NAME, SUMMARY, EXAMPLES (one a line), `add(parser)`, and `run(args)`, which returns the text
+to print.
 """
 import argparse
 import os

@@ -180,7 +180,7 @@ def check_sizes(model: Any, recipe: Recipe) -> None:
     for size in recipe.sizes:
         try:
             model(torch.zeros(2, model.in_chans, size, size, device='meta'))
-        except (RuntimeError, ValueError, AssertionError, ZooError) as e:
+        except (RuntimeError, TypeError, ValueError, AssertionError, ZooError) as e:
             raise ZooError(f'{recipe.model} cannot take images of {size} pixels, of sizes {recipe.sizes} '
                            f'({one_line(e)}): give others.') from e
 

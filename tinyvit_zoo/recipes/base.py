@@ -97,7 +97,7 @@ class Recipe(BaseRecipe):
     teacher: str = ''                   # distil its logits: NAME[.TAG] of the zoo or timm, NAME=FILE, a run directory
     distill_weight: float = limited(0.9, SHARE)  # of the teacher's loss; the labels' has the rest
     temperature: float = limited(2., POSITIVE)  # of both softmaxes in the teacher's loss
-    whiten: bool = False                # begin the first convolution with the whitening filters of training patches
+    whiten: bool = False                # fix the first convolution to filters that whiten training patches
     sizes: tuple[int, ...] = ()         # image sizes over the training, in equal parts: (24, 28, 32); () is img_size
     # the weights kept: 'last', 'ema', or 'best' of a validation split
     keep: str = limited('last', Choice(('last', 'ema', 'best')))

@@ -1,4 +1,4 @@
-"""A small convolutional network (arXiv 2404.00498): the baseline at the same cost, and the teacher of our recipes."""
+"""A small convolutional network (arXiv 2404.00498): the baseline at the same cost, or a teacher."""
 from dataclasses import replace
 
 from .base import Recipe

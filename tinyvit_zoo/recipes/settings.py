@@ -10,7 +10,7 @@ from ..errors import ZooError, nearest
 from . import FINETUNING_PRESET, BaseRecipe, Pretraining, Recipe
 
 _FIXED = ('name', 'about', 'published', 'method')       # fields that no option overrides
-_EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4}
+_EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4, 'sizes': (24, 28, 32)}
 _BOOLS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
 AnyRecipe = TypeVar('AnyRecipe', bound=BaseRecipe)
 
