@@ -1,6 +1,8 @@
 """A training in a given time: the epochs that fit, and the bits of a run that was given them."""
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -60,6 +62,15 @@ def test_minutes_choose_epochs_that_repeat_the_run(
     assert _recipe(tmp_path / 'again') == recipe
     assert_same_bits(tmp_path / 'timed', tmp_path / 'again')
     assert main([*timed, '--minutes', '9', '--resume']) == 0 and _recipe(tmp_path / 'timed') == recipe
+
+
+def test_the_epochs_fill_the_minutes(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six steps of a second each, and a clock that stands still for all the rest."""
+    now, timed = time.monotonic(), budget._seconds_a_step
+    monkeypatch.setattr(budget, 'time', SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(budget, '_seconds_a_step', lambda loop, least: timed(loop, 0.) + 1.)
+    assert main([*TRAIN, *data, '--output', str(tmp_path / 'run'), '--minutes', '1']) == 0
+    assert _recipe(tmp_path / 'run')['epochs'] == 10
 
 
 def test_pflop_choose_epochs(data: list[str], tmp_path: Path) -> None:
