@@ -118,7 +118,7 @@ def recipe_text(name: str) -> str:
     weight = catalogue().get(name)
     lines.append(f'cost: {training_cost(name)}')
     if not (weight and weight.trained):
-        lines.append('weights: none of ours, nobody ran it yet')
+        lines.append('weights: none of ours yet')
     elif (figures := weight.measured) and (run := weight.trained):
         lines += [f'measured: {figures["top1"]:.2f} % of {figures["images"]:,} {figures["on"]}; '
                   f'{run["minutes"]:g} minutes on {run["machine"]}']
