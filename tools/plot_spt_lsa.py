@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from tinyvit_zoo.layers import attend_locally, cut_patches, shift_diagonally
+from tinyvit_zoo.layers import attend, attend_locally, cut_patches, shift_diagonally
 from tinyvit_zoo.runtime.files import new_figure, write_picture
 
 SIZE, PATCH = 64, 8  # of sl_vit_64
@@ -82,8 +82,8 @@ def attention(image: Tensor, factor: float, masked: bool) -> Tensor:
     values = torch.eye(len(q), q.shape[1])
     qkv = torch.stack([q, q, values], dim=1)[None, :, :, None]
     scale = factor * 8 / q.shape[1]  # logits: 8 times the correlation of two patches
-    temperature = torch.tensor([scale]) if masked else None
-    return attend_locally(qkv, temperature, scale, 0.)[0, :, :len(q)]
+    attended = attend_locally(qkv, torch.tensor([scale]), 0.) if masked else attend(qkv, scale, 0.)
+    return attended[0, :, :len(q)]
 
 
 def plot_attention(image: Tensor, path: Path) -> None:

@@ -149,14 +149,12 @@ def test_no_nan_forward_or_backward(dtype: torch.dtype, tokens: int, path: str) 
         torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize('lsa', [True, False])
-def test_the_operator_is_the_formula(lsa: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_operator_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and every gradient, the temperatures' too, in several pieces."""
     monkeypatch.setattr(layers, 'locality_attention_is_faster', lambda qkv: True)
     monkeypatch.setattr(attention, '_SCORE_BYTES', 2 * 9 * 9 * 8)
-    layer = LocalityAttention(12, 3, 4, lsa, dtype=torch.float64)
-    if lsa:
-        nn.init.normal_(layer.temperature)
+    layer = LocalityAttention(12, 3, 4, dtype=torch.float64)
+    nn.init.normal_(layer.temperature)
     x, weight = torch.randn(5, 9, 12, dtype=torch.float64, requires_grad=True), torch.randn(5, 9, 12).double()
     results = []
     for fused in (True, False):
@@ -179,7 +177,7 @@ def test_which_attention_is_taken(batch: int, tokens: int, dtype: torch.dtype, b
 
 def test_the_operators_are_registered_right() -> None:
     qkv, temperature = torch.randn(2, 4, 3, 2, 4, requires_grad=True), torch.ones(2, requires_grad=True)
-    torch.library.opcheck(torch.ops.tinyvit_zoo.locality_attention.default, (qkv, temperature, True))
+    torch.library.opcheck(torch.ops.tinyvit_zoo.locality_attention.default, (qkv, temperature))
 
 
 def test_dropout_drops_attention_weights() -> None:

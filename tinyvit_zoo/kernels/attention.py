@@ -1,4 +1,4 @@
-"""Attention in pieces that stay in the cache: with dropout, and without it plain or as locality attention.
+"""Attention in pieces that stay in the cache: with dropout, and locality attention without it.
 
 `scaled_dot_product_attention` has no fused CPU kernel for dropout: its plain formula moves every [N, N] matrix through
 memory several times, and drawing the mask takes longer than the products. The operators here process a few images of
@@ -37,11 +37,11 @@ def _product(a: Tensor, b: Tensor, scale: float = 1., out: Optional[Tensor] = No
     return result if out is None else out.copy_(result)
 
 
-def _probabilities(q: Tensor, k: Tensor, scale: float, diagonal: Optional[float] = None) -> Tensor:
-    """Return softmax(scale * q k^T) of [b, N, D] tensors, the scores' diagonal set to `diagonal`."""
+def _probabilities(q: Tensor, k: Tensor, scale: float, masked: bool = False) -> Tensor:
+    """Return softmax(scale * q k^T) of [b, N, D] tensors; `masked`: without the scores' diagonal."""
     scores = _product(q, k.transpose(1, 2), scale)
-    if diagonal is not None:
-        scores.diagonal(dim1=1, dim2=2).fill_(diagonal)
+    if masked:
+        scores.diagonal(dim1=1, dim2=2).fill_(diagonal_value(scores.dtype))
     return scores.softmax(-1)
 
 
@@ -117,21 +117,21 @@ def locality_attention_is_faster(qkv: Tensor) -> bool:
 
 
 @operator('locality_attention', lambda qkv, *_: qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]), _flops)
-def locality_attention(qkv: Tensor, temperature: Tensor, masked: bool) -> Tensor:
-    """Attend [B, N, 3, H, D] -> [B, N, H, D] with temperatures [H]; `masked`: no token attends to itself."""
-    temperatures, diagonal = temperature.tolist(), diagonal_value(qkv.dtype) if masked else None
+def locality_attention(qkv: Tensor, temperature: Tensor) -> Tensor:
+    """Attend [B, N, 3, H, D] -> [B, N, H, D] with temperatures [H]; no token attends to itself."""
+    temperatures = temperature.tolist()
     out, (q, k, v) = qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:]), qkv.unbind(2)
     with torch.autocast('cpu', enabled=False):
         for piece in _pieces(qkv):
-            attn = _probabilities(q[piece].contiguous(), k[piece].contiguous(), temperatures[piece[2]], diagonal)
+            attn = _probabilities(q[piece].contiguous(), k[piece].contiguous(), temperatures[piece[2]], masked=True)
             _product(attn, v[piece], out=out[piece])
     return out
 
 
 @backward_of(locality_attention, 'locality_attention', _backward_flops, gradients=2)
-def locality_attention_backward(grad: Tensor, qkv: Tensor, temperature: Tensor, masked: bool) -> Tuple[Tensor, Tensor]:
+def locality_attention_backward(grad: Tensor, qkv: Tensor, temperature: Tensor) -> Tuple[Tensor, Tensor]:
     """Return the gradients of qkv, packed like qkv, and of the temperatures."""
-    temperatures, diagonal = temperature.tolist(), diagonal_value(qkv.dtype) if masked else None
+    temperatures = temperature.tolist()
     grad_qkv = torch.empty_like(qkv)
     grad_temperature = torch.zeros_like(temperature, dtype=torch.promote_types(qkv.dtype, torch.float32))
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), grad_qkv.unbind(2)
@@ -139,7 +139,7 @@ def locality_attention_backward(grad: Tensor, qkv: Tensor, temperature: Tensor, 
         for piece in _pieces(qkv):
             g, queries, keys = (x[piece].contiguous() for x in (grad, q, k))  # each is read twice
             head, scale = piece[2], temperatures[piece[2]]
-            attn = _probabilities(queries, keys, scale, diagonal)
+            attn = _probabilities(queries, keys, scale, masked=True)
             d_attn = torch.bmm(g, v[piece].transpose(1, 2))
             d_score = torch._softmax_backward_data(d_attn, attn, -1, attn.dtype)
             _product(attn.transpose(1, 2), g, out=dv[piece])
