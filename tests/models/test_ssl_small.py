@@ -19,7 +19,7 @@ from tinyvit_zoo.kernels import window_attention
 from tinyvit_zoo.layers import WindowAttention, position, table_on_grid, window_mask, windows
 from tinyvit_zoo.measure import counting
 from tinyvit_zoo.models.ssl_small import checkpoint_filter_fn
-from tinyvit_zoo.weights import catalogue
+from tinyvit_zoo.weights import catalogue, fetch
 
 KINDS = ['vit', 'swin', 'cait']
 NAMES = [f'ssl_{kind}{size}' for kind in KINDS for size in ('', '_64')]
@@ -313,7 +313,8 @@ def test_an_encoder_for_other_classes_sizes_and_channels(kind: str, tmp_path: Pa
 
 @torch.no_grad()
 def test_a_download_with_a_namespace_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm reads an address by itself, and refuses what is no tensor."""
+    """The namespace of options beside the tensors is inert."""
+    monkeypatch.setattr(fetch, '_SCHEMES', ('file',))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     torch.save(checkpoint('vit'), tmp_path / 'there.pth')
     overlay = dict(url=(tmp_path / 'there.pth').as_uri())

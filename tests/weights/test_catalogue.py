@@ -23,7 +23,7 @@ from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.measure.accuracy import wilson
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
-from tinyvit_zoo.weights import Weight, catalogue, save_weights
+from tinyvit_zoo.weights import Weight, catalogue, fetch, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER, default_first
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
@@ -134,7 +134,8 @@ def promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
         else:
             monkeypatch.setattr(module, 'FOLDER', tmp_path)
         monkeypatch.setattr(module, 'catalogue', lambda: {ENTRY['name']: weight(entry)})
-        monkeypatch.setattr(_build, 'hf_hub_download', lambda *args, **kwargs: str(path))
+        monkeypatch.setattr(fetch, 'hf_hub_download', lambda *args, **kwargs: str(path))
+        monkeypatch.setattr(fetch, '_SCHEMES', ('file',))
         return path
     return promise
 
@@ -167,6 +168,7 @@ def test_what_the_caller_names_is_loaded_though_a_file_ships(tmp_path: Path, mon
     given = timm.create_model('cct_2_3x2', img_size=16).state_dict()
     save_weights(given, tmp_path / 'w.safetensors')
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'cache'))
+    monkeypatch.setattr(fetch, '_SCHEMES', ('file',))
     for overlay in ({'state_dict': given}, {'url': (tmp_path / 'w.safetensors').as_uri()},
                     {'file': str(tmp_path / 'w.safetensors')}):
         model = timm.create_model('cct_2_3x2.digits', pretrained=True, pretrained_cfg_overlay=overlay)

@@ -15,7 +15,7 @@ from torch import nn
 
 from tinyvit_zoo import ZooError, layers
 from tinyvit_zoo.models.compact import checkpoint_filter_fn
-from tinyvit_zoo.weights import catalogue, read_weights, save_weights
+from tinyvit_zoo.weights import catalogue, fetch, read_weights, save_weights
 
 STATE = {name: tensor.float() for name, tensor in authors_state('cct_2_3x2', (32, 32), 3, 10).items()}
 
@@ -70,6 +70,7 @@ def test_every_format_and_wrapping(wrapping: str, suffix: str, tmp_path: Path) -
 
 @torch.no_grad()
 def test_url_and_package_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, '_SCHEMES', ('file',))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     torch.save(STATE, tmp_path / 'there.pth')
     x = torch.randn(2, 3, 32, 32)

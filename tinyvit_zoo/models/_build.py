@@ -2,36 +2,48 @@
 
 This module alone imports private names of timm, some of them for others.
 """
-import argparse
 import logging
 import re
 import sys
-import urllib.parse
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import constants as hub_constants, hf_hub_download
+from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_arch_pretrained_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_arch_pretrained_cfgs,
+    register_model,
+)
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices  # noqa: F401
-from timm.models._hub import download_cached_file, hf_split
 from timm.models._input import update_model_args, update_model_input_size  # noqa: F401
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
-from ..weights import check_sha256, pretrained_cfgs, promised_sha256, read_cfg, read_weights, unwrap
+from ..runtime.text import one_line
+from ..weights import (
+    check_cfg,
+    check_config,
+    hub_config,
+    pretrained_cfgs,
+    read_cfg,
+    read_weights,
+    unwrap,
+    url_cache,
+    weight_file,
+)
 
 _logger = logging.getLogger(__name__)
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -54,7 +66,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     if any(overlay.get(key) for key in _SOURCES):  # it takes the place of the tag's own, which timm might prefer
         overlay = {**dict.fromkeys(_SOURCES[:3]), **overlay}
     if overlay.get('file'):
-        overlay = {**read_cfg(overlay['file']), **overlay}
+        overlay = {**read_cfg(weight_file({'file': overlay['file']}) or ''), **overlay}
+    _check_given(variant, pretrained_cfg, overlay, kwargs.get('cache_dir'))
     if not pretrained:
         if pretrained_cfg is None and f'{variant}.untrained' in get_arch_pretrained_cfgs(variant):
             pretrained_cfg = 'untrained'
@@ -69,19 +82,31 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
         size = cfg['input_size'][1:]
     source_size = None if size is None else to_2tuple(size)  # unknown for a file of the caller's that does not say
     try:
-        path = _checked_file(variant, cfg, kwargs.get('cache_dir'))
-        if path:
-            overlay['state_dict'] = unwrap(read_weights(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # see `read_weights`; this is for a URL
-            model = build_model_with_cfg(
-                model_cls, variant, True, pretrained_cfg, overlay,
-                pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn, source_size=source_size), **kwargs)
+        if path := weight_file(cfg, kwargs.get('cache_dir')):
+            overlay.update(state_dict=unwrap(read_weights(path)), source='')    # or timm reads what it finds
+        model = build_model_with_cfg(
+            model_cls, variant, True, pretrained_cfg, overlay,
+            pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn, source_size=source_size), **kwargs)
     except _NOT_FETCHED as e:
-        raise ZooError(f'{_fetch_advice(variant, cfg)} ({type(e).__name__})') from e
-    except (SafetensorError, UnpicklingError, EOFError, zipfile.BadZipFile) as e:
-        raise ZooError(f'The weights of {variant} are damaged or not weights ({e}): delete the cached file.') from e
+        raise ZooError(f'{_fetch_advice(variant, cfg, kwargs.get("cache_dir"))} ({one_line(e)})') from e
     model.pretrained_cfg.pop('state_dict', None)
+    if path and cfg.get('source'):
+        model.pretrained_cfg['source'] = cfg['source']
     return model
+
+
+def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], cache_dir: str | Path | None) -> None:
+    """Raise ZooError for a cfg of the caller's, or of config.json, with values that cannot be."""
+    given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
+    try:
+        if path := hub_config(given, cache_dir):
+            check_config(path)
+    except _NOT_FETCHED as e:
+        raise ZooError(f'{_fetch_advice(variant, given, cache_dir)} ({one_line(e)})') from e
+    check_cfg({**given, **overlay}, f'In the pretrained cfg of {variant}', others=True)
+    if unknown := {**given, **overlay}.keys() - {f.name for f in fields(PretrainedCfg)}:
+        raise ZooError(f'In the pretrained cfg of {variant} there is a field {min(unknown)!r}, which timm does not '
+                       f'have.{nearest(min(unknown), [f.name for f in fields(PretrainedCfg)])} Leave it out.')
 
 
 def register_family(module: str, build: Callable[..., nn.Module],
@@ -117,29 +142,6 @@ _SOURCES = ('file', 'url', 'hf_hub_id', 'state_dict')
 _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 
 
-def _checked_file(variant: str, cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str | None:
-    """Fetch the weight file and check its digest, if the catalogue has one; None where timm finds the weights."""
-    if cfg.get('source') or cfg.get('state_dict'):
-        return None
-    file, hub_id, url = (cfg.get(key) for key in ('file', 'hf_hub_id', 'url'))
-    sha256 = promised_sha256(file or hub_id or url)
-    advice = 'delete it, and it will be fetched again'
-    if file:
-        path, advice = file, 'reinstall tinyvit_zoo'
-    elif hub_id:
-        if not sha256:
-            return None
-        repository, revision = hf_split(hub_id)
-        path = hf_hub_download(repository, 'model.safetensors', revision=revision, cache_dir=cache_dir)
-    else:
-        if hub_constants.HF_HUB_OFFLINE and not _url_cache(cfg).exists():
-            raise ZooError(f'{_fetch_advice(variant, cfg)} (HF_HUB_OFFLINE is set)')
-        path = download_cached_file(url, check_hash=False, cache_dir=cache_dir)
-    if sha256:
-        check_sha256(path, sha256, advice)
-    return path
-
-
 def check_tag(variant: str, tag: str) -> None:
     """Raise ZooError, with the nearest tag, if the model has none of this name."""
     tags = list(get_arch_pretrained_cfgs(variant))
@@ -148,17 +150,13 @@ def check_tag(variant: str, tag: str) -> None:
         raise ZooError(f'{variant} has no weights {tag!r}.{nearest(tag, known)} There are: {", ".join(known)}.')
 
 
-def _url_cache(cfg: Mapping[str, Any]) -> Path:
-    return Path(torch.hub.get_dir(), 'checkpoints', Path(urllib.parse.urlparse(cfg['url']).path).name)
-
-
-def _fetch_advice(variant: str, cfg: Mapping[str, Any]) -> str:
+def _fetch_advice(variant: str, cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str:
     where = 'or pass pretrained_cfg_overlay=dict(file=PATH)'
     if cfg.get('hf_hub_id'):
         return (f'The weights of {variant} are neither cached nor to be had: {cfg["hf_hub_id"]} on the Hub '
-                f'(cache {hub_constants.HF_HUB_CACHE}). Connect, {where}')
+                f'(cache {cache_dir or hub_constants.HF_HUB_CACHE}). Connect, {where}')
     return (f'The weights of {variant} are neither cached nor to be had: {cfg.get("url")}. '
-            f'Connect, put the file at {_url_cache(cfg)}, {where}')
+            f'Connect, put the file at {url_cache(str(cfg.get("url")), cache_dir)}, {where}')
 
 
 def _strict_filter(state_dict: Mapping[str, Any], model: Any, filter_fn: Filter,
@@ -168,8 +166,11 @@ def _strict_filter(state_dict: Mapping[str, Any], model: Any, filter_fn: Filter,
               else value for name, value in state_dict.items()}  # tables are resized and channels adapted in it
     try:
         tensors = filter_fn(single, model, source_size)
-    except TypeError as e:  # timm would take it for a filter with one argument, and hide it
-        raise ZooError(f'The checkpoint could not be read as one of {type(model).__name__}: {e}') from e
+    except ZooError:
+        raise
+    except Exception as e:  # of odd shapes; and timm would take a TypeError for a filter with one argument, and hide it
+        raise ZooError(f'The checkpoint could not be read as one of {type(model).__name__} ({one_line(e)}): '
+                       f'give weights of this architecture.') from e
     problems = _misfits(tensors, model)
     if problems:
         more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
@@ -194,6 +195,8 @@ def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
             any_channels = name == stem and len(given) == len(expected) == 4
             if given != expected and not (any_channels and given[:1] + given[2:] == expected[:1] + expected[2:]):
                 problems.append(f'{name} is {given}, expected {expected}')
+            elif tensors[name].is_complex():
+                problems.append(f'{name} is complex')
     return problems
 
 

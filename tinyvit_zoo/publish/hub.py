@@ -22,7 +22,7 @@ from ..errors import ZooError, nearest
 from ..measure.prediction import label_names
 from ..runtime.files import written_whole
 from ..training.run_dir import Run
-from ..weights import Weight, catalogue, read_weights
+from ..weights import Weight, catalogue, read_weights, seal_config
 from ..weights.catalogue import FOLDER
 from .cards import card, recipe_text
 
@@ -121,7 +121,7 @@ def _write_config(model: nn.Module, path: Path) -> None:
     save_config_for_hf(model, str(path), model_config={'label_names': names, 'dtype': 'float32'})
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)  # transformers would give it to create_model twice
-    path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    path.write_text(json.dumps(seal_config(config), indent=2) + '\n', encoding='utf-8')
 
 
 def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:

@@ -1,16 +1,20 @@
-"""Weight files: safetensors, PyTorch's own format and zips around either, read without running any code in them."""
+"""Weight files: safetensors, PyTorch's own format and zips around either, read without running any code in them.
+
+A file of ours holds two digests: `tensors_sha256`, and `metadata_sha256` of the metadata, with the other among them.
+"""
 import argparse
 import hashlib
+import io
 import json
+import logging
+import math
 import pickle
-import tempfile
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -19,25 +23,56 @@ from ..errors import ZooError
 from ..runtime.files import write_whole
 from ..runtime.text import one_line
 
+LARGEST = 4 << 30       # bytes of a file that is fetched or unpacked
+_logger = logging.getLogger(__name__)
 _WRAPPERS = (  # in the order of preference
     'state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'teacher', 'student', 'module')
 _PREFIXES = ('_orig_mod.', 'module.')   # torch.compile and DistributedDataParallel
-_DIGEST = 'tensors_sha256'
+_TENSORS, _METADATA = 'tensors_sha256', 'metadata_sha256'
+_HEADER_BYTES = 100 << 20       # at most, as in safetensors
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
     """Read a weight file as saved (`unwrap` gets the tensors out of it); refuse one that is damaged or holds code."""
-    # checked: CRCs of a zip, `save_weights`' digest, structure; not bits within others' safetensors
+    # checked: CRCs of a zip, the digests of `save_weights`, structure; not bits within others' safetensors
+    with _opened(path) as (file, name):
+        if not _is_safetensors(file, name):
+            return _read_torch(file, path)
+        stated = _metadata(file).get(_TENSORS)
+        tensors = safetensors.torch.load_file(path) if name == path else safetensors.torch.load(file.read())
+        if stated not in (None, _tensors_digest(tensors)):
+            raise ValueError('the digest of its tensors does not match')
+        return tensors
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the metadata of safetensors, in a zip or not; {} if it is of another kind or has none."""
+    with _opened(path) as (file, name):
+        return _metadata(file) if _is_safetensors(file, name) else {}
+
+
+def read_cfg(path: str | Path) -> dict[str, Any]:
+    """Read the preprocessing and classes (timm's cfg fields) that our training writes; {} if there are none."""
+    text = read_metadata(path).get('pretrained_cfg', '{}')
+    try:
+        cfg = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): fetch it again.') from e
+    check_cfg(cfg, f'{path} is damaged or of another version: in its pretrained_cfg')
+    return cfg
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], str | Path]]:
+    """Open a weight file, or the one in a zip, with its name; an error inside the `with` becomes a ZooError."""
     path = Path(path)
     if not path.is_file():
         raise ZooError(f'There is no weights file {path}: give the path of a .safetensors, .pth or .zip file.')
     try:
-        if path.suffix != '.safetensors':
-            return _read_torch(path)
-        tensors = safetensors.torch.load_file(path)
-        if read_metadata(path).get(_DIGEST) not in (None, _tensors_digest(tensors)):
-            raise ZooError(f'{path} is damaged (the digest of its tensors does not match): fetch it again.')
-        return tensors
+        with open(path, 'rb') as file:
+            inner = _unzipped(file, path) if path.suffix != '.safetensors' else None
+            file.seek(0)
+            yield inner or (file, path)
     except ZooError:
         raise
     except pickle.UnpicklingError as e:
@@ -46,54 +81,79 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             names = f' ({", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:3])})'
         raise ZooError(f'{path} is refused, nothing in it was run: it is damaged or holds Python objects beside tensors'
                        f'{names}. Save it again as a dictionary of tensors, preferably as safetensors.') from e
+    except OSError as e:
+        raise ZooError(f'{path} cannot be read ({one_line(e)}): give a file that can.') from e
     except Exception as e:  # every reader has its own errors for a damaged file
         raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): fetch it again.') from e
 
 
-def read_cfg(path: str | Path) -> dict[str, Any]:
-    """Read the preprocessing and classes (timm's cfg fields) that our training writes; {} if there are none."""
-    with suppress(ValueError):
-        return json.loads(read_metadata(path).get('pretrained_cfg', '{}'))
-    return {}
+def _unzipped(file: IO[bytes], path: Path) -> tuple[IO[bytes], str] | None:
+    """Check a zip, and return the one file in it; None for PyTorch's own zips, and for files of other kinds."""
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST or (size > LARGEST >> 4 and size > 20 * path.stat().st_size):
+            raise ZooError(f'{path} is refused: unpacked it has {size / 1e9:.1f} GB, which no weights of a small model '
+                           f'take. Save its tensors as safetensors.')
+        if broken := archive.testzip():
+            raise ValueError(f'the checksum of {broken} does not match')
+        names = [n for n in archive.namelist() if not n.endswith('/') and not n.startswith('__MACOSX')
+                 and not Path(n).name.startswith('.')]
+        if any(n.endswith('data.pkl') for n in names):
+            return None
+        if len(names) != 1:
+            raise ZooError(f'{path} holds {len(names)} files, expected one: unpack it and name the one to use.')
+        return io.BytesIO(archive.read(names[0])), names[0]
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read the metadata of a safetensors file; {} if it is another file or has none."""
-    path = Path(path)
-    if path.suffix == '.safetensors' and path.is_file():
-        with suppress(safetensors.SafetensorError), safetensors.safe_open(path, framework='pt') as file:
-            return file.metadata() or {}  # `read_weights` reports a damaged file
-    return {}
+def _is_safetensors(file: IO[bytes], name: str | Path) -> bool:
+    start = file.read(9)
+    file.seek(0)
+    return Path(name).suffix == '.safetensors' or start[8:] == b'{'
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
-    """Read PyTorch's own format (a zip or a bare pickle), or a zip with one file of any of these formats."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            if broken := archive.testzip():
-                raise ZooError(f'{path} is damaged (the checksum of {broken} does not match): fetch it again.')
-            names = [n for n in archive.namelist() if not n.endswith('/') and not n.startswith('__MACOSX')
-                     and not Path(n).name.startswith('.')]
-            if not any(n.endswith('data.pkl') for n in names):
-                if len(names) != 1:
-                    raise ZooError(f'{path} holds {len(names)} files, expected one: unpack it and name the one to use.')
-                return read_weights(archive.extract(names[0], folder))
+def _metadata(file: IO[bytes]) -> dict[str, str]:
+    """Read the metadata of safetensors, checked against its digest where it has one."""
+    length = int.from_bytes(file.read(8), 'little')
+    header = json.loads(file.read(length) if length <= _HEADER_BYTES else b'')
+    file.seek(0)
+    metadata = header.get('__metadata__', {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError('its metadata are not texts')
+    if metadata.get(_METADATA) not in (None, _metadata_digest(metadata)):
+        raise ValueError('the digest of its metadata does not match')
+    return metadata
+
+
+def _read_torch(file: IO[bytes], path: str | Path) -> dict[str, Any]:
+    """Read PyTorch's own format: a zip, or a bare pickle."""
+    if not zipfile.is_zipfile(file):
+        _logger.warning('%s is of the format that PyTorch wrote before 2020, which has no checksum: damage to its '
+                        'numbers goes unnoticed. tinyvit_zoo.weights.save_weights(unwrap(read_weights(FILE)), '
+                        '"NEW.safetensors") converts it.', path)
+    file.seek(0)
     with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their options; inert
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        content = torch.load(file, map_location='cpu', weights_only=True)
     if not isinstance(content, Mapping):
         raise ZooError(f'{path} holds a {type(content).__name__}, not a dictionary of tensors.')
     return dict(content)
 
 
-def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def unwrap(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, from inside the first of `_WRAPPERS` or bare, without `_PREFIXES`."""
-    for key in _WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return unwrap(content[key])
+    for _ in _WRAPPERS:  # no deeper, or a dictionary that holds itself has no end
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        content = inner[0] if inner else content
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if content and not tensors:
-        raise ZooError(f'There are no tensors in the checkpoint, only {", ".join(map(str, content))[:200]}: expected a '
+        keys = [str(key)[:40] for key in content if isinstance(key, (str, int))]
+        raise ZooError(f'There are no tensors in the checkpoint, only {", ".join(keys)[:200]}: expected a '
                        f'dictionary of tensors, or one inside {" or ".join(_WRAPPERS)}.')
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ZooError(f'The checkpoint holds a tensor named {str(name)[:40]!r} ({tensor.layout}, {tensor.dtype}, '
+                           f'{tensor.device}): expected plain tensors, each under the name of a parameter.')
     for prefix in (*_PREFIXES, *_PREFIXES):  # in either order
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -101,10 +161,10 @@ def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write safetensors with a digest of the tensors, whole or not at all. Equal contents give equal bytes."""
+    """Write safetensors with digests of all, whole or not at all. Equal contents give equal bytes."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {'format': 'pt', **(metadata or {}), _DIGEST: _tensors_digest(content)}  # transformers needs 'format'
-    saved = safetensors.torch.save(content, metadata)
+    metadata = {'format': 'pt', **(metadata or {}), _TENSORS: _tensors_digest(content)}  # transformers needs 'format'
+    saved = safetensors.torch.save(content, {**metadata, _METADATA: _metadata_digest(metadata)})
     end = 8 + int.from_bytes(saved[:8], 'little')
     header = json.loads(saved[8:end])
     header['__metadata__'] = dict(sorted(header['__metadata__'].items()))  # the library's order is random
@@ -122,12 +182,89 @@ def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _metadata_digest(metadata: Mapping[str, str]) -> str:
+    stated = sorted((key, text) for key, text in metadata.items() if key != _METADATA)
+    return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
+
+
 def check_sha256(path: str | Path, sha256: str, advice: str) -> None:
     """Raise ZooError with the advice unless the file has this digest."""
-    path = Path(path)
-    if not path.is_file():
-        raise ZooError(f'{path} is missing: {advice}.')
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_sha256(path, advice)
     if digest != sha256:
         raise ZooError(f'{path} is not the file that the catalogue promises (sha256 {digest[:12]}, expected '
                        f'{sha256[:12]}): {advice}.')
+
+
+def file_sha256(path: str | Path, advice: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, 'rb') as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+    except OSError as e:
+        raise ZooError(f'{path} is missing or cannot be read ({one_line(e)}): {advice}.') from e
+
+
+# -- timm's cfg --------------------------------------------------------------------------------------------------------
+def _whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _figures(value: Any, good: Callable[[float], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(
+        type(v) in (int, float) and math.isfinite(v) and good(v) for v in value)
+
+
+_INTERPOLATIONS = ('bicubic', 'bilinear', 'box', 'hamming', 'lanczos', 'nearest', 'nearest-exact', 'random')
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    'num_classes': ('a whole number from 0 to a million', lambda v: _whole(v, 0, 10**6)),
+    'input_size': ('channels, height and width', lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(
+        _whole(n, 1, 4096) for n in v)),
+    'mean': ('finite numbers', lambda v: _figures(v, lambda n: True)),
+    'std': ('finite numbers above 0', lambda v: _figures(v, lambda n: n > 0)),
+    'crop_pct': ('a number above 0, at most 2', lambda v: _figures([v], lambda n: 0 < n <= 2)),
+    'interpolation': (f'one of {", ".join(_INTERPOLATIONS)}', lambda v: v in _INTERPOLATIONS),
+    'crop_mode': ('center, squash or border', lambda v: v in ('center', 'squash', 'border')),
+    'label_names': ('texts', lambda v: v is None or (isinstance(v, (list, tuple)) and all(
+        isinstance(name, str) for name in v))),
+}
+
+
+def check_cfg(cfg: Any, where: str, others: bool = False) -> None:
+    """Raise ZooError unless the values of timm's cfg are possible; `others`: it may have unchecked fields."""
+    if not isinstance(cfg, Mapping):
+        raise ZooError(f'{where} is a {type(cfg).__name__}, expected fields of a timm cfg.')
+    if not others and (unknown := cfg.keys() - _FIELDS.keys()):
+        raise ZooError(f'{where} there is a field {min(unknown)!r}, expected {", ".join(_FIELDS)}.')
+    for name, (expected, good) in _FIELDS.items():
+        if name in cfg and not good(cfg[name]):
+            raise ZooError(f'{where} {name} is {str(cfg[name])[:80]}, expected {expected}.')
+    names, count = cfg.get('label_names'), cfg.get('num_classes')
+    if names and count is not None and len(names) != count:
+        raise ZooError(f'{where} there are {len(names)} label_names, expected num_classes, which is {count}.')
+    channels = (cfg.get('input_size') or (3,))[0]
+    for name in ('mean', 'std'):
+        if len(cfg.get(name, ' ')) not in (1, 3, channels):
+            raise ZooError(f'{where} {name} has {len(cfg[name])} numbers, expected {channels}, one for each channel.')
+
+
+_CONFIG = 'config_sha256'
+
+
+def seal_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a config.json with a digest of the rest."""
+    rest = {key: value for key, value in config.items() if key != _CONFIG}
+    return {**rest, _CONFIG: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def check_config(path: Path) -> None:
+    """Raise ZooError if a config.json differs from its digest."""
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+        stated = config.get(_CONFIG)
+    except Exception as e:  # timm has read it
+        raise ZooError(f'{path} is damaged ({one_line(e)}): fetch it again.') from e
+    if stated not in (None, seal_config(config)[_CONFIG]):
+        raise ZooError(f'{path} is damaged (its digest does not match): fetch it again, or remove {_CONFIG} from it if '
+                       f'you changed it yourself.')

@@ -1,0 +1,184 @@
+"""Fetch weight files: by https alone, whole, of bounded size, and the same file at every later use.
+
+What the catalogue has no digest of is noted beside the cached file, FILE.sha256, when it is first used.
+"""
+import datetime
+import http.client
+import os
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants as hub_constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from ..errors import ZooError
+from ..runtime.files import write_whole, written_whole
+from ..runtime.text import one_line
+from ..version import __version__
+from .catalogue import promised_sha256
+from .files import LARGEST, check_sha256, file_sha256
+
+SECONDS = 30.       # without an answer
+_SCHEMES = ('https',)
+_CHUNK = 1 << 20
+_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')    # as timm prefers them
+_ENDINGS = ('.safetensors', '.pth', '.pth.tar', '.bin')
+
+
+@dataclass(frozen=True)
+class Note:
+    """What FILE.sha256 says: the digest at the first use, its date, and where the file was from."""
+    sha256: str
+    date: str
+    url: str
+
+
+def weight_file(cfg: Mapping[str, Any], cache_dir: str | Path | None = None) -> Path | None:
+    """Return the weight file that a timm cfg names, fetched and checked; None where it names none."""
+    file, hub_id, url = (cfg.get(key) for key in ('file', 'hf_hub_id', 'url'))
+    if cfg.get('source') == 'local-dir':
+        return _in_folder(Path(str(file)))
+    if cfg.get('source') == 'hf-hub':
+        file = None
+    elif cfg.get('state_dict'):
+        return None
+    sha256 = promised_sha256(file or hub_id or url)
+    if file:
+        if sha256:
+            check_sha256(file, sha256, 'reinstall tinyvit_zoo')
+        return Path(file)
+    if hub_id:
+        path = _from_hub(hub_id, cfg.get('hf_hub_filename'), cache_dir)
+        sha256 = sha256 or path.resolve().name      # the Hub's own digest of large files
+        if re.fullmatch('[0-9a-f]{64}', sha256):
+            check_sha256(path, sha256, f'delete {path.resolve()}, and it will be fetched again')
+        return path
+    return _from_url(url, sha256, cache_dir) if url else None
+
+
+def _in_folder(folder: Path) -> Path:
+    """Return the file that timm prefers in a folder."""
+    named = [folder / name for name in _NAMES if (folder / name).is_file()]
+    others = [path for ending in _ENDINGS for path in sorted(folder.glob(f'*{ending}')) if path.is_file()]
+    if not (named or others):
+        raise ZooError(f'There are no weights in {folder}: expected {_NAMES[0]}.')
+    return (named or others)[0]
+
+
+def _from_hub(hub_id: str, name: str | None, cache_dir: str | Path | None) -> Path:
+    repository, _, revision = hub_id.partition('@')
+    try:
+        return Path(hf_hub_download(repository, name or _NAMES[0], revision=revision or None, cache_dir=cache_dir))
+    except EntryNotFoundError:
+        if name:
+            raise
+        return Path(hf_hub_download(repository, _NAMES[1], revision=revision or None, cache_dir=cache_dir))
+
+
+def hub_config(cfg: Mapping[str, Any], cache_dir: str | Path | None = None) -> Path | None:
+    """Return the config.json that timm has read for `hf-hub:` or `local-dir:`; None for other models."""
+    if cfg.get('source') == 'local-dir':
+        return Path(str(cfg['file']), 'config.json')
+    if cfg.get('source') == 'hf-hub':
+        repository, _, revision = str(cfg['hf_hub_id']).partition('@')
+        return Path(hf_hub_download(repository, 'config.json', revision=revision or None, cache_dir=cache_dir))
+    return None
+
+
+# -- from an address ---------------------------------------------------------------------------------------------------
+def url_cache(url: str, cache_dir: str | Path | None = None) -> Path:
+    """Return the path that a file of this address has, or will have, in the cache: that of torch.hub."""
+    return Path(cache_dir or Path(torch.hub.get_dir(), 'checkpoints'), Path(urllib.parse.urlparse(url).path).name)
+
+
+def _from_url(url: str, sha256: str, cache_dir: str | Path | None) -> Path:
+    path = url_cache(url, cache_dir)
+    if not path.exists():
+        if hub_constants.HF_HUB_OFFLINE:
+            raise OSError('HF_HUB_OFFLINE is set')
+        _download(url, path)
+    if sha256:
+        check_sha256(path, sha256, 'delete it, and it will be fetched again')
+    else:
+        _check_note(path, url)
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    with _response(url) as response:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path, shared=True) as partial, open(partial, 'wb') as file:
+            for chunk in _chunks(response, url):
+                file.write(chunk)
+
+
+def _response(url: str) -> Any:
+    _check_scheme(url)
+    try:
+        request = urllib.request.Request(url, headers={'User-Agent': f'tinyvit_zoo/{__version__}'})
+        return urllib.request.build_opener(_Redirects).open(request, timeout=SECONDS)
+    except (http.client.HTTPException, ValueError) as e:
+        raise OSError(one_line(e)) from e
+
+
+def _chunks(response: Any, url: str) -> Iterator[bytes]:
+    """Yield the content of an answer; ZooError unless it comes whole and is not too large."""
+    stated, done = response.headers.get('Content-Length') or '', 0
+    length = int(stated) if stated.isdecimal() else 0   # where the server does not say it
+    try:
+        while chunk := response.read(_CHUNK):
+            done += len(chunk)
+            if max(done, length) > LARGEST:
+                raise ZooError(f'{url} has more than {LARGEST / 1e9:.1f} GB, which no weights of a small model take: '
+                               f'nothing is kept of it.')
+            yield chunk
+        reason = '' if length in (0, done) else f'{done:,} of {length:,} bytes came'
+    except (OSError, http.client.HTTPException) as e:
+        reason = one_line(e)
+    if reason:
+        raise ZooError(f'{url} broke off ({reason}): nothing is kept of it; try again.')
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _check_scheme(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_scheme(url: str) -> None:
+    if urllib.parse.urlparse(url).scheme not in _SCHEMES:
+        raise ZooError(f'{url} is not fetched, because anybody on the way could change it: expected https://..., or a '
+                       f'file by pretrained_cfg_overlay=dict(file=PATH).')
+
+
+# -- the note of the first use -----------------------------------------------------------------------------------------
+def read_note(path: Path) -> Note | None:
+    """Return the note beside a cached file, None if there is none; ZooError if it is damaged."""
+    beside = path.with_name(f'{path.name}.sha256')
+    if not beside.is_file():
+        return None
+    parts = beside.read_text(encoding='utf-8', errors='replace').split()
+    if len(parts) != 3 or not re.fullmatch('[0-9a-f]{64}', parts[0]):
+        raise ZooError(f'{beside} is damaged: delete it, and {path} too unless you trust that.')
+    return Note(*parts)
+
+
+def _check_note(path: Path, url: str) -> None:
+    """Raise ZooError if a cached file is another one than at its first use; note its digest if this is that."""
+    digest, note = file_sha256(path, 'delete it, and it will be fetched again'), read_note(path)
+    beside, where = f'{path.name}.sha256', url.replace(' ', '%20')
+    if note is None:
+        content = f'{digest} {datetime.date.today()} {where}\n'
+        if os.access(path.parent, os.W_OK):  # a cache that others keep has no note
+            write_whole(path.with_name(beside), content.encode(), shared=True)
+    elif note.url != where:
+        raise ZooError(f'{path} is from {note.url}, not from {url}: delete it and {beside}, or give another cache_dir.')
+    elif note.sha256 != digest:
+        raise ZooError(f'{path} has changed since {note.date} (sha256 {digest[:12]}, it was {note.sha256[:12]}): '
+                       f'delete it, and it will be fetched again; delete {beside} too if you trust the new file.')
