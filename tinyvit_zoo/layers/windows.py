@@ -15,6 +15,7 @@ from timm.layers import trunc_normal_, use_fused_attn
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
+from ..errors import ZooError
 from ..kernels.operator import kept
 from ..kernels.window_attention import window_attention
 
@@ -135,6 +136,8 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, lsa: bool = True, proj_drop: float = 0.,
                  **dd: Any) -> None:
         super().__init__()
+        if dim % num_heads:
+            raise ZooError(f'num_heads is {num_heads}, expected a divisor of the width {dim}.')
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.window_size = window_size

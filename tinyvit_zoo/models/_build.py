@@ -44,6 +44,7 @@ from ..weights import (
     url_cache,
     weight_file,
 )
+from ._arguments import check_arguments, shown
 
 _logger = logging.getLogger(__name__)
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -58,6 +59,7 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     fit, for any number of classes. Classes, size and normalization statistics of a file that we trained come from its
     metadata. A model without weights is a classifier, also where all weights of its architecture are encoders.
     """
+    check_arguments(model_cls, kwargs)
     indices = getattr(model_cls, 'default_out_indices', 3)
     kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
     if isinstance(pretrained_cfg, str):
@@ -126,7 +128,16 @@ def register_family(module: str, build: Callable[..., nn.Module],
 
 def _create(build: Callable[..., nn.Module], name: str, args: Mapping[str, Any], pretrained: bool = False,
             **kwargs: Any) -> nn.Module:
-    return build(name, pretrained, **{**args, **kwargs})
+    """Build a model. Errors of its layers, of timm and of torch become a ZooError that shows what was given."""
+    try:
+        return build(name, pretrained, **{**args, **kwargs})
+    except ZooError:
+        raise
+    except Exception as e:
+        if isinstance(e, TypeError) and 'unexpected keyword' in str(e):
+            raise   # as timm's models say that they have no such argument
+        given = ', '.join(f'{key}={shown(value)}' for key, value in kwargs.items() if value is not None)
+        raise ZooError(f'{name} cannot be built with {given or "its arguments"} ({one_line(e)}).') from e
 
 
 class _ShapesAlone(TorchDispatchMode):

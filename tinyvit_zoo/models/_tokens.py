@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..kernels.memory import slice_length
 from ..layers import SequencePool, resize_table, sine_table, table_on_grid
+from ._arguments import check_arguments
 from ._build import feature_take_indices, update_model_input_size
 
 _logger = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ class TokenTransformer(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head (`num_classes=0`: none) and, if given, the pooling."""
+        check_arguments(type(self), {'num_classes': num_classes})
         dd = get_device_dtype(self)
         if global_pool is not None:
             self._set_pool(global_pool, **dd)
@@ -186,6 +188,7 @@ class TokenTransformer(nn.Module):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resize the position table for images of another size."""
+        check_arguments(type(self), {'img_size': img_size})
         old, new = self.grid_size, self.tokenizer.grid_size(to_2tuple(img_size))
         if self.pos_embed is not None:
             with torch.no_grad():

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d, get_device_dtype, to_2tuple
 from torch import Tensor, nn
 
+from ..errors import ZooError
+from ._arguments import check_arguments
 from ._build import build_model, feature_take_indices, register_family
 
 
@@ -34,6 +36,8 @@ class FastCNN(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.img_size, self.in_chans = to_2tuple(img_size), in_chans
+        if min(self.img_size) <= 2 ** len(dims):
+            raise ZooError(f'img_size is {img_size}, expected more than {2 ** len(dims)}: each stage halves it.')
         self.num_features = self.head_hidden_size = dims[-1]
         self.drop_rate, self.logit_scale = drop_rate, logit_scale
         self.whiten = nn.Conv2d(in_chans, 8 * in_chans, 2, **dd)
@@ -83,6 +87,7 @@ class FastCNN(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for `num_classes` (0: none), and on request another pooling ('': none)."""
+        check_arguments(type(self), {'num_classes': num_classes})
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.num_classes, dd = num_classes, get_device_dtype(self)
