@@ -1,14 +1,16 @@
 """`tinyvit-zoo plot-fractions`: accuracy over the share of the training images, from run directories."""
 import argparse
-import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ZooError
+from ..runtime.documents import fault
 from ..runtime.files import check_picture, new_figure, write_picture
 from ..runtime.text import table
+from ..training.run_dir import read_result
+from ..weights.resolve import read_recipe
 
 NAME = 'plot-fractions'
 SUMMARY = 'plot accuracy over the share of the training images, from runs'
@@ -50,19 +52,18 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _read(folder: Path) -> _Run:
-    documents = []
-    for name, lacking in (('recipe.json', 'is no run directory'), ('result.json', 'is a run that has not ended')):
-        try:
-            documents.append(json.loads((folder / name).read_text(encoding='utf-8')))
-        except (OSError, ValueError) as e:
-            raise ZooError(f'{folder} {lacking} (no readable {name}): give finished runs of `train`.') from e
-    run, result = documents
-    if 'test' not in result['figures']:
+    run = read_recipe(folder)
+    if not (folder / 'result.json').is_file():
+        raise ZooError(f'{folder} is a run that has not ended (no result.json): give finished runs of `train`.')
+    figures = read_result(folder)['figures']
+    if 'test' not in figures:
         raise ZooError(f'{folder} has no test accuracy, its data had no test images: give runs that have one.')
+    read = {**run, 'test': figures['test']}
+    if problem := fault(read, {'fraction': float, 'data': dict, 'test': {'top1': float}}, 'it'):
+        raise ZooError(f'{folder} is damaged ({problem}): take it from a copy of the run.')
     start = run['recipe'].get('from_weights')
     series = run['recipe']['name'] + (f' from {start}' if start else '')
-    data, top1 = run['data'], result['figures']['test']['top1']
-    return _Run(series, run['fraction'], data['images'], data['source'], top1)
+    return _Run(series, run['fraction'], run['data']['images'], run['data']['source'], figures['test']['top1'])
 
 
 def _draw(axes: Any, series: str, runs: Iterable[_Run]) -> list[tuple[str, ...]]:

@@ -21,7 +21,7 @@ from torch import nn
 from ..errors import ZooError, nearest
 from ..measure.prediction import label_names
 from ..runtime.files import written_whole
-from ..training.run_dir import Run
+from ..training.run_dir import Run, read_log
 from ..weights import Weight, catalogue, read_weights, seal_config
 from ..weights.catalogue import FOLDER
 from .cards import card, recipe_text
@@ -107,7 +107,9 @@ def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     shutil.copyfile(FOLDER / weight.file, folder / 'model.safetensors')
     shutil.copyfile(FOLDER / weight.trained['log'], folder / 'log.jsonl')
-    Run(folder, quiet=True).draw()
+    run = Run(folder, quiet=True)
+    run.rows = read_log(folder)
+    run.draw()
     if not (folder / 'curves.png').exists():
         raise ZooError("The training's curves are drawn by matplotlib: pip install 'tinyvit-zoo[train]'.")
     _write_config(model, folder / 'config.json')

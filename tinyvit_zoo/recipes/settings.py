@@ -1,6 +1,8 @@
 """The settings of a recipe: their names, their values from text, and a recipe with some of them changed."""
 import ast
 import dataclasses
+import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -51,6 +53,35 @@ def parse(kind: type[BaseRecipe], name: str, text: str) -> Any:
         expected = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}.get(
             wanted, f'a value like {_EXAMPLES.get(name) or getattr(FINETUNING_PRESET, name)!r}')
         raise ZooError(f'{option(name)} is {text!r}, expected {expected}.') from e
+
+
+def defaults(kind: type[BaseRecipe]) -> dict[str, Any]:
+    """Return the fields that have defaults, as JSON has them: a run of an earlier version may lack any."""
+    factories = {f.name: f.default_factory() for f in dataclasses.fields(kind)
+                 if f.default_factory is not dataclasses.MISSING}
+    values = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    return json.loads(json.dumps({**values, **factories}))
+
+
+def check_types(kind: type[BaseRecipe], values: Mapping[str, Any]) -> None:
+    """Raise ZooError for a value read from JSON that is not of its field's type. Another version's fields pass."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if name in values and not _is_of(values[name], hint):
+            raise ZooError(f'{name} is {values[name]!r:.40}')
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Return whether a value of JSON may stand for one of this type."""
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(_is_of(value, each) for each in args)
+    if origin is tuple:
+        each = [args[0]] * len(value) if isinstance(value, list) and args[-1] is ... else args
+        return isinstance(value, list) and len(value) == len(each) and all(map(_is_of, value, each))
+    if hint in (int, float):
+        numbers = (int, float) if hint is float else int
+        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, origin)
 
 
 def parse_assignments(texts: typing.Iterable[str]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import ZooError
 
+PARTIAL = '.partial-'    # begins the name of a file that is being written
 KINDS = ('.png', '.pdf', '.svg')
 
 
@@ -15,27 +16,63 @@ KINDS = ('.png', '.pdf', '.svg')
 def written_whole(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a path beside `path`, of its ending, renamed to it at the end, and removed after an error."""
     # shared: several processes may write `path` at once
-    partial = path.with_name(f'.partial-{os.getpid() if shared else ""}{path.name}')
+    partial = path.with_name(f'{PARTIAL}{os.getpid() if shared else ""}{path.name}')
     try:
-        yield partial
-        if partial.is_file():
-            with open(partial, 'rb+') as file:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as e:
-        raise ZooError(f'{path} cannot be written ({e.strerror or e}): make room, or choose another place.') from e
+        with naming_unwritable(path):
+            yield partial
+            for each in (*partial.rglob('*'), partial):
+                _sync(each)
+            os.replace(partial, path)
+            _sync(path.parent)  # or a power cut may undo the renaming, and keep what is written after it
     finally:
         with suppress(OSError):
-            if partial.is_dir():
-                shutil.rmtree(partial)
-            else:
-                partial.unlink(missing_ok=True)
+            _remove(partial)
+
+
+@contextmanager
+def naming_unwritable(path: Path) -> Iterator[None]:
+    """Turn an OSError, which need not say of which file it is, into a ZooError."""
+    try:
+        yield
+    except OSError as e:
+        raise ZooError(f'{path} cannot be written ({e.strerror or e}): make room, or choose another place.') from e
 
 
 def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
     """Write `content` beside `path`, then rename it."""
     with written_whole(path, shared) as partial:
         partial.write_bytes(content)
+
+
+def append(path: Path, text: str) -> None:
+    """Append a line to a file; characters that UTF-8 has not, which names of files may hold, are escaped."""
+    with naming_unwritable(path), open(path, 'a', encoding='utf-8', errors='backslashreplace') as file:
+        file.write(f'{text}\n')
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process has begun to write in a folder that nobody else writes to now."""
+    for path in folder.glob(f'{PARTIAL}*'):
+        with suppress(OSError):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk, or the names in a folder, where the system can do that."""
+    folder, windows = path.is_dir(), os.name == 'nt'
+    with suppress(OSError) if folder else nullcontext():
+        handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_picture(option: str, path: Path) -> None:

@@ -84,7 +84,9 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
     with ExitStack() as stack, keep_freed_memory(world.device):
         folder = stack.enter_context(TemporaryDirectory(prefix='.tinyvit-zoo-', dir=place)) if world.first else ''
         before = time.monotonic()
-        loop = build(Run(Path(world.gather(folder)[0]), quiet=True))
+        run = Run(Path(world.gather(folder)[0]), quiet=True)
+        stack.callback(run.close)
+        loop = build(run)
         loop.task.begin()
         pace.once, steps = time.monotonic() - before, len(loop.batches)
         pace.step, spent = world.gather((_seconds_a_step(loop, max(_SECONDS, 60 * _MEASURED * options.minutes)),

@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.batches import Batches
 from ..errors import ZooError
 from ..methods import Task
+from ..runtime.documents import not_finite
 from ..runtime.world import autocast
 from .optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
-from .run_dir import Run, checkpoints, load_checkpoint, save_checkpoint
+from .run_dir import Run, checkpoints, load_checkpoint, read_log, save_checkpoint
 
 _CHECK_EVERY = 20  # steps between two checks that need the host or the other processes
 
@@ -128,29 +129,40 @@ class Loop:
         values = torch.stack(self.losses[self.checked:]).tolist() if len(self.losses) > self.checked else []
         for i, value in enumerate(values, start=self.step - len(values)):
             if not math.isfinite(value):
-                lr = learning_rate(self.recipe, i / len(self.batches))
-                kept = checkpoints(self.run.folder)
-                raise ZooError(
-                    f'The loss became {value} at step {i + 1} (learning rate {lr:.3g}): try a lower --lr, a longer '
-                    f'--warmup-epochs, --clip 1 or --precision fp32, in another --output. '
-                    f'{f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."}')
+                raise self._diverged(f'The loss became {value}', i)
         self.checked = len(self.losses)
+
+    def _check_weights(self) -> None:
+        """Raise ZooError where the last step has left weights that are no numbers, which its loss cannot show."""
+        if not all(torch.stack([p.detach().isfinite().all() for p in self.parameters]).tolist()):
+            raise self._diverged('Weights became infinite or NaN', self.step - 1)
+
+    def _diverged(self, what: str, step: int) -> ZooError:
+        kept = checkpoints(self.run.folder)
+        return ZooError(
+            f'{what} at step {step + 1} (learning rate {learning_rate(self.recipe, step / len(self.batches)):.3g}): '
+            f'try a lower --lr, a longer --warmup-epochs, --clip 1 or --precision fp32, in another --output. '
+            f'{f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."}')
 
     def end_epoch(self) -> None:
         """Evaluate and log."""
         self._check_losses()
+        self._check_weights()
         mean = self.world.sum(torch.stack(self.losses).double().mean()).item() / self.world.size
         row = {
             'epoch': self.epoch + 1, 'step': self.step,
             'lr': learning_rate(self.recipe, (self.step - 1) / len(self.batches)), 'train_loss': mean,
             'images_per_second': self.batches.num_images / max(self.seconds, 1e-9), 'seconds': self.seconds,
             **self.task.evaluate(self.epoch + 1)}
+        if name := next(not_finite(row), ''):
+            raise self._diverged(f'{name.replace("_", " ")} became {row[name]}', self.step - 1)
         if self.world.first:
             self.run.log(row)
 
     def save(self) -> None:
         """Write a checkpoint with all that the rest of the run depends on."""
         self._check_losses()
+        self._check_weights()
         state = {'cpu': torch.get_rng_state(), 'generator': self.generator.get_state()}
         if self.world.device.type == 'cuda':
             state['cuda'] = torch.cuda.get_rng_state(self.world.device)
@@ -159,7 +171,7 @@ class Loop:
             save_checkpoint(self.run.folder, self.step, {
                 'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
-                'streamed': self.batches.streamed, 'random': random,
+                'streamed': self.batches.streamed, 'random': random, 'rows': self.run.rows,
                 **{name: part.state_dict() for name, part in self.parts.items()}})
             self.run.draw_images(self.step, self.task.drawn(), self.task.cfg)
         self.world.barrier()
@@ -170,7 +182,7 @@ class Loop:
         state = load_checkpoint(self.run.folder, self.run.say)
         if state is None:
             if self.world.first:
-                self.run.cut_log(0)
+                self.run.rewind([])
             return False
         if len(state['random']) != self.world.size:
             raise ZooError(f'The run was made by {len(state["random"])} processes, this is {self.world.size}: resume '
@@ -189,8 +201,9 @@ class Loop:
         self.generator.set_state(random['generator'])
         if 'cuda' in random:
             torch.cuda.set_rng_state(random['cuda'], self.world.device)
-        if self.world.first:
-            self.run.cut_log(self.step)
+        if self.world.first:    # checkpoints of earlier versions have no rows
+            self.run.rewind(state['rows'] if 'rows' in state else [
+                row for row in read_log(self.run.folder) if row['step'] <= self.step])
         return True
 
 

@@ -7,18 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ZooError
 from ..recipes import BaseRecipe
-from ..runtime.files import new_figure, write_picture, write_whole
+from ..recipes.settings import defaults
+from ..runtime.documents import fault, read_document, write_document
+from ..runtime.files import PARTIAL, append, naming_unwritable, new_figure, remove_partial, write_picture, write_whole
+from ..runtime.lock import LOCK, lock, unlock
 from ..runtime.text import Progress
 from ..runtime.world import machine
+from ..weights import read_weights
 from ..weights.resolve import read_recipe
 
+_RECIPE, _RESULT, _LOG = 'recipe.json', 'result.json', 'log.jsonl'
+_ROW = {'epoch': int, 'step': int, 'train_loss': float}     # a line of the log, among others
 _DIGEST_BYTES, _KEPT = 32, 2   # of checkpoints
 PRETRAINING = 'pretraining'     # the folder of the pre-training that comes first
 
@@ -30,6 +36,8 @@ class Run:
         self.folder, self.quiet = folder, quiet
         self.progress: Progress | None = None
         self.pictures = True
+        self.rows: list[dict[str, Any]] = []    # of log.jsonl
+        self.locked: IO[str] | None = None
         self.writer: Any = None
         self.make_writer: Any = None
         if tensorboard and not quiet:
@@ -40,29 +48,56 @@ class Run:
             self.make_writer = SummaryWriter
 
     def open(self, recipe: BaseRecipe, facts: Mapping[str, Any], resume: bool) -> None:
-        """Begin the directory, or go on with it. ZooError where it holds another run, or one that would be lost."""
+        """Begin the directory, or go on with it, and lock it until `close`.
+
+        ZooError where it holds another run, or one that would be lost, or another process writes to it.
+        """
         wanted = json.loads(json.dumps({'recipe': dataclasses.asdict(recipe), **facts}))
-        path = self.folder / 'recipe.json'
         self.check(resume)
-        if not path.exists():
+        with naming_unwritable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps({**wanted, 'machine': machine()}, indent=1).encode())
+        self.locked = lock(self.folder)
+        self.check(resume)  # another may have begun it meanwhile
+        remove_partial(self.folder)
+        if not (self.folder / _RECIPE).exists():
+            write_document(self.folder / _RECIPE, {**wanted, 'machine': machine()})
             return
         written = read_recipe(self.folder)
-        newer = {f.name: f.default for f in dataclasses.fields(recipe) if f.default is not dataclasses.MISSING}
         same = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decide no weights
-        written['recipe'] = {**json.loads(json.dumps(newer)), **written['recipe'], **same}
+        written['recipe'] = {**defaults(type(recipe)), **written['recipe'], **same}
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is a run of another recipe ({"; ".join(changes)}): choose another --output.')
 
     def check(self, resume: bool) -> None:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""
-        if (self.folder / 'recipe.json').exists():
+        if (self.folder / _RECIPE).exists():
             if not resume:
                 raise ZooError(f'{self.folder} holds a run: go on by --resume, or choose another --output.')
-        elif self.folder.exists() and any(path.name != PRETRAINING for path in self.folder.iterdir()):
+        elif self.folder.exists() and any(_foreign(path) for path in self.folder.iterdir()):
             raise ZooError(f'{self.folder} holds other files and no run: choose an empty or new --output.')
+
+    def close(self) -> None:
+        """Let other processes write to the directory."""
+        if self.locked:
+            unlock(self.locked)
+            self.locked = None
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which says that the training is over and its weights are on the disk."""
+        write_document(self.folder / _RESULT, result)
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the result of a finished run whose weights can be read; None, and a line why, where it goes on."""
+        if not (self.folder / _RESULT).exists():
+            return None
+        try:
+            result = read_result(self.folder)
+            read_weights(self.folder / 'weights.safetensors')
+            return result
+        except ZooError as e:
+            self.say(f'The end of the run is made again: {e}')
+            return None
 
     def say(self, text: str) -> None:
         """Print a line, and append it to train.log."""
@@ -71,35 +106,34 @@ class Run:
                 self.progress.clear()
             print(text, flush=True)
             if self.folder.is_dir():
-                with open(self.folder / 'train.log', 'a', encoding='utf-8') as file:
-                    file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+                append(self.folder / 'train.log', f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}')
 
     def log(self, row: dict[str, Any]) -> None:
         """Log an epoch: a line of log.jsonl, one to read, and the curves."""
-        with open(self.folder / 'log.jsonl', 'a', encoding='utf-8') as file:
-            file.write(json.dumps(row) + '\n')
+        self.rows.append(row)
+        append(self.folder / _LOG, json.dumps(row))
         self.show(row['step'])
         shown = [key for key in row if key.endswith(('top1', 'spread'))]
         figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in shown)
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
                  f'{row["images_per_second"]:.0f} images/s{self.progress.left() if self.progress else ""}')
         if self.make_writer:
-            self.writer = self.writer or self.make_writer(str(self.folder / 'tensorboard'))
-            for key in row.keys() - {'epoch', 'step'}:
-                self.writer.add_scalar(key, row[key], row['step'])
-            self.writer.flush()
+            self.write_events(row)
         if figures:
             self.draw()
 
-    def rows(self) -> list[dict[str, Any]]:
-        path = self.folder / 'log.jsonl'
-        lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith('}')]  # a kill may have cut the last one
+    def write_events(self, row: Mapping[str, Any]) -> None:
+        folder = self.folder / 'tensorboard'
+        with naming_unwritable(folder):
+            self.writer = self.writer or self.make_writer(str(folder))
+            for key in row.keys() - {'epoch', 'step'}:
+                self.writer.add_scalar(key, row[key], row['step'])
+            self.writer.flush()
 
-    def cut_log(self, step: int) -> None:
-        """Drop the epochs that a resumed run does again."""
-        kept = ''.join(json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step)
-        write_whole(self.folder / 'log.jsonl', kept.encode())
+    def rewind(self, rows: list[dict[str, Any]]) -> None:
+        """Log these epochs alone: a resumed run does those after them again, and mends what a kill has left."""
+        self.rows = list(rows)
+        write_whole(self.folder / _LOG, ''.join(f'{json.dumps(row)}\n' for row in rows).encode())
 
     @contextmanager
     def progressing(self, step: int, total: int) -> Iterator[None]:
@@ -127,7 +161,7 @@ class Run:
         figure, axes = self.figure(1, 2, (10, 3.6))
         if figure is None:
             return
-        rows, (left, right) = self.rows(), axes[0]
+        rows, (left, right) = self.rows, axes[0]
         left.plot([r['epoch'] for r in rows], [r['train_loss'] for r in rows], label='training')
         for key in dict.fromkeys(key for r in rows for key in r):
             points = [(r['epoch'], r[key]) for r in rows if key in r]
@@ -157,8 +191,38 @@ class Run:
                 panel.set(xticks=[], yticks=[])
         figure.suptitle(f'step {step}')
         folder = self.folder / 'reconstructions'
-        folder.mkdir(exist_ok=True)
+        with naming_unwritable(folder):
+            folder.mkdir(exist_ok=True)
         write_picture(figure, folder / f'{step:08d}.png', dpi=110)
+
+
+def _foreign(path: Path) -> bool:
+    """Return whether a file is not of those that a killed run may leave without a recipe.json."""
+    return path.name not in (PRETRAINING, LOCK) and not path.name.startswith(PARTIAL)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read the result.json of a finished run."""
+    return read_document(folder / _RESULT, {'figures': dict}, 'go on with the run by --resume, which writes it again')
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read log.jsonl. A last line that a kill has cut is left out; ZooError for any other that is damaged."""
+    path, rows = folder / _LOG, []
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            problem = fault(row, _ROW, 'it') or (f'it is of epoch {row["epoch"]}' if row['epoch'] != number else '')
+        except (ValueError, RecursionError) as e:
+            problem = str(e)[:80]
+        if problem and number == len(lines) and not line.endswith(b'\n'):
+            break
+        if problem:
+            raise ZooError(f'{path}, line {number} is damaged ({problem}): take the file from a copy of the run, or '
+                           f'remove it.')
+        rows.append(row)
+    return rows
 
 
 def differences(old: Any, new: Any, name: str = '') -> list[str]:

@@ -20,7 +20,7 @@ from ..methods import TASKS, Task
 from ..models import check_name, list_models
 from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, check_fields, limited
-from ..recipes.settings import AnyRecipe, override
+from ..recipes.settings import AnyRecipe, defaults, override
 from ..runtime.files import write_whole
 from ..runtime.world import World, autocast_dtype, machine
 from ..weights import save_weights
@@ -72,10 +72,19 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
         recipe, batches = _within_budget(recipe, options, source, world, start, begun)
     task = make_task(recipe, options, source, world, start)
     open_run(run, recipe, options, source, world)
-    result = run.folder / 'result.json'
-    if options.resume and isinstance(recipe, Pretraining) and result.exists():  # a chain goes on to its second stage
-        run.say(f'{recipe.name} is finished: {run.folder}.')
-        return json.loads(result.read_text(encoding='utf-8'))
+    try:
+        return _go_on(run, task, batches, options, source)
+    finally:
+        run.close()
+
+
+def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, source: Source) -> dict[str, Any]:
+    """Train from the beginning or, in a resumed run, from where it stands. Returns result.json."""
+    recipe, world = task.recipe, task.world
+    if options.resume and isinstance(recipe, Pretraining):  # a chain goes on to its second stage
+        if result := world.gather(run.finished())[0]:
+            run.say(f'{recipe.name} is finished: {run.folder}.')
+            return result
     batches = batches or training_batches(task, options, source)
     loop = make_loop(task, batches, options, source, run)
     if options.resume:
@@ -197,6 +206,7 @@ def open_run(run: Run, recipe: BaseRecipe, options: Options, source: Source, wor
         try:
             run.open(recipe, facts, options.resume)
         except ZooError as e:
+            run.close()
             problem = str(e)
     if world.gather(problem)[0]:
         raise ZooError(problem) if world.first else SystemExit(2)
@@ -241,7 +251,7 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
               'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine()}
     if world.first:
         write_whole(run.folder / 'card.md', make_card(task, source, result).encode())
-        write_whole(run.folder / 'result.json', json.dumps(result, indent=1).encode())
+        run.finish(result)
         for line in task.summary(run.folder, figures):
             run.say(line)
     world.barrier()
@@ -292,7 +302,7 @@ def about(recipe: BaseRecipe, source: Source) -> str:
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
     """Fine-tune `name` ('': the model pre-trained in `start`) at its size; from scratch if it has no weights."""
     run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
-    run = run if 'method' in run else {}
+    run = {**defaults(Pretraining), **run} if 'method' in run else {}
     if not name and not run:
         raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from a pre-training run.')
     name = name or run['name'].partition('.')[0]

@@ -1,5 +1,4 @@
 """From a name, a file or a run directory to a model, its preprocessing and its class names."""
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,16 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, is_model
 
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
+from ..recipes import Pretraining, Recipe
+from ..recipes.settings import check_types
+from ..runtime.documents import read_document
 from ..runtime.text import one_line
 from .files import read_cfg, read_metadata
 
 _FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
+_RECIPE_DOCUMENT = {
+    'recipe': {'name': str}, 'data?': {'source': str, 'images': int, 'labels?': str}, 'val_fraction?': float,
+    'fraction?': float, 'processes?': int, 'precision?': str, 'compile?': bool, 'machine?': dict}
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
 
 
@@ -148,13 +153,13 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / 'recipe.json'
     if not path.is_file():
         raise ZooError(f'{folder} is no run directory (it has no {path.name}): expected {_FORMS}.')
+    advice = 'take it from a copy of the run, or train anew in another --output'
+    content = read_document(path, _RECIPE_DOCUMENT, advice)
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-        if isinstance(content['recipe'], dict):
-            return content
-    except (ValueError, LookupError, TypeError):
-        pass
-    raise ZooError(f'{path} is damaged, expected the recipe of a run: start anew in another --output.')
+        check_types(Pretraining if 'method' in content['recipe'] else Recipe, content['recipe'])
+    except ZooError as e:
+        raise ZooError(f'{path} is damaged ({e}): {advice}.') from e
+    return content
 
 
 def without_rates(model_args: Mapping[str, Any]) -> dict[str, Any]:
