@@ -218,7 +218,7 @@ def test_too_little_memory_is_one_line(data: str, trained: Path, refused: Run, m
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
 
-    monkeypatch.setattr('tinyvit_zoo.cli.eval.accuracy', fail)
+    monkeypatch.setattr('tinyvit_zoo.cli.eval.outputs', fail)
     assert 'The memory of cpu is too small: take a smaller --batch-size' in refused(trained, '--data', data)
 
 
@@ -255,5 +255,5 @@ def test_views_are_reported_apart(data: str, trained: Path, run: Run, refused: R
     record, = json.loads(run(trained, '--data', data, '--json', '--tta', 'flip+shift'))
     assert record['top1'] == plain['top1'] and record['tta']['images'] == plain['images']
     assert record['tta']['views'] == 'flip+shift' and record['tta']['loss'] != plain['loss']
-    assert f'  views   {record["tta"]["top1"]:.2f} %' in run(trained, '--data', data, '--tta', 'flip+shift')
+    assert f'  views     {record["tta"]["top1"]:.2f} %' in run(trained, '--data', data, '--tta', 'flip+shift')
     assert 'must not be mirrored: give --tta shift' in refused('cct_2_3x2.digits', '--data', 'digits', '--tta', 'flip')

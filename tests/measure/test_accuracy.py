@@ -1,9 +1,8 @@
-"""Figures of made-up logits, their picture, and a catalogue that is wrong."""
+"""Figures of made-up logits, and a catalogue that is wrong."""
 from __future__ import annotations
 
 import argparse
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from torch import nn
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli import eval as eval_command
 from tinyvit_zoo.measure import accuracy as under_test
-from tinyvit_zoo.measure.accuracy import ViewAverage, accuracy, plot_confusion, wilson
+from tinyvit_zoo.measure.accuracy import ViewAverage, accuracy
 from tinyvit_zoo.measure.bench import Bench
-from tinyvit_zoo.runtime.files import write_picture
 from tinyvit_zoo.weights import Weight
 
 
@@ -31,33 +29,27 @@ def test_figures_of_made_up_logits(tmp_path: Path) -> None:
     logits[6] = torch.tensor([4., 3., 2., 5., 1., -1., 0.])        # its class, 6, is the sixth best
     logits[7] = torch.tensor([4., 3., 2., 1., 5., 4.5, 0.])        # its class, 5, is the second best
     found = accuracy(make_bench(tmp_path, logits, labels))
-    assert found['images'] == 8 and found['top1'] == pytest.approx(50.)
+    assert found.images == 8 and found.top1 == pytest.approx(50.)
     hits = sum(label in logits[i].topk(5).indices.tolist() for i, label in enumerate(labels))
-    assert found['top5'] == pytest.approx(100 * hits / 8) and 4 < hits < 8
-    assert found['loss'] == pytest.approx(nn.functional.cross_entropy(logits, torch.tensor(labels)).item())
+    assert found.top5 == pytest.approx(100 * hits / 8) and 4 < hits < 8
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, torch.tensor(labels)).item())
     expected = np.zeros((7, 7), int)
     np.add.at(expected, (labels, guesses), 1)
-    assert np.array_equal(found['confusion'], expected)
-    rows = found['classes']
-    assert [(r['class'], r['images'], r['correct']) for r in rows[:3]] == [('0', 3, 2), ('1', 2, 1), ('2', 1, 1)]
-    assert rows[0]['top1'] == pytest.approx(200 / 3) and (rows[0]['most_taken_for'], rows[0]['times']) == ('1', 1)
-    assert rows[2]['most_taken_for'] is None and rows[2]['times'] == 0
-    assert rows[3]['images'] == 0 and rows[3]['top1'] is None and rows[3]['interval'] is None
+    assert np.array_equal(found.confusion, expected)
+    rows = found.classes
+    assert [(r.name, r.images, r.correct) for r in rows[:3]] == [('0', 3, 2), ('1', 2, 1), ('2', 1, 1)]
+    assert rows[0].top1 == pytest.approx(200 / 3) and (rows[0].most_taken_for, rows[0].times) == ('1', 1)
+    assert rows[2].most_taken_for is None and rows[2].times == 0
+    assert rows[3].images == 0 and rows[3].top1 is None and rows[3].interval is None
 
 
 def test_a_model_that_is_always_right_or_wrong(tmp_path: Path) -> None:
     labels = [0, 1, 2, 0, 1]
     right = accuracy(make_bench(tmp_path, 9 * torch.eye(3)[labels], labels))
     wrong = accuracy(make_bench(tmp_path, -9 * torch.eye(3)[labels], labels))
-    assert (right['top1'], wrong['top1']) == (100., 0.) and 'top5' not in right
-    assert right['interval'][1] == 100. and wrong['interval'][0] == 0.
-    assert right['interval'][0] == pytest.approx(100 - wrong['interval'][1])
-
-
-@pytest.mark.parametrize('correct, count, expected', [
-    (95, 100, (88.825, 97.846)), (0, 10, (0., 27.754)), (10, 10, (72.246, 100.)), (5000, 10000, (49.020, 50.980))])
-def test_wilson(correct: int, count: int, expected: tuple[float, float]) -> None:
-    assert wilson(correct, count) == pytest.approx(expected, abs=2e-3)
+    assert (right.top1, wrong.top1) == (100., 0.) and right.top5 is None
+    assert right.interval[1] == 100. and wrong.interval[0] == 0.
+    assert right.interval[0] == pytest.approx(100 - wrong.interval[1])
 
 
 def test_the_logits_of_views_are_averaged() -> None:
@@ -71,37 +63,6 @@ def test_the_logits_of_views_are_averaged() -> None:
     views['flip+shift'] = views['shift'] + [(b, a) for a, b in views['shift']]
     for name, logits in views.items():
         torch.testing.assert_close(ViewAverage(Corner(), name)(x)[0], torch.tensor(logits).mean(0))
-
-
-def test_wilson_against_its_equation() -> None:
-    """The ends are the shares p from which the share found is 1.96 deviations of p away."""
-    for correct, count in ((3, 17), (160, 171), (9912, 10000)):
-        for end in wilson(correct, count):
-            p = end / 100
-            assert abs(correct / count - p) == pytest.approx(1.959964 * (p * (1 - p) / count) ** 0.5, rel=1e-6)
-
-
-# -- the confusion matrix ----------------------------------------------------------------------------------------------
-def test_picture_shows_shares_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
-    monkeypatch.setattr(under_test, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
-    plot_confusion([[3, 1, 0], [0, 5, 5], [0, 0, 0]], ['a', 'b', 'c'], 'title', tmp_path / 'm.svg')
-    axes = figures[0].axes[0]
-    assert np.allclose(axes.images[0].get_array(), [[75, 25, 0], [0, 50, 50], [0, 0, 0]])
-    assert {(t.get_position(), t.get_text()) for t in axes.texts} == {
-        ((0, 0), '75.0'), ((1, 0), '25.0'), ((1, 1), '50.0'), ((2, 1), '50.0')}
-    assert [t.get_text() for t in axes.get_yticklabels()] == ['a', 'b', 'c'] and axes.get_title() == 'title'
-    assert (tmp_path / 'm.svg').read_text().startswith('<?xml') and len(list(tmp_path.iterdir())) == 1
-
-
-def test_names_of_a_hundred_classes_do_not_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
-    monkeypatch.setattr(under_test, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
-    plot_confusion(np.eye(100, dtype=int), [f'class {i}' for i in range(100)], '', tmp_path / 'm.png')
-    boxes = [label.get_window_extent() for label in figures[0].axes[0].get_yticklabels()]
-    assert len(boxes) == 100 and boxes[0].height > 6
-    gaps = [above.y0 - below.y1 for above, below in pairwise(boxes)]
-    assert min(gaps) > -1       # pixels
 
 
 # -- eval --all --------------------------------------------------------------------------------------------------------

@@ -46,13 +46,13 @@ def test_images_are_preprocessed_as_for_the_accuracy(bench: Bench) -> None:
     """Cropped and resized by another cfg: an attack of radius 0 changes nothing."""
     cfg = {**bench.loaded.cfg, 'crop_pct': 0.6, 'interpolation': 'bilinear'}
     cropped = replace(bench, loaded=replace(bench.loaded, cfg=cfg))
-    assert top1s(cropped, 'fgsm', 0) == [pytest.approx(accuracy(cropped)['top1'])]
-    assert top1s(cropped, 'fgsm', 0) != [pytest.approx(accuracy(bench)['top1'])]
+    assert top1s(cropped, 'fgsm', 0) == [pytest.approx(accuracy(cropped).top1)]
+    assert top1s(cropped, 'fgsm', 0) != [pytest.approx(accuracy(bench).top1)]
 
 
 def test_accuracy_falls_to_nothing_as_the_radius_grows_and_steps_help_the_attacker(bench: Bench) -> None:
     robust = top1s(bench, 'pgd', 0, 8, 24, 64, 160)
-    assert robust[0] == pytest.approx(accuracy(bench)['top1']) and robust[0] > 60
+    assert robust[0] == pytest.approx(accuracy(bench).top1) and robust[0] > 60
     assert robust == sorted(robust, reverse=True) and robust[-1] == 0
     fewer, more = (top1s(bench, 'pgd', 24, steps=steps)[0] for steps in (1, 4))
     assert fewer >= more >= robust[2] and fewer > robust[2]

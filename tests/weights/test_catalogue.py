@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.augment.batched import normalize
 from tinyvit_zoo.data.datasets import DATASETS
-from tinyvit_zoo.measure.accuracy import wilson
+from tinyvit_zoo.measure.figures import wilson
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
 from tinyvit_zoo.weights import Weight, catalogue, fetch, save_weights

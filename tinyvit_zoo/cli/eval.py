@@ -9,8 +9,9 @@ import torch
 
 from ..data.sources import Source
 from ..errors import ZooError
-from ..measure.accuracy import ViewAverage, accuracy, check_catalogue, check_table, evaluate, plot_confusion
+from ..measure.accuracy import ViewAverage, check_catalogue, check_table, evaluate, outputs
 from ..measure.bench import Bench, knn, open_bench_source, probe, spread
+from ..measure.figures import FORMATS, figures_of, plot_confusion, plot_mistakes, plot_reliability
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
 from ..runtime.files import check_picture
 from ..runtime.text import table
@@ -28,6 +29,8 @@ tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
 # titles by option
 _MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'tta': 'views', 'corruptions': 'mCE', 'attack': 'attack'}
+_PICTURES = {'confusion': 'the confusion matrix', 'reliability': 'the accuracy over the predicted probability',
+             'mistakes': 'the most wrong images'}
 _RADIUS, _STEPS = 8., 20        # of attacks
 
 
@@ -62,7 +65,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--plot', type=Path, metavar='FILE', help='draw both as .png, .pdf or .svg')
     shown = parser.add_argument_group('output')
     shown.add_argument('--per-class', action='store_true', help='print the accuracy of each class')
-    shown.add_argument('--confusion', type=Path, metavar='FILE', help='draw the confusion matrix as .png, .pdf or .svg')
+    for option, picture in _PICTURES.items():
+        shown.add_argument(f'--{option}', type=Path, metavar='FILE', help=f'draw {picture} as .png, .pdf or .svg')
+    shown.add_argument('--bootstrap', type=positive, default=0, metavar='N', help='print 95 %% intervals from N '
+                       'resamples of the images, e.g. 1000')
     shown.add_argument('--json', action='store_true', help='print JSON, with more fields')
     machine = parser.add_argument_group('computation')
     machine.add_argument('--precision', default='fp32', choices=['fp32', 'bf16', 'fp16', 'auto'],
@@ -89,8 +95,6 @@ def run(args: argparse.Namespace) -> str:
             records = [_record(bench(spec, source), args) for spec in args.models]
         except torch.OutOfMemoryError as e:
             raise ZooError(f'The memory of {world.device} is too small: take a smaller --batch-size.') from e
-        if args.confusion and world.first:
-            _plot_confusion(records[0], args)
         if args.plot and world.first:
             sets = f'; {records[0]["corruptions"]["source"]}' if 'corruptions' in records[0] else ''
             plot_robustness(records[0], f'{records[0]["model"]} on {records[0]["data"]}{sets}', args.plot)
@@ -102,9 +106,10 @@ def _check(args: argparse.Namespace) -> None:
     asked = any(getattr(args, name) for name in _MEASURES)
     if bool(args.models) == args.all:
         raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows all weights.')
-    if args.all and (asked or args.per_class or args.confusion or args.img_size or args.split != 'test'):
+    pictures = [name for name in _PICTURES if getattr(args, name)]
+    if args.all and (asked or pictures or args.per_class or args.bootstrap or args.img_size or args.split != 'test'):
         raise ZooError('--all compares the test accuracy with the catalogue, and nothing else: leave the other '
-                       'measures, --per-class, --confusion, --img-size and --split out.')
+                       'measures, pictures, --per-class, --bootstrap, --img-size and --split out.')
     if len(args.data) > 1 and not args.all:
         raise ZooError('--data is given twice: give one data set (any number with --all).')
     if args.fraction != 1 and not (args.knn or args.probe):
@@ -119,7 +124,7 @@ def _check(args: argparse.Namespace) -> None:
         _attacks(args)
     if args.plot and not (args.corruptions or args.attack):
         raise ZooError('--plot draws --corruptions and --attack: give one of them.')
-    for option in ('plot', 'confusion'):
+    for option in ('plot', *pictures):
         if path := getattr(args, option):
             if len(args.models) > 1:
                 raise ZooError(f'--{option} draws one model: give one MODEL.')
@@ -136,13 +141,13 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Return all figures of a model, as --json shows them."""
     asked = [name for name in _MEASURES if getattr(args, name)]
     loaded = bench.loaded
-    if not asked:
+    if not asked or any(getattr(args, name) for name in _PICTURES):
         bench.check_classes('give --knn or --probe to evaluate its features, or the data it was trained on')
     return {
         'model': loaded.title, 'data': bench.source.name, 'split': bench.split, 'epochs': loaded.epochs,
         'parameters': sum(p.numel() for p in loaded.model.parameters()), 'input_size': list(loaded.cfg['input_size']),
         'precision': str(bench.dtype or 'torch.float32').removeprefix('torch.'), 'device': str(bench.world.device),
-        **({} if bench.class_mismatch else accuracy(bench)),
+        **({} if bench.class_mismatch else _accuracy(bench, args)),
         **{name: _measure(name, bench, args) for name in asked}}
 
 
@@ -171,11 +176,20 @@ def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], 
     return text
 
 
-def _plot_confusion(record: Mapping[str, Any], args: argparse.Namespace) -> None:
-    if 'confusion' not in record:
-        raise ZooError(f'{record["model"]} has no accuracy on {record["data"]}: leave --confusion out.')
-    title = f'{record["model"]} on {record["data"]}, {_COUNTED[record["split"]]} images: {record["top1"]:.2f} %'
-    plot_confusion(record['confusion'], [row['class'] for row in record['classes']], title, args.confusion)
+def _accuracy(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    """Return all figures of the outputs, and draw the pictures asked for."""
+    names, loaded = bench.class_names, bench.loaded
+    logits, labels = outputs(loaded.model, bench.batches(), bench.world, bench.dtype)
+    figures = figures_of(logits, labels, names, args.bootstrap)
+    if bench.world.first:
+        title = f'{loaded.title} on {bench.source.name}, {_COUNTED[bench.split]} images: {figures.top1:.2f} %'
+        if args.confusion:
+            plot_confusion(figures.confusion, names, title, args.confusion)
+        if args.reliability:
+            plot_reliability(logits.softmax(1).numpy(), labels.numpy(), title, args.reliability)
+        if args.mistakes:
+            plot_mistakes(logits, labels, getattr(bench.source, bench.split), names, title, args.mistakes)
+    return figures.to_dict()
 
 
 # -- showing -----------------------------------------------------------------------------------------------------------
@@ -188,7 +202,7 @@ def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
     parts += [f'{record["model"]}\n{show(record[name])}' for record in records
               for name, show in (('corruptions', errors_table), ('attack', attack_table)) if name in record]
     parts += [f'{args.plot}: error over severity and radius'] if args.plot else []
-    parts += [f'{args.confusion}: the confusion matrix'] if args.confusion else []
+    parts += [f'{path}: {picture}' for name, picture in _PICTURES.items() if (path := getattr(args, name))]
     return '\n\n'.join(parts)
 
 
@@ -196,14 +210,19 @@ def _one(record: Mapping[str, Any]) -> str:
     lines = [('input', f'{" x ".join(map(str, record["input_size"]))}, {record["precision"]} on {record["device"]}'),
              ('data', f'{record["data"]}, {_COUNTED[record["split"]]} images')]
     if 'top1' in record:
-        low, high = record['interval']
-        lines += [('images', f'{record["images"]:,}'),
-                  ('top-1', f'{record["top1"]:.2f} %, 95 % interval {low:.2f} to {high:.2f}')]
-        lines += [('top-5', f'{record["top5"]:.2f} %')] if 'top5' in record else []
-        lines += [('loss', f'{record["loss"]:.4f}')]
+        lines += [('images', f'{record["images"]:,}')]
+        lines += [(title, _figure(record, name)) for name, (title, _) in FORMATS.items() if name in record]
     lines += [(title, f'{_cell(record, name)} %') for name, title in _MEASURES.items() if name in record]
     return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
-                      *(f'  {title:8}{text}' for title, text in lines)])
+                      *(f'  {title:10}{text}' for title, text in lines)])
+
+
+def _figure(record: Mapping[str, Any], name: str) -> str:
+    """Return a figure with its unit and its interval, Wilson's of the top-1 or those of a bootstrap."""
+    form, intervals = FORMATS[name][1], {'top1': record['interval'], **record.get('intervals', {})}
+    low, high = intervals.get(name, (None, None))
+    interval = '' if low is None else f', 95 % interval {low:{form}} to {high:{form}}'
+    return f'{record[name]:{form}}{" %" if form == ".2f" else ""}{interval}'
 
 
 def _many(records: Sequence[Mapping[str, Any]]) -> str:
@@ -233,9 +252,11 @@ def _cell(record: Mapping[str, Any], name: str) -> str:
 def _classes(record: Mapping[str, Any], titled: bool) -> str:
     if 'classes' not in record:
         return f'{record["model"]}: no accuracy, and none by class.'
-    rows = [('class', 'images', 'top-1', '95 % interval', 'most taken for')]
+    rows = [('class', 'images', 'top-1', '95 % interval', 'precision', 'F1', 'AUROC', 'AP', 'most taken for')]
     for row in record['classes']:
         taken = f'{row["most_taken_for"]} ({row["times"]})' if row['times'] else '-'
-        figures = [f'{row["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*row['interval'])] if row['images'] else ['-', '-']
-        rows.append((row['class'], str(row['images']), *figures, taken))
-    return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 4))
+        interval = '{:.2f} to {:.2f}'.format(*row['interval']) if row['images'] else '-'
+        figures = ['-' if row[key] is None else f'{row[key]:{unit}}' for key, unit in (
+            ('top1', '.2f'), ('precision', '.2f'), ('f1', '.2f'), ('auroc', '.4f'), ('average_precision', '.4f'))]
+        rows.append((row['class'], str(row['images']), figures[0], interval, *figures[1:], taken))
+    return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 8))

@@ -1,10 +1,7 @@
-"""Accuracy of a model on a split: top-1 with its interval, top-5, loss, by class; compared with the catalogue."""
-import math
+"""Evaluate a model on a split: its loss and accuracy, all its figures, and the catalogue's beside them."""
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,23 +9,21 @@ from torch import Tensor, nn
 from ..data.datasets import DATASETS
 from ..data.sources import Source
 from ..errors import ZooError
-from ..runtime.files import new_figure, write_picture
 from ..runtime.text import table
 from ..runtime.world import World, autocast
 from ..weights import Weight, catalogue
 from .bench import Bench, open_bench_source
+from .figures import Figures, figures_of
 
-_NUMBERS = 20       # classes up to which the cells of a confusion matrix have numbers
-_SMALLEST = 3.      # points, of a legible class name
 _FORMATS = {'top1': '.2f', 'top5': '.2f', 'loss': '.4f'}      # of the cards
 _OUTCOMES = ('agrees', 'DIFFERS', 'no figure', 'not to be had')
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
-             confusion: Tensor | None = None) -> dict[str, float]:
+             outputs: list[tuple[Tensor, Tensor]] | None = None) -> dict[str, float]:
     """Return 'top1', 'top5' (percent; top5 from 6 classes on), 'loss' and 'images' over all processes."""
-    # `confusion`, int64 [C, C] of zeros, gets the number of images by class (row) and predicted class (column)
+    # `outputs` gets the logits and labels of each batch of this process, on the CPU
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
@@ -40,15 +35,12 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
         classes = logits.shape[1]
         predictions = logits.topk(min(5, classes)).indices
         hits = predictions.eq(labels[:, None])
-        if confusion is not None:
-            cells = labels * classes + predictions[:, 0]
-            confusion += torch.bincount(cells, minlength=classes ** 2).view(classes, classes)
+        if outputs is not None:
+            outputs.append((logits.cpu(), labels.cpu()))
         sums += torch.stack([
             F.cross_entropy(logits, labels, reduction='sum').double(), hits[:, 0].sum().double(), hits.sum().double(),
             torch.tensor(float(len(labels)), dtype=torch.float64, device=world.device)])
     model.train(training)
-    if confusion is not None:
-        world.sum(confusion)
     loss, top1, top5, count = world.sum(sums).tolist()
     figures = {'top1': 100 * top1 / count, 'loss': loss / count, 'images': int(count)}
     return {**figures, 'top5': 100 * top5 / count} if classes > 5 else figures
@@ -72,61 +64,28 @@ class ViewAverage(nn.Module):
         return torch.stack([self.model(view).float() for view in views]).mean(0)
 
 
-def accuracy(bench: Bench) -> dict[str, Any]:
-    """Return the figures of `evaluate`, the 'interval' of the top-1, figures of all 'classes', and the 'confusion'."""
-    confusion = torch.zeros(bench.num_classes, bench.num_classes, dtype=torch.int64, device=bench.world.device)
-    figures = evaluate(bench.loaded.model, bench.batches(), bench.world, bench.dtype, confusion)
-    correct = int(confusion.diagonal().sum())
-    return {**figures, 'interval': wilson(correct, int(figures['images'])),
-            'classes': by_class(confusion, bench.class_names), 'confusion': confusion.tolist()}
+def outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World,
+            dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Return the logits [N, C] and labels [N] of all images, in their order, on every process."""
+    own: list[tuple[Tensor, Tensor]] = []
+    evaluate(model, batches, world, dtype, own)
+    parts = world.gather(own)       # of each process every size-th image of each batch
+    whole = []
+    for number in range(max(map(len, parts))):
+        shares = [part[number] for part in parts if len(part) > number]
+        merged = tuple(torch.empty(sum(len(share[k]) for share in shares), *shares[0][k].shape[1:],
+                                   dtype=shares[0][k].dtype) for k in (0, 1))
+        for place, share in enumerate(shares):
+            for into, values in zip(merged, share, strict=True):
+                into[place::len(shares)] = values
+        whole.append(merged)
+    return torch.cat([logits for logits, _ in whole]), torch.cat([labels for _, labels in whole])
 
 
-def by_class(confusion: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return for each class its images, its accuracy, and the class it is most often mistaken for."""
-    rows = []
-    for i, (name, row) in enumerate(zip(names, confusion.tolist(), strict=True)):
-        images, correct, row[i] = sum(row), row[i], -1
-        wrong = max(range(len(row)), key=row.__getitem__)
-        rows.append({
-            'class': name, 'images': images, 'correct': correct, 'top1': 100 * correct / images if images else None,
-            'interval': wilson(correct, images) if images else None,
-            'most_taken_for': names[wrong] if row[wrong] > 0 else None, 'times': max(row[wrong], 0)})
-    return rows
-
-
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share, in percent."""
-    z = 1.959963984540054
-    share, square = correct / count, z * z / count
-    middle = (share + square / 2) / (1 + square)
-    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return 100 * max(0., middle - half), 100 * min(1., middle + half)
-
-
-def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str, path: Path) -> None:
-    """Plot true classes (rows) against predicted ones, each row in percent of its images."""
-    # colours by the square root of the share, else mistakes would be too faint beside the diagonal
-    from matplotlib.colors import PowerNorm
-    counts = np.array(confusion, dtype=float)
-    shares = 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
-    size = min(max(4.5, 0.62 * len(names)), max(16, 0.12 * len(names)), 24)     # inches
-    font = min(10., 60 * size / len(names) * 0.75)      # points, so that names do not overlap
-    ticks = range(len(names)) if font >= _SMALLEST else ()
-    figure, ((axes,),) = new_figure(1, 1, (size + 2.2, size + 1.2))
-    image = axes.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
-    for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
-        set_ticks(ticks, [names[i] for i in ticks], rotation=rotation, fontsize=font)
-        set_ticks([i + 0.5 for i in ticks[:-1]], minor=True)
-    axes.tick_params(which='both', length=0)
-    axes.set(xlabel='predicted class', ylabel='true class', title=title)
-    axes.grid(which='minor', color='0.88', linewidth=0.4)
-    if len(names) <= _NUMBERS:
-        for row, column in zip(*counts.nonzero(), strict=True):
-            share = shares[row, column]
-            axes.text(column, row, f'{share:.1f}' if share < 99.95 else '100', ha='center', va='center', fontsize=8,
-                      color='white' if share > 40 else 'black')
-    figure.colorbar(image, ax=axes, label="% of the row's images", shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100])
-    write_picture(figure, path)
+def accuracy(bench: Bench, bootstrap: int = 0) -> Figures:
+    """Return all figures of the split; with intervals where `bootstrap` resamples are asked for."""
+    logits, labels = outputs(bench.loaded.model, bench.batches(), bench.world, bench.dtype)
+    return figures_of(logits, labels, bench.class_names, bootstrap)
 
 
 def check_catalogue(specs: Sequence[str], make_bench: Callable[[str, Source], Bench],
@@ -153,7 +112,7 @@ def _check_weight(weight: Weight, source: Source, make_bench: Callable[[str, Sou
     expected: dict[str, Any] = {key: value for key, value in (weight.measured or {}).items() if key in _FORMATS}
     row = {'weights': weight.name, 'data': source.name, 'catalogue': expected, 'now': {}, 'differs': [], 'reason': ''}
     try:
-        figures = accuracy(make_bench(weight.name, source))
+        figures = accuracy(make_bench(weight.name, source)).to_dict()
     except ZooError as e:       # no network, for example: check the others all the same
         if weight.file:         # ships with the package
             raise

@@ -16,8 +16,9 @@ from ..augment.views import OneView
 from ..data.sources import Source
 from ..data.splits import generator
 from ..errors import ZooError
-from ..measure.accuracy import evaluate
+from ..measure.accuracy import evaluate, outputs
 from ..measure.bench import evaluation_batches
+from ..measure.figures import FORMATS, figures_of
 from ..models import take_any_size
 from ..recipes import Recipe
 from ..runtime.text import one_line
@@ -128,8 +129,10 @@ class Supervised(Task):
     def judge(self, folder: Path) -> dict[str, Any]:
         """Load the file as a user would and evaluate it on all that is not for training."""
         model = resolve(folder).load(self.world.device).model
-        return {name: evaluate(model, self.monitor.get(name) or make(), self.world, self.dtype)
+        names = self.cfg['label_names']
+        made = {name: outputs(model, self.monitor.get(name) or make(), self.world, self.dtype)
                 for name, make in self.batches.items()}
+        return {name: figures_of(logits, labels, names).scalars() for name, (logits, labels) in made.items()}
 
     def headline(self, source: Source) -> str:
         parts = [f'{name} {len(split)}' for name, split in (
@@ -143,11 +146,14 @@ class Supervised(Task):
             f'{name} accuracy: {split["top1"]:.2f} % of {split["images"]} images' for name, split in figures.items())]
 
     def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
-        rows = ''.join(f'| {name} | {split["images"]} | {split["top1"]:.2f} | {split["loss"]:.4f} |\n'
-                       for name, split in figures.items())
+        shown = {key: each for key, each in FORMATS.items() if any(key in split for split in figures.values())}
+        head = ['measured on', 'images', *(title + ', %' * (form == '.2f') for title, form in shown.values())]
+        rows = [[name, str(split['images']), *(f'{split[key]:{form}}' if key in split else '-'
+                                               for key, (_, form) in shown.items())] for name, split in figures.items()]
+        lines = ''.join(f'| {" | ".join(row)} |\n' for row in (head, ['---'] * len(head), *rows))
         args = ''.join(f', {key}={value!r}' for key, value in without_rates(self.recipe.model_args).items())
         return {
-            'note': '', 'table': f'| measured on | images | top-1, % | loss |\n|---|---|---|---|\n{rows}',
+            'note': '', 'table': lines,
             'use': f'''```python
 import timm
 import tinyvit_zoo

@@ -1,0 +1,295 @@
+"""Figures of a classifier from its logits: accuracy, F1, AUROC, calibration, by class, with bootstrap intervals."""
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.splits import Split
+from ..errors import ZooError
+from ..runtime.files import new_figure, write_picture
+
+FORMATS = {'top1': ('top-1', '.2f'), 'top5': ('top-5', '.2f'), 'loss': ('loss', '.4f'),     # title and format
+           'balanced_accuracy': ('balanced', '.2f'), 'f1': ('F1', '.2f'), 'auroc': ('AUROC', '.4f'),
+           'average_precision': ('AP', '.4f'), 'calibration_error': ('ECE', '.4f')}
+_BINS = 15          # of the calibration error
+_NUMBERS = 20       # classes up to which the cells of a confusion matrix have numbers
+_SMALLEST = 3.      # points, of a legible class name
+_MISTAKES = 24      # images on a sheet of them
+_RESAMPLED = ('top1', 'balanced_accuracy', 'f1', 'auroc', 'average_precision')     # by a bootstrap
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class: percent, but `auroc` and `average_precision`, from 0 to 1; None where images or negatives lack."""
+    name: str
+    images: int
+    correct: int
+    top1: float | None                          # the recall
+    interval: tuple[float, float] | None        # Wilson's 95 %
+    precision: float | None
+    f1: float | None
+    auroc: float | None                         # against all others
+    average_precision: float | None
+    most_taken_for: str | None
+    times: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Percent, but `auroc`, `average_precision` and `calibration_error`, from 0 to 1. None where one is not defined.
+
+    Means over classes (`balanced_accuracy`, `f1`, `auroc`, `average_precision`) leave out those without images.
+    """
+    images: int
+    top1: float
+    interval: tuple[float, float]               # of the top-1: Wilson's 95 %
+    top5: float | None                          # from 6 classes on
+    loss: float
+    balanced_accuracy: float
+    f1: float
+    auroc: float | None                         # one against rest
+    average_precision: float | None
+    calibration_error: float
+    classes: list[ClassFigures]
+    confusion: list[list[int]]                  # images by class (row) and predicted class (column)
+    intervals: dict[str, tuple[float, float]]   # 95 % by bootstrap, where asked for
+
+    def scalars(self) -> dict[str, float]:
+        """Return the single numbers that are defined."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), (int, float))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold; figures that are not defined are left out."""
+        rows = [{'class': row.name, **{key: value for key, value in asdict(row).items() if key != 'name'}}
+                for row in self.classes]
+        whole = {key: value for key, value in asdict(self).items() if value is not None and value != {}}
+        return {**whole, 'classes': rows}
+
+    def to_pandas(self) -> Any:
+        """Return the figures by class as a pandas DataFrame, a row a class."""
+        try:
+            import pandas
+        except ImportError as e:
+            raise ZooError('to_pandas needs pandas, which is not installed: pip install pandas.') from e
+        return pandas.DataFrame([asdict(row) for row in self.classes]).set_index('name')
+
+
+def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: int = 0, seed: int = 0) -> Figures:
+    """Return all figures of logits [N, C] and labels [N]; `bootstrap`: how many resamples the intervals are from."""
+    logits, labels = logits.detach().cpu().float(), labels.cpu()
+    if logits.shape[1] != len(names) or len(logits) != len(labels) or not len(labels):
+        raise ZooError(f'There are logits {list(logits.shape)}, {len(labels)} labels and {len(names)} classes: '
+                       f'expected a label for each row, one at least, and a column for each class.')
+    if not logits.isfinite().all():
+        raise ZooError('Some outputs are no finite numbers: try --precision fp32, or other weights.')
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise ZooError(f'There are labels from {int(labels.min())} to {int(labels.max())}: expected 0 to '
+                       f'{len(names) - 1}, those of the classes.')
+    sample = _Sample(logits.double().softmax(1).numpy(), labels.numpy())
+    every = np.ones(len(labels))
+    aurocs, precisions = sample.aurocs(every), sample.average_precisions(every)
+    confusion = sample.confusion(every).astype(int)
+    correct = int(confusion.diagonal().sum())
+    ranked = logits.topk(min(5, len(names))).indices.eq(labels[:, None]).any(1)
+    intervals = {}
+    if bootstrap:
+        draw, values = np.random.default_rng(seed), []
+        for _ in range(bootstrap):
+            counts = np.bincount(draw.integers(len(labels), size=len(labels)), minlength=len(labels)).astype(float)
+            values.append([getattr(sample, name)(counts) for name in _RESAMPLED])
+        low, high = np.nanpercentile(np.array(values, dtype=float), (2.5, 97.5), axis=0)
+        intervals = {key: (float(a), float(b)) for key, a, b in zip(_RESAMPLED, low, high, strict=True)
+                     if not math.isnan(a)}
+    return Figures(
+        images=len(labels), top1=100 * correct / len(labels), interval=wilson(correct, len(labels)),
+        top5=100 * ranked.double().mean().item() if len(names) > 5 else None,
+        loss=F.cross_entropy(logits.double(), labels).item(),
+        balanced_accuracy=sample.balanced_accuracy(every), f1=sample.f1(every),
+        auroc=_defined(_mean(aurocs)), average_precision=_defined(_mean(precisions)),
+        calibration_error=sample.calibration_error(), classes=_by_class(confusion, names, aurocs, precisions),
+        confusion=confusion.tolist(), intervals=intervals)
+
+
+class _Sample:
+    """Probabilities [N, C] and labels [N]; each figure is of images counted `weights` times, as a bootstrap needs."""
+
+    def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
+        self.probabilities, self.labels = probabilities, labels
+        self.predicted = probabilities.argmax(1)
+        # from the most probable image of each class to the least
+        self.order = [np.argsort(-column, kind='stable') for column in probabilities.T]
+        # where a run of equal probabilities ends: its images share one threshold
+        self.ends = [np.flatnonzero(np.append(np.diff(column[order]) != 0, True))
+                     for column, order in zip(probabilities.T, self.order, strict=True)]
+
+    def confusion(self, weights: np.ndarray) -> np.ndarray:
+        count = self.probabilities.shape[1]
+        cells = np.bincount(self.labels * count + self.predicted, weights, minlength=count ** 2)
+        return cells.reshape(count, count)
+
+    def top1(self, weights: np.ndarray) -> float:
+        return 100 * float(weights[self.predicted == self.labels].sum() / weights.sum())
+
+    def balanced_accuracy(self, weights: np.ndarray) -> float:
+        confusion = self.confusion(weights)
+        return 100 * _mean(_shares(confusion.diagonal(), confusion.sum(1)))
+
+    def f1(self, weights: np.ndarray) -> float:
+        confusion = self.confusion(weights)
+        return 100 * _mean(_shares(2 * confusion.diagonal(), confusion.sum(0) + confusion.sum(1)))
+
+    def auroc(self, weights: np.ndarray) -> float:
+        return _mean(self.aurocs(weights))
+
+    def average_precision(self, weights: np.ndarray) -> float:
+        return _mean(self.average_precisions(weights))
+
+    def _thresholds(self, weights: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many of class `i` and of the others have at least each probability, the largest first."""
+        order = self.order[i]
+        positive = weights[order] * (self.labels[order] == i)
+        return positive.cumsum()[self.ends[i]], (weights[order] - positive).cumsum()[self.ends[i]]
+
+    def aurocs(self, weights: np.ndarray) -> np.ndarray:
+        """Return the area under the curve of each class against the rest; NaN without images on both sides."""
+        areas = []
+        for i in range(len(self.order)):
+            hits, alarms = (np.append(0, x) for x in self._thresholds(weights, i))
+            area = (np.diff(alarms) * (hits[1:] + hits[:-1])).sum() / 2
+            areas.append(area / (hits[-1] * alarms[-1]) if hits[-1] * alarms[-1] else math.nan)
+        return np.array(areas)
+
+    def average_precisions(self, weights: np.ndarray) -> np.ndarray:
+        areas = []
+        for i in range(len(self.order)):
+            hits, alarms = self._thresholds(weights, i)
+            steps = np.diff(np.append(0, hits))
+            areas.append((steps * _shares(hits, hits + alarms, 0.)).sum() / hits[-1] if hits[-1] else math.nan)
+        return np.array(areas)
+
+    def calibration_error(self) -> float:
+        """Return the expected calibration error, from bins of equal width."""
+        counts, sure, right = reliability(self.probabilities, self.labels)
+        return float(np.abs(sure - right) @ counts / counts.sum())
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each bin of the largest probability its images, their mean probability, and their accuracy."""
+    largest = probabilities.max(1)
+    place = np.minimum((largest * _BINS).astype(int), _BINS - 1)
+    counts, sure, right = (np.bincount(place, x, minlength=_BINS) for x in (
+        np.ones(len(labels)), largest, probabilities.argmax(1) == labels))
+    return counts, _shares(sure, counts, 0.), _shares(right, counts, 0.)
+
+
+def _shares(part: np.ndarray, whole: np.ndarray, none: float = math.nan) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), none), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of those that are defined; NaN where none is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else math.nan
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _by_class(confusion: np.ndarray, names: Sequence[str], aurocs: np.ndarray, precisions: np.ndarray,
+              ) -> list[ClassFigures]:
+    rows = []
+    for i, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        images, correct, predicted = int(row.sum()), int(row[i]), int(confusion[:, i].sum())
+        others = np.delete(row, i)
+        wrong = int(others.argmax()) if len(others) else 0
+        times = int(others[wrong]) if len(others) else 0
+        rows.append(ClassFigures(
+            name=name, images=images, correct=correct, top1=100 * correct / images if images else None,
+            interval=wilson(correct, images) if images else None,
+            precision=100 * correct / predicted if predicted else None,
+            f1=200 * correct / (images + predicted) if images + predicted else None,
+            auroc=_defined(aurocs[i]), average_precision=_defined(precisions[i]),
+            most_taken_for=names[wrong + (wrong >= i)] if times else None, times=times))
+    return rows
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share, in percent."""
+    z = 1.959963984540054
+    share, square = correct / count, z * z / count
+    middle = (share + square / 2) / (1 + square)
+    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
+    return 100 * max(0., middle - half), 100 * min(1., middle + half)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], title: str, path: Path) -> None:
+    """Plot true classes (rows) against predicted ones, each row in percent of its images."""
+    # colours by the square root of the share, else mistakes would be too faint beside the diagonal
+    from matplotlib.colors import PowerNorm
+    counts = np.array(confusion, dtype=float)
+    shares = 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
+    size = min(max(4.5, 0.62 * len(names)), max(16, 0.12 * len(names)), 24)     # inches
+    font = min(10., 60 * size / len(names) * 0.75)      # points, so that names do not overlap
+    ticks = range(len(names)) if font >= _SMALLEST else ()
+    figure, ((axes,),) = new_figure(1, 1, (size + 2.2, size + 1.2))
+    image = axes.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
+    for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
+        set_ticks(ticks, [names[i] for i in ticks], rotation=rotation, fontsize=font)
+        set_ticks([i + 0.5 for i in ticks[:-1]], minor=True)
+    axes.tick_params(which='both', length=0)
+    axes.set(xlabel='predicted class', ylabel='true class', title=title)
+    axes.grid(which='minor', color='0.88', linewidth=0.4)
+    if len(names) <= _NUMBERS:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            share = shares[row, column]
+            axes.text(column, row, f'{share:.1f}' if share < 99.95 else '100', ha='center', va='center', fontsize=8,
+                      color='white' if share > 40 else 'black')
+    figure.colorbar(image, ax=axes, label="% of the row's images", shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100])
+    write_picture(figure, path)
+
+
+def plot_reliability(probabilities: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
+    """Plot the accuracy of images over the probability of their predicted class, and how many have it."""
+    counts, sure, right = reliability(probabilities, labels)
+    used, left = counts > 0, np.arange(_BINS) / _BINS
+    error = float(np.abs(sure - right) @ counts / counts.sum())
+    figure, axes = new_figure(2, 1, (5, 6), sharex=True, height_ratios=(3, 1))
+    upper, lower = axes[:, 0]
+    upper.plot((0, 1), (0, 1), color='0.6', linestyle='--', label='perfectly calibrated')
+    upper.bar(left[used], right[used], 1 / _BINS, align='edge', edgecolor='white', alpha=0.8)
+    upper.plot(sure[used], right[used], 'o-', color='C1', label=f'calibration error {error:.3f}')
+    upper.set(ylabel='accuracy', title=title, xlim=(0, 1), ylim=(0, 1))
+    upper.legend(loc='upper left')
+    lower.bar(left, 100 * counts / counts.sum(), 1 / _BINS, align='edge', edgecolor='white', color='0.5')
+    lower.set(xlabel='probability of the predicted class', ylabel='% of images')
+    write_picture(figure, path)
+
+
+def plot_mistakes(logits: Tensor, labels: Tensor, split: Split, names: Sequence[str], title: str, path: Path) -> None:
+    """Draw the wrongly classified images with the largest loss: the class they have, and the one predicted."""
+    losses = F.cross_entropy(logits.float(), labels, reduction='none').masked_fill(logits.argmax(1) == labels, -1)
+    worst = [i for i in losses.argsort(descending=True)[:_MISTAKES].tolist() if losses[i] >= 0]
+    columns = min(6, max(1, len(worst)))
+    figure, axes = new_figure(max(1, -(-len(worst) // columns)), columns, (1.9 * columns, 0.6 + 2.2 * max(
+        1, -(-len(worst) // columns))))
+    figure.suptitle(title if worst else f'{title}: no mistake')
+    for panel in axes.flat:
+        panel.axis('off')
+    for i, panel in zip(worst, axes.flat, strict=False):
+        probabilities = logits[i].float().softmax(0)
+        guess = int(probabilities.argmax())
+        panel.imshow(split.read(i), cmap='gray', interpolation='nearest')
+        panel.set_title(f'{_short(names[int(labels[i])])}\ntaken for {_short(names[guess])} '
+                        f'({100 * probabilities[guess]:.0f} %)', fontsize=8)
+    write_picture(figure, path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else f'{name[:19]}\u2026'
