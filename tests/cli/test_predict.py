@@ -17,6 +17,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 
 import tinyvit_zoo
+from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.weights import save_weights
 
 MODEL = 'cct_2_3x2'
@@ -208,18 +209,42 @@ def test_a_model_without_weights_predicts_nothing_but_with_a_file(
 def test_images_are_looked_at_before_weights_are_fetched(
         refused: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('timm.create_model', lambda *args, **kwargs: pytest.fail('fetches weights'))
-    assert 'notes.txt' in refused('predict', MODEL, photos, photos / 'notes.txt')
+    assert 'notes.txt' in refused('predict', MODEL, photos / 'notes.txt')
     assert str(tmp_path) in refused('predict', MODEL, photos, tmp_path)  # an empty folder
 
 
-def test_a_damaged_image_among_good_ones_is_named_and_nothing_is_printed(
-        refused: Run, photos: Path, weights: Path, tmp_path: Path) -> None:
-    whole, damaged = tmp_path / 'whole.jpg', tmp_path / 'damaged.jpg'
-    picture(0, (200, 200)).save(whole)
-    damaged.write_bytes(whole.read_bytes()[:-1000])
-    argv = ('predict', MODEL, photos, damaged, '--weights', weights, '--batch-size', 1)
-    assert 'damaged.jpg' in refused(*argv)
-    assert 'damaged.jpg' in refused(*argv, '--json')
+@pytest.mark.parametrize('batch_size', [1, 4])
+def test_images_that_cannot_be_read_are_named_and_the_others_classified(
+        run: Run, photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        batch_size: int) -> None:
+    bad = tmp_path / 'bad'
+    bad.mkdir()
+    picture(0, (200, 200)).save(bad / 'cut.jpg')
+    (bad / 'cut.jpg').write_bytes((bad / 'cut.jpg').read_bytes()[:-1000])
+    Image.new('F', (8, 8)).save(bad / 'float.tif')
+    picture(0).save(bad / 'postscript.eps')
+    (bad / 'postscript.eps').rename(bad / 'postscript.png')
+    (bad / 'text.png').write_text('no image')
+    os.mkfifo(tmp_path / 'pipe.png')
+    argv = ['predict', MODEL, *map(str, (bad, photos, tmp_path / 'pipe.png')), '--weights', str(weights), '--json',
+            '--batch-size', str(batch_size)]
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    content = json.loads(out)['images']
+    found = {image['image']: image['predictions'] for image in content if 'predictions' in image}
+    assert found == predictions(run, MODEL, photos, '--weights', weights, '--batch-size', batch_size)
+    assert [Path(image['image']).name for image in content if 'error' in image] == [
+        'cut.jpg', 'float.tif', 'postscript.png', 'text.png', 'pipe.png']
+    assert err.count('\n') == 1 and '5 of 10 images cannot be read' in err and 'postscript.png' in err
+
+
+def test_what_a_file_is_called_does_not_steer_the_terminal(
+        run: Run, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(0).save(tmp_path / 'a\x1b[31m\nb.png')
+    out = run('predict', MODEL, tmp_path, '--weights', weights, '--topk', 1)
+    assert r'a\x1b[31m\nb.png' in out and '\x1b' not in out and out.count('\n') == 2
+    assert main(['predict', MODEL, '\x1b]0;title\x07']) == 2
+    assert '\x1b' not in capsys.readouterr().err
 
 
 def test_weights_that_are_missing_or_do_not_fit_are_named(

@@ -327,7 +327,7 @@ def test_unreadable_images_are_listed_before_the_first_batch(mode: str, tmp_path
 @pytest.mark.parametrize('size, free, expected', [
     (4, 4 * 20 * 48, True), (4, 4 * 20 * 48 - 1, False), (96, 2 ** 40, True), (97, 2 ** 40, False)])
 def test_memory_is_chosen_by_size(size: int, free: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, '_free_memory', lambda: free)
+    monkeypatch.setattr(loaders, 'free_memory', lambda: free)
     batches = make_batches(numbered(20), size, 5, CPU, train=True, stream_transform=noisy, workers=0)
     assert batches.streamed is not expected
 
@@ -337,11 +337,11 @@ def test_a_part_of_a_folder_counts_as_the_whole(tmp_path: Path, monkeypatch: pyt
     split = folder_split(tmp_path / 'set')
     assert len(split) == 16 and len(split.images) == 20
     for free, expected in ((4 * 20 * 48, True), (4 * 18 * 48, False)):
-        monkeypatch.setattr(loaders, '_free_memory', lambda free=free: free)
+        monkeypatch.setattr(loaders, 'free_memory', lambda free=free: free)
         assert loaders.fits_in_memory(split, (4, 4), 3, CPU) is expected
 
 
-def test_free_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 2 ** 26 < loaders._free_memory() < 2 ** 46
+def testfree_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2 ** 26 < loaders.free_memory() < 2 ** 46
     monkeypatch.setattr(Path, 'read_text', lambda self: 'no such line')
-    assert 2 ** 26 < loaders._free_memory() < 2 ** 46
+    assert 2 ** 26 < loaders.free_memory() < 2 ** 46

@@ -293,7 +293,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     ('drop_path_rate is 2', ['--model-args', "{'drop_path_rate': 2}"]),
     ('it comes from the images', ['--model-args', "{'num_classes': 5}"]),
     ('depth is 0', ['--model-args', "{'depth': 0}"]),
-    ('cannot be made with the model_args', ['--model-args', "{'embed_dim': 'a'}"]), ('as torch takes it', [
+    ("embed_dim is 'a'", ['--model-args', "{'embed_dim': 'a'}"]), ('as torch takes it', [
         '--seed', '99999999999999999999']), ('cooldown_epochs is -1', ['--cooldown-epochs', '-1', '--epochs', '1']),
     ('clip is -1.0', ['--clip', '-1']), ('ema is 2.0', ['--ema', '2']), ('layer_decay is 2.0', ['--layer-decay', '2']),
     ('weight_decay is -1.0', ['--weight-decay', '-1']), ('warmup_epochs is -1.0', ['--warmup-epochs', '-1']),

@@ -21,6 +21,14 @@ from ..training.loop import Stopped
 from ..training.train import Options
 
 
+class Incomplete(ZooError):
+    """A command that did a part of its work: `text` is what it prints all the same; it exits with code 1."""
+
+    def __init__(self, problem: str, text: str) -> None:
+        super().__init__(problem)
+        self.text = text
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 up')

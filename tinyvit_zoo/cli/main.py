@@ -7,13 +7,16 @@ import argparse
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from ..errors import ZooError, nearest
+from ..runtime.text import one_line, printable
 from ..version import __version__
+from ._options import Incomplete
 
 COMMANDS: list[Any] = [import_module(f'{__package__}.{name}') for name in (
     'list', 'info', 'predict', 'recipes', 'train', 'pretrain', 'plot_fractions', 'eval', 'analyze', 'count', 'compare',
@@ -22,8 +25,12 @@ _PARTS = ('NAME', 'SUMMARY', 'EXAMPLES', 'add', 'run')
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return 0, 2 for a mistake of the caller, 130 for Ctrl-C or 141 for a closed pipe, as shells do."""
+    """Run a command; return 0, 1 where a part failed, 2 for a mistake of the caller.
+
+    As shells do, 130 for Ctrl-C and 141 for a closed pipe.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')    # of a damaged image, which gets a line
     try:
         args, unknown = _parser().parse_known_args(argv)
         if unknown:
@@ -32,10 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ZooError(f'There is no {kind} {name!r}.{nearest(name, args.options)} '
                            f'See `tinyvit-zoo {args.command.NAME} --help`.')
         args.argv = argv
-        text, encoding = args.command.run(args), sys.stdout.encoding or 'utf-8'
-        if text:
-            print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)  # file names hold any bytes
-        return 0
+        return _run(args)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return 141
@@ -43,15 +47,32 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except ZooError as e:
         return _complain(str(e))
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and 'memory' not in str(e):
+            raise
+        return _complain(f'There is too little memory ({one_line(e)}): take smaller images, batches or models.')
     except OSError as e:
         if not e.filename:
             raise
         return _complain(f'{e.filename}: {e.strerror}')
 
 
-def _complain(message: str) -> int:
-    print(f'tinyvit-zoo: {" ".join(message.split())}', file=sys.stderr)
-    return 2
+def _run(args: argparse.Namespace) -> int:
+    """Run a command and print its text."""
+    problem = ''
+    try:
+        text = args.command.run(args)
+    except Incomplete as e:
+        text, problem = e.text, str(e)
+    if text:
+        encoding = sys.stdout.encoding or 'utf-8'
+        print(printable(text).encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+    return _complain(problem, 1) if problem else 0
+
+
+def _complain(message: str, code: int = 2) -> int:
+    print(f'tinyvit-zoo: {printable(" ".join(message.split()))}', file=sys.stderr)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,14 +1,17 @@
 """`tinyvit-zoo predict`: classes of images."""
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from ..errors import ZooError
 from ..measure.accuracy import ViewAverage
-from ..measure.prediction import check_image, classify, image_files, load_classifier
+from ..measure.prediction import classify, image_files, load_classifier, problem_of
 from ..models import with_tag
 from ..runtime.text import table
 from ..runtime.world import choose_device
-from ._options import positive
+from ._options import Incomplete, positive
 
 NAME = 'predict'
 SUMMARY = 'classify images'
@@ -39,14 +42,31 @@ def run(args: argparse.Namespace) -> str:
     name = with_tag(args.model)
     choose_device(args.device)  # before anything is loaded
     paths = image_files(args.images)
-    for path in paths:
-        check_image(path)  # before any weights are fetched
+    if all(problems := [problem_of(path) for path in paths]):  # before any weights are fetched
+        raise ZooError(_problem(list(zip(paths, problems, strict=True))))
     model, labels = load_classifier(name, args.weights, args.device)
     model = ViewAverage(model, args.tta) if args.tta else model
     results = list(zip(paths, classify(model, labels, paths, args.topk, args.batch_size), strict=True))
+    text, failed = _text(results), [(path, found) for path, found in results if isinstance(found, str)]
     if args.json:
-        images = [{'image': str(path), 'predictions': guesses} for path, guesses in results]
-        return json.dumps({'model': name, 'weights': args.weights and str(args.weights), 'images': images}, indent=2)
+        images = [{'image': str(path), 'error' if isinstance(found, str) else 'predictions': found}
+                  for path, found in results]
+        weights = args.weights and str(args.weights)
+        text = json.dumps({'model': name, 'weights': weights, 'images': images}, indent=2)
+    if failed:
+        raise Incomplete(_problem(failed, len(paths)), text)
+    return text
+
+
+def _text(results: Sequence[tuple[Path, Any]]) -> str:
     rows = [(str(path) if i == 0 else '', f'{100 * guess["probability"]:.2f} %', guess['label'])
-            for path, guesses in results for i, guess in enumerate(guesses)]
+            for path, guesses in results if not isinstance(guesses, str) for i, guess in enumerate(guesses)]
     return table([('image', 'probability', 'class'), *rows], left=(0, 2))
+
+
+def _problem(failed: Sequence[tuple[Path, str]], count: int = 0) -> str:
+    """Name the images that cannot be read, ten at most."""
+    names = ', '.join(f'{path} ({problem})' for path, problem in failed[:10])
+    more = f', and {len(failed) - 10} more' if len(failed) > 10 else ''
+    return (f'{len(failed)} of {count or len(failed)} images cannot be read; repair them or leave them out: '
+            f'{names}{more}.')

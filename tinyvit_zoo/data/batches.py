@@ -5,10 +5,8 @@ world_size-th image from the r-th on, so that together they have the batch that 
 """
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
+from .files import free_memory
 from .images import ArrayImages, EncodedImages, as_channels, check_cached, cpu_count, decode, decode_cached, pixels_of
 from .splits import Split, generator, seeded
 
@@ -90,24 +89,11 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
 
 def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: torch.device) -> bool:
     """Measure all the images of the source, which are decoded together."""
-    free = _free_memory()
+    free = free_memory()
     if device.type == 'cuda':
         free = min(free, torch.cuda.mem_get_info(device)[0])
     count = len(split) if isinstance(split.images, ArrayImages) else len(split.images)
     return max(size) <= MEMORY_MAX_SIZE and count * channels * size[0] * size[1] <= MEMORY_SHARE * free
-
-
-def _free_memory() -> int:
-    """Return the bytes of free main memory; half of all memory, or 4 GiB, if the system does not report it."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path('/proc/meminfo').read_text().splitlines()
-        available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
-        with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
-            available = min(available, int(Path('/sys/fs/cgroup/memory.max').read_text()))
-        return available
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
-    return 4 * 2 ** 30
 
 
 def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:

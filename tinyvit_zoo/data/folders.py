@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from ..errors import ZooError
+from ..runtime.text import one_line
 from .datasets import DATASETS
-from .images import EXTENSIONS, FileImages
+from .files import EXTENSIONS, Finder, is_image
+from .images import FileImages
 from .splits import Parts, Split, draw
 
 _VALIDATION = ('val', 'valid', 'validation')
@@ -17,21 +19,26 @@ _TEST_SEED = 0      # never the run's: another seed must not train on these test
 
 def open_folder(root: Path) -> Parts:
     """Open `train`, `val` and `test` with class folders inside, or class folders alone, holding a fifth out."""
-    inside = subfolders(root)
+    with Finder(root) as finder:
+        return _open_parts(root, finder)
+
+
+def _open_parts(root: Path, finder: Finder) -> Parts:
+    inside = finder.folders(root)
     named = {folder.name.lower(): folder for folder in inside}
-    if 'train' in named and (subfolders(named['train']) or set(named) <= {'train', 'test', *_VALIDATION}):
+    if 'train' in named and (finder.folders(named['train']) or set(named) <= {'train', 'test', *_VALIDATION}):
         validation = [named[name] for name in _VALIDATION if name in named]
         if len(validation) > 1:
             raise ZooError(f'{root} has {_list(validation)}: expected one of them, remove or rename the other.')
-        train, names = _class_folders(named['train'])
-        val, test = (_class_folders(folder, names)[0] if folder else None
+        train, names = _class_folders(named['train'], finder)
+        val, test = (_class_folders(folder, finder, names)[0] if folder else None
                      for folder in (next(iter(validation), None), named.get('test')))
         return Parts(train, val, test, names)
-    if any(name in named and subfolders(named[name]) for name in ('test', *_VALIDATION)):
+    if any(name in named and finder.folders(named[name]) for name in ('test', *_VALIDATION)):
         raise ZooError(f'{root} has {_list(inside)} and no train: expected train, val and test, or class folders.')
-    if len(inside) == 1 and len(subfolders(inside[0])) > 1:
+    if len(inside) == 1 and len(finder.folders(inside[0])) > 1:
         raise ZooError(f'{root} holds one folder {inside[0].name} with folders inside: give folder:{inside[0]}.')
-    everything, names = _class_folders(root)
+    everything, names = _class_folders(root, finder)
     held = draw(everything.labels, round(_TEST_SHARE * len(everything)), _TEST_SEED)
     if not held.any():
         raise ZooError(f'{root} has {len(everything)} images in {len(names)} classes, too few to hold a fifth out.')
@@ -41,26 +48,31 @@ def open_folder(root: Path) -> Parts:
 def open_cinic10(place: str) -> Parts:
     """Open `train`, `valid` and `test` as published, 90,000 images each."""
     root, class_names = Path(place), DATASETS['cinic10'].label_names
-    _require(root, ('train', 'valid', 'test'), 'CINIC-10', 'CINIC-10.tar.gz')
-    train, val, test = (_class_folders(root / name, class_names)[0] for name in ('train', 'valid', 'test'))
+    with Finder(root) as finder:
+        _require(root, finder, ('train', 'valid', 'test'), 'CINIC-10', 'CINIC-10.tar.gz')
+        train, val, test = (_class_folders(root / name, finder, class_names)[0] for name in ('train', 'valid', 'test'))
     return Parts(train, val, test, class_names)
 
 
 def open_tiny_imagenet(place: str) -> Parts:
     """Open it as published. Papers report on `val`, the only labelled part beside `train`: here it is the test set."""
     root = Path(place)
-    _require(root, ('train', 'val'), 'Tiny-ImageNet', 'tiny-imagenet-200.zip')
-    train, ids = _class_folders(root / 'train')
-    words = _rows(root / 'words.txt')       # WordNet id, its names
-    names = {row[0]: row[1].split(',')[0].strip() for row in words if len(row) > 1}
-    annotations = root / 'val' / 'val_annotations.txt'
-    test = _annotated(annotations, ids) if annotations.is_file() else _class_folders(root / 'val', ids)[0]
+    with Finder(root) as finder:
+        _require(root, finder, ('train', 'val'), 'Tiny-ImageNet', 'tiny-imagenet-200.zip')
+        train, ids = _class_folders(root / 'train', finder)
+        words = _rows(root / 'words.txt')       # WordNet id, its names
+        names = {row[0]: row[1].split(',')[0].strip() for row in words if len(row) > 1}
+        annotations = root / 'val' / 'val_annotations.txt'
+        test = _annotated(annotations, ids) if annotations.is_file() else _class_folders(root / 'val', finder, ids)[0]
     return Parts(train, None, test, tuple(names.get(name, name) for name in ids))
 
 
 def _rows(path: Path) -> list[list[str]]:
     """Read lines of fields with tabs between them."""
-    text = path.read_text(encoding='utf-8') if path.is_file() else ''
+    try:
+        text = path.read_text(encoding='utf-8') if path.is_file() else ''
+    except (OSError, ValueError) as e:
+        raise ZooError(f'{path} cannot be read ({one_line(e)}): unpack it again.') from e
     return [line.split('\t') for line in text.splitlines() if line.strip()]
 
 
@@ -78,16 +90,17 @@ def _annotated(path: Path, ids: Sequence[str]) -> Split:
     return Split(FileImages(folder, [row[0] for row in rows]), torch.tensor([label_of[row[1]] for row in rows]))
 
 
-def _require(root: Path, folders: Sequence[str], title: str, archive: str) -> None:
+def _require(root: Path, finder: Finder, folders: Sequence[str], title: str, archive: str) -> None:
     if not all((root / name).is_dir() for name in folders):
-        raise ZooError(f'{root} has {_list(subfolders(root))}, {title} has {", ".join(folders)}: unpack {archive}.')
+        raise ZooError(f'{root} has {_list(finder.folders(root))}, {title} has {", ".join(folders)}: unpack {archive}.')
 
 
-def _class_folders(root: Path, class_names: Sequence[str] | None = None) -> tuple[Split, tuple[str, ...]]:
+def _class_folders(root: Path, finder: Finder,
+                   class_names: Sequence[str] | None = None) -> tuple[Split, tuple[str, ...]]:
     """Open the class folders in `root`, sorted; `class_names` are those it must have."""
-    files = {folder.name: _image_files(folder) for folder in subfolders(root)}
+    files = {folder.name: finder.images(folder) for folder in finder.folders(root)}
     if class_names is None and len(files) < 2:
-        loose = sum(_is_image(path.name) for path in root.iterdir())
+        loose = sum(is_image(path.name) for path in root.iterdir())
         raise ZooError(f'{root} has {_list(list(files))}{f" and {loose} loose images" if loose else ""}: expected a '
                        f'folder for each class, two classes or more.')
     expected = files if class_names is None else class_names
@@ -102,27 +115,6 @@ def _class_folders(root: Path, class_names: Sequence[str] | None = None) -> tupl
     labels = [torch.full((len(files[name]),), label) for label, name in enumerate(names)]
     paths = [os.path.join(name, path) for name in names for path in files[name]]
     return Split(FileImages(root, paths), torch.cat(labels)), names
-
-
-def subfolders(root: Path) -> list[Path]:
-    """List folders, sorted, without hidden ones and those that macOS leaves in a zip."""
-    if not root.is_dir():
-        raise ZooError(f'There is no folder {root}: give the folder that holds the images.')
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.') and p.name != '__MACOSX')
-
-
-def _image_files(folder: Path) -> list[str]:
-    """List image files at any depth, relative to `folder`, sorted."""
-    paths = []
-    for where, inside, files in os.walk(folder, followlinks=True):
-        inside[:] = [name for name in inside if not name.startswith('.')]
-        below = os.path.relpath(where, folder) if where != str(folder) else ''
-        paths += [os.path.join(below, name) for name in files if _is_image(name)]
-    return sorted(paths)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
 
 
 def _list(items: Sequence[object]) -> str:

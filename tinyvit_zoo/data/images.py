@@ -22,8 +22,8 @@ from torch import Tensor
 from ..errors import ZooError
 from ..runtime.files import written_whole
 from ..runtime.text import Progress, one_line
+from .files import open_image, read_npz
 
-EXTENSIONS = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 _logger = logging.getLogger(__name__)
 _CHUNK = 64             # images a thread takes at a time
 _VERSION = 1            # of decoding; another one makes the cache void
@@ -43,6 +43,10 @@ class Images(ABC):
     def read(self, i: int) -> Image.Image:
         """Return image `i`: upright, 8 bits, RGB or grey, of its own size."""
 
+    def contents(self) -> str:
+        """Return a digest of all images: a run goes on with the images that it began with."""
+        return ''
+
 
 class ArrayImages(Images):
     """Decoded images of one size, held in memory: uint8 [N, H, W] or [N, H, W, 3]."""
@@ -55,6 +59,12 @@ class ArrayImages(Images):
 
     def name(self, i: int) -> str:
         return f'{self.title}[{i}]'
+
+    def contents(self) -> str:
+        digest = hashlib.sha256(repr(list(self.pixels.shape)).encode())
+        for part in self.pixels.split(4096):    # they need not lie in order
+            digest.update(np.ascontiguousarray(part.numpy()).data)
+        return digest.hexdigest()
 
     def read(self, i: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self.pixels[i].numpy()))
@@ -79,13 +89,31 @@ class EncodedImages(Images):
     @abstractmethod
     def fingerprint(self) -> str: ...
 
+    def contents(self) -> str:
+        """Read all files, unless the same ones were read before."""
+        path = cache_folder() / f'{_key(self)}.contents'
+        with suppress(OSError, ValueError):
+            known = path.read_text(encoding='ascii')
+            if len(known) == 64:
+                return known
+        digests = np.zeros((len(self), 32), np.uint8)
+
+        def work(place: int, i: int) -> None:
+            source = self.open(i)
+            content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+            digests[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        _for_each(self, range(len(self)), work, 'reading images', progress=True)
+        found = hashlib.sha256(digests.data).hexdigest()
+        _write(path, found)
+        return found
+
     def read(self, i: int) -> Image.Image:
-        with Image.open(self.open(i)) as image:
+        with open_image(self.open(i)) as image:
             return upright(image)
 
     def check(self, i: int) -> None:
         """Read all of image `i` as cheaply as its format allows; raise if it cannot be read."""
-        with Image.open(self.open(i)) as image:
+        with open_image(self.open(i)) as image:
             if image.format == 'JPEG':
                 image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # reads all, computes an eighth
             upright(image)
@@ -110,11 +138,12 @@ class FileImages(EncodedImages):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(os.fsencode(self.root.resolve()))
         for path in self._paths:
-            size, time = -1, 0      # of a dead link, which is to be named with the others that cannot be read
+            facts: tuple[int, ...] = (-1,)     # of a dead link, which is to be named with what cannot be read
             with suppress(OSError):
                 state = os.stat(os.path.join(os.fsencode(self.root), path))
-                size, time = state.st_size, state.st_mtime_ns
-            digest.update(b'%s\0%d\0%d\0' % (path, size, time))
+                # files with times as before have other times of change, or other inodes
+                facts = state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+            digest.update(b'%s\0%s\0' % (path, repr(facts).encode()))
         return digest.hexdigest()
 
 
@@ -138,8 +167,7 @@ def upright(image: Image.Image) -> Image.Image:
     if image.mode in ('L', 'RGB'):
         image.load()  # `Image.open` reads no pixels, and the file is about to be closed
         return image
-    if image.mode == 'F':
-        raise ValueError('floating-point pixels have no known range')
+    check_mode(image)
     if image.mode.startswith('I'):
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.mode in ('1', 'LA', 'La'):
@@ -147,6 +175,11 @@ def upright(image: Image.Image) -> Image.Image:
     if image.mode in ('P', 'PA'):
         image = image.convert('RGBA')  # or palettes with transparency draw a warning
     return image.convert('RGB')
+
+
+def check_mode(image: Image.Image) -> None:
+    if image.mode == 'F':
+        raise ValueError('floating-point pixels have no known range')
 
 
 def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None,
@@ -210,13 +243,12 @@ def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, p
     path = cache_folder() / f'{_key(images, *shape)}.npz'
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as file:
-                array = file['images']
+            array = read_npz(path, 'images'.__eq__)['images']
             if array.shape == shape and array.dtype == np.uint8:
                 return torch.from_numpy(array)
             reason = f'it holds {array.dtype} {array.shape}'
-        except Exception as e:  # zipfile, zlib and NumPy each have their own errors for a damaged file
-            reason = one_line(e)
+        except (ZooError, LookupError) as e:
+            reason = one_line(e.__cause__ or e)
         _logger.warning('The cached images %s are damaged (%s): they are made again.', path, reason)
     pixels = decode(images, size, channels, progress=progress)
     _write(path, pixels)
@@ -228,20 +260,22 @@ def check_cached(images: EncodedImages, progress: bool = True) -> None:
     path = cache_folder() / f'{_key(images)}.checked'
     if not path.exists():
         _for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
-        _write(path, None)
+        _write(path)
 
 
 def _key(images: EncodedImages, *shape: int) -> str:
     return hashlib.sha256(repr((_VERSION, images.fingerprint(), shape)).encode()).hexdigest()[:32]
 
 
-def _write(path: Path, images: Tensor | None) -> None:
-    """Write decoded pixels, or an empty file; warn if the cache cannot be written."""
+def _write(path: Path, content: Tensor | str = '') -> None:
+    """Write decoded pixels, or text; warn if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, shared=True) as partial, open(partial, 'wb') as file:
-            if images is not None:
-                np.savez(file, images=images.numpy())
+            if isinstance(content, str):
+                file.write(content.encode())
+            else:
+                np.savez(file, images=content.numpy())
     except (OSError, ZooError) as e:
         _logger.warning('Decoded images cannot be kept in %s (%s): set TINYVIT_ZOO_CACHE to another folder, or they '
                         'are decoded at every start.', path.parent, one_line(e.__cause__ or e))

@@ -5,7 +5,6 @@ Validation images never come from the test set: `val_fraction` cuts them from th
 import os
 import pkgutil
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -18,6 +17,7 @@ import torch
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
 from .datasets import DATASETS, Dataset, Torchvision
+from .files import read_npz
 from .folders import open_folder
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode
 from .splits import Parts, Split, draw, generator, nested
@@ -99,8 +99,9 @@ def _open(spec: str, download: bool) -> Source:
 
 
 def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
-    names = parts.class_names or (row.label_names if row else ())
-    return Source(name, parts.train, parts.val, parts.test, names, row)
+    parts = parts._replace(class_names=parts.class_names or (row.label_names if row else ())).checked(
+        name, complete=not row)
+    return Source(name, *parts, row)
 
 
 def _open_torchvision(name: str, known: Torchvision, root: Path, args: Mapping[str, Any], download: bool) -> Split:
@@ -142,16 +143,20 @@ def _open_npz(path: Path) -> Parts:
     """Open MedMNIST's layout: `train_images`, `train_labels`, and the same for `val` and `test` where there are any."""
     if not path.is_file():
         raise ZooError(f'There is no file {path}: give an .npz file with train_images and train_labels.')
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name.partition('_')[0] in ('train', 'val', 'test')}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
-        raise ZooError(f'{path} is damaged or no .npz of plain arrays ({one_line(e)}): use numpy.savez.') from e
+    arrays = read_npz(path, lambda name: name.partition('_')[0] in ('train', 'val', 'test'))
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
     if train is None:
         raise ZooError(f'{path} holds {", ".join(arrays) or "no such arrays"}: expected train_images and train_labels.')
-    names = tuple(map(str, range(int(train.labels.max()) + 1)))
-    return Parts(train, val, test, names).checked(str(path))
+    return Parts(train, val, test, _numbers(train, str(path)))
+
+
+def _numbers(train: Split, title: str) -> tuple[str, ...]:
+    """Return the numbers of the classes of training images as their names."""
+    count = int(train.labels.max()) + 1
+    if count > len(train):  # or a single wrong label would make names by the million
+        raise ZooError(f'{title} has a label {count - 1:,} among {len(train)} training images: expected classes '
+                       f'numbered from 0 without a gap.')
+    return tuple(map(str, range(count)))
 
 
 def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | None:
@@ -163,9 +168,13 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
         raise ZooError(f'{path}: {name}_images are {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] '
                        f'(grey) or [N, H, W, 3]; convert them (volumes cannot be used).')
+    if not images.size:
+        raise ZooError(f'{path}: {name}_images are {list(images.shape)}, expected one or more, with pixels.')
     if labels.dtype.kind not in 'iu' or labels.shape not in ((len(images),), (len(images), 1)) or not len(labels):
         raise ZooError(f'{path}: {name}_labels are {labels.dtype} {list(labels.shape)} for {len(images)} images, '
                        f'expected one whole number for each: [N] or [N, 1].')
+    if labels.max() >= 2 ** 31:     # it would turn negative
+        raise ZooError(f'{path}: {name}_labels go up to {labels.max():,}, expected numbers of classes, from 0.')
     pixels = torch.from_numpy(images[..., 0] if images.shape[3:] == (1,) else images)
     return Split(ArrayImages(pixels, f'{path}: {name}_images'), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
 
@@ -211,8 +220,8 @@ def _open_hub(name: str) -> Parts:
     train, val, test = (None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
     if train is None:
         raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else map(str, range(int(train.labels.max()) + 1))
-    return Parts(train, val, test, tuple(names)).checked(f'The dataset {name}')
+    named = isinstance(feature, datasets.ClassLabel)
+    return Parts(train, val, test, tuple(feature.names) if named else _numbers(train, f'The dataset {name}'))
 
 
 def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:

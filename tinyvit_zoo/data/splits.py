@@ -71,13 +71,16 @@ class Parts(NamedTuple):
     test: Split | None
     class_names: tuple[str, ...] = ()
 
-    def checked(self, title: str) -> 'Parts':
-        """Raise ZooError unless every class has training images, and no split has another one."""
+    def checked(self, title: str, complete: bool = True) -> 'Parts':
+        """Raise ZooError unless (`complete`) every class has training images, and no split has another class."""
         count, seen = len(self.class_names), len(self.train.labels.unique())
-        if seen < count or count < 2:
+        if complete and (seen < count or count < 2):
             raise ZooError(f'{title} has training images of {seen} out of {count} classes: expected some of each, two '
                            f'classes or more, numbered from 0 without a gap.')
         for name, split in (('train', self.train), ('val', self.val), ('test', self.test)):
+            if split and split.index is None and len(split.images) != len(split):
+                raise ZooError(f'{title} has {len(split.images)} {name} images and {len(split)} labels: expected as '
+                               f'many.')
             if split and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < count:
                 raise ZooError(f'{title} has {name} labels from {int(split.labels.min())} to '
                                f'{int(split.labels.max())}: expected 0 to {count - 1}, those of the training images.')

@@ -1,16 +1,15 @@
 """Classify image files of any kind that Pillow reads."""
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.images import EXTENSIONS, as_channels, upright
+from ..data.files import EXTENSIONS, Finder, open_image
+from ..data.images import as_channels, check_mode, upright
 from ..errors import ZooError
 from ..runtime.text import one_line
 from ..weights.resolve import resolve
@@ -46,51 +45,54 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     for path in given:
         if not path.exists():
             raise ZooError(f'There is no image or folder {path}.')
-        inside = [path] if path.is_file() else sorted(
-            p for p in path.rglob('*') if p.suffix.lower() in EXTENSIONS and p.is_file()
-            and not any(part.startswith('.') for part in p.relative_to(path).parts))
+        inside = [path]
+        if path.is_dir():
+            with Finder(path) as finder:
+                inside = sorted(path / name for name in finder.images(path))
         if not inside:
             raise ZooError(f'There are no images in {path}: expected files that end in {" ".join(EXTENSIONS)}.')
         files += inside
     return files
 
 
-def check_image(path: Path) -> None:
-    """Read the header; raise ZooError if the file is no image."""
-    with _opened(path):
-        pass
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image, undecoded; errors here and inside the `with` become a ZooError that names it."""
+def problem_of(path: Path) -> str:
+    """Read the header; return why the file is no image that can be classified, '' if it is one."""
     try:
-        with Image.open(path) as image:
-            yield image
-    except UnidentifiedImageError as e:
-        raise ZooError(f'{path} is not an image that Pillow reads: leave it out.') from e
+        with open_image(path) as image:
+            check_mode(image)
     except Exception as e:  # every decoder has its own errors for a damaged file
-        raise ZooError(f'{path} cannot be read as an image ({one_line(e)}): repair it or leave it out.') from e
+        return one_line(e)
+    return ''
 
 
 def classify(
         model: nn.Module, labels: Sequence[str], paths: Sequence[Path], topk: int, batch_size: int,
-) -> list[list[dict[str, Any]]]:
-    """Return the `topk` classes of each image, the most probable first."""
+) -> list[list[dict[str, Any]] | str]:
+    """Return the `topk` classes of each image, the most probable first; or why it cannot be read."""
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     device = next(model.parameters()).device
-    batches = [paths[i:i + batch_size] for i in range(0, len(paths), batch_size)]
-    hidden = True if len(batches) == 1 else None  # None: unless stderr is a terminal
-    results = []
-    with torch.inference_mode(), tqdm(batches, unit='batch', leave=False, disable=hidden) as progress:
-        for batch in progress:
-            images = []
-            for path in batch:
-                with _opened(path) as image:
-                    rgb = as_channels(upright(image), 3)
-                images.append(transform(rgb))
-            top = model(torch.stack(images).to(device)).float().softmax(-1).topk(min(topk, len(labels)))
-            results += [
-                [{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)]
-                for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    results: list[list[dict[str, Any]] | str] = []
+    hidden = True if len(paths) <= batch_size else None  # None: unless stderr is a terminal
+    with torch.inference_mode(), tqdm(total=len(paths), unit='image', leave=False, disable=hidden) as progress:
+        for start in range(0, len(paths), batch_size):
+            found = [_read(path, transform) for path in paths[start:start + batch_size]]
+            images = [image for image in found if isinstance(image, Tensor)]
+            top = iter(_top(model, torch.stack(images).to(device), labels, topk) if images else ())
+            results += [image if isinstance(image, str) else next(top) for image in found]
+            progress.update(len(found))
     return results
+
+
+def _read(path: Path, transform: Callable[[Any], Tensor]) -> Tensor | str:
+    try:
+        with open_image(path) as image:
+            rgb = as_channels(upright(image), 3)
+        return transform(rgb)
+    except Exception as e:  # every decoder has its own errors for a damaged file
+        return one_line(e)
+
+
+def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int) -> list[list[dict[str, Any]]]:
+    top = model(images).float().softmax(-1).topk(min(topk, len(labels)))
+    return [[{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)]
+            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

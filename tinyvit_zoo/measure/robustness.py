@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.files import map_npy
 from ..data.images import ArrayImages
 from ..data.splits import Split, derived
 from ..errors import ZooError
 from ..runtime.files import new_figure, write_picture
-from ..runtime.text import one_line, track
+from ..runtime.text import track
 from .accuracy import evaluate
 from .bench import Bench
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt
@@ -64,7 +65,7 @@ class Published:
     def split(self, name: str, severity: int) -> Split:
         count = len(self.labels) // SEVERITIES
         part = slice((severity - 1) * count, severity * count)
-        pixels = torch.from_numpy(np.array(_array(self.folder / f'{name}.npy')[part]))
+        pixels = torch.from_numpy(np.array(map_npy(self.folder / f'{name}.npy')[part]))
         return Split(ArrayImages(pixels, f'{name} {severity}'), self.labels[part])
 
 
@@ -77,7 +78,7 @@ def open_published(folder: Path, num_classes: int) -> Published:
     missing = [name for name in CORRUPTIONS if name not in files]
     if missing:
         raise ZooError(f'{folder} lacks {", ".join(f"{name}.npy" for name in missing)}: unpack the whole set.')
-    labels = np.asarray(_array(folder / 'labels.npy'))
+    labels = np.asarray(map_npy(folder / 'labels.npy'))
     if labels.ndim != 1 or labels.dtype.kind not in 'iu' or not len(labels) or len(labels) % SEVERITIES:
         raise ZooError(f'{folder / "labels.npy"} is {labels.dtype} {list(labels.shape)}: expected a whole number for '
                        f'each image, the same ones for all five severities.')
@@ -85,19 +86,12 @@ def open_published(folder: Path, num_classes: int) -> Published:
         raise ZooError(f'{folder / "labels.npy"} has classes {labels.min()} to {labels.max()}, the model has '
                        f'{num_classes}: give the set of its classes.')
     for name in files:
-        pixels = _array(folder / f'{name}.npy')
+        pixels = map_npy(folder / f'{name}.npy')
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) != len(labels):
             raise ZooError(f'{folder / name}.npy is {pixels.dtype} {list(pixels.shape)}, expected uint8 '
                            f'[{len(labels)}, H, W, 3]: fetch it again.')
     names = (*CORRUPTIONS, *(name for name in files if name not in CORRUPTIONS))
     return Published(folder, torch.from_numpy(labels.astype(np.int64)), names)
-
-
-def _array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode='r', allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it again.') from e
 
 
 @dataclass(frozen=True)

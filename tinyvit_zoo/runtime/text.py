@@ -20,8 +20,14 @@ def one_line(error: BaseException, most: int = 160) -> str:
     return text if ' ' in text else ': '.join(filter(None, (type(error).__name__, text)))
 
 
+def printable(text: str) -> str:
+    """Escape what may steer a terminal or reorder its text, but newlines: file names and labels hold anything."""
+    return ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text)
+
+
 def table(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> str:
     """Align columns: those in `left` to the left, the others to the right."""
+    rows = [[printable(cell).replace('\n', r'\n') for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join('  '.join(
         cell.ljust(width) if i in left else cell.rjust(width)

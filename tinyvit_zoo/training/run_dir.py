@@ -65,9 +65,13 @@ class Run:
         written = read_recipe(self.folder)
         same = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decide no weights
         written['recipe'] = {**defaults(type(recipe)), **written['recipe'], **same}
+        if 'contents' not in written.get('data', {}):   # an older run
+            wanted['data'].pop('contents', None)
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is a run of another recipe ({"; ".join(changes)}): choose another --output.')
+        if versions := differences(written.get('machine') or machine(), machine()):
+            self.say(f'Resumed with other versions or hardware ({"; ".join(versions)}): the last digits may differ.')
 
     def check(self, resume: bool) -> None:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""

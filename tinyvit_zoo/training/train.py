@@ -197,13 +197,14 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
 def open_run(run: Run, recipe: BaseRecipe, options: Options, source: Source, world: World) -> None:
     """Open the run directory in the first process; where it is refused, that one says why and all end."""
     digest = hashlib.sha256(source.train.labels.numpy().tobytes()).hexdigest()[:16]
-    facts = {       # decide the weights beside the recipe: a resumed run must have the same
+    facts: dict[str, Any] = {       # decide the weights beside the recipe: a resumed run must have the same
         'data': {'source': source.name, 'images': len(source.train), 'labels': digest},
         'val_fraction': options.val_fraction, 'fraction': options.fraction, 'processes': world.size,
         'precision': options.precision, 'compile': options.compile}
     problem = ''
     if world.first:
         try:
+            facts['data']['contents'] = source.train.images.contents()[:16]
             run.open(recipe, facts, options.resume)
         except ZooError as e:
             run.close()
