@@ -212,6 +212,20 @@ def test_a_zoo_that_fails_to_import_is_one_warning_and_timm_goes_on(switched_on:
     assert switched_on.say('import timm; print(timm.whole)', '-W', 'error') == 'True'
 
 
+def test_a_zoo_that_ends_the_process_is_one_warning_and_timm_goes_on(switched_on: Environment) -> None:
+    write(switched_on.site, {'tinyvit_zoo/__init__.py': 'import sys\nsys.exit("over")\n'})
+    done = switched_on.run(f'{KNOWN}; print("still here")')
+    assert done.stdout == 'False\nstill here\n' and 'SystemExit: over' in done.stderr
+
+
+def test_a_package_of_this_name_elsewhere_is_not_executed(switched_on: Environment) -> None:
+    write(switched_on.site.parent, {'tinyvit_zoo/__init__.py': 'print("foreign")\n'})    # the current folder
+    done = switched_on.run(KNOWN)
+    assert done.stdout == 'False\n' and done.stderr.count('RuntimeWarning') == 1 and 'comes before' in done.stderr
+    (switched_on.site.parent / 'tinyvit_zoo' / '__init__.py').unlink()     # a folder alone is no package
+    assert switched_on.say(KNOWN) == 'True'
+
+
 def test_a_zoo_that_lacks_a_module_says_which(switched_on: Environment) -> None:
     add_zoo(switched_on.site, 'import nowhere_to_be_found')
     assert 'nowhere_to_be_found' in switched_on.run('import timm').stderr

@@ -70,13 +70,23 @@ def register() -> None:
     if PACKAGE in sys.modules:
         return
     try:
+        check_origin()
         __import__(PACKAGE)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not (isinstance(error, ModuleNotFoundError) and error.name == PACKAGE):  # which is: uninstalled
             warn(error)
 
 
-def warn(error: Exception) -> None:
+def check_origin() -> None:
+    """Raise ImportError for a package of this name elsewhere, say in the current folder: nobody switched that on."""
+    from importlib.util import find_spec
+    from os.path import dirname, realpath
+    ours, spec = realpath(dirname(register.__code__.co_filename)), find_spec(PACKAGE)
+    if spec and spec.origin and realpath(dirname(spec.origin)) != ours:     # a folder without code has none
+        raise ImportError(f'{spec.origin} comes before {ours}')
+
+
+def warn(error: BaseException) -> None:
     try:
         import warnings
         reason = f'{type(error).__name__}: {error}'.splitlines()[0]
