@@ -83,8 +83,9 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.stat().st_size < 60e6
     assert {name.partition('/')[0].partition('-')[0] for name in names} == {'tinyvit_zoo'}
-    wanted = ('py.typed', 'weights/catalogue.json', 'data/classes.json', '_startup.py', 'models/compact.py',
-              'weights/README.md', 'weights/cct_2_3x2.digits.safetensors', 'weights/cct_2_3x2.digits.jsonl')
+    wanted = ('py.typed', 'SHA256SUMS', 'weights/catalogue.json', 'data/classes.json', '_startup.py',
+              'models/compact.py', 'weights/README.md', 'weights/cct_2_3x2.digits.safetensors',
+              'weights/cct_2_3x2.digits.jsonl')
     assert all(f'tinyvit_zoo/{name}' in names for name in wanted)
 
 

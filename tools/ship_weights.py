@@ -29,6 +29,7 @@ import timm
 import torch
 from check_catalogue import checked
 from torch import Tensor
+from update_sums import sums
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.augment.batched import normalize
@@ -266,6 +267,7 @@ def ship(args: argparse.Namespace, world: World) -> str:
     write_whole(FIXTURES / f'{name}.safetensors', fixture)
     write_whole(CURVES / f'{name}.png', (run.folder / 'curves.png').read_bytes())
     write_whole(FOLDER / 'catalogue.json', text.encode())   # last: until here the package is as it was
+    write_whole(FOLDER.parent / 'SHA256SUMS', sums(FOLDER.parent).encode())
     if subprocess.run([sys.executable, str(ROOT / 'tools' / 'update_docs.py')], cwd=ROOT).returncode:
         raise ZooError(f'{name} ships, but the documents are not updated: correct that and run tools/update_docs.py.')
     summary = f'{figures["top1"]:.2f} % of {figures["images"]} images' if figures else 'an encoder, without a figure'

@@ -8,12 +8,12 @@ measured on the training images at 32 px (digits). A grey dataset repeats its on
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..runtime.packaged import read_packaged
+
 Statistics = tuple[float, float, float]
-_CLASSES = {key: tuple(names) for key, names in json.loads(
-    Path(__file__).with_name('classes.json').read_text(encoding='utf-8')).items()}
+_CLASSES = {key: tuple(names) for key, names in json.loads(read_packaged('data/classes.json')).items()}
 _DIGITS = tuple('0123456789')
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from ..errors import ZooError, nearest
 from ..measure.prediction import label_names
 from ..runtime.files import written_whole
+from ..runtime.packaged import read_packaged
 from ..training.run_dir import Run, read_log
 from ..weights import Weight, catalogue, read_weights, seal_config
 from ..weights.catalogue import FOLDER
@@ -106,7 +107,8 @@ def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
     model = timm.create_model(weight.name, pretrained=True)  # refuses a file that is not the catalogue's
     folder.mkdir(parents=True)
     shutil.copyfile(FOLDER / weight.file, folder / 'model.safetensors')
-    shutil.copyfile(FOLDER / weight.trained['log'], folder / 'log.jsonl')
+    log = read_packaged(f'weights/{weight.trained["log"]}')
+    (folder / 'log.jsonl').write_text(log, encoding='utf-8')
     run = Run(folder, quiet=True)
     run.rows = read_log(folder)
     run.draw()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NewType, TypedDict
 
 from ..data.datasets import DATASETS, Dataset
+from ..runtime.packaged import read_packaged
 
 FOLDER = Path(__file__).parent
 OURS = 'tinyvit_zoo'        # the origin of weights that we trained
@@ -104,7 +105,7 @@ class Weight:
 @cache
 def catalogue() -> dict[str, Weight]:
     """Return all weights by name, in the order of the file."""
-    return parse((FOLDER / 'catalogue.json').read_text(encoding='utf-8'))
+    return parse(read_packaged('weights/catalogue.json'))
 
 
 def weight_of(cfg: Any) -> Weight | None:
