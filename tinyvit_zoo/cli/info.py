@@ -1,5 +1,6 @@
 """`tinyvit-zoo info`: one model and its weights."""
 import argparse
+import dataclasses
 import json
 import textwrap
 from typing import Any
@@ -9,7 +10,8 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 
 from ..measure.prediction import label_names
 from ..models import with_tag
-from ..weights import weight_of
+from ..weights import url_cache, weight_of
+from ..weights.fetch import read_note
 
 NAME = 'info'
 SUMMARY = 'describe a model and its weights'
@@ -39,6 +41,7 @@ def describe(name: str) -> dict[str, Any]:
     cfg: Any = get_pretrained_cfg(name)
     tags = [other.tag for other in get_arch_pretrained_cfgs(cfg.architecture).values()]
     weight = weight_of(cfg)
+    note = read_note(url_cache(weight.url)) if weight and weight.url else None
     return {
         'name': name, 'architecture': cfg.architecture, 'tag': cfg.tag, 'default_tag': tags[0], 'tags': tags,
         'parameters': sum(p.numel() for p in timm.create_model(name, device='meta').parameters()),
@@ -49,7 +52,7 @@ def describe(name: str) -> dict[str, Any]:
             'kind': 'package' if weight.file else 'Hub' if weight.hf_hub_id else 'URL', 'source': weight.source,
             'origin': weight.origin, 'dataset': weight.data.title, 'recipe': weight.recipe,
             'published': weight.published, 'measured': weight.measured, 'trained': weight.trained,
-            'sha256': weight.sha256, 'note': weight.note}}
+            'sha256': weight.sha256, 'sha256_at_first_use': note and dataclasses.asdict(note), 'note': weight.note}}
 
 
 def _model_lines(record: dict[str, Any]) -> dict[str, str]:
@@ -70,8 +73,11 @@ def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
     if not weights:
         return {'weights': 'none yet'}
     published, measured, trained = weights['published'], weights['measured'], weights['trained']
+    first = weights['sha256_at_first_use']
     return {
         'weights': f'{weights["kind"]}: {weights["source"]}',
+        'sha256': weights['sha256'] or (f'{first["sha256"]}, noted at the first use on {first["date"]}' if first else
+                                        'not known: noted at the first use'),
         'origin': weights['origin'], 'trained on': weights['dataset'], 'recipe': weights['recipe'],
         'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else 'no figure',
         'measured': f'{measured["top1"]:.2f} % top-1 on {measured["on"]}, {measured["date"]}: {measured["command"]}'

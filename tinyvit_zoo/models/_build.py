@@ -85,7 +85,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     source_size = None if size is None else to_2tuple(size)  # unknown for a file of the caller's that does not say
     try:
         if path := weight_file(cfg, kwargs.get('cache_dir')):
-            overlay.update(state_dict=unwrap(read_weights(path)), source='')    # or timm reads what it finds
+            tensors = unwrap(read_weights(path, verified=not cfg.get('file')))
+            overlay.update(state_dict=tensors, source='')   # with a source, timm reads a file by itself
         model = build_model_with_cfg(
             model_cls, variant, True, pretrained_cfg, overlay,
             pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn, source_size=source_size), **kwargs)

@@ -22,7 +22,8 @@ def one_line(error: BaseException, most: int = 160) -> str:
 
 def printable(text: str) -> str:
     """Escape what may steer a terminal or reorder its text, but newlines: file names and labels hold anything."""
-    return ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text)
+    return ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text).replace(
+        r'\x7f', r'\u007f')     # as JSON may have it
 
 
 def table(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> str:

@@ -32,12 +32,15 @@ _TENSORS, _METADATA = 'tensors_sha256', 'metadata_sha256'
 _HEADER_BYTES = 100 << 20       # at most, as in safetensors
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
-    """Read a weight file as saved (`unwrap` gets the tensors out of it); refuse one that is damaged or holds code."""
+def read_weights(path: str | Path, verified: bool = False) -> dict[str, Any]:
+    """Read a weight file as saved (`unwrap` gets the tensors out of it); refuse one that is damaged or holds code.
+
+    `verified`: its digest is known and was checked; else a warning is logged for a format without checksums.
+    """
     # checked: CRCs of a zip, the digests of `save_weights`, structure; not bits within others' safetensors
     with _opened(path) as (file, name):
         if not _is_safetensors(file, name):
-            return _read_torch(file, path)
+            return _read_torch(file, path, verified)
         stated = _metadata(file).get(_TENSORS)
         tensors = safetensors.torch.load_file(path) if name == path else safetensors.torch.load(file.read())
         if stated not in (None, _tensors_digest(tensors)):
@@ -126,9 +129,9 @@ def _metadata(file: IO[bytes]) -> dict[str, str]:
     return metadata
 
 
-def _read_torch(file: IO[bytes], path: str | Path) -> dict[str, Any]:
+def _read_torch(file: IO[bytes], path: str | Path, verified: bool) -> dict[str, Any]:
     """Read PyTorch's own format: a zip, or a bare pickle."""
-    if not zipfile.is_zipfile(file):
+    if not zipfile.is_zipfile(file) and not verified:
         _logger.warning('%s is of the format that PyTorch wrote before 2020, which has no checksum: damage to its '
                         'numbers goes unnoticed. tinyvit_zoo.weights.save_weights(unwrap(read_weights(FILE)), '
                         '"NEW.safetensors") converts it.', path)

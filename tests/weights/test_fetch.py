@@ -1,0 +1,106 @@
+"""Weight files are fetched whole, by https, of bounded size, and are the same at every later use."""
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.weights import fetch, save_weights, weight_file
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers by the name: whole, cut short, without end, slow, or a redirection."""
+    content = b''
+
+    def do_GET(self) -> None:
+        kind = self.path.removeprefix('/').partition('.')[0]
+        self.send_response(302 if kind == 'elsewhere' else 404 if kind == 'none' else 200)
+        if kind == 'elsewhere':
+            self.send_header('Location', 'ftp://no.invalid/w.safetensors')
+        if kind not in ('none', 'endless'):
+            self.send_header('Content-Length', str(10**11 if kind == 'huge' else len(self.content)))
+        self.end_headers()
+        if kind == 'slow':
+            threading.Event().wait(2)
+        with contextlib.suppress(OSError):  # the client has gone
+            for _ in range(1000 if kind == 'endless' else 1):
+                self.wfile.write(self.content[:len(self.content) // 2] if kind == 'cut' else self.content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope='module')
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path = tmp_path_factory.mktemp('served') / 'w.safetensors'
+    save_weights(timm.create_model('cct_2_3x2', img_size=16).state_dict(), path)
+    Server.content = path.read_bytes()
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    monkeypatch.setattr(fetch, '_SCHEMES', ('http',))
+    monkeypatch.setattr(fetch, 'SECONDS', 0.5)
+    monkeypatch.setattr(fetch, 'LARGEST', 20_000_000)
+
+
+def load(url: str) -> nn.Module:
+    return timm.create_model('cct_2_3x2', pretrained=True, pretrained_cfg_overlay=dict(
+        url=url, input_size=(3, 16, 16)))
+
+
+@pytest.mark.parametrize('name, words', [
+    ('cut', 'broke off'), ('huge', 'has more than 0.0 GB'), ('endless', 'has more than'), ('slow', 'timed out'),
+    ('elsewhere', 'is not fetched'), ('none', '404')])
+def test_what_does_not_come_whole_is_not_kept(name: str, words: str, address: str, tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match=words) as error:
+        load(f'{address}/{name}.safetensors')
+    assert '\n' not in str(error.value) and [p for p in tmp_path.rglob('*') if p.is_file()] == []
+
+
+def test_https_alone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for url in (f'{address}/w.safetensors', 'file:///etc/passwd', 'ftp://no.invalid/w.pth', 'w.pth'):
+        with pytest.raises(ZooError, match='expected https'):
+            weight_file({'url': url}, '/no/such')
+
+
+def test_the_first_use_is_noted_and_another_file_refused(address: str, tmp_path: Path) -> None:
+    url, path = f'{address}/w.safetensors', tmp_path / 'checkpoints' / 'w.safetensors'
+    first = load(url)
+    note, content = fetch.read_note(path), path.read_bytes()
+    assert note and note.url == url and note.sha256 == fetch.file_sha256(path, '')
+    assert torch.equal(load(url).head.weight, first.head.weight)
+    save_weights(timm.create_model('cct_2_3x2', img_size=16).state_dict(), path)    # fits, and has digests
+    with pytest.raises(ZooError, match='has changed since'):
+        load(url)
+    path.write_bytes(content)
+    with pytest.raises(ZooError, match=f'is from {address}'):
+        load(f'{address}/elsewhere/w.safetensors')
+    beside = path.with_name('w.safetensors.sha256')
+    beside.write_text('x')
+    with pytest.raises(ZooError, match='is damaged: delete it'):
+        load(url)
+    beside.unlink()
+    path.unlink()
+    load(url)
+
+
+def test_info_shows_the_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'checkpoints' / 'cct2-3x2_cifar10.pth.zip'
+    path.parent.mkdir()
+    path.with_name(f'{path.name}.sha256').write_text(f'{"ab" * 32} 2026-01-02 https://there\n')
+    assert main(['info', 'cct_2_3x2.shi_c10_200e']) == 0
+    assert f'{"ab" * 32}, noted at the first use on 2026-01-02' in capsys.readouterr().out
