@@ -1,5 +1,16 @@
-"""Small vision transformers for small data sets. Importing this package registers them with timm."""
+"""Small vision transformers for small data sets. Importing this package registers them with timm.
+
+    run = tinyvit_zoo.train('cct_2_3x2.c100', data='folder:photos', minutes=10)     # fine-tune on images of your own
+    run.evaluate('folder:more')                                                     # accuracy, AUROC, by class, ...
+    run.predict(['a.png', 'b.png'])                                                 # classes and probabilities
+    run.export('mine.onnx')
+    encoder = tinyvit_zoo.pretrain('mae_small', model='ssl_vit', data='folder:photos')   # without labels
+
+`load` opens weights or a run directory, `list_models` names the models, `find_recipe` returns a recipe to train by.
+"""
 import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from . import entry  # the first: it comes before torch
 from .errors import ZooError
@@ -13,4 +24,19 @@ except ZooError as e:   # a damaged file of the package
     print(f'tinyvit-zoo: {e}', file=sys.stderr)
     raise SystemExit(2) from None
 
-__all__ = ['ZooError', '__version__', 'list_models']
+if TYPE_CHECKING:
+    from .api import Classifier, load, pretrain, train
+    from .recipes import find_recipe
+
+__all__ = ['Classifier', 'ZooError', '__version__', 'find_recipe', 'list_models', 'load', 'pretrain', 'train']
+_LAZY = {**dict.fromkeys(('Classifier', 'load', 'pretrain', 'train'), 'api'), 'find_recipe': 'recipes'}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:   # what trains is imported when it is used
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{_LAZY[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

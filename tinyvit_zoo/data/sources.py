@@ -20,6 +20,7 @@ from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
 from .folders import open_folder
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode
+from .objects import SPLITS, is_object, open_split, title_of
 from .splits import Parts, Split, draw, generator, nested
 
 _DIGITS_TEST = 360      # of 1,797
@@ -46,12 +47,12 @@ def syntax() -> dict[str, str]:
     return {'digits': 'digits', **rows, 'folder': 'folder:PATH', 'npz': 'npz:FILE', 'hf': 'hf:NAME'}
 
 
-def open_source(spec: str, *, download: bool = False, val_fraction: float = 0., fraction: float = 1.,
+def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., fraction: float = 1.,
                 seed: int = 0) -> Source:
     """Open the images of `spec`, without decoding them.
 
     Args:
-        spec: one of `syntax`.
+        spec: one of `syntax`, a Path of a folder or an .npz file, or Python objects (see `tinyvit_zoo.data.objects`).
         download: let torchvision fetch a dataset that is not there.
         val_fraction: share of the training images that becomes the validation set, where the source has none.
         fraction: share of the training images to train on, every class in its proportion; a smaller share is part of
@@ -60,7 +61,9 @@ def open_source(spec: str, *, download: bool = False, val_fraction: float = 0., 
     """
     if not 0 <= val_fraction < 1 or not 0 < fraction <= 1:
         raise ZooError(f'val_fraction is {val_fraction:g}, expected 0 to below 1; fraction {fraction:g}, above 0 to 1.')
-    source = _open(spec, download)
+    if isinstance(spec, Path):
+        spec = f'npz:{spec}' if spec.suffix == '.npz' else f'folder:{spec}'
+    source = _open_objects(spec) if is_object(spec) else _open(spec, download)
     if val_fraction and source.val is None:
         mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
         if not mask.any():
@@ -96,6 +99,21 @@ def _open(spec: str, download: bool) -> Source:
         return _source(place, _open_hub(place))
     path = Path(place)
     return _source(path.resolve().name, open_folder(path)) if name == 'folder' else _source(path.stem, _open_npz(path))
+
+
+def _open_objects(data: Any) -> Source:
+    """Open arrays or datasets: a mapping of splits, or the training images alone."""
+    if type(data).__module__.partition('.')[0] == 'datasets':
+        return _source(title_of(data), _hub_parts(title_of(data), data if isinstance(data, dict) else {'train': data}))
+    given = dict(data) if isinstance(data, Mapping) else {'train': data}
+    names = tuple(map(str, given.pop('class_names', ())))
+    if 'train' not in given or given.keys() - {*SPLITS}:
+        raise ZooError(f'The data have the keys {", ".join(map(str, given))}: expected train and, where there are any, '
+                       f'val, test and class_names.')
+    splits = {name: open_split(given[name], name) for name in SPLITS if given.get(name) is not None}
+    train, own = splits['train']
+    val, test = (splits[name][0] if name in splits else None for name in SPLITS[1:])
+    return _source(title_of(data), Parts(train, val, test, names or own or _numbers(train, 'The data')))
 
 
 def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
@@ -211,6 +229,12 @@ def _open_hub(name: str) -> Parts:
         splits = datasets.load_dataset(name)
     except Exception as e:  # the network, the Hub and each format have their own
         raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): name another, or a folder.') from e
+    return _hub_parts(name, splits)
+
+
+def _hub_parts(name: str, splits: Mapping[str, Any]) -> Parts:
+    """Find the splits of a `datasets.DatasetDict`, their images and their labels."""
+    import datasets
     keys = [next((key for key in names if key in splits), None) for names in _HUB_SPLITS]
     if keys[0] is None:
         raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')

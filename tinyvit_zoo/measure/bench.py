@@ -99,9 +99,9 @@ class Bench:
             raise ZooError(f'{self.class_mismatch}: {advice}.')
 
 
-def open_bench_source(spec: str, split: str, **options: Any) -> Source:
+def open_bench_source(spec: Any, split: str, **options: Any) -> Source:
     """Open `[KEY=]SOURCE` and check that it has the split. KEY names the dataset that a file holds."""
-    key, equals, rest = spec.partition('=')
+    key, equals, rest = spec.partition('=') if isinstance(spec, str) else ('', '', spec)
     if not equals or ':' in key:
         key, rest = '', spec
     elif key not in DATASETS:
@@ -109,7 +109,7 @@ def open_bench_source(spec: str, split: str, **options: Any) -> Source:
     source = open_source(rest, **options)
     if getattr(source, split) is None:
         present = [name for name in ('train', 'val', 'test') if getattr(source, name) is not None]
-        raise ZooError(f'{rest} has no {split} images, but {" and ".join(present)}: give --split {present[-1]}.')
+        raise ZooError(f'{source.name} has no {split} images, but {" and ".join(present)}: give --split {present[-1]}.')
     if not key:
         return source
     info = DATASETS[key]

@@ -4,11 +4,11 @@ from dataclasses import replace
 from .base import Pretraining, Recipe
 
 FINETUNING_PRESET = Recipe(
-    name='', about='Ours, for small sets: Muon, a learning rate that is lower for the lower layers of pretrained weights, '
-                   'moderate augmentation.',
-    epochs=50, batch_size=64, opt='nmuon', momentum=0.95, lr=3e-3, weight_decay=0.05, layer_decay=0.75, warmup_epochs=5, smoothing=0.1,
-    crop_scale=(0.6, 1.), crop_interpolation='random', auto_augment='rand-m7-mstd0.5-inc1', mixup=0.2, cutmix=0.5,
-    mix_prob=0.5, erase=0.1)
+    name='', about='Ours, for small sets: Muon, a learning rate that is lower for the lower layers of pretrained '
+                   'weights, moderate augmentation.',
+    epochs=50, batch_size=64, opt='nmuon', momentum=0.95, lr=3e-3, weight_decay=0.05, layer_decay=0.75,
+    warmup_epochs=5, smoothing=0.1, crop_scale=(0.6, 1.), crop_interpolation='random',
+    auto_augment='rand-m7-mstd0.5-inc1', mixup=0.2, cutmix=0.5, mix_prob=0.5, erase=0.1)
 
 # Pre-training: Muon in place of the papers' AdamW, and the linear schedule of our quick classifiers. Measured on a
 # fifth of CIFAR-10: see docs/self_supervised.md.

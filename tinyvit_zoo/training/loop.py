@@ -7,6 +7,7 @@ order of their own, so there the figures agree to rounding only.
 """
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -211,6 +212,9 @@ class Loop:
 def _signals() -> Iterator[list[int]]:
     """Yield a list that collects SIGINT and SIGTERM: the loop then ends after its step. Another ends it at once."""
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():   # signals reach the main thread alone
+        yield caught
+        return
 
     def note(number: int, _: Any) -> None:
         if caught:

@@ -36,7 +36,7 @@ from .run_dir import PRETRAINING, Run, differences
 class Options:
     """Settings that belong to the machine at hand, or choose the images."""
     output: Path
-    data: str
+    data: Any                       # as `open_source` takes it
     download: bool = False
     val_fraction: float = 0.
     fraction: float = 1.

@@ -1,0 +1,83 @@
+"""Arrays, tensors and datasets as data."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.data.images import decode
+from tinyvit_zoo.data.objects import as_image, as_pixels
+from tinyvit_zoo.data.sources import open_source
+
+DRAW = np.random.RandomState(0)
+COLOUR = DRAW.randint(0, 256, (6, 5, 7, 3)).astype(np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize('given', [
+    COLOUR, torch.from_numpy(COLOUR), COLOUR.transpose(0, 3, 1, 2), COLOUR.astype(np.float64) / 255,
+    torch.from_numpy(COLOUR).permute(0, 3, 1, 2).float() / 255], ids=['array', 'tensor', 'first', 'double', 'float'])
+def test_every_form_of_the_same_pixels(given: Any) -> None:
+    assert np.array_equal(as_pixels(given, 'x').numpy(), COLOUR)
+    source = open_source((given, LABELS))
+    assert np.array_equal(decode(source.train.images, (5, 7), 3).numpy(), COLOUR.transpose(0, 3, 1, 2))
+    assert source.class_names == ('0', '1', '2') and source.test is None
+    assert np.array_equal(np.asarray(as_image(given[2])), COLOUR[2])
+
+
+def test_grey_and_one_channel() -> None:
+    grey = COLOUR[..., 0]
+    for form in (grey, grey[..., None], grey[:, None]):
+        assert np.array_equal(as_pixels(form, 'x').numpy(), grey)
+
+
+def test_a_folder_or_file_as_a_path(tmp_path: Path) -> None:
+    for name in 'ab':
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(COLOUR[i]).save(tmp_path / 'photos' / name / f'{i}.png')
+    np.savez(tmp_path / 'x.npz', train_images=COLOUR, train_labels=LABELS)
+    assert open_source(tmp_path / 'photos').class_names == ('a', 'b')
+    assert len(open_source(tmp_path / 'x.npz').train) == 6
+
+
+def test_torchvision_and_subsets(tmp_path: Path) -> None:
+    torchvision = pytest.importorskip('torchvision')
+    fake = torchvision.datasets.FakeData(12, (3, 8, 8), 3, random_offset=1)
+    labels = [int(label) for _, label in fake]
+    fake.classes = ['x', 'y', 'z']
+    source = open_source({'train': fake, 'test': torch.utils.data.Subset(fake, [3, 4])})
+    assert source.train.labels.tolist() == labels and source.class_names == ('x', 'y', 'z')
+    assert source.test is not None and source.test.labels.tolist() == labels[3:5]
+    assert np.array_equal(np.asarray(source.test.read(1)), np.asarray(fake[4][0]))
+
+
+def test_hugging_face_datasets() -> None:
+    datasets = pytest.importorskip('datasets')
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['no', 'yes']))
+    rows = datasets.Dataset.from_dict(
+        {'image': [Image.fromarray(x) for x in COLOUR], 'label': [0, 1] * 3}, features=features)
+    alone, both = open_source(rows), open_source(datasets.DatasetDict(train=rows, validation=rows))
+    assert alone.class_names == ('no', 'yes') and alone.val is None and both.val is not None
+    assert np.array_equal(np.asarray(both.train.read(2)), COLOUR[2])
+
+
+@pytest.mark.parametrize('data, message', [
+    ((COLOUR, LABELS[:4]), '6 train images and 4 labels'), ((COLOUR.astype(float), LABELS), 'expected 0 to 1'),
+    ((COLOUR.astype(np.int64), LABELS), 'expected uint8'), ((COLOUR[:0], LABELS[:0]), 'no pixels'),
+    ((COLOUR, LABELS.astype(str)), 'labels are'), ((COLOUR, LABELS - 1), 'labels are'), (5, 'a int: expected'),
+    ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((COLOUR[..., :2], LABELS), 'expected uint8'),
+    ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
+    ({'train': (COLOUR, LABELS), 'tset': 1}, 'the keys train, tset'), ((COLOUR, [None] * 6), 'labels are'),
+    ([Image.fromarray(x) for x in COLOUR], 'no pairs'), ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
+    ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'),
+    (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), 'none')])
+def test_what_cannot_be_data_is_one_line(data: Any, message: str) -> None:
+    with pytest.raises(ZooError, match=message) as error:
+        open_source(data)
+    assert '\n' not in str(error.value)

@@ -1,0 +1,187 @@
+"""Training, evaluating and using models from Python."""
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tinyvit_zoo as zoo
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.training.loop import Loop
+
+SMALL: dict[str, Any] = dict(
+    epochs=2, batch_size=16, warmup_epochs=1, img_size=16, auto_augment='', precision='fp32', device='cpu',
+    model_args={'depth': 1}, from_weights='', layer_decay=1.)
+
+
+def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grey squares of three classes by their brightness."""
+    draw = np.random.RandomState(seed)
+    labels = np.arange(count) % 3
+    return (draw.randint(0, 60, (count, 16, 16)) + 80 * labels[:, None, None]).astype(np.uint8), labels
+
+
+DATA = {'train': pictures(48, 0), 'test': pictures(12, 1), 'class_names': ['dark', 'grey', 'light']}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> zoo.Classifier:
+    return zoo.train('cct_2_3x2', DATA, output=tmp_path_factory.mktemp('api') / 'run', **SMALL)
+
+
+def test_the_package_tells_its_story() -> None:
+    assert dir(zoo) == sorted(zoo.__all__) and all(hasattr(zoo, name) for name in zoo.__all__)
+    assert all(zoo.__doc__ and name in zoo.__doc__ for name in ('train', 'pretrain', 'load', 'evaluate', 'predict'))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        zoo.trian  # noqa: B018
+
+
+def test_a_run_is_that_of_the_command(run: zoo.Classifier, tmp_path: Path) -> None:
+    """The same weights, to the bit, from an .npz of the same images."""
+    arrays = {f'{name}_{what}': value for name in ('train', 'test')
+              for what, value in zip(('images', 'labels'), DATA[name], strict=True)}
+    np.savez(tmp_path / 'a.npz', **arrays)
+    options = [f'--{key.replace("_", "-")}={value}' for key, value in SMALL.items()]
+    assert main(['train', '--model', 'cct_2_3x2', '--data', f'npz:{tmp_path / "a.npz"}', '--output',
+                 str(tmp_path / 'run'), *options]) == 0
+    other = zoo.load(tmp_path / 'run', 'cpu')
+    assert all(torch.equal(a, b) for a, b in zip(
+        run.model.state_dict().values(), other.model.state_dict().values(), strict=True))
+    assert run.result['figures'] == other.result['figures'] and 'train' in run.result['command']
+    assert run.classes == ('dark', 'grey', 'light') and other.classes == ('0', '1', '2')
+    with pytest.raises(ZooError, match='another order'):
+        run.evaluate(Pairs(('light', 'grey', 'dark')))
+
+
+def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
+    figures = run.evaluate(DATA)
+    assert figures.scalars() == pytest.approx(run.result['figures']['test']) and len(figures.classes) == 3
+    assert run.evaluate(DATA['test'], per_class=False).to_dict() == {
+        **figures.to_dict(), 'classes': [], 'confusion': []}
+    assert run.evaluate(DATA, 'train').images == 48 and run.evaluate(DATA, bootstrap=20).intervals['f1']
+    assert run.evaluate(Pairs(run.classes)).images == 12
+    paths = run.show(tmp_path / 'pictures')
+    assert [path.name for path in paths] == ['curves.png', 'confusion.png', 'reliability.png', 'mistakes.png']
+    assert all(path.read_bytes()[:4] == b'\x89PNG' for path in paths)
+    with pytest.raises(ZooError, match='call evaluate'):
+        zoo.load('cct_2_3x2.digits').show()
+    with pytest.raises(ZooError, match='3 classes, digits has 10'):
+        run.evaluate('digits')
+    with pytest.raises(ZooError, match='labels up to 7, expected 0 to 2'):
+        run.evaluate((DATA['test'][0], np.array([7] + [0] * 11)))
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Pillow images and labels, in the order of DATA['test']."""
+
+    def __init__(self, classes: tuple[str, ...] = ()) -> None:
+        if classes:
+            self.classes = classes
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(DATA['test'][0][i]), int(DATA['test'][1][i])
+
+
+def test_predict(run: zoo.Classifier, tmp_path: Path) -> None:
+    """The same image in every form gives the same, also in batches of another size."""
+    grey = DATA['test'][0][4]
+    Image.fromarray(grey).save(tmp_path / 'a.png')
+    colour = np.repeat(grey[..., None], 3, 2)
+    forms = [tmp_path / 'a.png', str(tmp_path / 'a.png'), Image.fromarray(grey), grey, colour,
+             torch.from_numpy(colour).permute(2, 0, 1), torch.from_numpy(grey)[None].float() / 255]
+    one, = run.predict(forms[0])
+    for found in (*run.predict(forms, batch_size=2), *(run.predict(form)[0] for form in forms)):
+        assert found.indices == one.indices and found.probabilities == pytest.approx(one.probabilities, abs=1e-6)
+    assert one.label == run.classes[one.indices[0]] and one.probability == max(one.probabilities)
+    assert sum(one.probabilities) == pytest.approx(1, abs=1e-6) and len(run.predict(grey, topk=1)[0].labels) == 1
+    several = run.predict(DATA['test'][0])
+    assert len(several) == 12 and several[4].probabilities == pytest.approx(one.probabilities, abs=1e-6)
+    assert len(run.predict(torch.rand(5, 3, 20, 30))) == 5 and run.predict([]) == []
+    (tmp_path / 'b.png').write_bytes(b'no image')
+    for bad, message in (
+            (tmp_path / 'b.png', 'b.png cannot be read'), (np.zeros((4, 4)) + 2, 'from 2 to 2, expected 0'),
+            ([grey, 'missing.png'], 'missing.png cannot be read'), ([None], 'Image|The image')):
+        with pytest.raises(ZooError, match=message):
+            run.predict(bad)
+
+
+def test_export(run: zoo.Classifier, tmp_path: Path) -> None:
+    report = run.export(tmp_path / 'a.pt2')
+    assert report['label_names'] == list(run.classes) and report['largest_difference'] < 1e-4
+    assert json.loads((tmp_path / 'a.json').read_text())['sha256'] == report['sha256']
+    with pytest.raises(ZooError, match=r'\.onnx or \.pt2'):
+        run.export(tmp_path / 'a.tf')
+
+
+def test_pretrain_then_train(tmp_path: Path) -> None:
+    small = {**SMALL, 'epochs': 1, 'warmup_epochs': 0}
+    for key in ('from_weights', 'layer_decay', 'auto_augment'):
+        small.pop(key)
+    encoder = zoo.pretrain('mae_small', DATA['train'], model='ssl_vit', output=tmp_path / 'a', **small)
+    assert encoder.result['weights'] == 'ssl_vit.mae_small'
+    run = zoo.train('', Pairs(), start=encoder, output=tmp_path / 'b', epochs=1, batch_size=6, device='cpu')
+    assert str(tmp_path / 'a') in json.loads((tmp_path / 'b' / 'recipe.json').read_text())['recipe']['from_weights']
+    assert run.predict(DATA['test'][0][0]) and not run.result['figures']
+    with pytest.raises(ZooError, match='model is missing'):
+        zoo.pretrain('mae_small', DATA)
+
+
+def test_a_recipe_by_its_name(tmp_path: Path) -> None:
+    recipe = zoo.find_recipe('cct_2_3x2.digits')
+    run = zoo.train(recipe, output=tmp_path / 'run', epochs=1, fraction=0.1, model_args={'depth': 1}, device='cpu')
+    assert run.result['weights'] == 'cct_2_3x2.digits' and run.result['figures']['test']['images'] == 360
+
+
+@pytest.mark.parametrize('keywords, message', [
+    ({'epochz': 1}, "no setting 'epochz'. Did you mean epochs"), ({'epochs': '3'}, "epochs is '3': expected a"),
+    ({'minutes': 1, 'epochs': 2}, 'one of them or epochs'), ({'lr': -1.}, 'lr is -1.0'),
+    ({'minutes': -1}, 'minutes is'), ({'precision': 'x'}, 'precision'), ({'crop_scale': 5}, 'crop_scale is 5'),
+    ({'model_args': 3}, 'model_args is 3')])
+def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ZooError, match=message):
+        zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', device='cpu', **keywords)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_no_state_is_left_behind(tmp_path: Path) -> None:
+    """Random numbers, signal handlers, and whether gradients are recorded; also from another thread."""
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=lambda: zoo.train('cct_2_3x2', DATA, output=tmp_path / 'a', **SMALL))
+    thread.start()
+    thread.join()
+    assert (tmp_path / 'a' / 'result.json').exists()
+    zoo.train('cct_2_3x2', DATA, output=tmp_path / 'b', **SMALL)
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[2]
+    assert np.random.get_state()[1].tolist() == before[1] and torch.is_grad_enabled()
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_ctrl_c_ends_with_a_checkpoint(run: zoo.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And `resume` goes on to the same bits."""
+    step = Loop.train_step
+
+    def interrupted(loop: Loop, *batch: torch.Tensor) -> None:
+        step(loop, *batch)
+        if loop.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(Loop, 'train_step', interrupted)
+    with pytest.raises(KeyboardInterrupt, match='resume=True'):
+        zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', **SMALL)
+    monkeypatch.setattr(Loop, 'train_step', step)
+    again = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', resume=True, **SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(
+        run.model.state_dict().values(), again.model.state_dict().values(), strict=True))

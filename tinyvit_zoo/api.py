@@ -1,0 +1,301 @@
+"""Train, evaluate and use models from Python: what the commands do, with progress bars in a notebook too."""
+import signal
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+
+from .data.datasets import spec_of
+from .data.files import open_image
+from .data.images import as_channels, upright
+from .data.objects import SPLITS, as_image, is_object, open_split, title_of
+from .data.sources import Source
+from .errors import ZooError, nearest
+from .measure.accuracy import outputs
+from .measure.bench import Bench, open_bench_source
+from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes, plot_reliability
+from .measure.prediction import label_names
+from .publish.export import check_replaceable, export_with_preprocessing
+from .recipes import PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
+from .recipes.settings import AnyRecipe, check_types, defaults, override, settings
+from .runtime.text import one_line
+from .runtime.world import World, autocast_dtype, choose_device, join_world
+from .training import train as training
+from .training.loop import Stopped
+from .training.run_dir import read_result
+from .weights.resolve import Loaded, resolve
+
+_OWN = ('output', 'data', 'given', 'begun', 'command')      # fields of Options that are no keywords
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image, the first one first."""
+    labels: tuple[str, ...]
+    indices: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        return self.labels[0]
+
+    @property
+    def probability(self) -> float:
+        return self.probabilities[0]
+
+
+class Classifier:
+    """A trained model with its preprocessing and classes: what `train` and `load` return.
+
+    `folder` is its run directory (None for weights of the zoo), `result` the run's result.json, `model` timm's model.
+    """
+
+    def __init__(self, spec: str | Path, device: str = 'auto') -> None:
+        resolved = resolve(spec)
+        self.device = choose_device(device)
+        self.folder = Path(spec) if Path(spec).is_dir() else None
+        self.result: dict[str, Any] = read_result(self.folder) if self.folder else {}
+        with _random_numbers_kept(self.device):
+            self._loaded: Loaded = resolved.load(self.device)
+        self.model, self.title = self._loaded.model, self._loaded.title
+        self._evaluated: tuple[Figures, Tensor, Tensor, Any, str] | None = None
+
+    def __repr__(self) -> str:
+        return f'Classifier({self.title!r}, {len(self.classes)} classes, input {self._loaded.cfg["input_size"]})'
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; numbers where the weights know none; () for an encoder."""
+        names = label_names(self.model.pretrained_cfg)
+        return tuple(names if len(names) == self.model.num_classes else map(str, range(self.model.num_classes)))
+
+    def evaluate(self, data: Any, split: str = '', *, per_class: bool = True, bootstrap: int = 0,
+                 batch_size: int = 256, precision: str = 'fp32') -> Figures:
+        """Return the accuracy and other figures on images.
+
+        Args:
+            data: a source as the commands take it ('folder:photos'), a Path, (images, labels), a torch Dataset, ...
+            split: 'test', 'val' or 'train'; by default the first that there is.
+            per_class: with the figures of each class and the confusion matrix.
+            bootstrap: resamples that 95 % intervals are taken from; 0: none but that of the top-1.
+        """
+        source, split = self._source(data, split)
+        bench = Bench(self._loaded, source, split, World(0, 1, self.device), autocast_dtype(precision, self.device),
+                      batch_size)
+        bench.check_classes()
+        images: Any = getattr(source, split)
+        logits, labels = outputs(self.model, bench.batches(), bench.world, bench.dtype)
+        figures = figures_of(logits, labels, self.classes, bootstrap)
+        self._evaluated = figures, logits, labels, images, f'{self.title} on {source.name}: {figures.top1:.2f} %'
+        return figures if per_class else replace(figures, classes=[], confusion=[])
+
+    def _source(self, data: Any, split: str) -> tuple[Source, str]:
+        if is_object(data) and not hasattr(data, 'keys') and not type(data).__module__.startswith('datasets.'):
+            images, names = open_split(data, split or 'test')
+            if names and names != self.classes:
+                raise ZooError(f'The data have other classes ({", ".join(names[:3])}, ...) than {self.title} '
+                               f'({", ".join(self.classes[:3])}, ...), or another order: number them alike.')
+            if int(images.labels.max()) >= len(self.classes):
+                raise ZooError(f'The data have labels up to {int(images.labels.max())}, expected 0 to '
+                               f'{len(self.classes) - 1}, the classes of {self.title}.')
+            return Source(title_of(data), images, None, images, self.classes), 'test'
+        source = open_bench_source(data, split or 'train')
+        return source, split or next(name for name in reversed(SPLITS) if getattr(source, name) is not None)
+
+    @torch.inference_mode()
+    def predict(self, images: Any, topk: int = 5, batch_size: int = 32) -> list[Prediction]:
+        """Classify images: paths, Pillow images, arrays or tensors (uint8, or floats of 0 to 1), one or many."""
+        if not self.classes:
+            raise ZooError(f'{self.title} has no classes to predict: it is an encoder, to train a classifier from.')
+        items = [images] if _is_one(images) else list(images)
+        transform = create_transform(**resolve_model_data_config(self.model), is_training=False)
+        self.model.eval()
+        found = []
+        for start in range(0, len(items), batch_size):
+            batch = torch.stack([transform(_rgb(item, start + i))
+                                 for i, item in enumerate(items[start:start + batch_size])])
+            top = self.model(batch.to(self.device)).float().softmax(-1).topk(min(topk, len(self.classes)))
+            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+                found.append(Prediction(tuple(self.classes[i] for i in indices), tuple(indices), tuple(values)))
+        return found
+
+    def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: str = '') -> dict[str, Any]:
+        """Write an .onnx or .pt2 file and its preprocessing beside it, checked against the model; return the report."""
+        path = Path(path)
+        if path.suffix not in ('.onnx', '.pt2'):
+            raise ZooError(f'The file is {path}, expected a name that ends in .onnx or .pt2.')
+        check_replaceable(path)
+        return export_with_preprocessing(resolve(self.folder or self.title).load(), path, any_size, int8, data)
+
+    def show(self, folder: str | Path | None = None) -> list[Path]:
+        """Draw the curves of the run and, after `evaluate`, the confusion matrix, calibration and worst mistakes.
+
+        Pictures go to `folder` (default: the run directory's `pictures`, or a new temporary folder), and are displayed
+        in a notebook. Returns their paths.
+        """
+        chosen = folder or (self.folder / 'pictures' if self.folder else tempfile.mkdtemp(prefix='tinyvit-zoo-'))
+        place, paths = Path(chosen), []
+        if self.folder and (self.folder / 'curves.png').exists():
+            paths.append(self.folder / 'curves.png')
+        if self._evaluated:
+            figures, logits, labels, images, title = self._evaluated
+            place.mkdir(parents=True, exist_ok=True)
+            paths += [place / f'{name}.png' for name in ('confusion', 'reliability', 'mistakes')]
+            plot_confusion(figures.confusion, self.classes, title, paths[-3])
+            plot_reliability(logits.softmax(1).numpy(), labels.numpy(), title, paths[-2])
+            plot_mistakes(logits, labels, images, self.classes, title, paths[-1])
+        if not paths:
+            raise ZooError(f'There is nothing to show of {self.title}: call evaluate(data) first.')
+        _display(paths)
+        return paths
+
+
+def load(weights: str | Path, device: str = 'auto') -> Classifier:
+    """Load weights: NAME[.TAG] of the zoo or timm, NAME=FILE, a file of our training, or a run directory."""
+    return Classifier(weights, device)
+
+
+def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = None, start: Any = '',
+          device: str = 'auto', **keywords: Any) -> Classifier:
+    """Train a classifier and return it.
+
+    Args:
+        model: NAME or NAME.TAG, whose weights are fine-tuned (a name without weights is trained from scratch); or a
+            recipe, as `find_recipe('cct_2_3x2.c10')` returns it.
+        data: 'folder:photos', 'npz:FILE', 'digits', ... (see `tinyvit-zoo train --help`), a Path of a folder or .npz,
+            (images, labels), a torch or Hugging Face dataset, or {'train': ..., 'val': ..., 'test': ...} of such.
+        output: run directory (default: runs/NAME).
+        start: weights to start from instead: a run directory, what `pretrain` returned, a file or a NAME.TAG.
+        device: 'auto', 'cpu', 'cuda', ...
+        **keywords: `minutes`, `resume`, `val_fraction`, ... (fields of `tinyvit_zoo.training.train.Options`), and any
+            field of a Recipe: `epochs`, `lr`, `img_size`, ...
+
+    Ctrl-C ends it after its step, with a checkpoint: `resume=True` goes on.
+    """
+    begin = str(getattr(start, 'folder', start) or '')
+    if isinstance(model, Recipe):
+        recipe = replace(model, from_weights=begin) if begin else model
+    else:
+        recipe = training.finetuning_recipe(model, begin)
+    name = model if isinstance(model, str) else recipe.name
+    return Classifier(_train(name, recipe, data, output, device, keywords), device)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pre-trained encoder: `train(..., start=encoder)` goes on from it."""
+    folder: Path
+    result: dict[str, Any]
+
+
+def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', output: str | Path | None = None,
+             device: str = 'auto', **keywords: Any) -> Encoder:
+    """Pre-train an encoder without labels; the arguments are those of `train`.
+
+    `method`: 'mae_small', 'self_distill', ... with `model`, the encoder; or a recipe, or the name of one.
+    """
+    if isinstance(method, str) and method in PRETRAINING_PRESETS:
+        if not model:
+            raise ZooError(f'model is missing: give the encoder for {method} to pre-train.')
+        recipe = training.pretraining_recipe(method, model)
+    else:
+        recipe = find_pretraining(method) if isinstance(method, str) else method
+        if model:
+            raise ZooError(f'{recipe.name} has its model: leave model out, or take {", ".join(PRETRAINING_PRESETS)}.')
+    name = method if isinstance(method, str) else recipe.name
+    folder = _train(name, recipe, data, output, device, keywords)
+    return Encoder(folder, read_result(folder))
+
+
+def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, device: str, keywords: dict[str, Any],
+           ) -> Path:
+    """Run a training of the recipe with the fields among `keywords` changed; return its directory."""
+    kind, data = type(recipe), spec_of(recipe.dataset) if data is None else data
+    known = [f.name for f in fields(training.Options) if f.name not in _OWN]
+    given = {key: value for key, value in keywords.items() if key not in known}
+    for key in given:
+        if key not in settings(kind):
+            raise ZooError(f'There is no setting {key!r}.{nearest(key, [*known, *settings(kind)])} Expected a field of '
+                           f'{kind.__name__}, or one of {", ".join(known)}.')
+    _check_types(kind, given)
+    if 'epochs' in given and (keywords.get('minutes') or keywords.get('pflop')):
+        raise ZooError('minutes and pflop choose the epochs: give one of them or epochs.')
+    recipe = override(training.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
+    options = training.Options(
+        output=Path(output or Path('runs', recipe.name)), data=data, given=given,
+        command=_command(name, recipe, data, keywords),
+        **{key: value for key, value in keywords.items() if key in known})
+    first = training.pretraining_of(recipe) if isinstance(recipe, Recipe) else None
+    with join_world(device) as world, _random_numbers_kept(world.device):
+        try:
+            if first:
+                training.train_from_pretraining(first, recipe, options, world)  # type: ignore[arg-type]
+            else:
+                training.train(recipe, options, world)
+        except Stopped as stop:
+            text = f'Stopped; the checkpoint is written, resume=True with output={str(options.output)!r} goes on.'
+            if stop.args[0] == signal.SIGINT:
+                raise KeyboardInterrupt(text) from None
+            raise SystemExit(128 + stop.args[0]) from None
+    return options.output
+
+
+def _random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Restore the state of torch's random numbers afterwards."""
+    return torch.random.fork_rng([device] if device.type == 'cuda' else [])
+
+
+def _check_types(kind: type[BaseRecipe], given: dict[str, Any]) -> None:
+    """Raise ZooError for a value of another type than its field's; tuples are lists in JSON."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    try:
+        check_types(kind, plain)
+    except ZooError as e:
+        key = str(e).partition(' ')[0]
+        raise ZooError(f'{e}: expected a value as {defaults(kind).get(key)!r}, its default.') from e
+
+
+def _command(name: str, recipe: BaseRecipe, data: Any, keywords: dict[str, Any]) -> str:
+    """Return the call as text, for the card."""
+    verb = 'pretrain' if isinstance(recipe, Pretraining) else 'train'
+    model = f', model={recipe.model!r}' if verb == 'pretrain' and name != recipe.name else ''
+    rest = ''.join(f', {key}={value!r}' for key, value in keywords.items() if key != 'resume')
+    return f'tinyvit_zoo.{verb}({name!r}, data={title_of(data)!r}{model}{rest})'
+
+
+def _is_one(images: Any) -> bool:
+    """Return whether this is one image, not several; [3, H, W] is one, [N, H, W] are several in grey."""
+    if hasattr(images, 'ndim'):
+        return images.ndim == 2 or (images.ndim == 3 and bool({images.shape[0], images.shape[2]} & {1, 3}))
+    return not isinstance(images, Sequence) or isinstance(images, str)
+
+
+def _rgb(image: Any, number: int) -> Any:
+    try:
+        if isinstance(image, (str, Path)):
+            with open_image(Path(image)) as opened:
+                return as_channels(upright(opened), 3)
+        return as_channels(as_image(image), 3)
+    except ZooError:
+        raise
+    except Exception as e:  # every decoder has its own errors for a damaged file
+        name = image if isinstance(image, (str, Path)) else f'Image {number}'
+        raise ZooError(f'{name} cannot be read as an image ({one_line(e)}): mend it or leave it out.') from e
+
+
+def _display(paths: Sequence[Path]) -> None:
+    """Show pictures where a notebook runs."""
+    try:
+        from IPython import display, get_ipython
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        for path in paths:
+            display.display(display.Image(str(path)))

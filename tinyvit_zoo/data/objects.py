@@ -1,0 +1,109 @@
+"""Python objects as data: arrays, tensors, torch datasets, and datasets of the Hugging Face library."""
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ZooError
+from .images import ArrayImages, Images, upright
+from .splits import Split
+
+SPLITS = ('train', 'val', 'test')
+_FORMS = ("(images, labels), a torch Dataset of pairs, or a mapping of 'train' and, where there are any, 'val' and "
+          "'test' to such, with 'class_names' if they have names")
+
+
+class DatasetImages(Images):
+    """The images of a torch Dataset of (image, label); its transforms must not draw random numbers."""
+
+    def __init__(self, dataset: Any, title: str) -> None:
+        self._dataset, self._title = dataset, title
+        self._lock = threading.Lock()       # a dataset may hold an open file
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def name(self, i: int) -> str:
+        return f'{self._title}[{i}]'
+
+    def read(self, i: int) -> Image.Image:
+        with self._lock:
+            return as_image(self._dataset[i][0])
+
+
+def as_image(image: Any) -> Image.Image:
+    """Return a Pillow image, upright, 8 bits, of a Pillow image, an array or a tensor."""
+    if isinstance(image, Image.Image):
+        return upright(image.copy())    # it is turned in place
+    return Image.fromarray(np.ascontiguousarray(as_pixels(image, 'The image', batch=False).numpy()))
+
+
+def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
+    """Return uint8 [N, H, W] or [N, H, W, 3] of arrays and tensors, channels first or last; floats are of 0 to 1."""
+    pixels = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    pixels = pixels.detach().cpu() if batch else pixels.detach().cpu()[None]
+    if pixels.is_floating_point():
+        if not pixels.numel() or not 0 <= pixels.min() <= pixels.max() <= 1:
+            raise ZooError(f'{title}: floating-point pixels go from {pixels.min():g} to {pixels.max():g}, expected 0 '
+                           f'to 1: scale them, or give uint8.' if pixels.numel() else f'{title}: there are no pixels.')
+        pixels = (pixels * 255).round().to(torch.uint8)
+    if pixels.ndim == 4 and pixels.shape[3] not in (1, 3):
+        pixels = pixels.permute(0, 2, 3, 1)
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (1,), (3,)):
+        shape, wanted = list(values.shape) if hasattr(values, 'shape') else type(values).__name__, 'N, ' * batch
+        raise ZooError(f'{title}: got {getattr(values, "dtype", "")} {shape}, expected uint8 or floats of 0 to 1, '
+                       f'[{wanted}H, W], or [{wanted}H, W, 3] (grey or RGB).')
+    if not pixels.numel():
+        raise ZooError(f'{title}: there are no pixels.')
+    pixels = pixels[..., 0] if pixels.shape[3:] == (1,) else pixels
+    return pixels if batch else pixels[0]
+
+
+def is_object(data: Any) -> bool:
+    """Return whether data is no name of a source."""
+    return not isinstance(data, (str, Path))
+
+
+def title_of(data: Any) -> str:
+    """Name data in a message or a card."""
+    return data if isinstance(data, str) else type(data).__name__
+
+
+def open_split(data: Any, name: str) -> tuple[Split, tuple[str, ...]]:
+    """Return the split of arrays or a torch Dataset, and the names of its classes, () where it has none."""
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        pixels, numbers = as_pixels(data[0], f'The {name} images'), _labels(data[1], name)
+        if len(pixels) != len(numbers):
+            raise ZooError(f'There are {len(pixels)} {name} images and {len(numbers)} labels: expected as many.')
+        return Split(ArrayImages(pixels, name), numbers), ()
+    if not hasattr(data, '__getitem__') or not hasattr(data, '__len__') or isinstance(data, Mapping):
+        raise ZooError(f'The {name} images are a {type(data).__name__}: expected {_FORMS}.')
+    if not len(data):
+        raise ZooError(f'The {name} images are none: expected one or more.')
+    labels: Any = next((getattr(data, key) for key in ('targets', 'labels') if hasattr(data, key)), None)
+    if labels is None or len(labels) != len(data):      # a Subset has none of its own
+        try:
+            labels = [label for _, label in (data[i] for i in range(len(data)))]
+        except (TypeError, ValueError) as e:
+            raise ZooError(f'The {name} images are a {type(data).__name__} whose items are no pairs of an image and a '
+                           f'label ({e}): expected {_FORMS}.') from e
+    names = getattr(data, 'classes', None) or ()
+    return Split(DatasetImages(data, name), _labels(labels, name)), tuple(map(str, names))
+
+
+def _labels(values: Any, name: str) -> Tensor:
+    try:
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except (TypeError, ValueError) as e:
+        raise ZooError(f'The {name} labels are no numbers ({e}): expected one whole number for each image.') from e
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.dtype.kind not in 'iu' or array.ndim != 1 or not len(array) or array.min() < 0 or array.max() >= 2 ** 31:
+        raise ZooError(f'The {name} labels are {array.dtype} {list(array.shape)}: expected one whole number, from 0, '
+                       f'for each image.')
+    return torch.from_numpy(array.astype(np.int64))
