@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,7 @@ def test_a_worker_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
         signal.pause()
         raise AssertionError
 
-    with pytest.raises(ZooError, match='died or hangs'):
+    with pytest.raises(ZooError, match='died, hangs'):
         epoch_of(make(numbered(40), mode='stream', stream_transform=hangs, workers=1))
 
 
@@ -341,7 +342,32 @@ def test_a_part_of_a_folder_counts_as_the_whole(tmp_path: Path, monkeypatch: pyt
         assert loaders.fits_in_memory(split, (4, 4), 3, CPU) is expected
 
 
-def testfree_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 ** 26 < loaders.free_memory() < 2 ** 46
     monkeypatch.setattr(Path, 'read_text', lambda self: 'no such line')
     assert 2 ** 26 < loaders.free_memory() < 2 ** 46
+
+
+def masked(image: Image.Image) -> Tensor:
+    return torch.tensor([number in signal.pthread_sigmask(signal.SIG_BLOCK, []) for number in (
+        signal.SIGINT, signal.SIGTERM)])
+
+
+@pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='needs signal masks')
+def test_workers_take_no_signals_that_are_sent_to_the_group() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    images = next(iter(make(numbered(40), mode='stream', stream_transform=masked, workers=1)))[0]
+    assert images.all() and not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGTERM, signal.SIGINT}
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+def test_a_worker_killed_while_the_model_computes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised where the next images are asked for, and nowhere else."""
+    monkeypatch.setattr(loaders, '_LOOK_EVERY', 0.2)
+    batches: Any = make(numbered(400), mode='stream', stream_transform=masked, workers=2)
+    steps = iter(batches)
+    next(steps)
+    os.kill(batches._loader._iterator._workers[0].pid, signal.SIGKILL)
+    time.sleep(0.3)     # the computation
+    with pytest.raises(ZooError, match='A process that loads images died'):
+        list(steps)

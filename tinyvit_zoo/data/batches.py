@@ -5,6 +5,9 @@ world_size-th image from the r-th on, so that together they have the batch that 
 """
 import contextlib
 import logging
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +26,9 @@ _logger = logging.getLogger(__name__)
 MEMORY_SHARE = 0.25     # of the free memory, which the images may take
 MEMORY_MAX_SIZE = 96    # pixels; larger images are cropped from the file at their own resolution
 _ORDER, _AUGMENT = 4, 5     # derive the seeds of the order and of the augmentation
+MOST_WORKERS = 256      # more are a slip, and would take the machine's memory
 _TIMEOUT = 600          # seconds for one batch; then the workers are taken for dead
+_LOOK_EVERY = 2         # seconds
 _MODES = ('auto', 'memory', 'stream')
 
 
@@ -183,26 +188,84 @@ class _StreamBatches(Batches):
         self.streamed, self._transform = samples.transform is not None, transform
         self._loader = DataLoader(
             samples, batch_sampler=order, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=device.type == 'cuda', timeout=_TIMEOUT if workers else 0,
+            pin_memory=device.type == 'cuda',
             generator=torch.Generator())  # its own: the loop's random numbers are not to depend on the loader
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches: Any = iter(self._loader)
+        try:
+            batches = self._start()
+            while True:
+                images, labels = self._next(batches)
+                if images is None or labels is None:
+                    return
+                images = images.to(self.device, non_blocking=True)
+                yield images if self.streamed else self._transform(images), labels.to(self.device, non_blocking=True)
+        except (Exception, GeneratorExit):
+            batches, self._loader._iterator = self._loader._iterator, None
+            if batches is not None:     # end its processes at once
+                batches._shutdown_workers()     # type: ignore[attr-defined]
+            raise
+
+    def _start(self) -> Any:
+        """Begin an epoch; start the processes at the first, which take no signals that are sent to a whole group."""
+        if not self._loader.num_workers:
+            return iter(self._loader)
+        batches: Any = self._loader._iterator
+        if batches is not None:
+            batches._timeout = 0    # torch waits for all, and looks every five seconds whether they live
+        with _naming_dead_workers(), _own_signals():
+            batches = iter(self._loader)
+        for worker in batches._workers:
+            worker._popen.terminate = worker._popen.kill    # torch's last resort
+        batches._timeout = min(_TIMEOUT, _LOOK_EVERY)
+        return batches
+
+    def _next(self, batches: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Return the next batch, or two None; look now and then whether all processes live."""
+        if not self._loader.num_workers:
+            return next(batches, (None, None))
+        began = time.monotonic()
         while True:
             try:
-                images, labels = next(batches)
-            except StopIteration:
-                return
-            except Exception as e:
-                if self._loader.num_workers:    # end them at once: torch would raise for each that dies later
-                    self._loader._iterator = None
-                    with contextlib.suppress(RuntimeError):  # the same error once more
-                        batches._shutdown_workers()
-                text = ' '.join(str(e).split())
-                if isinstance(e, ZooError):     # from a worker it comes inside a traceback
-                    raise ZooError(text.split('ZooError: ')[-1]) from e
-                if text.startswith(('DataLoader', 'Pin memory')):
-                    raise ZooError(f'A process that loads images died or hangs ({text[:160]}): take fewer.') from e
-                raise
-            images = images.to(self.device, non_blocking=True)
-            yield images if self.streamed else self._transform(images), labels.to(self.device, non_blocking=True)
+                with _naming_dead_workers():
+                    return next(batches, (None, None))
+            except TimeoutError as e:
+                if time.monotonic() - began >= _TIMEOUT:
+                    raise _dead(f'no batch in {_TIMEOUT} seconds') from e
+
+
+@contextlib.contextmanager
+def _naming_dead_workers() -> Iterator[None]:
+    """Turn the errors of a process that loads images into a ZooError, or a TimeoutError where it is slow."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as e:
+        text = ' '.join(str(e).split())
+        if text.startswith('Caught ZooError'):      # inside a traceback of the process
+            raise ZooError(text.split('ZooError: ')[-1]) from e
+        if text.startswith('DataLoader timed out'):
+            raise TimeoutError from e
+        broken = not isinstance(e, RuntimeError) and not text.startswith('Caught ')     # while it sent a batch
+        if broken or text.startswith(('DataLoader', 'Pin memory', 'received 0 items')):
+            raise _dead(one_line(e)) from e
+        raise
+
+
+def _dead(reason: str) -> ZooError:
+    return ZooError(f'A process that loads images died, hangs or cannot be started ({reason}): take fewer --workers.')
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Start processes that take no SIGINT and SIGTERM, and whose end raises nothing in the middle of other things."""
+    if not hasattr(signal, 'pthread_sigmask') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    child, before = signal.getsignal(signal.SIGCHLD), signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        if child is not None and signal.getsignal(signal.SIGCHLD) is not child:     # torch's raises at any moment
+            signal.signal(signal.SIGCHLD, child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

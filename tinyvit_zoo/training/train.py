@@ -11,7 +11,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from ..data.batches import Batches, make_batches
+from ..data.batches import MOST_WORKERS, Batches, make_batches
 from ..data.datasets import DATASETS, spec_of
 from ..data.sources import Source, normalization, open_source
 from ..errors import ZooError
@@ -19,7 +19,7 @@ from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
 from ..models import check_name, list_models
 from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
-from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, check_fields, limited
+from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, limited
 from ..recipes.settings import AnyRecipe, defaults, override
 from ..runtime.files import write_whole
 from ..runtime.world import World, autocast_dtype, machine
@@ -44,7 +44,7 @@ class Options:
     precision: str = 'auto'
     compile: bool = False
     loader: str = 'auto'            # 'memory' or 'stream'
-    workers: int | None = limited(None, FROM_0)
+    workers: int | None = limited(None, Range(f'0 to {MOST_WORKERS}', lambda v: 0 <= v <= MOST_WORKERS))
     checkpoint_minutes: float = limited(1., FROM_0_TO_INFINITY)
     eval_every: int = limited(0, FROM_0)    # epochs; 0: twenty times in all
     tensorboard: bool = False
