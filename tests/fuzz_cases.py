@@ -30,7 +30,7 @@ def cases(count: int) -> settings:
 @st.composite
 def damaged(draw: Any, content: bytes, start: int = 0, end: int | None = None) -> bytes:
     """Draw `content` with a bit flipped, its end missing, or a stretch gone, zero or twice, from `start` to `end`."""
-    end = len(content) if end is None else end
+    end = min(len(content), len(content) if end is None else end)
     kind = draw(st.sampled_from(['flip', 'flip', 'flip', 'cut', 'gone', 'zero', 'twice']))
     at = draw(st.integers(start, end - 1))
     if kind == 'flip':

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -136,7 +137,8 @@ def _read_torch(file: IO[bytes], path: str | Path, verified: bool) -> dict[str, 
                         'numbers goes unnoticed. tinyvit_zoo.weights.save_weights(unwrap(read_weights(FILE)), '
                         '"NEW.safetensors") converts it.', path)
     file.seek(0)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their options; inert
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():     # options; inert
+        warnings.simplefilter('ignore')     # torch's, of damaged files
         content = torch.load(file, map_location='cpu', weights_only=True)
     if not isinstance(content, Mapping):
         raise ZooError(f'{path} holds a {type(content).__name__}, not a dictionary of tensors.')
