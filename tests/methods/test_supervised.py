@@ -1,6 +1,7 @@
 """Supervised training: distillation, whitening, growing images."""
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tinyvit_zoo import ZooError
 from tinyvit_zoo.methods.supervised import Teacher, distillation_loss, size_at, whiten_first_conv
 from tinyvit_zoo.recipes import Recipe
 from tinyvit_zoo.training.run_dir import checkpoints
-from tinyvit_zoo.weights import save_weights
+from tinyvit_zoo.weights import read_weights, save_weights
+from tinyvit_zoo.weights.files import read_metadata
 
 CPU = torch.device('cpu')
 
@@ -59,13 +61,22 @@ def test_the_teacher_sees_the_images_as_it_was_trained_on_them(tmp_path: Path) -
 
 
 def test_a_student_is_trained_and_resumed_to_the_same_bits(
-        data: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ['--teacher', str(teacher), '--sizes', '(12, 16)', '--whiten', 'true']
+        data: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """And not by another teacher under the same name."""
+    file, original = tmp_path / 'teacher.safetensors', teacher / 'weights.safetensors'
+    shutil.copy(original, file)
+    options = ['--teacher', f'fast_cnn_half={file}', '--sizes', '(12, 16)', '--whiten', 'true']
     assert run(data, tmp_path / 'whole', *options) == 0
     with monkeypatch.context() as patched:
         stop_at(patched, 5, signal.SIGTERM)
         assert run(data, tmp_path / 'parts', *options) == 128 + signal.SIGTERM
     assert not any('teacher' in key for key in read_checkpoint(checkpoints(tmp_path / 'parts')[-1])['network'])
+    other = {key: value + (value.is_floating_point() and 1e-3) for key, value in read_weights(original).items()}
+    save_weights(other, file, read_metadata(original))
+    assert run(data, tmp_path / 'parts', '--resume', *options) == 2
+    assert 'another recipe (teacher' in capsys.readouterr().err
+    shutil.copy(original, file)
     assert run(data, tmp_path / 'parts', '--resume', *options) == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'parts')
     assert run(data, tmp_path / 'alone', *options[2:]) == 0

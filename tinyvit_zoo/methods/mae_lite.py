@@ -96,6 +96,10 @@ class DistilledAutoencoder(MaskedAutoencoder):
             self.next_attention = QueriesAndKeys(encoder.embed_dim, heads, **dd)
             encoder.norm.requires_grad_(False)  # unused: the decoder has `inner_norm`
 
+    @property
+    def distilled(self) -> Any:
+        return self._teacher[0]     # no submodule: it is not part of the state
+
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         keep, mask = self.masked(images, noise)
         seen = self.seen(images, mask)
@@ -116,7 +120,7 @@ class DistilledAutoencoder(MaskedAutoencoder):
     @torch.no_grad()
     def taught(self, images: Tensor, keep: Tensor) -> Tensor:
         """Return the teacher's attention logits in its last block."""
-        teacher = self._teacher[0]
+        teacher = self.distilled
         with record(teacher, logits=[-1]) as recorded:
             encode(teacher, images, keep)
         return recorded.logits[-1]

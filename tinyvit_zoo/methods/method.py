@@ -25,6 +25,7 @@ class Method(nn.Module):
     encoder: Any
     whole_batches = False       # compares the images of a batch, which cannot be split
     own_views = False           # has no use for the recipe's padding, aspect ratio and colours
+    distilled: Any = None       # a trained model whose outputs the loss compares with
     pictures = 0                # how many images `drawn` shows at a checkpoint
 
     @classmethod
@@ -66,6 +67,7 @@ class Task:
     network: Any
     views: Views
     title = 'Training'          # of the card's section
+    distilled: Any = None       # a trained model whose outputs the loss compares with
 
     def __init__(self, recipe: Any, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, network: Any,
                  ) -> None:

@@ -75,6 +75,10 @@ class SelfSupervised(Task):
         except (TypeError, ValueError, IndexError) as e:
             raise ZooError(f'{recipe.method} does not take the method_args {dict(recipe.method_args)}: {e}.') from e
 
+    @property
+    def distilled(self) -> Any:
+        return self.network.distilled
+
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         world = self.world
         drawn = self.network.draw(len(images) * world.size, self.generator)

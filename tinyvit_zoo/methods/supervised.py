@@ -43,6 +43,7 @@ class Supervised(Task):
         self.steps = 0
         recipe, world = self.recipe, self.world
         self.teacher = Teacher(recipe.teacher, self.cfg, world.device, self.dtype) if recipe.teacher else None
+        self.distilled = self.teacher and self.teacher.model
         if recipe.sizes:
             take_any_size(self.network)
 

@@ -67,6 +67,7 @@ class Run:
         written['recipe'] = {**defaults(type(recipe)), **written['recipe'], **same}
         if 'contents' not in written.get('data', {}):   # an older run
             wanted['data'].pop('contents', None)
+            wanted.pop('teacher', None)
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             raise ZooError(f'{self.folder} is a run of another recipe ({"; ".join(changes)}): choose another --output.')

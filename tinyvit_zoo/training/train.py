@@ -24,6 +24,7 @@ from ..recipes.settings import AnyRecipe, defaults, override
 from ..runtime.files import write_whole
 from ..runtime.world import World, autocast_dtype, machine
 from ..weights import save_weights
+from ..weights.files import tensors_digest
 from ..weights.resolve import check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
 from .cost import pflop
@@ -71,7 +72,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
         run.check(options.resume)
         recipe, batches = _within_budget(recipe, options, source, world, start, begun)
     task = make_task(recipe, options, source, world, start)
-    open_run(run, recipe, options, source, world)
+    open_run(run, task, options, source)
     try:
         return _go_on(run, task, batches, options, source)
     finally:
@@ -141,8 +142,9 @@ def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: W
     batches = training_batches(make_task(recipe, options, source, world, start), options, source)
 
     def build(run: Run) -> Loop:
-        open_run(run, recipe, replace(options, resume=False), source, world)
-        return make_loop(make_task(recipe, options, source, world, start), batches, options, source, run)
+        task = make_task(recipe, options, source, world, start)
+        open_run(run, task, replace(options, resume=False), source)
+        return make_loop(task, batches, options, source, run)
 
     def finish(loop: Loop) -> None:
         _finish(loop.task, options, source, loop.run)
@@ -194,8 +196,9 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
     return source
 
 
-def open_run(run: Run, recipe: BaseRecipe, options: Options, source: Source, world: World) -> None:
+def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
     """Open the run directory in the first process; where it is refused, that one says why and all end."""
+    world = task.world
     digest = hashlib.sha256(source.train.labels.numpy().tobytes()).hexdigest()[:16]
     facts: dict[str, Any] = {       # decide the weights beside the recipe: a resumed run must have the same
         'data': {'source': source.name, 'images': len(source.train), 'labels': digest},
@@ -205,7 +208,10 @@ def open_run(run: Run, recipe: BaseRecipe, options: Options, source: Source, wor
     if world.first:
         try:
             facts['data']['contents'] = source.train.images.contents()[:16]
-            run.open(recipe, facts, options.resume)
+            if task.distilled is not None:
+                tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
+                facts['teacher'] = tensors_digest(tensors)[:16]
+            run.open(task.recipe, facts, options.resume)
         except ZooError as e:
             run.close()
             problem = str(e)

@@ -44,7 +44,7 @@ def read_weights(path: str | Path, verified: bool = False) -> dict[str, Any]:
             return _read_torch(file, path, verified)
         stated = _metadata(file).get(_TENSORS)
         tensors = safetensors.torch.load_file(path) if name == path else safetensors.torch.load(file.read())
-        if stated not in (None, _tensors_digest(tensors)):
+        if stated not in (None, tensors_digest(tensors)):
             raise ValueError('the digest of its tensors does not match')
         return tensors
 
@@ -168,7 +168,7 @@ def unwrap(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write safetensors with digests of all, whole or not at all. Equal contents give equal bytes."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {'format': 'pt', **(metadata or {}), _TENSORS: _tensors_digest(content)}  # transformers needs 'format'
+    metadata = {'format': 'pt', **(metadata or {}), _TENSORS: tensors_digest(content)}  # transformers needs 'format'
     saved = safetensors.torch.save(content, {**metadata, _METADATA: _metadata_digest(metadata)})
     end = 8 + int.from_bytes(saved[:8], 'little')
     header = json.loads(saved[8:end])
@@ -178,7 +178,8 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     write_whole(Path(path), len(text).to_bytes(8, 'little') + text + saved[end:], shared=True)
 
 
-def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
