@@ -14,7 +14,7 @@ from ..measure.bench import Bench, knn, open_bench_source, probe, spread
 from ..measure.figures import FORMATS, figures_of, plot_confusion, plot_mistakes, plot_reliability
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
 from ..runtime.files import check_picture
-from ..runtime.text import table
+from ..runtime.text import show, table
 from ..runtime.world import autocast_dtype, join_world
 from ..weights.resolve import resolve
 from ._options import add_device, positive
@@ -171,7 +171,7 @@ def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], 
     rows = check_catalogue(args.data, make_bench, download=args.download)
     text = json.dumps(rows, indent=2) if args.json else check_table(rows)
     if any(row['outcome'] == 'DIFFERS' for row in rows):
-        print(text, flush=True)
+        show(text)
         raise SystemExit(1)
     return text
 

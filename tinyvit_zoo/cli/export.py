@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import ZooError
 from ..models import list_models
 from ..publish.export import check_replaceable, export, export_with_preprocessing, require_onnx
+from ..runtime.text import show
 from ..weights.resolve import resolve
 from ._options import positive
 
@@ -80,11 +81,11 @@ def _try_all(patterns: Sequence[str]) -> str:
     if not names:
         raise ZooError(f'No model matches {" ".join(patterns)}: `tinyvit-zoo list` shows all.')
     require_onnx()
-    print('| model | ONNX | ONNX, any size | torch.export | int8, bytes of fp32 |\n|---|---|---|---|---|', flush=True)
+    show('| model | ONNX | ONNX, any size | torch.export | int8, bytes of fp32 |\n|---|---|---|---|---|')
     for name in names:
         torch.manual_seed(0)
         model = timm.create_model(name, num_classes=10).eval()
-        print(f'| `{name}` | {" | ".join(_try(model, model.pretrained_cfg["input_size"]))} |', flush=True)
+        show(f'| `{name}` | {" | ".join(_try(model, model.pretrained_cfg["input_size"]))} |')
     return ''
 
 

@@ -4,7 +4,6 @@ A command is a module with NAME, SUMMARY, EXAMPLES (one a line), `add(parser)`, 
 to print.
 """
 import argparse
-import os
 import sys
 import textwrap
 import warnings
@@ -14,7 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from ..errors import ZooError, nearest
-from ..runtime.text import one_line, printable
+from ..runtime.text import drop, one_line, printable, show
 from ..version import __version__
 from ._options import Incomplete
 
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         args.argv = argv
         return _run(args)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        drop(sys.stdout)
         return 141
     except KeyboardInterrupt:
         return 130
@@ -52,9 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _complain(f'There is too little memory ({one_line(e)}): take smaller images, batches or models.')
     except OSError as e:
-        if not e.filename:
-            raise
-        return _complain(f'{e.filename}: {e.strerror}')
+        return _complain(f'{e.filename or "A file cannot be read or written"}: {e.strerror or one_line(e)}')
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -65,19 +62,24 @@ def _run(args: argparse.Namespace) -> int:
     except Incomplete as e:
         text, problem = e.text, str(e)
     if text:
-        encoding = sys.stdout.encoding or 'utf-8'
-        print(printable(text).encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+        show(text)
     return _complain(problem, 1) if problem else 0
 
 
 def _complain(message: str, code: int = 2) -> int:
-    print(f'tinyvit-zoo: {printable(" ".join(message.split()))}', file=sys.stderr)
+    try:
+        print(f'tinyvit-zoo: {printable(" ".join(message.split()))}', file=sys.stderr, flush=True)
+    except OSError:     # there is no place left to say it
+        drop(sys.stderr)
     return code
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ZooError(f'{message} (see `{self.prog} --help`)')
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        show(message.rstrip('\n'))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import ZooError
 from ..publish.hub import publish, shipped
+from ..runtime.text import show
 
 NAME = 'publish'
 SUMMARY = 'push weights of ours to the Hugging Face Hub'
@@ -28,5 +29,5 @@ def run(args: argparse.Namespace) -> str:
         raise ZooError('--output is for --dry-run: give both, or neither.')
     output = (args.output or Path('hub')) if args.dry_run else None
     for line in publish(shipped(args.name), args.namespace, output):
-        print(line, flush=True)
+        show(line)
     return ''

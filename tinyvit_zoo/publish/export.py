@@ -130,10 +130,16 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
             onnx: Any = torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'])
             onnx.save(str(path), external_data=False)
+        except OSError:
+            raise
         except Exception as e:  # the exporter has many of its own
             raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT ending in .pt2.') from e
     else:
-        torch.export.save(_program(model, sizes[-1], any_size), path)
+        program = _program(model, sizes[-1], any_size)
+        try:
+            torch.export.save(program, path)
+        except RuntimeError as e:   # torch's own writer has no OSError
+            raise ZooError(f'The exported file cannot be written ({one_line(e)}): make room.') from e
     exported = load_exported(path)
     worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
     if not worst <= TOLERANCE:

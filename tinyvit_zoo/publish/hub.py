@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import ZooError, nearest
 from ..measure.prediction import label_names
-from ..runtime.files import written_whole
+from ..runtime.files import naming_unwritable, written_whole
 from ..runtime.packaged import read_packaged
 from ..training.run_dir import Run, read_log
 from ..weights import Weight, catalogue, read_weights, seal_config
@@ -77,13 +77,15 @@ def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> I
     with tempfile.TemporaryDirectory() as temp:
         folders = {repo_id: Path(temp, weight.name) for repo_id, weight in repositories.items()}
         for repo_id, folder in folders.items():
-            build_repository(repositories[repo_id], repo_id, folder)
+            with naming_unwritable(folder):
+                build_repository(repositories[repo_id], repo_id, folder)
         api = HfApi(token=True, library_name='tinyvit_zoo')     # True: the token of the machine, which must be there
         for repo_id, folder in folders.items():
             if not output:
                 yield f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}'
                 continue
-            (output / namespace).mkdir(parents=True, exist_ok=True)
+            with naming_unwritable(output / namespace):
+                (output / namespace).mkdir(parents=True, exist_ok=True)
             with written_whole(output / repo_id) as partial:
                 shutil.copytree(folder, partial)
             yield f'written {output / repo_id}'

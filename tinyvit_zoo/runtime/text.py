@@ -1,13 +1,17 @@
 """Text for people: one-line errors, tables, and how far a long computation has come."""
 import csv
 import io
+import os
 import sys
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
+
+from ..errors import ZooError
 
 LINE_SECONDS = 10.      # between two lines where no bar can be shown
 
@@ -24,6 +28,24 @@ def printable(text: str) -> str:
     """Escape what may steer a terminal or reorder its text, but newlines: file names and labels hold anything."""
     return ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text).replace(
         r'\x7f', r'\u007f')     # as JSON may have it
+
+
+def show(text: str) -> None:
+    """Print text at once; what the terminal cannot show is escaped. ZooError where there is no room for it."""
+    encoding = sys.stdout.encoding or 'utf-8'
+    try:
+        print(printable(text).encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        drop(sys.stdout)
+        raise ZooError(f'Standard output cannot be written ({e.strerror or e}): make room.') from e
+
+
+def drop(stream: Any) -> None:
+    """Write nothing more to a stream that has failed, or Python complains when it flushes at exit."""
+    with suppress(OSError, ValueError):     # a test's has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def table(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> str:

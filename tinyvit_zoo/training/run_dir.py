@@ -18,7 +18,7 @@ from ..recipes.settings import defaults
 from ..runtime.documents import fault, read_document, write_document
 from ..runtime.files import PARTIAL, append, naming_unwritable, new_figure, remove_partial, write_picture, write_whole
 from ..runtime.lock import LOCK, lock, unlock
-from ..runtime.text import Progress
+from ..runtime.text import Progress, show
 from ..runtime.world import machine
 from ..weights import read_weights
 from ..weights.resolve import read_recipe
@@ -109,7 +109,7 @@ class Run:
         if not self.quiet:
             if self.progress:
                 self.progress.clear()
-            print(text, flush=True)
+            show(text)
             if self.folder.is_dir():
                 append(self.folder / 'train.log', f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}')
 

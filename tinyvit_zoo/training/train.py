@@ -22,6 +22,7 @@ from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, PRETRAININGS, RECI
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, limited
 from ..recipes.settings import AnyRecipe, defaults, override
 from ..runtime.files import write_whole
+from ..runtime.text import show
 from ..runtime.world import World, autocast_dtype, machine
 from ..weights import save_weights
 from ..weights.files import tensors_digest
@@ -138,7 +139,7 @@ def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: W
         check_recipe(recipe)
         return recipe, None
     if world.first:
-        print('Measuring the speed ...', flush=True)
+        show('Measuring the speed ...')
     batches = training_batches(make_task(recipe, options, source, world, start), options, source)
 
     def build(run: Run) -> Loop:
