@@ -1,0 +1,45 @@
+"""A training or pre-training killed at any operation on its files, or on a disk that is full at any write, resumes to
+the same bits. By default some of the moments, with TINYVIT_FUZZ more or all of them."""
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crash_cases import KILLED, KINDS, Server
+from fuzz_cases import FACTOR
+from training_cases import assert_same_bits, write_npz
+
+pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+MACHINE = ['--device', 'cpu', '--precision', 'fp32', '--img-size', '16', '--epochs', '2', '--warmup-epochs', '0',
+           '--batch-size', '32', '--checkpoint-minutes', '0', '--eval-every', '2']
+COMMANDS = {
+    'train': ['train', '--model', 'cct_2_3x2', '--from-weights', '', '--layer-decay', '1', '--ema', '0.9', *MACHINE],
+    'pretrain': ['pretrain', 'moco_v3', '--model', 'cct_2_3x2', '--method-args', "{'hidden_dim': 32, 'dim': 16}",
+                 *MACHINE]}
+
+
+@pytest.fixture(scope='module')
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('name', COMMANDS)
+def test_it_resumes_to_the_same_bits(name: str, kind: str, server: Server, tmp_path: Path) -> None:
+    command = [*COMMANDS[name], '--data', write_npz(tmp_path / 'images.npz', train=64)]
+    whole, output = tmp_path / 'whole', tmp_path / 'run'
+    code, error, operations = server.run([*command, '--output', str(whole)], whole, kind)
+    assert code == 0 and operations > 20, error
+    tried = min(operations, round(FACTOR * (2 if kind == 'kill' else 1)))
+    for at in sorted(random.Random(FACTOR).sample(range(1, operations + 1), tried)):
+        shutil.rmtree(output, ignore_errors=True)
+        code, error, _ = server.run([*command, '--output', str(output)], output, kind, at)
+        assert code == {'kill': KILLED, 'full': 2}[kind] and error.count('\n') == (kind == 'full'), (at, code, error)
+        code, error, _ = server.run([*command, '--output', str(output), '--resume'], output)
+        assert code == 0 and not error, (at, code, error)
+        assert_same_bits(whole, output)
+        left = {path.name for path in output.iterdir()} ^ {path.name for path in whole.iterdir()}
+        assert all(name.startswith('checkpoint') for name in left), (at, left)
