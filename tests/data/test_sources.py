@@ -198,7 +198,7 @@ def test_a_share_too_small_for_one_image() -> None:
 def test_every_source_is_documented() -> None:
     assert {*syntax()} == {
         'digits', 'cifar10', 'cifar100', 'svhn', 'mnist', 'fashion_mnist', 'flowers102', 'stl10', 'tiny_imagenet',
-        'cinic10', 'folder', 'npz', 'hf'}
+        'cinic10', 'folder', 'csv', 'npz', 'medmnist', 'hf'}
 
 
 def test_validation_is_cut_from_training_alone() -> None:

@@ -39,10 +39,16 @@ def _open_parts(root: Path, finder: Finder) -> Parts:
     if len(inside) == 1 and len(finder.folders(inside[0])) > 1:
         raise ZooError(f'{root} holds one folder {inside[0].name} with folders inside: give folder:{inside[0]}.')
     everything, names = _class_folders(root, finder)
+    train, test = hold_out(everything, str(root), len(names))
+    return Parts(train, None, test, names)
+
+
+def hold_out(everything: Split, title: str, classes: int) -> tuple[Split, Split]:
+    """Split images that have no split of their own: a fifth, always the same, is for testing."""
     held = draw(everything.labels, round(_TEST_SHARE * len(everything)), _TEST_SEED)
     if not held.any():
-        raise ZooError(f'{root} has {len(everything)} images in {len(names)} classes, too few to hold a fifth out.')
-    return Parts(everything.select(~held), None, everything.select(held), names)
+        raise ZooError(f'{title} has {len(everything)} images in {classes} classes, too few to hold a fifth out.')
+    return everything.select(~held), everything.select(held)
 
 
 def open_cinic10(place: str) -> Parts:

@@ -22,6 +22,7 @@ from .folders import open_folder
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode
 from .objects import SPLITS, is_object, open_split, title_of
 from .splits import Parts, Split, draw, generator, nested
+from .tables import medmnist_file, open_csv
 
 _DIGITS_TEST = 360      # of 1,797
 _VAL, _FRACTION, _SAMPLE = 1, 2, 3      # uses of a seed
@@ -44,7 +45,8 @@ class Source:
 def syntax() -> dict[str, str]:
     """Return the syntax of each source, by the name before the colon."""
     rows = {row.source: row.spec for row in DATASETS.values() if row.opener}
-    return {'digits': 'digits', **rows, 'folder': 'folder:PATH', 'npz': 'npz:FILE', 'hf': 'hf:NAME'}
+    return {'digits': 'digits', **rows, 'folder': 'folder:PATH', 'csv': 'csv:FILE', 'npz': 'npz:FILE',
+            'medmnist': 'medmnist:NAME', 'hf': 'hf:NAME'}
 
 
 def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., fraction: float = 1.,
@@ -52,7 +54,8 @@ def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., 
     """Open the images of `spec`, without decoding them.
 
     Args:
-        spec: one of `syntax`, a Path of a folder or an .npz file, or Python objects (see `tinyvit_zoo.data.objects`).
+        spec: one of `syntax`, a Path of a folder, an .npz or a .csv file, or Python objects (`tinyvit_zoo.data.objects`
+            says which).
         download: let torchvision fetch a dataset that is not there.
         val_fraction: share of the training images that becomes the validation set, where the source has none.
         fraction: share of the training images to train on, every class in its proportion; a smaller share is part of
@@ -62,7 +65,7 @@ def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., 
     if not 0 <= val_fraction < 1 or not 0 < fraction <= 1:
         raise ZooError(f'val_fraction is {val_fraction:g}, expected 0 to below 1; fraction {fraction:g}, above 0 to 1.')
     if isinstance(spec, Path):
-        spec = f'npz:{spec}' if spec.suffix == '.npz' else f'folder:{spec}'
+        spec = f'{spec.suffix[1:] if spec.suffix in (".npz", ".csv") else "folder"}:{spec}'
     source = _open_objects(spec) if is_object(spec) else _open(spec, download)
     if val_fraction and source.val is None:
         mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
@@ -91,13 +94,19 @@ def _open(spec: str, download: bool) -> Source:
                             for args in (opener.train, opener.val, opener.test))
         assert train is not None
         return _source(name, Parts(train, val, test), row)
-    if download and place and name != 'hf':
+    if download and place and name not in ('hf', 'medmnist'):
         raise ZooError(f'{name} is not fetched by this program: give {known[name]} without download.')
     if opener:
         return _source(name, (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(place), row)
     if name == 'hf':
         return _source(place, _open_hub(place))
+    if name == 'medmnist':
+        path, names = medmnist_file(place, download)
+        parts = _open_npz(path)
+        return _source(path.stem, parts._replace(class_names=names))
     path = Path(place)
+    if name == 'csv':
+        return _source(path.stem, open_csv(place))
     return _source(path.resolve().name, open_folder(path)) if name == 'folder' else _source(path.stem, _open_npz(path))
 
 

@@ -1,0 +1,100 @@
+"""Open tables: a CSV of image paths and labels, and the sets of MedMNIST by their names."""
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ZooError, nearest
+from ..runtime.text import one_line, printable
+from .folders import hold_out
+from .images import FileImages
+from .splits import Parts, Split
+
+_COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image'), 'label': ('label', 'class'),
+            'split': ('split',)}
+_SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
+
+
+def open_csv(place: str) -> Parts:
+    """Open a file of the columns path, label and, optionally, split; paths are relative to its folder.
+
+    Without the column `split` a fifth is held out for testing, as of a folder.
+    """
+    path = Path(place)
+    rows = _rows(path)
+    labels = [row['label'] for row in rows]
+    numbered = all(label.isdecimal() and len(label) < 10 for label in labels)
+    names = sorted({*labels}, key=int if numbered else None)
+    number = {name: i for i, name in enumerate(names)}
+    missing = [row['path'] for row in rows if not os.path.isfile(path.parent / row['path'])]
+    if missing:
+        raise ZooError(f'{len(missing)} of {len(rows)} images of {path} are not there ({printable(missing[0])}, ...): '
+                       f'expected paths relative to {path.absolute().parent}.')
+    splits = {}
+    for name in dict.fromkeys(row['split'] for row in rows):
+        part = [row for row in rows if row['split'] == name]
+        splits[name] = Split(FileImages(path.parent, [row['path'] for row in part]),
+                             torch.tensor([number[row['label']] for row in part]))
+    if 'train' not in splits:
+        raise ZooError(f'{path} has rows of {", ".join(splits)} and none of train: expected some.')
+    if 'split' not in rows[0]['columns']:
+        train, test = hold_out(splits['train'], str(path), len(names))
+        return Parts(train, None, test, tuple(names))
+    return Parts(splits['train'], splits.get('val'), splits.get('test'), tuple(names))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Read all rows, each with its path, label, split ('train' without that column), and the columns."""
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = next((each for each in '\t;' if each in first and ',' not in first), ',')
+            lines = [line for line in csv.reader(file, delimiter=delimiter, strict=True) if line]
+    except (OSError, ValueError, csv.Error) as e:
+        raise ZooError(f'{path} cannot be read as CSV ({one_line(e)}): expected UTF-8 with a first line '
+                       f'path,label,split.') from e
+    head = [cell.strip().lower() for cell in lines[0]] if lines else []
+    place = {key: next((head.index(name) for name in names if name in head), None) for key, names in _COLUMNS.items()}
+    if place['path'] is None or place['label'] is None or len(lines) < 2:
+        raise ZooError(f'{path} begins with {printable(", ".join(head)) or "nothing"}: expected a first line '
+                       f'path,label or path,label,split, and a row for each image.')
+    return [_row(path, number, line, place) for number, line in enumerate(lines[1:], 2)]
+
+
+def _row(path: Path, number: int, line: Sequence[str], place: dict[str, int | None]) -> dict[str, Any]:
+    columns = [key for key, i in place.items() if i is not None]
+    cells = {key: line[i].strip() for key, i in place.items() if i is not None and i < len(line)}
+    split = _SPLITS.get(cells.get('split', 'train').lower())
+    if not cells.get('path') or not cells.get('label') or split is None:
+        raise ZooError(f'{path}, row {number}, is {printable(",".join(line))!r:.100}: expected a path, a label'
+                       f'{" and train, val or test" if "split" in columns else ""}.')
+    return {'path': cells['path'], 'label': cells['label'], 'split': split, 'columns': columns}
+
+
+def medmnist_file(name: str, download: bool) -> tuple[Path, tuple[str, ...]]:
+    """Return the .npz of a set of MedMNIST ('pathmnist', 'pathmnist_64') and its class names."""
+    try:
+        import medmnist
+    except ImportError as e:
+        raise ZooError(f'medmnist: needs {e.name}, which is not installed: pip install medmnist.') from e
+    flag, _, size = name.partition('_')
+    flat = {key: info for key, info in medmnist.INFO.items() if not key.endswith('3d')}
+    if flag not in flat or size not in ('', '64', '128', '224'):
+        raise ZooError(f'There is no set {name!r} in MedMNIST.{nearest(flag, flat)} Expected one of {", ".join(flat)}, '
+                       f'or with _64, _128 or _224 for its larger images.')
+    info, path = flat[flag], Path(medmnist.info.DEFAULT_ROOT, f'{name}.npz')
+    if 'multi-label' in info['task']:
+        raise ZooError(f'{name} has several labels an image, and a training takes one: take another set.')
+    if not path.is_file():
+        if not download:
+            raise ZooError(f'{path} is not there: give --download to fetch it (from Zenodo).')
+        try:
+            getattr(medmnist, info['python_class'])(split='train', download=True, size=int(size) if size else None)
+        except Exception as e:  # the network and the package have their own
+            raise ZooError(f'{name} cannot be fetched ({one_line(e)}): try again, or put {path.name} into '
+                           f'{path.parent}.') from e
+    return path, tuple(info['label'][key] for key in sorted(info['label'], key=int))
