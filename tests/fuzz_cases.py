@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, currently_in_test_context, event, settings, strategies as st
 
 from tinyvit_zoo import ZooError
 
@@ -46,10 +46,19 @@ def damaged(draw: Any, content: bytes, start: int = 0, end: int | None = None) -
 def outcome(function: Callable[[], T]) -> tuple[T | None, str]:
     """Return the result and '', or None and the one line of a ZooError; any other exception fails the test."""
     try:
-        return function(), ''
+        result = function(), ''
+        _count('not refused')
+        return result
     except ZooError as e:
         assert str(e) and '\n' not in str(e), repr(str(e))
+        _count('refused')
         return None, str(e)
+
+
+def _count(end: str) -> None:
+    """Count an end for `pytest --hypothesis-show-statistics`."""
+    if currently_in_test_context():
+        event(end)
 
 
 def command(*argv: str) -> tuple[int, str]:
@@ -62,6 +71,7 @@ def command(*argv: str) -> tuple[int, str]:
             code = main(list(argv))
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else 1
+    _count('refused' if code else 'not refused')
     if code == 0:
         return 0, out.getvalue()
     lines = err.getvalue().splitlines()

@@ -238,6 +238,26 @@ def test_a_download_that_breaks_off_goes_on(hub: FakeHub, ship: Ship) -> None:
     assert hub.times == 0 and hub.calls.count('fetch') == 4
 
 
+def test_a_flipped_bit_on_the_hub_or_in_the_cache_is_refused(hub: FakeHub, ship: Ship, tmp_path: Path) -> None:
+    ship()
+    assert publish(NAME) == 0
+    files = hub.repositories[REPO][-1]
+    wholes = {name: files[name] for name in ('model.safetensors', 'config.json')}
+    for name, whole in wholes.items():     # valid, and other than it was
+        old, new = (whole[-1:], bytes([whole[-1] ^ 1])) if name[0] == 'm' else (b'airplane', b'airplame')
+        files[name] = whole[:-1] + new if name[0] == 'm' else whole.replace(old, new)
+        shutil.rmtree(tmp_path / 'cache', ignore_errors=True)
+        with pytest.raises(ZooError, match='digest'):
+            timm.create_model(f'hf-hub:{REPO}', pretrained=True)
+        files[name] = whole
+    shutil.rmtree(tmp_path / 'cache')
+    timm.create_model(f'hf-hub:{REPO}', pretrained=True)
+    cached = next((tmp_path / 'cache').rglob('model.safetensors')).resolve()
+    cached.write_bytes(wholes['model.safetensors'][:-1] + b'x')
+    with pytest.raises(ZooError, match='will be fetched again'):
+        timm.create_model(f'hf-hub:{REPO}', pretrained=True)
+
+
 def test_local_dir_loads(ship: Ship, built: Path) -> None:
     assert same(timm.create_model(f'local-dir:{built}', pretrained=True), timm.create_model(NAME, pretrained=True))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from parity import authors_state
@@ -187,6 +188,35 @@ def test_damaged_files(
     with pytest.raises(ZooError, match='damaged') as error:
         timm.create_model('cct_2_3x2', pretrained=True, pretrained_cfg_overlay=overlay)
     assert str(path) in one_line(error)
+
+
+def test_a_file_of_before_loads_and_its_tensors_are_checked(tmp_path: Path) -> None:
+    """It has a digest of the tensors, and none of the metadata, which are checked by value."""
+    path = tmp_path / 'w.safetensors'
+    save_weights(STATE, path, {'pretrained_cfg': '{"num_classes": 10, "std": [0.5, 0.5, 0.5]}'})
+    with safetensors.safe_open(path, 'pt') as file:
+        metadata = {key: text for key, text in file.metadata().items() if key != 'metadata_sha256'}
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, metadata)
+    assert load(path).pretrained_cfg['std'] == [0.5, 0.5, 0.5]
+    metadata['pretrained_cfg'] = '{"num_classes": 10, "std": [0.5, 0.5, -0.5]}'
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(ZooError, match=r'std is .* expected finite numbers above 0'):
+        load(path)
+    safetensors.torch.save_file({**tensors, 'classifier.fc.bias': torch.ones(10)}, path, metadata)
+    with pytest.raises(ZooError, match='is damaged'):
+        load(path)
+
+
+def test_classes_are_found_in_a_zip_and_the_old_format_is_named(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_weights(STATE, tmp_path / 'w.safetensors', {'pretrained_cfg': '{"num_classes": 10, "mean": [0.1, 0.1, 0.1]}'})
+    with zipfile.ZipFile(tmp_path / 'w.zip', 'w') as archive:
+        archive.write(tmp_path / 'w.safetensors', 'folder/w.safetensors')
+    assert load(tmp_path / 'w.zip').pretrained_cfg['mean'] == [0.1, 0.1, 0.1] and not caplog.text
+    torch.save(STATE, tmp_path / 'w.pth', _use_new_zipfile_serialization=False)
+    load(tmp_path / 'w.pth')
+    assert 'has no checksum' in caplog.text and 'converts it' in caplog.text
 
 
 def test_a_checkpoint_without_tensors_is_said(tmp_path: Path) -> None:
