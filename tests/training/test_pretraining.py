@@ -181,6 +181,17 @@ def test_a_chain_goes_on_from_either_stage(
     assert_same_bits(chained / 'pretraining', tmp_path / 'run' / 'pretraining')
 
 
+@pytest.mark.parametrize('name', ['weights.safetensors', 'result.json'])
+def test_a_finished_run_that_lost_its_end_makes_it_again(
+        name: str, finished: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / 'run')
+    path = tmp_path / 'run' / name
+    path.write_bytes(path.read_bytes()[:100])
+    assert pretrained(data, tmp_path / 'run', '--resume') == 0
+    assert 'is made again' in capsys.readouterr().out
+    assert_same_bits(finished, tmp_path / 'run')
+
+
 def test_a_damaged_recipe_is_one_line(finished: Path, data: str, tmp_path: Path,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(finished, tmp_path / 'run')

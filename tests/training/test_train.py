@@ -233,6 +233,48 @@ def test_a_run_of_an_earlier_version_goes_on(data: str, finished: Path, stopped:
     assert_same_bits(finished, stopped)
 
 
+def test_a_damaged_log_is_mended(data: str, finished: Path, stopped: Path) -> None:
+    (stopped / 'log.jsonl').write_bytes((stopped / 'log.jsonl').read_bytes().replace(b'"epoch": 1', b'"epoch": 9'))
+    assert run(data, stopped, '--resume') == 0
+    timed = ('seconds', 'images_per_second')
+    assert [{k: v for k, v in row.items() if k not in timed} for row in _rows(stopped)] == [
+        {k: v for k, v in row.items() if k not in timed} for row in _rows(finished)]
+
+
+def test_a_kill_before_the_recipe_was_written(data: str, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / '.partial-recipe.json').write_text('{"reci')
+    assert run(data, tmp_path / 'run') == 0
+    assert_same_bits(finished, tmp_path / 'run')
+    assert not list((tmp_path / 'run').glob('.partial*'))
+
+
+def test_two_processes_do_not_write_to_one_run(data: str, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip('fcntl')
+    before = {path: path.read_bytes() for path in stopped.iterdir() if path.name != '.lock'}
+    holding = subprocess.Popen(
+        [sys.executable, '-c', f'from pathlib import Path; from tinyvit_zoo.runtime.lock import lock; '
+         f'file = lock(Path({str(stopped)!r})); print(1, flush=True); input()'],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holding.stdout and holding.stdout.readline()
+    assert run(data, stopped, '--resume') == 2
+    assert f'is written to by process {holding.pid} on' in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in stopped.iterdir() if path.name != '.lock'}
+    holding.kill()      # the lock goes with it
+    holding.communicate()
+    assert run(data, stopped, '--resume') == 0
+
+
+@pytest.mark.parametrize('lr', ['1e60', '1e30'])
+def test_weights_that_the_last_step_spoils(
+        data: str, tmp_path: Path, lr: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data, tmp_path / 'run', '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '96', '--opt', 'sgd',
+               '--mix-off-epoch', '0', '--lr', lr) == 2
+    error = capsys.readouterr().err
+    assert 'became' in error and 'at step 1' in error and error.count('\n') == 1
+    assert not {path.name for path in (tmp_path / 'run').iterdir()} & {'result.json', 'weights.safetensors'}
+
+
 def test_a_folder_with_other_things_is_left_alone(
         data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / 'thesis.tex').write_text('...')
@@ -299,6 +341,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     ('weight_decay is -1.0', ['--weight-decay', '-1']), ('warmup_epochs is -1.0', ['--warmup-epochs', '-1']),
     ('epochs is 0', ['--epochs', '0']), ('crop_pct is 0.0', ['--crop-pct', '0']), ('eval_every is -1', [
         '--eval-every', '-1']), ('workers is -1', ['--loader', 'stream', '--workers', '-1']),
+    ('0 to 256', ['--workers', '100000']),
     ('checkpoint_minutes is -1.0', ['--checkpoint-minutes', '-1']), ('mix_prob is 3.0', ['--mix-prob', '3']),
     ("mix_mode is 'foo'", ['--mix-mode', 'foo']), ("no optimizer 'adamv'", ['--opt', 'adamv']),
 ])
