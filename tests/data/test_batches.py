@@ -79,6 +79,18 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 @MODES
+def test_balanced_batches_have_every_class_as_often(options: dict[str, Any]) -> None:
+    """One image of ten is of class 1; an epoch is as long as before, another each time, and resumes in its middle."""
+    labels = (torch.arange(2000) % 10 == 0).long()
+    split = Split(numbered(2000).images, labels)
+    batches = make(split, 100, balanced=True, seed=3, **options)
+    first, second = (torch.cat([y for _, y in epoch_of(batches, epoch)]) for epoch in (0, 1))
+    assert len(first) == 2000 and 900 < first.sum() < 1100 and not torch.equal(first, second)
+    assert torch.equal(torch.cat([y for _, y in epoch_of(batches, 1, 5)]), second[500:])
+    assert 0.05 < make(split, 2000, **options).__iter__().__next__()[1].double().mean() < 0.15
+
+
+@MODES
 def test_resumed_in_the_middle_of_an_epoch(options: dict[str, Any]) -> None:
     batches = make(numbered(50), **options)
     whole = labels_of(batches, 2)

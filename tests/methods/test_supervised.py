@@ -1,10 +1,12 @@
 """Supervised training: distillation, whitening, growing images."""
+import itertools
 import json
 import re
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from training_cases import assert_same_bits, read_checkpoint, run, stop_at, weights
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.methods.supervised import Teacher, distillation_loss, size_at, whiten_first_conv
+from tinyvit_zoo.methods.supervised import Supervised, Teacher, distillation_loss, size_at, whiten_first_conv
 from tinyvit_zoo.recipes import Recipe
 from tinyvit_zoo.training.run_dir import checkpoints
 from tinyvit_zoo.weights import read_weights, save_weights
@@ -137,3 +139,21 @@ def test_whitened_patches_are_uncorrelated(name: str, filters: int) -> None:
 def test_whitening_needs_a_convolution() -> None:
     with pytest.raises(ZooError, match='begins with a convolution, and LocalViT does not'):
         whiten_first_conv(timm.create_model('sl_vit', depth=1), torch.randn(2, 3, 32, 32))
+
+
+# -- classes of unequal size -------------------------------------------------------------------------------------------
+def test_rare_classes_count_as_much_in_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are inverse to the classes' images, and 1 in the mean over the images."""
+    draw = np.random.RandomState(0)
+    np.savez(tmp_path / 'a.npz', train_images=draw.randint(0, 256, (40, 16, 16, 3)).astype(np.uint8),
+             train_labels=np.array([0] * 28 + [1] * 8 + [2] * 4), test_labels=np.array([0, 1]),
+             test_images=np.zeros((2, 16, 16, 3), np.uint8))
+    seen = []
+    loss = Supervised.loss
+    monkeypatch.setattr(Supervised, 'loss', lambda task, *args: seen.append(task.class_weights) or loss(task, *args))
+    for balance in ('none', 'loss', 'sampling'):
+        assert run(f'npz:{tmp_path / "a.npz"}', tmp_path / balance, '--balance', balance) == 0
+    assert seen[0] is None and seen[-1] is None
+    torch.testing.assert_close(seen[len(seen) // 2], 40 / 3 / torch.tensor([28., 8., 4.]))
+    results = [weights(tmp_path / balance)['head.weight'] for balance in ('none', 'loss', 'sampling')]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(results, 2))

@@ -57,8 +57,8 @@ class Batches:
 
 
 def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int, device: str | torch.device, *,
-                 train: bool, channels: int = 3, seed: int = 0, rank: int = 0, world_size: int = 1, mode: str = 'auto',
-                 batch_transform: Callable[[Tensor], Tensor] | None = None,
+                 train: bool, balanced: bool = False, channels: int = 3, seed: int = 0, rank: int = 0,
+                 world_size: int = 1, mode: str = 'auto', batch_transform: Callable[[Tensor], Tensor] | None = None,
                  stream_transform: Callable[[Any], Tensor] | None = None, workers: int | None = None) -> Batches:
     """Make the batches of a split. Reads all its images once beforehand, unless they are known to be sound.
 
@@ -66,6 +66,7 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
         batch_size: over all processes together.
         train: shuffle, and drop the last incomplete batch (a set smaller than a batch is one batch). Else in order,
             every image once; the last batch may be smaller, and a process may have one batch less than another.
+        balanced: draw the training images with replacement, every class as often as another.
         seed: of order and augmentation.
         mode: 'memory': decoded once, on the device; 'stream': read and transformed by worker processes, every epoch;
             'auto': memory for images of at most 96 pixels that fit in a quarter of the free memory.
@@ -80,7 +81,7 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
         raise ZooError(f'mode is {mode!r}, expected {", ".join(_MODES)}.{nearest(mode, _MODES)}')
     if channels not in (1, 3):
         raise ZooError(f'channels is {channels}, expected 3 (RGB) or 1 (grey).')
-    order = _Order(len(split), batch_size, train, seed, rank, world_size)
+    order = _Order(len(split), batch_size, train, seed, rank, world_size, split.labels if balanced else None)
     if mode == 'auto':
         mode = 'memory' if fits_in_memory(split, size, channels, device) else 'stream'
     transform = batch_transform or (lambda images: images)
@@ -112,7 +113,8 @@ def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool
 class _Order(Sampler):
     """The order of the images, the share of this process, and where it stands: `epoch` and `start_batch`."""
 
-    def __init__(self, count: int, batch_size: int, train: bool, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, count: int, batch_size: int, train: bool, seed: int, rank: int, world_size: int,
+                 balanced: Tensor | None) -> None:
         if not 0 <= rank < world_size:
             raise ZooError(f'rank is {rank}, expected 0 to {world_size - 1}.')
         if batch_size < 1 or batch_size % world_size:
@@ -125,6 +127,7 @@ class _Order(Sampler):
                 _logger.warning('%d training images are less than a batch: an epoch is one of %d.', count, batch_size)
         self._count, self._batch_size, self._train, self._seed = count, batch_size, train, seed
         self._rank, self._world_size = rank, world_size
+        self._weights = None if balanced is None else 1 / balanced.bincount().double()[balanced]
         self.epoch = self.start_batch = 0
         whole, rest = divmod(count, batch_size)
         self.num_images = whole * batch_size if train else count
@@ -134,7 +137,9 @@ class _Order(Sampler):
         """Return the indices of the coming batches of this epoch."""
         order = torch.arange(self._count)
         if self._train:
-            order = torch.randperm(self._count, generator=generator(self._seed, _ORDER, self.epoch))
+            draw = generator(self._seed, _ORDER, self.epoch)
+            order = (torch.randperm(self._count, generator=draw) if self._weights is None
+                     else self._weights.multinomial(self._count, replacement=True, generator=draw))
         parts = order[:self.num_images].split(self._batch_size)
         return [part[self._rank::self._world_size] for part in parts[self.start_batch:self.num_batches]]
 

@@ -41,6 +41,7 @@ class Supervised(Task):
         self.average = copy.deepcopy(self.network).eval() if self.recipe.ema else None
         self.best: dict[str, Any] = {'top1': -1.}
         self.steps = 0
+        self.class_weights: Tensor | None = None
         recipe, world = self.recipe, self.world
         self.teacher = Teacher(recipe.teacher, self.cfg, world.device, self.dtype) if recipe.teacher else None
         self.distilled = self.teacher and self.teacher.model
@@ -84,7 +85,7 @@ class Supervised(Task):
         x, target, *teacher = inputs
         smoothing = 0. if target.is_floating_point() else self.recipe.smoothing  # soft targets are smoothed already
         logits = forward(x).float()
-        loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smoothing)
         if teacher:
             distilled = distillation_loss(logits, teacher[0], self.recipe.temperature)
             loss = torch.lerp(loss, distilled, self.recipe.distill_weight)
@@ -99,6 +100,9 @@ class Supervised(Task):
         self.batches = {name: partial(evaluation_batches, split, 2 * self.recipe.batch_size, self.cfg, self.world,
                                       **loading)
                         for name, split in (('val', source.val), ('test', source.test)) if split is not None}
+        if self.recipe.balance == 'loss':   # in the mean over the images they are 1
+            counts = source.train.labels.bincount(minlength=len(source.class_names)).to(self.world.device)
+            self.class_weights = len(source.train) / (len(counts) * counts.clamp(min=1).float())
         if self.recipe.whiten:
             some = torch.randperm(len(source.train), generator=generator(self.recipe.seed, 1))[:_WHITENED]
             alone = World(0, 1, self.world.device)

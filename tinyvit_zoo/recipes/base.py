@@ -102,6 +102,8 @@ class Recipe(BaseRecipe):
     # the weights kept: 'last', 'ema', or 'best' of a validation split
     keep: str = limited('last', Choice(('last', 'ema', 'best')))
 
+    # what rare classes count: as many images as they have, as much as others in the 'loss', or as often by 'sampling'
+    balance: str = limited('none', Choice(('none', 'loss', 'sampling')))
     smoothing: float = limited(0., SHARE)
     mixup: float = limited(0., FROM_0)
     cutmix: float = limited(0., FROM_0)

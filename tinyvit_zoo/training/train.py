@@ -117,7 +117,8 @@ def training_batches(task: Task, options: Options, source: Source) -> Batches:
     with world.first_alone():
         return make_batches(
             source.train, task.cfg['input_size'][1:], recipe.batch_size, world.device, train=True, seed=recipe.seed,
-            rank=world.rank, world_size=world.size, stream_transform=task.views.pillow(), **options.loading)
+            rank=world.rank, world_size=world.size, stream_transform=task.views.pillow(),
+            balanced=getattr(recipe, 'balance', '') == 'sampling', **options.loading)
 
 
 def make_loop(task: Task, batches: Batches, options: Options, source: Source, run: Run) -> Loop:
