@@ -29,8 +29,11 @@ def read_document(path: Path, shape: Mapping[str, Any], advice: str) -> dict[str
         if path.stat().st_size > _MOST_BYTES or not path.is_file():
             raise ValueError('it is no file of such a size')
         content = json.loads(path.read_text(encoding='utf-8'))
-        if isinstance(content, dict) and content.pop(_DIGEST, None) not in (None, digest(content)):
-            raise ValueError('its digest does not match')
+        if isinstance(content, dict):
+            renamed = [value for value in content.values() if isinstance(value, str) and len(value) == 64]
+            found = content.pop(_DIGEST, renamed[0] if renamed else None)   # damage to its name hides no digest
+            if found not in (None, digest(content)):
+                raise ValueError('its digest does not match')
     except OSError as e:
         raise ZooError(f'{path} cannot be read ({e.strerror or e}): {advice}.') from e
     except (ValueError, RecursionError) as e:
