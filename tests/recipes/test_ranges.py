@@ -13,7 +13,7 @@ RECIPE = Recipe(name='cct_2_3x2.x', about='')
 
 @pytest.mark.parametrize('allowed, value, message', [
     (SHARE, 2, 'x is 2, expected 0 to 1.'), (SHARE, 'a', "x is 'a', expected 0 to 1."),
-    (FROM_0, float('nan'), 'x is nan, expected 0 or more.'),
+    (FROM_0, float('nan'), 'x is nan, expected 0 to 1,000,000.'),
     (POSITIVE.of(2), (1, 0), r'x is \(1, 0\), expected 2 numbers, each above 0.'),
     (POSITIVE.of(2), (1,), r'x is \(1,\), expected 2 numbers'), (POSITIVE.of(2), 1, 'x is 1, expected 2 numbers'),
     (Choice(('a', 'b')), 'c', "x is 'c', expected 'a' or 'b'.")])

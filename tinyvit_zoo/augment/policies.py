@@ -135,8 +135,8 @@ def parse_rand(text: str) -> tuple[dict[str, float], str]:
             raise ZooError(f'{text!r} needs {kind} after {key!r}: got {number!r}.') from None
     if not 0 <= values['p'] <= 1:
         raise ZooError(f'{text!r} has a probability of {values["p"]:g}: expected 0 to 1.')
-    if values['n'] < 1:
-        raise ZooError(f'{text!r} has no layer: expected n1 or more.')
+    if not 1 <= values['n'] <= 100:
+        raise ZooError(f'{text!r} has {values["n"]:.0f} layers: expected n1 to n100.')
     return values, chosen
 
 

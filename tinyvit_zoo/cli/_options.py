@@ -30,8 +30,8 @@ class Incomplete(ZooError):
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 up')
+    if not text.isdecimal() or not 1 <= int(text) < 10 ** 9:
+        raise argparse.ArgumentTypeError(f'{text[:40]!r} is not a whole number from 1 up, of nine digits at most')
     return int(text)
 
 

@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')    # of a damaged image, which gets a line
     try:
+        if odd := next((word for word in argv if word.endswith('=--') or '\0' in word), None):
+            raise ZooError(f'{odd!r} has no value that an option takes (see `tinyvit-zoo --help`)')
         args, unknown = _parser().parse_known_args(argv)
         if unknown:
             name = unknown[0].partition('=')[0]

@@ -86,6 +86,8 @@ def _open(spec: str, download: bool) -> Source:
         raise ZooError(f'There is no data source {name!r}, expected one of {", ".join(known.values())}.{hint}')
     if bool(place) != (known[name] != name):
         raise ZooError(f'The data source is {spec!r}, expected {known[name]}.')
+    if '\0' in place:
+        raise ZooError(f'The data source {spec!r} has a null byte in it: expected {known[name]}.')
     place = os.path.expanduser(place)
     row = next((row for row in DATASETS.values() if row.source == name and row.opener), None)
     opener = row.opener if row else None

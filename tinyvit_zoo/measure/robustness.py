@@ -107,8 +107,8 @@ class Attack:
             raise ZooError(f'There is no attack {self.name!r}: expected fgsm or pgd.')
         if not 0 <= self.radius < math.inf:
             raise ZooError(f'radius is {self.radius:g}, expected grey levels from 0 (no change) up; 8 is usual.')
-        if self.steps < 1:
-            raise ZooError(f'steps is {self.steps}, expected 1 or more.')
+        if not 1 <= self.steps <= 10_000:
+            raise ZooError(f'steps is {self.steps}, expected 1 to 10,000.')
 
 
 def _withstands(model: nn.Module, images: Tensor, labels: Tensor, prepare: Callable[[Tensor], Tensor], attack: Attack,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..measure.bench import Bench, open_bench_source
-from ..runtime.files import written_whole
+from ..runtime.files import check_path, written_whole
 from ..runtime.text import one_line
 from ..runtime.world import World
 from ..version import __version__
@@ -55,7 +55,8 @@ def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = Fal
 
 
 def check_replaceable(output: Path) -> None:
-    """Raise ZooError if the .json beside `output` would replace something that no export wrote."""
+    """Raise ZooError if the .json beside `output` would replace something that no export wrote, or for an odd name."""
+    check_path(output)
     beside = output.with_suffix('.json')
     if not beside.exists():
         return

@@ -73,6 +73,13 @@ class BaseRecipe:
     def check(self) -> None:
         """Raise ZooError for values that are not allowed, or do not go together."""
         check_fields(self)
+        for name in ('model_args', 'method_args'):
+            given = getattr(self, name, {})
+            if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+                raise ZooError(f"{name} is {given!r}, expected values by the names of arguments, like {{'depth': 3}}.")
+        if self.crop_padding > self.img_size:
+            raise ZooError(f'crop_padding is {self.crop_padding}, expected at most the {self.img_size} pixels of the '
+                           f'images.')
         if (self.mean is None) != (self.std is None):
             raise ZooError(f'mean is {self.mean} and std is {self.std}: give both or neither.')
         if self.epochs <= self.warmup_epochs:

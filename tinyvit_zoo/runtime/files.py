@@ -38,6 +38,16 @@ def naming_unwritable(path: Path) -> Iterator[None]:
         raise ZooError(f'{path} cannot be written ({e.strerror or e}): make room, or choose another place.') from e
 
 
+def check_path(path: Path) -> None:
+    """Raise ZooError for a name that not every library can write to, or show."""
+    try:
+        os.fsencode(path).decode('utf-8')
+    except UnicodeError as e:
+        raise ZooError(f'{path} is no name in UTF-8: choose another name.') from e
+    if '\0' in str(path):
+        raise ZooError(f'{path} has a null byte in its name: choose another name.')
+
+
 def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
     """Write `content` beside `path`, then rename it."""
     with written_whole(path, shared) as partial:

@@ -16,7 +16,16 @@ from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..recipes.settings import defaults
 from ..runtime.documents import fault, read_document, write_document
-from ..runtime.files import PARTIAL, append, naming_unwritable, new_figure, remove_partial, write_picture, write_whole
+from ..runtime.files import (
+    PARTIAL,
+    append,
+    check_path,
+    naming_unwritable,
+    new_figure,
+    remove_partial,
+    write_picture,
+    write_whole,
+)
 from ..runtime.lock import LOCK, lock, unlock
 from ..runtime.text import Progress, show
 from ..runtime.world import machine
@@ -33,6 +42,7 @@ class Run:
     """`DIR/recipe.json`, `train.log`, `log.jsonl`, `curves.png`, checkpoints, and at the end weights and result."""
 
     def __init__(self, folder: Path, quiet: bool = False, tensorboard: bool = False) -> None:
+        check_path(folder)
         self.folder, self.quiet = folder, quiet
         self.progress: Progress | None = None
         self.pictures = True

@@ -14,6 +14,7 @@ from torch import nn
 from ..data.batches import MOST_WORKERS, Batches, make_batches
 from ..data.datasets import DATASETS, spec_of
 from ..data.sources import Source, normalization, open_source
+from ..data.splits import draw
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
@@ -195,6 +196,10 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
                              fraction=options.fraction, seed=recipe.seed)
     if isinstance(recipe, Recipe) and recipe.keep == 'best' and source.val is None:
         raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
+    if isinstance(recipe, Pretraining) and not (source.val or source.test):
+        if not draw(source.train.labels, len(source.train) // 5, 0).any():
+            raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold a fifth out for the k-NN '
+                           f'accuracy: give more, or test images too.')
     return source
 
 
@@ -259,7 +264,7 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     result = {'weights': recipe.name, 'figures': figures, 'pflop': cost,
               'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine()}
     if world.first:
-        write_whole(run.folder / 'card.md', make_card(task, source, result).encode())
+        write_whole(run.folder / 'card.md', make_card(task, source, result).encode(errors='backslashreplace'))
         run.finish(result)
         for line in task.summary(run.folder, figures):
             run.say(line)
