@@ -17,9 +17,11 @@ from tinyvit_zoo.cli.main import _parser
 TEXTS = [
     '', ' ', '-', '--', '-1', '0', '1', '2', '3', '-0', '+1', '1.5', '0.5', '1e-320', '1e400', '-1e9', 'nan', 'inf',
     '-inf', 'x', 'None', 'true', '9' * 20, '9' * 5000, '1_0', '٣', '0x10', '()', '(1,)', '(1, 2)', '(0.1, 0.9)',
-    '(nan, 1)', '("a", 2)', '[1, 2]', '(1,) * 9', '{}', '{1: 2}', '{"a": 1}', '{"depth": 0}', "{'drop_rate': 2}", '{[]: 1}',
+    '(nan, 1)', '("a", 2)', '[1, 2]', '(1,) * 9', '{}', '{1: 2}', '{"a": 1}', '{"depth": 0}', "{'drop_rate': 2}",
+    '{[]: 1}',
     '1e5', '100000', '1000000', 'a=b', '=', 'epochs=1', 'epochs=x', ':', 'npz:', 'folder:', 'digits:', 'x:y', '.',
-    '/dev/null', '/dev/zero', '/proc', 'no/such/file', 'no/such.png', '\x1b[31m', 'a\nb', 'a\udcffb', '\u202e', 'é', '%s',
+    '/dev/null', '/dev/zero', '/proc', 'no/such/file', 'no/such.png', '\x1b[31m', 'a\nb', 'a\udcffb', '\u202e', 'é',
+    '%s',
     '{0}', '*', '[', 'cct*', 'cct_2_3x2', 'cct_2_3x2.none', 'resnet18', 'ssl_vit', 'x' * 300, 'x/' * 3000]
 TAKES_LONG = {'--compile', '--tensorboard', '--probe', '--speed', '--help', '--version', '--fvcore', '--corruptions',
               '--attack', '--all'}
