@@ -111,7 +111,7 @@ def test_what_cannot_be(argv: list[str], place: Path) -> None:
 @cases(30)
 @given(data=st.data())
 def test_odd_options(data: st.DataObject, place: Path) -> None:
-    name = data.draw(st.sampled_from(sorted(BASES)))
+    name = data.draw(st.sampled_from(sorted({*BASES} - {'autoload'})))     # `on` would change this Python
     actions = [action for action in PARSERS[name]._actions if not TAKES_LONG & {*action.option_strings}]
     argv = [str(place / f'new{len(list(place.iterdir()))}') + word[3:] if word.startswith('NEW') else word
             for word in BASES[name]]
