@@ -23,6 +23,7 @@ from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.measure.figures import wilson
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
+from tinyvit_zoo.training.optimizer import learning_rate
 from tinyvit_zoo.weights import Weight, catalogue, fetch, save_weights
 from tinyvit_zoo.weights.catalogue import FOLDER, default_first
 
@@ -95,6 +96,17 @@ def test_the_file_and_the_catalogue_say_the_same(shipped: Weight) -> None:
     if shipped.measured:    # half precision changed little, and the figure is that of this run
         assert abs(rows[-1]['test_top1'] - shipped.measured['top1']) <= 1
     assert (ROOT / 'docs' / 'images' / 'curves' / f'{shipped.name}.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize('shipped', SHIPPED, ids=lambda w: w.name)
+def test_the_log_is_that_of_the_recipe(shipped: Weight) -> None:
+    """A recipe that changes makes other weights: they are trained anew, or it gets another name."""
+    rows = [json.loads(line) for line in (FOLDER / shipped.trained['log']).read_text().splitlines()]
+    recipe = {**PRETRAININGS, **RECIPES}[shipped.name]
+    assert len(rows) == recipe.total_epochs
+    steps = rows[-1]['step'] / len(rows)
+    assert rows[0]['lr'] == pytest.approx(learning_rate(recipe, 1 - 1 / steps))
+
 
 
 def test_shipped_weights_need_no_network(tmp_path: Path) -> None:
