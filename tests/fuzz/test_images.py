@@ -56,6 +56,15 @@ def test_damaged_arrays(data: st.DataObject, folder: Path) -> None:
     assert message or (found and all(torch.equal(*pair) for pair in zip(found, expected, strict=True)))
 
 
+def test_arrays_that_left_the_directory(folder: Path) -> None:
+    """A renamed pair would be a set without test images."""
+    path, content = folder / 'renamed.npz', npz(False, **ARRAYS)
+    start = content.index(b'PK\1\2')
+    for changed in (content[start:].replace(b'test_', b'uest_'), content[start:].replace(b'PK\1\2', b'PK\0\2', 1)):
+        path.write_bytes(content[:start] + changed)
+        assert 'is damaged' in (outcome(lambda: everything(path))[1] or '')
+
+
 @cases(100)
 @given(data=st.data())
 def test_odd_arrays(data: st.DataObject, folder: Path) -> None:

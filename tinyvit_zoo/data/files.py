@@ -133,6 +133,10 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
+            if (stated := _stated_members(path)) is not None and stated != len(members):
+                raise ValueError(f'{stated} arrays are stated, {len(members)} can be found')
+            for info in members.values():
+                archive.open(info).close()  # compares the names of both headers
             members = {name: info for name, info in members.items() if wanted(name)}
             size, free = sum(info.file_size for info in members.values()), free_memory()
             if size > free:
@@ -148,6 +152,15 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]
     except Exception as e:  # zipfile, zlib, its other codecs and NumPy each have their own
         raise ZooError(f'{path} is damaged or no .npz of plain arrays ({one_line(e)}): use numpy.savez.') from e
     return arrays
+
+
+def _stated_members(path: Path) -> int | None:
+    """Return the number of members by the end record of a zip; None with a comment, or where it is too large for it."""
+    with open(path, 'rb') as file:      # zipfile itself does not compare it
+        file.seek(-22, os.SEEK_END)
+        record = file.read()
+    count = int.from_bytes(record[10:12], 'little')
+    return count if record[:4] == b'PK\5\6' and count != 0xFFFF else None
 
 
 def map_npy(path: Path) -> np.ndarray:
