@@ -294,7 +294,7 @@ def test_mix_without_mixing_smooths() -> None:
     ({'auto_augment': 'rand-m9.5'}, "needs a whole number after 'm': got '9.5'"),
     ({'auto_augment': 'rand-mstd'}, "needs a number after 'mstd': got ''"),
     ({'auto_augment': 'rand-m9-p2'}, 'a probability of 2'),
-    ({'auto_augment': 'rand-n0'}, 'no layer'),
+    ({'auto_augment': 'rand-n0'}, 'has 0 layers'),
     ({'auto_augment': 'rand-n15-t3aw'}, 'n14 at most'),
     ({'auto_augment': 'rand--m9'}, "unknown section ''"),
     ({'interpolation': 'bilinaer'}, "expected 'bilinear' or 'bicubic' or 'random'"),

@@ -45,7 +45,7 @@ SHAPES: Any = st.lists(st.sampled_from([0, 1, 2, 3, 6]), max_size=5)
 VALUES: Any = st.sampled_from([-1, 0, 1, 2, 6, 10 ** 6, 10 ** 12, 2 ** 63 - 1])
 
 
-@cases(150)
+@cases(80)
 @given(data=st.data())
 def test_damaged_arrays(data: st.DataObject, folder: Path) -> None:
     path = folder / 'damaged.npz'
@@ -65,7 +65,7 @@ def test_arrays_that_left_the_directory(folder: Path) -> None:
         assert 'is damaged' in (outcome(lambda: everything(path))[1] or '')
 
 
-@cases(100)
+@cases(60)
 @given(data=st.data())
 def test_odd_arrays(data: st.DataObject, folder: Path) -> None:
     arrays = dict(ARRAYS)
@@ -116,7 +116,7 @@ def test_what_is_no_set_of_images(content: bytes, folder: Path) -> None:
     assert str(folder / 'no.npz') in outcome(lambda: open_source(f'npz:{folder / "no.npz"}'))[1]
 
 
-@cases(150)
+@cases(80)
 @given(data=st.data())
 def test_a_damaged_image_ends_in_one_line(data: st.DataObject, folder: Path) -> None:
     ending = data.draw(st.sampled_from(['png', 'jpg', 'gif', 'bmp', 'webp', 'tiff', 'ppm']))

@@ -108,7 +108,7 @@ def test_what_cannot_be(argv: list[str], place: Path) -> None:
     assert command(*name.split(), *(word.replace('NEW', 'new') for word in base), *more)[0] == 2
 
 
-@cases(30)
+@cases(15)
 @given(data=st.data())
 def test_odd_options(data: st.DataObject, place: Path) -> None:
     name = data.draw(st.sampled_from(sorted({*BASES} - {'autoload'})))     # `on` would change this Python

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp('run')
 
 
-@cases(400)
+@cases(150)
 @given(data=st.data())
 def test_documents_with_a_digest(data: st.DataObject, folder: Path) -> None:
     """Recipe and result: a line, or the same content."""
@@ -42,7 +42,7 @@ def test_documents_with_a_digest(data: st.DataObject, folder: Path) -> None:
     assert message or found == before
 
 
-@cases(200)
+@cases(80)
 @given(data=st.data())
 def test_the_log(data: st.DataObject, folder: Path) -> None:
     """A line, or rows that can be drawn. (What a resumed run logs comes from its checkpoint.)"""
@@ -53,7 +53,7 @@ def test_the_log(data: st.DataObject, folder: Path) -> None:
     assert message or [row['epoch'] for row in found or []] == list(range(1, 1 + len(found or [])))
 
 
-@cases(200)
+@cases(80)
 @given(data=st.data())
 def test_any_json_as_a_recipe(data: st.DataObject, folder: Path) -> None:
     """Of one field, of all, or as the whole file; without a digest, as earlier versions wrote it."""
@@ -71,7 +71,7 @@ def test_any_json_as_a_recipe(data: st.DataObject, folder: Path) -> None:
         outcome(lambda use=use: use(folder))   # type: ignore[misc]
 
 
-@cases(60)
+@cases(30)
 @given(value=JSON, key=st.sampled_from(['figures', 'test', 'top1', '']))
 def test_any_json_as_a_result(value: Any, key: str, folder: Path) -> None:
     write_document(folder / 'recipe.json', RECIPE)

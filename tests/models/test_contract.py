@@ -146,7 +146,8 @@ def test_bf16_autocast(name: str, kwargs: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, kwargs, backend', [
-    (*KINDS[0], 'inductor'), *((*case, 'aot_eager') for case in [*KINDS[4::4], *CASES[len(SMALL):]])])
+    (*KINDS[0], 'inductor'), *((*case, 'aot_eager') for case in [*KINDS[4::4], *CASES[len(SMALL):-2]]),
+    *((*case, 'eager') for case in CASES[-2:])])
 def test_compiles_to_one_graph(name: str, kwargs: dict, backend: str) -> None:
     """One graph, forward and backward. Of most, inductor's minute of C++ compiling is spared."""
     model = create(name, **kwargs)

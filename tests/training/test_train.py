@@ -265,13 +265,22 @@ def test_two_processes_do_not_write_to_one_run(data: str, stopped: Path, capsys:
     assert run(data, stopped, '--resume') == 0
 
 
-@pytest.mark.parametrize('lr', ['1e60', '1e30'])
+@pytest.mark.parametrize('factor', [math.inf, 1e20])
 def test_weights_that_the_last_step_spoils(
-        data: str, tmp_path: Path, lr: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(data, tmp_path / 'run', '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '96', '--opt', 'sgd',
-               '--mix-off-epoch', '0', '--lr', lr) == 2
+        data: str, tmp_path: Path, factor: float, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss before it was sound; weights that are no numbers, or that give none, end in a line."""
+    step = loop.Loop.train_step
+
+    def spoil(self: loop.Loop, *batch: torch.Tensor) -> None:
+        step(self, *batch)
+        with torch.no_grad():
+            torch._foreach_mul_(self.parameters, factor)
+    monkeypatch.setattr(loop.Loop, 'train_step', spoil)
+    assert run(data, tmp_path / 'run', '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '96',
+               '--mix-off-epoch', '0') == 2
     error = capsys.readouterr().err
-    assert 'became' in error and 'at step 1' in error and error.count('\n') == 1
+    assert ('became' in error or 'no finite numbers' in error) and error.count('\n') == 1
     assert not {path.name for path in (tmp_path / 'run').iterdir()} & {'result.json', 'weights.safetensors'}
 
 
@@ -512,7 +521,7 @@ def test_number_formats() -> None:
     (['--schedule', 'steps'], "expected 'cosine' or 'later_cosine' or 'linear'"),
     (['--precision', 'fp16'], 'thousand times slower'),
     (['--keep', 'best'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
-    (['--epochs', '0'], 'from 1 up'), (['--opt', 'adamx'], 'optimizer'),
+    (['--epochs', '0'], 'from 1 to 1,000,000'), (['--opt', 'adamx'], 'optimizer'),
     (['--data', 'npz:nothing.npz'], 'nothing.npz'), (['--device', 'tpu'], 'tpu'),
     (['--data', 'cifar11:x'], 'cifar1'), (['--from-weights', 'cct_7_3x1.c10'], 'to begin cct_2_3x2 with'),
 ])
