@@ -256,7 +256,11 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     if world.first:
         write_weights(run.folder, recipe, task.cfg, task.kept())
     world.barrier()
-    figures = task.judge(run.folder)
+    try:
+        figures = task.judge(run.folder)
+    except ZooError as e:       # their outputs are no numbers
+        (run.folder / 'weights.safetensors').unlink(missing_ok=True)
+        raise ZooError(f'{e} The last checkpoint is in {run.folder}.') from e
     try:
         cost: float | None = float(f'{pflop(recipe, len(source.train), len(source.class_names)):.4g}')
     except ZooError:    # a method from outside
