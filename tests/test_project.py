@@ -63,12 +63,6 @@ def test_tests_lie_where_the_code_does() -> None:
     assert sorted(set(astray) - ELSEWHERE.keys()) == []
 
 
-@pytest.mark.slow
-def test_documents_are_fresh() -> None:
-    """The README's table, the cards and their picture say what the catalogue says."""
-    python('tools/update_docs.py', '--check')
-
-
 def test_readme_speaks_of_every_model() -> None:
     import tinyvit_zoo
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
