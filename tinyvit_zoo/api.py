@@ -9,23 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
 from .data.datasets import spec_of
-from .data.files import open_image
-from .data.images import as_channels, upright
-from .data.objects import SPLITS, as_image, is_object, open_split, title_of
+from .data.objects import SPLITS, is_object, open_split, title_of
 from .data.sources import Source
 from .errors import ZooError, nearest
 from .measure.accuracy import outputs
 from .measure.bench import Bench, open_bench_source
 from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes, plot_reliability
-from .measure.prediction import label_names
+from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .recipes import PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
 from .recipes.settings import AnyRecipe, check_types, defaults, override, settings
-from .runtime.text import one_line
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import train as training
 from .training.loop import Stopped
@@ -109,21 +105,18 @@ class Classifier:
         source = open_bench_source(data, split or 'train')
         return source, split or next(name for name in reversed(SPLITS) if getattr(source, name) is not None)
 
-    @torch.inference_mode()
     def predict(self, images: Any, topk: int = 5, batch_size: int = 32) -> list[Prediction]:
         """Classify images: paths, Pillow images, arrays or tensors (uint8, or floats of 0 to 1), one or many."""
         if not self.classes:
             raise ZooError(f'{self.title} has no classes to predict: it is an encoder, to train a classifier from.')
         items = [images] if _is_one(images) else list(images)
-        transform = create_transform(**resolve_model_data_config(self.model), is_training=False)
         self.model.eval()
         found = []
-        for start in range(0, len(items), batch_size):
-            batch = torch.stack([transform(_rgb(item, start + i))
-                                 for i, item in enumerate(items[start:start + batch_size])])
-            top = self.model(batch.to(self.device)).float().softmax(-1).topk(min(topk, len(self.classes)))
-            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-                found.append(Prediction(tuple(self.classes[i] for i in indices), tuple(indices), tuple(values)))
+        for i, top in enumerate(classify(self.model, self.classes, items, topk, batch_size)):
+            if isinstance(top, str):
+                name = items[i] if isinstance(items[i], (str, Path)) else f'Image {i}'
+                raise ZooError(f'{name} cannot be read as an image ({top}): mend it or leave it out.')
+            found.append(Prediction(*(tuple(row[key] for row in top) for key in ('label', 'index', 'probability'))))
         return found
 
     def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: str = '') -> dict[str, Any]:
@@ -225,8 +218,6 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
             raise ZooError(f'There is no setting {key!r}.{nearest(key, [*known, *settings(kind)])} Expected a field of '
                            f'{kind.__name__}, or one of {", ".join(known)}.')
     _check_types(kind, given)
-    if 'epochs' in given and (keywords.get('minutes') or keywords.get('pflop')):
-        raise ZooError('minutes and pflop choose the epochs: give one of them or epochs.')
     recipe = override(training.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
     options = training.Options(
         output=Path(output or Path('runs', recipe.name)), data=data, given=given,
@@ -275,19 +266,6 @@ def _is_one(images: Any) -> bool:
     if hasattr(images, 'ndim'):
         return images.ndim == 2 or (images.ndim == 3 and bool({images.shape[0], images.shape[2]} & {1, 3}))
     return not isinstance(images, Sequence) or isinstance(images, str)
-
-
-def _rgb(image: Any, number: int) -> Any:
-    try:
-        if isinstance(image, (str, Path)):
-            with open_image(Path(image)) as opened:
-                return as_channels(upright(opened), 3)
-        return as_channels(as_image(image), 3)
-    except ZooError:
-        raise
-    except Exception as e:  # every decoder has its own errors for a damaged file
-        name = image if isinstance(image, (str, Path)) else f'Image {number}'
-        raise ZooError(f'{name} cannot be read as an image ({one_line(e)}): mend it or leave it out.') from e
 
 
 def _display(paths: Sequence[Path]) -> None:

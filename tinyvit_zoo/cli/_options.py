@@ -104,8 +104,6 @@ def with_options(args: argparse.Namespace, recipe: AnyRecipe) -> tuple[AnyRecipe
     texts = {name: getattr(args, f'set_{name}') for name in settings(kind)}
     given = {name: parse(kind, name, text) for name, text in texts.items() if text is not None}
     recipe = override(recipe, given)
-    if 'epochs' in given and (args.minutes or args.pflop):
-        raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
     values = {**vars(args), 'data': image_source(args.data, recipe), 'output': args.output or Path('runs', recipe.name),
               'given': given, 'begun': BEGUN if IS_COMMAND else None,
               'command': shlex.join(['tinyvit-zoo', *args.argv])}

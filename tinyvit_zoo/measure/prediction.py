@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ..data.files import EXTENSIONS, Finder, open_image
 from ..data.images import as_channels, check_mode, upright
+from ..data.objects import as_image
 from ..errors import ZooError
 from ..runtime.text import one_line
 from ..weights.resolve import resolve
@@ -66,27 +67,32 @@ def problem_of(path: Path) -> str:
 
 
 def classify(
-        model: nn.Module, labels: Sequence[str], paths: Sequence[Path], topk: int, batch_size: int,
+        model: nn.Module, labels: Sequence[str], images: Sequence[Any], topk: int, batch_size: int,
 ) -> list[list[dict[str, Any]] | str]:
-    """Return the `topk` classes of each image, the most probable first; or why it cannot be read."""
+    """Return the `topk` classes of each image, the most probable first; or why it cannot be read.
+
+    An image is a path, a Pillow image, an array or a tensor.
+    """
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     device = next(model.parameters()).device
     results: list[list[dict[str, Any]] | str] = []
-    hidden = True if len(paths) <= batch_size else None  # None: unless stderr is a terminal
-    with torch.inference_mode(), tqdm(total=len(paths), unit='image', leave=False, disable=hidden) as progress:
-        for start in range(0, len(paths), batch_size):
-            found = [_read(path, transform) for path in paths[start:start + batch_size]]
-            images = [image for image in found if isinstance(image, Tensor)]
-            top = iter(_top(model, torch.stack(images).to(device), labels, topk) if images else ())
+    hidden = True if len(images) <= batch_size else None  # None: unless stderr is a terminal
+    with torch.inference_mode(), tqdm(total=len(images), unit='image', leave=False, disable=hidden) as progress:
+        for start in range(0, len(images), batch_size):
+            found = [_read(image, transform) for image in images[start:start + batch_size]]
+            sound = [image for image in found if isinstance(image, Tensor)]
+            top = iter(_top(model, torch.stack(sound).to(device), labels, topk) if sound else ())
             results += [image if isinstance(image, str) else next(top) for image in found]
             progress.update(len(found))
     return results
 
 
-def _read(path: Path, transform: Callable[[Any], Tensor]) -> Tensor | str:
+def _read(image: Any, transform: Callable[[Any], Tensor]) -> Tensor | str:
     try:
-        with open_image(path) as image:
-            rgb = as_channels(upright(image), 3)
+        if not isinstance(image, (str, Path)):
+            return transform(as_channels(as_image(image), 3))
+        with open_image(Path(image)) as opened:
+            rgb = as_channels(upright(opened), 3)
         return transform(rgb)
     except Exception as e:  # every decoder has its own errors for a damaged file
         return one_line(e)

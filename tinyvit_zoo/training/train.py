@@ -68,6 +68,8 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     begun = options.begun or time.monotonic()
     check_recipe(replace(recipe, from_weights=str(start)) if start else recipe)  # type: ignore[call-arg]
     check_fields(options)
+    if 'epochs' in options.given and (options.minutes or options.pflop):
+        raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
     source, batches = open_images(recipe, options, world), None
     if options.minutes or options.pflop:
