@@ -1,7 +1,9 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # the workers of pytest-xdist share the cores, and none spins: the processes that tests start inherit it
 os.environ.setdefault('OMP_NUM_THREADS', str(max(
@@ -14,6 +16,9 @@ import torch
 with contextlib.suppress(ImportError):
     import setuptools  # noqa: F401  torch.compile's builder wants it to come before anything that imports distutils
 
+if TYPE_CHECKING:
+    from forked import Server
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -23,6 +28,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     from training_cases import write_npz
 
     return write_npz(tmp_path_factory.mktemp('data') / 'images.npz')
+
+
+@pytest.fixture(scope='session')
+def server() -> Iterator['Server']:
+    """Runs commands in processes of their own, which need no time for imports."""
+    from forked import Server
+
+    if not hasattr(os, 'fork'):
+        pytest.skip('needs fork')
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True)

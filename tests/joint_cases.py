@@ -5,10 +5,10 @@ from typing import Any
 
 import timm
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tinyvit_zoo.methods import MoCoV3, SelfDistillation
+from tinyvit_zoo.runtime.world import join_world
 
 ENCODERS: dict[str, dict[str, Any]] = {
     'vit_lite_2_4': {}, 'cvt_2_4': {}, 'cct_2_3x2': {}, 'cct_2_3x2 sine': dict(pos_embed='sine'),
@@ -57,17 +57,15 @@ def steps(method: Any, forward: Any, views: list[Tensor], parts: int = 1) -> lis
     return losses
 
 
-def _work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    for name in ('moco_v3', 'self_distill'):
-        method = make(name)
-        forward = nn.parallel.DistributedDataParallel(method)
-        losses = torch.tensor(steps(method, forward, [view[:, rank::2] for view in views_of(name)]))
-        dist.all_reduce(losses)
-        torch.save({'losses': losses / 2, 'state': method.state_dict()}, folder / f'{name}-{rank}.pt')
-    dist.destroy_process_group()
+def _work(folder: Path) -> None:
+    with join_world('cpu') as world:
+        for name in ('moco_v3', 'self_distill'):
+            method = make(name)
+            forward = nn.parallel.DistributedDataParallel(method)
+            views = [view[:, world.rank::2] for view in views_of(name)]
+            losses = world.sum(torch.tensor(steps(method, forward, views)))
+            torch.save({'losses': losses / 2, 'state': method.state_dict()}, folder / f'{name}-{world.rank}.pt')
 
 
 if __name__ == '__main__':
-    _work(int(sys.argv[1]), Path(sys.argv[2]))
+    _work(Path(sys.argv[1]))

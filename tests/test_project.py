@@ -1,6 +1,5 @@
 """What a user gets: a package with nothing beside it, a light import, documents that are true."""
 import ast
-import json
 import subprocess
 import sys
 import zipfile
@@ -84,25 +83,6 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_benchmark_checks_and_reports(tmp_path: Path) -> None:
-    """The yardstick gives the same logits (checked inside), and the report has every contender."""
-    out = python('tools/benchmark.py', 'models', 'cct_2_3x2', '--batch-size', '4', '--seconds', '0',
-                 '--json', str(tmp_path / 'r.json'))
-    assert out.count('plain') == 2 and out.count('ours') == 2
-    assert (tmp_path / 'r.json').stat().st_size > 200
-
-
-@pytest.mark.slow
-def test_benchmark_says_what_an_option_costs() -> None:
-    out = python('tools/benchmark.py', 'models', 'sl_vit', '--batch-size', '2', '--seconds', '0', '--mode', 'inference',
-                 '--without', 'spt', 'lsa')
-    assert 'without spt' in out and 'without lsa' in out and out.count('of the time of ours saved') == 2
-    with pytest.raises(subprocess.CalledProcessError) as error:
-        python('tools/benchmark.py', 'models', 'sl_vit', '--without', 'spd')
-    assert error.value.returncode == 2 and "sl_vit has no option 'spd'" in error.value.stderr
-
-
-@pytest.mark.slow
 def test_pictures_of_the_documents_can_be_made(tmp_path: Path) -> None:
     pytest.importorskip('matplotlib')
     pytest.importorskip('sklearn')
@@ -110,13 +90,3 @@ def test_pictures_of_the_documents_can_be_made(tmp_path: Path) -> None:
     shown = {path.name for path in (ROOT / 'docs' / 'images').glob('*.png')}
     made = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert made.keys() <= shown and len(made) == 2 and all(20_000 < size < 200_000 for size in made.values())
-
-
-@pytest.mark.slow
-def test_benchmark_of_the_augmentation(tmp_path: Path) -> None:
-    out = python('tools/benchmark.py', 'augment', '--images', '64', '--batch-size', '32', '--img-size', '16',
-                 '--seconds', '0', '--json', str(tmp_path / 'r.json'))
-    assert out.count('timm x') == 1 and out.count('ours') == 1
-    assert len(json.loads((tmp_path / 'r.json').read_text())['results']) == 2
-    out = python('tools/benchmark.py', 'augment', '--model', 'cct_2_3x2', '--batch-size', '4', '--seconds', '0')
-    assert out.count('normalised') == 1 and out.count('augmented') == 1

@@ -1,7 +1,6 @@
-"""A small training for the tests, and a server that runs it in processes that are quick to start and to kill."""
+"""A small training for the tests."""
 import io
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +24,19 @@ def write_npz(path: Path, train: int = 96, test: int = 24, classes: int = 4, siz
     return f'npz:{path}'
 
 
+def training(data: str, output: Path, *more: str, model: str = 'cct_2_3x2') -> list[str]:
+    """The arguments of a small `tinyvit-zoo train`."""
+    return ['train', '--model', model, '--data', data, '--output', str(output), '--device', 'cpu', '--precision',
+            'fp32', '--from-weights', '', '--layer-decay', '1', *SETTINGS, *more]
+
+
 def run(data: str, output: Path, *more: str, model: str = 'cct_2_3x2') -> int:
-    """`tinyvit-zoo train` in this process, with one thread: exit code."""
+    """It, in this process and with one thread: exit code."""
     from tinyvit_zoo.cli.main import main
 
     torch.set_num_threads(1)
     try:
-        return main(['train', '--model', model, '--data', data, '--output', str(output), '--device', 'cpu',
-                     '--precision', 'fp32', '--from-weights', '', '--layer-decay', '1', *SETTINGS, *more])
+        return main(training(data, output, *more, model=model))
     except SystemExit as e:
         return int(e.code or 0)
 
@@ -62,32 +66,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
 
 
-def serve() -> None:
-    """For each line of arguments: fork, train there, and say the child's pid. The imports are done once, here."""
-    import sklearn.datasets  # noqa: F401
-    from timm.models import create_model
-
-    import tinyvit_zoo.training.train  # noqa: F401
-
-    create_model('cct_2_3x2', device='meta')
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    for line in sys.stdin:
-        data, output, *more = line.split()
-        child = os.fork()
-        if child == 0:
-            sys.stdout = open(os.devnull, 'w')
-            os._exit(run(data, Path(output), *more))
-        print(child, flush=True)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return True
-    except ProcessLookupError:
-        return False
-
-
 def stop_at(monkeypatch: Any, step: int, number: int) -> None:
     """Have a signal arrive in the middle of a step."""
     from tinyvit_zoo.training.loop import Loop
@@ -101,6 +79,3 @@ def stop_at(monkeypatch: Any, step: int, number: int) -> None:
 
     monkeypatch.setattr(Loop, 'train_step', step_and_signal)
 
-
-if __name__ == '__main__':
-    serve()

@@ -1,29 +1,20 @@
 """A training or pre-training killed at any operation on its files, or on a disk that is full at any write, resumes to
 the same bits. By default some of the moments, with TINYVIT_FUZZ more or all of them."""
-import os
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crash_cases import KILLED, KINDS, Server
+from forked import KILLED, KINDS, Server
 from fuzz_cases import FACTOR
 from training_cases import assert_same_bits, write_npz
 
-pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 MACHINE = ['--device', 'cpu', '--precision', 'fp32', '--img-size', '16', '--epochs', '2', '--warmup-epochs', '0',
            '--batch-size', '32', '--checkpoint-minutes', '0', '--eval-every', '2']
 COMMANDS = {
     'train': ['train', '--model', 'cct_2_3x2', '--from-weights', '', '--layer-decay', '1', '--ema', '0.9', *MACHINE],
     'pretrain': ['pretrain', 'moco_v3', '--model', 'cct_2_3x2', '--method-args', "{'hidden_dim': 32, 'dim': 16}",
                  *MACHINE]}
-
-
-@pytest.fixture(scope='module')
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -1,12 +1,11 @@
 """Self-distillation's loss is the paper's formula; the teacher learns nothing by itself; schedules; every model."""
 import copy
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Server
 from joint_cases import ENCODERS, encoder_of, make, steps, views_of
 from timm.models import VisionTransformer
 from torch import Tensor
@@ -171,11 +170,10 @@ def test_the_papers_numbers() -> None:
 
 # -- two processes -----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path) -> None:
+def test_two_processes_are_one(server: Server, tmp_path: Path) -> None:
     """Losses, weights, centre, teachers: of both methods, batch norm and keys of all processes included."""
     script = Path(__file__).parents[1] / 'joint_cases.py'
-    ranks = [subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [rank.wait(240) for rank in ranks] == [0, 0]
+    server.run_two([str(script), str(tmp_path)], tmp_path / 'joint')
     for name in ('moco_v3', 'self_distill'):
         alone = make(name)
         losses = steps(alone, alone, views_of(name))

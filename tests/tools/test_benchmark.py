@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,33 @@ def test_benchmark_beside_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = timm.create_model('cct_2_3x2', device='meta')
     assert rows[1]['memory_bytes'] == pytest.approx(peak_memory(model), rel=0.05)
     assert rows[3]['memory_bytes'] > rows[1]['memory_bytes']
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons run in this process."""
+    monkeypatch.setattr(bench_models, 'ProcessPoolExecutor', lambda count, mp_context: ThreadPoolExecutor(count))
+
+
+@pytest.mark.usefixtures('here')
+def test_a_model_and_its_plain_implementation(tmp_path: Path) -> None:
+    """The yardstick gives the same logits (checked inside)."""
+    rows = bench(tmp_path, 'models', 'cct_2_3x2', '--batch-size', '4')['results']
+    assert [row['contender'] for row in rows] == ['plain', 'ours'] * 2
+
+
+@pytest.mark.usefixtures('here')
+def test_what_an_option_costs(tmp_path: Path) -> None:
+    rows = bench(tmp_path, 'models', 'sl_vit', '--batch-size', '2', '--mode', 'inference',
+                 '--without', 'spt', 'lsa')['results']
+    assert [row['contender'] for row in rows if 'saved' in row] == ['without spt', 'without lsa']
+
+
+def test_augmentation(tmp_path: Path) -> None:
+    rows = bench(tmp_path, 'augment', '--images', '64', '--batch-size', '32', '--img-size', '16')['results']
+    assert [row['contender'].rstrip('0123456789') for row in rows] == ['timm x', 'ours']
+    rows = bench(tmp_path, 'augment', '--model', 'cct_2_3x2', '--batch-size', '4')['results']
+    assert [row['contender'] for row in rows] == ['normalised', 'augmented']
 
 
 def test_scaling(tmp_path: Path) -> None:
@@ -139,6 +167,7 @@ def test_benchmark_refuses_in_one_line(refused: Run, tmp_path: Path) -> None:
         'models', 'sl_vit', '--baseline', 'resnet18')
     assert 'no model' in refused('models', 'sl_vit', '--baseline', 'resnet19')
     assert 'no plain implementation' in refused('models', 'mae_vit_c10')
+    assert "sl_vit has no option 'spd'" in refused('models', 'sl_vit', '--without', 'spd')
     for option in (('--without', 'spt'), ('--products',)):
         assert 'leave out --baseline' in refused('models', 'sl_vit', '--baseline', 'plain_vit', *option)
     assert 'this model takes 8 x 8' in refused('scaling', 'sl_swin', '--img-sizes', '32', '4')

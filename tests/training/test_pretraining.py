@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from training_cases import assert_same_bits, read_checkpoint, torchrun, weights, write_npz
+from forked import Server
+from training_cases import assert_same_bits, read_checkpoint, weights, write_npz
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
@@ -348,12 +349,11 @@ def test_images_without_a_test_part_are_judged_among_themselves(tmp_path: Path) 
 
 # -- many processes ----------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_two_processes_give_the_encoder_of_one(data: str, tmp_path: Path) -> None:
+def test_two_processes_give_the_encoder_of_one(data: str, server: Server, tmp_path: Path) -> None:
     """Each image has the mask that it would have had; with nothing else that is random, and SGD."""
     more = ['--opt', 'sgd', '--flip', '0', '--crop-scale', 'None', '--epochs', '2', '--warmup-epochs', '0']
-    done = torchrun('pretrain', 'mae_small', '--data', data, '--output', str(tmp_path / 'two'), *MODEL, *SETTINGS,
-                    *more)
-    assert done.returncode == 0, done.stderr[-2000:]
+    server.run_two(['pretrain', 'mae_small', '--data', data, '--output', str(tmp_path / 'two'), *MODEL, *SETTINGS,
+                    *more], tmp_path / 'two')
     assert pretrained(data, tmp_path / 'one', *more) == 0
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
     for key in one:
@@ -363,11 +363,10 @@ def test_two_processes_give_the_encoder_of_one(data: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_from_goes_through_torchrun(finished: Path, data: str, tmp_path: Path) -> None:
-    done = torchrun('train', '--from', str(finished), '--data', data, '--output', str(tmp_path / 'run'), *PLAIN,
-                    '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '32')
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 'Done' not in done.stderr and (tmp_path / 'run' / 'result.json').exists()
+def test_two_processes_train_from_an_encoder(finished: Path, data: str, server: Server, tmp_path: Path) -> None:
+    server.run_two(['train', '--from', str(finished), '--data', data, '--output', str(tmp_path / 'run'), *PLAIN,
+                    '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '32'], tmp_path / 'run')
+    assert (tmp_path / 'run' / 'result.json').exists()
 
 
 def test_without_matplotlib_there_are_no_pictures(

@@ -4,8 +4,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +12,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forked import Server
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from training_cases import (
-    SETTINGS,
-    alive,
     assert_same_bits,
     read_checkpoint,
     run,
     stop_at,
     torchrun,
+    training,
     weights,
     write_npz,
 )
@@ -40,7 +38,6 @@ from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_o
 from tinyvit_zoo.training.train import check_recipe
 from tinyvit_zoo.weights.resolve import resolve
 
-HERE = Path(__file__).parents[1]
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
 PLAIN = ['--opt', 'sgd', '--epochs', '2', '--flip', '0', '--crop-padding', '0', '--mixup', '0', '--cutmix', '0',
          '--erase', '0', '--mix-off-epoch', '0', '--model-args', "{'attn_drop_rate': 0., 'drop_path_rate': 0.}"]
@@ -116,36 +113,19 @@ def test_same_seed_same_bits_other_seed_other_bits(data: str, finished: Path, tm
 
 # -- kills and resumes -----------------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-def test_killed_many_times_it_ends_with_the_same_bits(data: str, finished: Path, tmp_path: Path) -> None:
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / 'training_cases.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdin and server.stdout
+def test_killed_many_times_it_ends_with_the_same_bits(
+        data: str, finished: Path, server: Server, tmp_path: Path) -> None:
     output, luck, kills, seen = tmp_path / 'killed', random.Random(0), 0, set()
-
-    def start() -> int:
-        server.stdin.write(f'{data} {output} --resume --checkpoint-minutes 0\n')
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    while kills < 6 and not (output / 'result.json').exists():
-        child = start()
-        before, begun = _newest(output), time.monotonic()
-        while _newest(output) == before and alive(child) and time.monotonic() - begun < 60:
-            time.sleep(0.001)  # it has saved once more: each round gets on
+    command = training(data, output, '--resume', '--checkpoint-minutes', '0')
+    while not (output / 'result.json').exists():
+        before, begun, child = _newest(output), time.monotonic(), server.start(command, output)
+        while _newest(output) == before and not (output / 'result.json').exists() and time.monotonic() - begun < 60:
+            time.sleep(0.001)  # until it has saved once more: each round gets on
         time.sleep(luck.random() * 0.05)
-        if alive(child):
+        if kills < 6:
             os.kill(child, signal.SIGKILL)
-            kills += 1
-        while alive(child):
-            time.sleep(0.005)
+        kills += server.wait(child)[0] == -signal.SIGKILL
         seen.add(_newest(output))
-    if not (output / 'result.json').exists():
-        child = start()
-        while alive(child):
-            time.sleep(0.05)
-    server.stdin.close()
-    server.wait(10)
     assert kills >= 5 and len(seen) >= 4  # it was stopped at many places
     assert_same_bits(finished, output)
     strip = [{k: v for k, v in row.items() if 'second' not in k} for row in _rows(output)]
@@ -249,19 +229,21 @@ def test_a_kill_before_the_recipe_was_written(data: str, finished: Path, tmp_pat
     assert not list((tmp_path / 'run').glob('.partial*'))
 
 
-def test_two_processes_do_not_write_to_one_run(data: str, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_do_not_write_to_one_run(
+        data: str, stopped: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('fcntl')
     before = {path: path.read_bytes() for path in stopped.iterdir() if path.name != '.lock'}
-    holding = subprocess.Popen(
-        [sys.executable, '-c', f'from pathlib import Path; from tinyvit_zoo.runtime.lock import lock; '
-         f'file = lock(Path({str(stopped)!r})); print(1, flush=True); input()'],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert holding.stdout and holding.stdout.readline()
+    script, ready = tmp_path / 'hold.py', tmp_path / 'ready'
+    script.write_text(f'import time; from pathlib import Path; from tinyvit_zoo.runtime.lock import lock; '
+                      f'file = lock(Path({str(stopped)!r})); Path({str(ready)!r}).touch(); time.sleep(100)')
+    holding = server.start([str(script)], tmp_path / 'hold')
+    while not ready.exists():
+        time.sleep(0.01)
     assert run(data, stopped, '--resume') == 2
-    assert f'is written to by process {holding.pid} on' in capsys.readouterr().err
+    assert f'is written to by process {holding} on' in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in stopped.iterdir() if path.name != '.lock'}
-    holding.kill()      # the lock goes with it
-    holding.communicate()
+    os.kill(holding, signal.SIGKILL)    # the lock goes with it
+    server.wait(holding)
     assert run(data, stopped, '--resume') == 0
 
 
@@ -435,10 +417,12 @@ def test_tensorboard_events_where_asked(data: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_first_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--output', str(tmp_path / 'run')]) == 0
+    """A third of it: the recipe's thirty epochs give 99 %."""
+    assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--output', str(tmp_path / 'run'),
+                 '--epochs', '10']) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     accuracy = json.loads((tmp_path / 'run' / 'result.json').read_text())['figures']['test']['top1']
-    assert accuracy >= 97 and f'{accuracy:.2f} %' in last
+    assert accuracy >= 95 and f'{accuracy:.2f} %' in last
 
 
 # -- the pieces ------------------------------------------------------------------------------------------------------
@@ -551,15 +535,9 @@ def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
 
 
 # -- many processes --------------------------------------------------------------------------------------------------
-def _torchrun(data: str, output: Path, *more: str, env: dict | None = None) -> subprocess.CompletedProcess:
-    return torchrun(
-        'train', '--model', 'cct_2_3x2', '--from-weights', '', '--data', data, '--output', str(output), '--device',
-        'cpu', '--precision', 'fp32', '--layer-decay', '1', *SETTINGS, *PLAIN, '--ema', '0', *more, env=env)
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(data: str, tmp_path: Path) -> None:
-    done = _torchrun(data, tmp_path / 'two', '--accumulate', '5')  # of 8 images: four parts
+    done = torchrun(*training(data, tmp_path / 'two', *PLAIN, '--ema', '0', '--accumulate', '5'))  # four parts of 8
     assert done.returncode == 0, done.stderr[-2000:]
     assert run(data, tmp_path / 'one', *PLAIN, '--ema', '0') == 0
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
@@ -581,6 +559,6 @@ def test_a_dying_process_ends_the_job_with_its_error(data: str, tmp_path: Path) 
         '        os._exit(7)\n'
         '    threading.Thread(target=die, daemon=True).start()\n')
     begun = time.monotonic()
-    done = _torchrun(data, tmp_path / 'two', '--epochs', '500', env={'PYTHONPATH': str(tmp_path)})
+    done = torchrun(*training(data, tmp_path / 'two', *PLAIN, '--epochs', '500'), env={'PYTHONPATH': str(tmp_path)})
     assert done.returncode != 0 and time.monotonic() - begun < 120
     assert 'exitcode' in done.stderr and '7' in done.stderr
