@@ -2,8 +2,10 @@
 """Convert an authors' checkpoint: tensor names of this zoo, safetensors, nothing but the model.
 
     python tools/convert_checkpoint.py finetune_300e.pth --model mae_lite_vit_tiny mae_lite.safetensors
+    python tools/convert_checkpoint.py mae_lite_vit_tiny.wang_in1k_mae_400e --model mae_lite_vit_tiny mae.safetensors
     python tools/convert_checkpoint.py --list
 
+The source is a file, weights of the catalogue by name, or an address; these are fetched into torch.hub's cache.
 It lists the tensors that were taken, changed and dropped, and checks that the file gives the same model. Tensors that
 do not fit are refused. The class count is that of the file; a pre-trained encoder has none. Exit code 2: nothing was
 written. (The authors' files also load unconverted: timm.create_model(NAME, pretrained=True,
@@ -31,27 +33,8 @@ from torch import Tensor, nn
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.models import check_name
 from tinyvit_zoo.runtime.files import written_whole
-from tinyvit_zoo.weights import catalogue, read_weights, save_weights, unwrap
-
-# On Google Drive, which needs a browser or gdown: model, our tag, id
-DRIVE = (
-    ('mae_lite_vit_tiny', 'wang_in1k_mae_400e', '1ZQYlvCPLZrJDqn2lp4GCIVL246WPqgEf'),
-    ('mae_lite_vit_tiny', 'wang_in1k_mae', '1VEpG2c5A62PefeecjQ3yaKfRlfph3LxO'),
-    ('mae_lite_vit_tiny_rpe', 'wang_in1k_mae_1000e', '1zKDnMKs6tBTnC4liTYG2AMtotKcbKr4J'),
-    ('mae_lite_vit_tiny', 'wang_in1k_dmae_400e', '1OCDMUEdcPhwoCPWGN0kahsHST7tbQmFe'),
-    ('mae_lite_vit_tiny', 'wang_in1k_dmae', '1bcxwRUx6fq38M9eoBQbP2thwtU0j_9u6'),
-    ('mae_lite_vit_tiny', 'wang_in1k_d2mae_400e', '1gOKB8lSQ3IlOLNbi5Uc7saZO2mMClXNU'),
-    ('mae_lite_vit_tiny', 'wang_in1k_d2mae', '1c1KCRQ1MBtW6Zw4Uq1yAcv6zuYGcoWaW'),
-    ('mae_lite_vit_tiny_rpe', 'wang_in1k_d2mae_1000e', '1KRdkurYMfNxaIhjn3bELLL40Z-MEbMZj'),
-    ('mae_lite_vit_tiny', 'wang_in1k_moco3_400e', '1RI0mU-PweAVIXs_hNOx-Xw3VRhN7w6un'),
-    ('mae_lite_vit_tiny', 'wang_in1k_moco3', '1WxEQxFhnt6vMZ08ZArof41fAIKRefziE'),
-    ('mae_lite_vit_tiny', 'wang_in1k', '1RvhE2HucdWYHhKmPfHQW2A4EPpCHSYN_'),
-    ('mae_lite_vit_small', 'wang_in1k', '1VhiwQFfnB4WvRXH3GJcqEbM0GzVEikn3'),
-    ('mae_lite_vit_small', 'wang_in1k_mae_400e', '16polFU68dOe4YrmpgL9I1ekStzFG8XV5'),
-    ('mae_lite_vit_small', 'wang_in1k_mae', '10UTc8eaPpudJhIDxKc23U97rEngHvH3J'),
-    ('mae_lite_vit_small', 'wang_in1k_dmae_400e', '1-O7uuEnRrgKobETv54Z5T4isdS_WXOmK'),
-    ('mae_lite_vit_small', 'wang_in1k_dmae', '1ICgWu0V19TkDvpUutce3k8ahUAbJnEZP'),
-)
+from tinyvit_zoo.runtime.text import one_line
+from tinyvit_zoo.weights import catalogue, read_weights, save_weights, unwrap, weight_file
 
 Convert = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -118,8 +101,7 @@ def convert_checkpoint(source: str, name: str, target: Path, **args: Any) -> str
     check_name(name)
     if '.' in name:
         raise ZooError(f'--model is {name}, expected a name without a tag: {name.partition(".")[0]}.')
-    if not Path(source).is_file():
-        raise ZooError(how_to_fetch(source))
+    source = str(fetched(source))
     if target.suffix != '.safetensors' or not target.parent.is_dir():
         raise ZooError(f'{target} cannot be written: name a .safetensors file in a folder that exists.')
     if target.resolve() == Path(source).resolve():
@@ -175,32 +157,31 @@ def _check_same(model: nn.Module, back: nn.Module, size: list[int]) -> None:
 
 
 # -- where files are ---------------------------------------------------------------------------------------------------
-def how_to_fetch(source: str) -> str:
-    """Say how to get a source that is not a file: a tag, a Drive link or id, an address, or a wrong path."""
-    for model, tag, drive_id in DRIVE:
-        if source == f'{model}.{tag}' or drive_id in source:
-            return (f'{model}.{tag} is on Google Drive: save it in a browser from https://drive.google.com/file/d/'
-                    f'{drive_id}/view, or run `gdown {drive_id}`; then give the path of the file and --model {model}.')
-    if 'drive.google.com' in source:
-        return f'{source} is on Google Drive: save it in a browser, or run `gdown --fuzzy URL`; then give its path.'
-    weight = catalogue().get(source)
-    url = weight.url if weight else source
-    if url.startswith(('http://', 'https://')):
-        return f'{source} has to be fetched first: run `curl -LO {url}`, then give the path of the file.'
-    return f'There is no file {source}: give the path of a .pth, .zip or .safetensors file (--list: where some are).'
+def fetched(source: str) -> Path:
+    """Return the path of a file, or that in the cache of weights by name or address, fetched where it is not there."""
+    try:
+        if not Path(source).is_file() and source in catalogue():
+            return Path(weight_file(timm.get_pretrained_cfg(source).to_dict()) or '')
+        if source.startswith(('http://', 'https://')):
+            return Path(weight_file({'url': source}) or '')
+    except OSError as e:
+        raise ZooError(f'{source} cannot be fetched ({one_line(e)}): give the path of the file.') from e
+    if not Path(source).is_file():
+        raise ZooError(f'There is no file {source}: give the path of a .pth, .zip or .safetensors file, an address, or '
+                       f'a name of --list.')
+    return Path(source)
 
 
 def listing() -> str:
-    rows = [(f'{model}.{tag}', f'gdown {drive_id}') for model, tag, drive_id in DRIVE]
-    rows += [(weight.name, f'curl -LO {weight.url}') for weight in catalogue().values() if weight.url]
+    rows = [(weight.name, weight.url) for weight in catalogue().values() if weight.url]
     width = max(len(name) for name, _ in rows)
-    return '\n'.join(f'{name:{width}}  {command}' for name, command in rows)
+    return '\n'.join(f'{name:{width}}  {url}' for name, url in rows)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         'convert_checkpoint.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', nargs='?', help='checkpoint: a .pth, .zip or .safetensors file')
+    parser.add_argument('source', nargs='?', help='a .pth, .zip or .safetensors file, a name of --list, or an address')
     parser.add_argument('target', nargs='?', type=Path, help='the .safetensors file to write')
     parser.add_argument('--model', help='name of the model, without a tag')
     parser.add_argument('--img-size', type=_size, metavar='PIXELS',
@@ -209,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
                                               'pre-trained mae_lite encoder')
     parser.add_argument('--model-args', default='{}', metavar='DICT',
                         help="other arguments of the model, as \"{'in_chans': 1}\"")
-    parser.add_argument('--list', action='store_true', help='list known files, and how to fetch them')
+    parser.add_argument('--list', action='store_true', help='list known files, and where they are')
     return parser
 
 

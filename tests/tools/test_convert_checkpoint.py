@@ -179,18 +179,31 @@ def test_a_file_that_gives_back_another_model_is_removed(tmp_path: Path, monkeyp
     assert not (tmp_path / 'out.safetensors').exists()
 
 
-@pytest.mark.parametrize('source, words', [
-    ('mae_lite_vit_tiny.wang_in1k_mae', 'gdown 1VEpG2c5A62PefeecjQ3yaKfRlfph3LxO'),
-    ('https://drive.google.com/file/d/1zKDnMKs6tBTnC4liTYG2AMtotKcbKr4J/view', '--model mae_lite_vit_tiny_rpe'),
-    ('https://drive.google.com/file/d/unknown/view', 'save it in a browser'),
-    ('cct_7_3x1.shi_c10_300e', 'curl -LO https://shi-labs.com/'),
-    ('https://example.org/w.pth', 'curl -LO https://example.org/w.pth'),
-    ('nowhere.pth', 'There is no file nowhere.pth'),
-])
-def test_what_is_not_here_is_said_how_to_fetch(source: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(ZooError) as error:
-        tool.convert_checkpoint(source, TINY, tmp_path / 'out.safetensors')
-    assert words in str(error.value) and '\n' not in str(error.value)
+def test_a_source_by_name_or_address_is_fetched(
+        tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_weights(finetuned(), tmp_path / 'in.safetensors')
+    for source in (f'{TINY}.wang_in1k_mae', 'https://example.org/w.pth'):
+        asked: list[str] = []
+
+        def fetch(cfg: dict[str, Any], asked: list[str] = asked) -> Path:
+            asked.append(cfg['url'])
+            return tmp_path / 'in.safetensors'
+
+        monkeypatch.setattr(tool, 'weight_file', fetch)
+        assert tool.main([source, '--model', TINY, str(tmp_path / 'out.safetensors'), '--img-size', '64']) == 0
+        assert 'read back' in capsys.readouterr().out and asked[0].startswith('https://')
+
+
+def test_a_source_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(cfg: dict[str, Any]) -> Path:
+        raise OSError('no network')
+
+    monkeypatch.setattr(tool, 'weight_file', fetch)
+    for source, words in (('https://example.org/w.pth', 'cannot be fetched (no network)'),
+                          ('nowhere.pth', 'There is no file nowhere.pth')):
+        with pytest.raises(ZooError) as error:
+            tool.convert_checkpoint(source, TINY, tmp_path / 'out.safetensors')
+        assert words in str(error.value) and '\n' not in str(error.value)
 
 
 def test_targets_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -202,5 +215,3 @@ def test_targets_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) 
     listed = capsys.readouterr().out
     assert 'mae_lite_vit_small.wang_in1k_dmae' in listed and 'cct_7_3x1.shi_c10_300e' in listed
     assert tool.main([]) == 2 and capsys.readouterr().err.count('\n') == 1
-    names = [f'{model}.{tag}' for model, tag, _ in tool.DRIVE]
-    assert len(set(names)) == len(names) == len({drive_id for *_, drive_id in tool.DRIVE}) == 16

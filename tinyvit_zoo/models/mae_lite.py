@@ -4,9 +4,10 @@ Paper: A Closer Look at Self-Supervised Lightweight Vision Transformers, https:/
 (Wang et al., 2022)
 Authors' code and weights: https://github.com/wangsr126/MAE-Lite (Apache-2.0; written from the paper)
 
-`mae_lite_vit_tiny` and `mae_lite_vit_small` are timm's `VisionTransformer` with 12 heads, pooled by the normalised mean
-of the patch tokens, without the class token. `mae_lite_vit_tiny_rpe` adds a learned bias for every offset between two
-patches to the attention logits of each block, beside the table of positions.
+`mae_lite_vit_tiny`, `mae_lite_vit_small` and `mae_lite_vit_base`, the teacher of the distillation, are timm's
+`VisionTransformer` with 12 heads, pooled by the normalised mean of the patch tokens, without the class token.
+`mae_lite_vit_tiny_rpe` adds a learned bias for every offset between two patches to the attention logits of each block,
+beside the table of positions.
 
 A fine-tuned classifier has no norm after the blocks; an encoder for pre-training has one:
 `timm.create_model('mae_lite_vit_tiny', num_classes=0, global_pool='token')`. The authors' files load into either.
@@ -185,8 +186,9 @@ def timm_export(model: Any) -> dict[str, Any]:
     """Return arguments for timm: `save_for_hf(model, folder, **timm_export(model))`, to be loaded without the zoo."""
     if type(model) is not VisionTransformer:
         raise ZooError(f"{type(model).__name__} is not timm's: export it under its own name, without timm_export.")
-    architecture = 'vit_small_patch16_224' if model.embed_dim == 384 else 'vit_tiny_patch16_224'
-    return dict(model_config=dict(pretrained_cfg=dict(architecture=architecture)), safe_serialization=True)
+    size = {192: 'tiny', 384: 'small'}.get(model.embed_dim, 'base')
+    cfg = dict(architecture=f'vit_{size}_patch16_224')
+    return dict(model_config=dict(pretrained_cfg=cfg), safe_serialization=True)
 
 
 def _build(variant: str, pretrained: bool, **kwargs: Any) -> Any:
@@ -200,6 +202,7 @@ register_family(__name__, _build, {
     'mae_lite_vit_tiny': ('in1k', 224, _TINY),
     'mae_lite_vit_tiny_rpe': ('in1k', 224, _TINY),
     'mae_lite_vit_small': ('in1k', 224, {**_TINY, 'embed_dim': 384}),
+    'mae_lite_vit_base': ('in1k', 224, {**_TINY, 'embed_dim': 768}),
 }, first_conv='patch_embed.proj', paper_ids='arXiv:2205.14443',
     paper_name='A Closer Look at Self-Supervised Lightweight Vision Transformers',
     origin_url='https://github.com/wangsr126/MAE-Lite')

@@ -4,11 +4,13 @@ What the catalogue has no digest of is noted beside the cached file, FILE.sha256
 """
 import datetime
 import http.client
+import itertools
 import os
 import re
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from ..runtime.files import write_whole, written_whole
 from ..runtime.text import one_line
 from ..version import __version__
 from .catalogue import promised_sha256
-from .files import LARGEST, check_sha256, file_sha256
+from .drive import Page, direct_url, drive_id, is_page
+from .files import LARGEST, check_sha256, file_sha256, read_weights, unwrap
 
 SECONDS = 30.       # without an answer
 _SCHEMES = ('https',)
@@ -94,7 +97,8 @@ def hub_config(cfg: Mapping[str, Any], cache_dir: str | Path | None = None) -> P
 # -- from an address ---------------------------------------------------------------------------------------------------
 def url_cache(url: str, cache_dir: str | Path | None = None) -> Path:
     """Return the path that a file of this address has, or will have, in the cache: that of torch.hub."""
-    return Path(cache_dir or Path(torch.hub.get_dir(), 'checkpoints'), Path(urllib.parse.urlparse(url).path).name)
+    name = f'{drive_id(url)}.pth' if drive_id(url) else Path(urllib.parse.urlparse(url).path).name
+    return Path(cache_dir or Path(torch.hub.get_dir(), 'checkpoints'), name)
 
 
 def _from_url(url: str, sha256: str, cache_dir: str | Path | None) -> Path:
@@ -111,18 +115,42 @@ def _from_url(url: str, sha256: str, cache_dir: str | Path | None) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    with _response(url) as response:
+    with ExitStack() as stack:
+        chunks = _answer(stack, url, path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path, shared=True) as partial, open(partial, 'wb') as file:
-            for chunk in _chunks(response, url):
-                file.write(chunk)
+        with written_whole(path, shared=True) as partial:
+            with open(partial, 'wb') as file:
+                file.writelines(chunks)
+            try:
+                unwrap(read_weights(partial, verified=True))
+            except ZooError as e:
+                raise ZooError(f'Nothing is kept of {url}: {str(e).replace(str(partial), "it")}') from e
 
 
-def _response(url: str) -> Any:
+def _answer(stack: ExitStack, url: str, path: Path) -> Iterator[bytes]:
+    """Return the content of the file at an address, for `path`; ZooError where a web page is there in its place."""
+    opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPCookieProcessor())
+    address = direct_url(url)
+    pages: list[Page] = []
+    while address and len(pages) < 2:   # Drive may ask first whether a file is wanted that it has not scanned
+        chunks = _chunks(stack.enter_context(_response(opener, address)), url)
+        first = next(chunks, b'')
+        if not is_page(first):
+            return itertools.chain([first], chunks)
+        pages.append(Page(first))
+        address = pages[-1].confirmed(address) if drive_id(url) else ''
+    raise ZooError(f'{url} gives a web page ({pages[-1].reason}), no file: nothing is kept of it. Try again later, or '
+                   f'save the file in a browser as {path}.')
+
+
+def _response(opener: urllib.request.OpenerDirector, url: str) -> Any:
     _check_scheme(url)
     try:
         request = urllib.request.Request(url, headers={'User-Agent': f'tinyvit_zoo/{__version__}'})
-        return urllib.request.build_opener(_Redirects).open(request, timeout=SECONDS)
+        return opener.open(request, timeout=SECONDS)
+    except urllib.error.HTTPError as e:
+        page = e.read(_CHUNK)
+        raise OSError(f'{one_line(e)}{f": {Page(page).reason}" if is_page(page) else ""}') from e
     except (http.client.HTTPException, ValueError) as e:
         raise OSError(one_line(e)) from e
 

@@ -151,9 +151,9 @@ def unwrap(content: Mapping[Any, Any]) -> dict[str, Tensor]:
         inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         content = inner[0] if inner else content
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if content and not tensors:
+    if not tensors:
         keys = [str(key)[:40] for key in content if isinstance(key, (str, int))]
-        raise ZooError(f'There are no tensors in the checkpoint, only {", ".join(keys)[:200]}: expected a '
+        raise ZooError(f'There are no tensors in the checkpoint, only {", ".join(keys)[:200] or "nothing"}: expected a '
                        f'dictionary of tensors, or one inside {" or ".join(_WRAPPERS)}.')
     for name, tensor in tensors.items():
         if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
