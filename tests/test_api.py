@@ -18,6 +18,7 @@ import tinyvit_zoo as zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.training.loop import Loop
+from tinyvit_zoo.weights.readout import PLAIN, Readout, write_readout
 
 SMALL: dict[str, Any] = dict(
     epochs=2, batch_size=16, warmup_epochs=1, img_size=16, auto_augment='', precision='fp32', device='cpu',
@@ -118,9 +119,32 @@ def test_predict(run: zoo.Classifier, tmp_path: Path) -> None:
             run.predict(bad)
 
 
+def test_the_temperature_is_kept_with_the_weights(run: zoo.Classifier, tmp_path: Path) -> None:
+    """A training with validation images fits it; predictions are scaled by it, logits are not."""
+    folder, first = tmp_path / 'run', DATA['test'][0][0]
+    mine = zoo.train('cct_2_3x2', DATA, output=folder, val_fraction=0.25, **SMALL)
+    figures = mine.result['figures']
+    temperature = figures['val']['temperature']
+    assert mine.evaluate(DATA).calibrated_error == pytest.approx(figures['test']['calibrated_error'], abs=1e-6)
+    before = mine.predict(first)[0].probabilities
+    for changed in (Readout(0.5), PLAIN):
+        write_readout(folder / 'weights.safetensors', changed)
+        assert zoo.load(folder).evaluate(DATA).loss == pytest.approx(figures['test']['loss'], rel=1e-5)
+    scaled = np.array(zoo.load(folder).predict(first)[0].probabilities) ** (1 / temperature)
+    assert before == pytest.approx(scaled / scaled.sum(), abs=1e-5)
+    again = zoo.load(folder)
+    assert again.calibrate(DATA) == pytest.approx(temperature, rel=1e-5)        # the images that were held out
+    assert again.predict(first)[0].probabilities == pytest.approx(before, abs=1e-5)
+    assert again.calibrate(DATA['test']) != temperature
+    for classifier, message in ((run, 'no validation images'), (zoo.load('cct_2_3x2.digits'), 'no file that can keep')):
+        with pytest.raises(ZooError, match=message):
+            classifier.calibrate(DATA)
+
+
 def test_export(run: zoo.Classifier, tmp_path: Path) -> None:
     report = run.export(tmp_path / 'a.pt2')
     assert report['label_names'] == list(run.classes) and report['largest_difference'] < 1e-4
+    assert report['output'] == 'logits' and report['probabilities'] == 'softmax(logits)'
     assert json.loads((tmp_path / 'a.json').read_text())['sha256'] == report['sha256']
     with pytest.raises(ZooError, match=r'\.onnx or \.pt2'):
         run.export(tmp_path / 'a.tf')

@@ -15,9 +15,10 @@ from .data.datasets import spec_of
 from .data.objects import SPLITS, is_object, open_split, title_of
 from .data.sources import Source
 from .errors import ZooError, nearest
-from .measure.accuracy import outputs
+from .measure.accuracy import calibrate, outputs
 from .measure.bench import Bench, open_bench_source
-from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes, plot_reliability
+from .measure.calibration import plot_reliability
+from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .recipes import PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
@@ -54,12 +55,12 @@ class Classifier:
     """
 
     def __init__(self, spec: str | Path, device: str = 'auto') -> None:
-        resolved = resolve(spec)
+        self._resolved = resolve(spec)
         self.device = choose_device(device)
         self.folder = Path(spec) if Path(spec).is_dir() else None
         self.result: dict[str, Any] = read_result(self.folder) if self.folder else {}
         with _random_numbers_kept(self.device):
-            self._loaded: Loaded = resolved.load(self.device)
+            self._loaded: Loaded = self._resolved.load(self.device)
         self.model, self.title = self._loaded.model, self._loaded.title
         self._evaluated: tuple[Figures, Tensor, Tensor, Any, str] | None = None
 
@@ -83,16 +84,30 @@ class Classifier:
             bootstrap: resamples that 95 % intervals are taken from; 0: none but that of the top-1.
         """
         source, split = self._source(data, split)
-        bench = Bench(self._loaded, source, split, World(0, 1, self.device), autocast_dtype(precision, self.device),
-                      batch_size)
+        bench = self._bench(source, split, batch_size, precision)
         bench.check_classes()
         images: Any = getattr(source, split)
         logits, labels = outputs(self.model, bench.batches(), bench.world, bench.dtype)
-        figures = figures_of(logits, labels, self.classes, bootstrap)
+        figures = figures_of(logits, labels, self.classes, bootstrap, readout=self._loaded.readout)
         self._evaluated = figures, logits, labels, images, f'{self.title} on {source.name}: {figures.top1:.2f} %'
         return figures if per_class else replace(figures, classes=[], confusion=[])
 
-    def _source(self, data: Any, split: str) -> tuple[Source, str]:
+    def calibrate(self, data: Any, batch_size: int = 256) -> float:
+        """Fit the temperature of the probabilities to validation images, keep it with the weights, and return it.
+
+        A training with validation images has done so. `data`: as for `evaluate`, with validation images, be it those
+        that `val_fraction` held out in this run; (images, labels) or a torch Dataset are taken for such.
+        """
+        source = self._source(data, 'val', **self._resolved.held_out)[0]
+        readout = calibrate(self._bench(source, 'val', batch_size), self._resolved.file)
+        self._loaded, self._evaluated = replace(self._loaded, readout=readout), None
+        return readout.temperature or 1.
+
+    def _bench(self, source: Source, split: str, batch_size: int, precision: str = 'fp32') -> Bench:
+        return Bench(self._loaded, source, split, World(0, 1, self.device), autocast_dtype(precision, self.device),
+                     batch_size)
+
+    def _source(self, data: Any, split: str, **options: Any) -> tuple[Source, str]:
         if is_object(data) and not hasattr(data, 'keys') and not type(data).__module__.startswith('datasets.'):
             images, names = open_split(data, split or 'test')
             if names and names != self.classes:
@@ -101,8 +116,9 @@ class Classifier:
             if int(images.labels.max()) >= len(self.classes):
                 raise ZooError(f'The data have labels up to {int(images.labels.max())}, expected 0 to '
                                f'{len(self.classes) - 1}, the classes of {self.title}.')
-            return Source(title_of(data), images, None, images, self.classes), 'test'
-        source = open_bench_source(data, split or 'train')
+            val = images if split == 'val' else None
+            return Source(title_of(data), images, val, images, self.classes), split or 'test'
+        source = open_bench_source(data, 'train' if options or not split else split, **options)
         return source, split or next(name for name in reversed(SPLITS) if getattr(source, name) is not None)
 
     def predict(self, images: Any, topk: int = 5, batch_size: int = 32) -> list[Prediction]:
@@ -112,7 +128,7 @@ class Classifier:
         items = [images] if _is_one(images) else list(images)
         self.model.eval()
         found = []
-        for i, top in enumerate(classify(self.model, self.classes, items, topk, batch_size)):
+        for i, top in enumerate(classify(self.model, self.classes, items, topk, batch_size, self._loaded.readout)):
             if isinstance(top, str):
                 name = items[i] if isinstance(items[i], (str, Path)) else f'Image {i}'
                 raise ZooError(f'{name} cannot be read as an image ({top}): mend it or leave it out.')
@@ -142,8 +158,8 @@ class Classifier:
             place.mkdir(parents=True, exist_ok=True)
             paths += [place / f'{name}.png' for name in ('confusion', 'reliability', 'mistakes')]
             plot_confusion(figures.confusion, self.classes, title, paths[-3])
-            plot_reliability(logits.softmax(1).numpy(), labels.numpy(), title, paths[-2])
-            plot_mistakes(logits, labels, images, self.classes, title, paths[-1])
+            plot_reliability(logits, labels, title, paths[-2], self._loaded.readout)
+            plot_mistakes(logits / (figures.temperature or 1), labels, images, self.classes, title, paths[-1])
         if not paths:
             raise ZooError(f'There is nothing to show of {self.title}: call evaluate(data) first.')
         _display(paths)

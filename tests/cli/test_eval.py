@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,20 @@ def test_a_run_has_the_figure_that_it_ended_with(data: str, trained: Path, run: 
     for record in records:
         assert record['top1'] == pytest.approx(result['top1']) and record['loss'] == pytest.approx(result['loss'])
     assert [record['epochs'] for record in records] == [3, None, None]
+
+
+def test_calibration_by_the_command(data: str, trained: Path, run: Run, refused: Run, tmp_path: Path) -> None:
+    """To the validation images of the data; both errors are shown."""
+    assert 'no validation images' in refused(trained, '--data', data, '--calibrate')
+    arrays = dict(np.load(data.removeprefix('npz:')))
+    np.savez(tmp_path / 'a.npz', **arrays, val_images=arrays['test_images'], val_labels=arrays['test_labels'])
+    shutil.copytree(trained, tmp_path / 'run')
+    out = run(tmp_path / 'run', '--data', f'npz:{tmp_path / "a.npz"}', '--calibrate', '--reliability',
+              tmp_path / 'a.png')
+    assert '  ECE ' in out and re.search(r'  ECE at T  0\.\d{4}, temperature \d+\.\d{3}\n', out)
+    assert 'ECE at T' in run(tmp_path / 'run', '--data', data) and 'ECE at T' not in run(trained, '--data', data)
+    assert '--img-size' in refused(trained, '--data', data, '--calibrate', '--img-size', 16)
+    assert 'no file that can keep' in refused('cct_2_3x2.digits', '--data', data, '--calibrate')
 
 
 def test_a_table_of_runs_and_encoders(data: str, trained: Path, run: Run) -> None:

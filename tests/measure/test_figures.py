@@ -16,16 +16,16 @@ from torch import Tensor
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.data.images import ArrayImages
 from tinyvit_zoo.data.splits import Split
-from tinyvit_zoo.measure import figures as under_test
+from tinyvit_zoo.measure import calibration, figures as under_test
+from tinyvit_zoo.measure.calibration import fit_temperature, plot_reliability, reliability
 from tinyvit_zoo.measure.figures import (
     figures_of,
     plot_confusion,
     plot_mistakes,
-    plot_reliability,
-    reliability,
     wilson,
 )
 from tinyvit_zoo.runtime.files import write_picture
+from tinyvit_zoo.weights.readout import Readout
 
 
 def made_up(images: int, classes: int, seed: int, rounded: bool = False) -> tuple[Tensor, Tensor]:
@@ -78,6 +78,23 @@ def test_calibration_error_of_two_bins() -> None:
     assert sure[counts > 0] == pytest.approx([0.6, 0.9]) and right[counts > 0] == pytest.approx([0.5, 1.])
     found = figures_of(torch.from_numpy(p).log(), torch.from_numpy(labels), 'ab')
     assert found.calibration_error == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
+
+
+def test_the_temperature_minimizes_the_loss_and_mends_the_calibration() -> None:
+    """Outputs that are three times as sure as they should be."""
+    logits, labels = made_up(2000, 5, 3)
+    own = fit_temperature(logits, labels)
+    found = fit_temperature(3 * logits, labels)
+    assert found == pytest.approx(3 * own, rel=1e-6)
+    loss = [figures_of(logits / t, labels, 'abcde').loss for t in (own / 1.1, own, own * 1.1)]
+    assert loss[1] == min(loss)
+    figures = figures_of(3 * logits, labels, 'abcde', readout=Readout(found))
+    assert figures.temperature == found and figures.loss > loss[1]      # of the logits as they are
+    assert figures.calibrated_error is not None and figures.calibrated_error < figures.calibration_error / 3
+    assert 0.05 < fit_temperature(torch.eye(4), torch.arange(4)) < 1    # all are right: sure, but of a finite one
+    assert fit_temperature(torch.eye(2)[[1, 0]], torch.tensor([0, 1])) == pytest.approx(100)    # all are wrong
+    with pytest.raises(ZooError, match='no finite numbers'):
+        fit_temperature(logits * math.nan, labels)
 
 
 def test_bootstrap_intervals() -> None:
@@ -149,7 +166,8 @@ def test_names_of_a_hundred_classes_do_not_touch(tmp_path: Path, monkeypatch: py
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Return the last figure that was written."""
     figures: list[Any] = []
-    monkeypatch.setattr(under_test, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
+    for module in (under_test, calibration):
+        monkeypatch.setattr(module, 'write_picture', lambda *args: figures.append(args[0]) or write_picture(*args))
     return lambda: figures[-1]
 
 
@@ -168,7 +186,11 @@ def test_the_most_wrong_images_come_first(tmp_path: Path, drawn: Callable[[], An
 
 def test_reliability_shows_bins(tmp_path: Path, drawn: Callable[[], Any]) -> None:
     p = np.array([[0.6, 0.4]] * 4 + [[0.9, 0.1]] * 4)
-    plot_reliability(p, np.array([0, 0, 1, 1, 0, 0, 0, 0]), 'title', tmp_path / 'a.svg')
+    logits, labels = torch.from_numpy(p).log(), torch.tensor([0, 0, 1, 1, 0, 0, 0, 0])
+    plot_reliability(logits, labels, 'title', tmp_path / 'a.svg')
     upper, lower = drawn().axes
     assert sorted(bar.get_height() for bar in upper.patches) == [0.5, 1.]
     assert sum(bar.get_height() for bar in lower.patches) == pytest.approx(100)
+    plot_reliability(logits, labels, 'title', tmp_path / 'a.svg', Readout(1.5))
+    texts = [text.get_text() for text in drawn().axes[0].get_legend().get_texts()]
+    assert [text.rpartition(', ')[2] for text in texts[1:]] == ['not scaled', 'scaled']

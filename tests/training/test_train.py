@@ -399,8 +399,10 @@ def test_a_model_of_timms_trains_and_its_weights_load(data: str, tmp_path: Path)
     assert json.loads((tmp_path / 'run/result.json').read_text())['figures']['test']['images'] == 24
 
 
-def test_the_best_by_validation_is_kept(data: str, tmp_path: Path) -> None:
-    assert run(data, tmp_path / 'run', '--keep', 'best', '--val-fraction', '0.25', '--eval-every', '1') == 0
+def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data, tmp_path / 'run', '--keep', 'best', '--eval-every', '1') == 0
+    assert '10% of the training images are held out' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'run/recipe.json').read_text())['val_fraction'] == 0.1
     rows = _rows(tmp_path / 'run')
     result = json.loads((tmp_path / 'run' / 'result.json').read_text())
     assert result['figures']['val']['top1'] == pytest.approx(max(row['val_top1'] for row in rows))
@@ -504,7 +506,7 @@ def test_number_formats() -> None:
     (['--epochs', 'many'], 'expected a whole number'), (['--crop-scale', '0.5'], 'expected a value like'),
     (['--schedule', 'steps'], "expected 'cosine' or 'later_cosine' or 'linear'"),
     (['--precision', 'fp16'], 'thousand times slower'),
-    (['--keep', 'best'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
+    (['--keep', 'best', '--val-fraction', '0'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
     (['--epochs', '0'], 'from 1 to 1,000,000'), (['--opt', 'adamx'], 'optimizer'),
     (['--data', 'npz:nothing.npz'], 'nothing.npz'), (['--device', 'tpu'], 'tpu'),
     (['--data', 'cifar11:x'], 'cifar1'), (['--from-weights', 'cct_7_3x1.c10'], 'to begin cct_2_3x2 with'),

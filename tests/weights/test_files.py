@@ -17,6 +17,7 @@ from torch import nn
 from tinyvit_zoo import ZooError, layers
 from tinyvit_zoo.models.compact import checkpoint_filter_fn
 from tinyvit_zoo.weights import catalogue, fetch, read_weights, save_weights
+from tinyvit_zoo.weights.readout import read_readout
 
 STATE = {name: tensor.float() for name, tensor in authors_state('cct_2_3x2', (32, 32), 3, 10).items()}
 
@@ -271,3 +272,10 @@ def test_every_published_checkpoint_is_a_tag() -> None:
     assert all(w.published or w.encoder or w.ours for w in weights.values())
     cfg = timm.get_pretrained_cfg('cct_14_7x2.shi_in1k')
     assert (cfg.crop_pct, cfg.input_size, cfg.num_classes) == (0.9, (3, 224, 224), 1000)
+
+
+def test_a_temperature_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    for text in ('{"temperature": 0}', '{"temperature": "x"}', '{"temperatures": 1}', '[]', 'no JSON'):
+        save_weights({'a': torch.zeros(2)}, tmp_path / 'a.safetensors', {'readout': text})
+        with pytest.raises(ZooError, match=r'a\.safetensors is damaged'):
+            read_readout(tmp_path / 'a.safetensors')

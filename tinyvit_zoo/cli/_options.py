@@ -75,8 +75,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None
     parser.add_argument('--output', type=Path, metavar='DIR', help='run directory (default: runs/RECIPE)')
     parser.add_argument('--resume', action='store_true', help='continue the run in --output')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
-    parser.add_argument('--val-fraction', type=float, default=0., metavar='F',
-                        help='share of the training images held out for validation (default: 0)')
+    parser.add_argument('--val-fraction', type=float, metavar='F', help='share of the training images held out for '
+                        'validation, if there are no validation images (default: 0.1 for --keep best, else 0)')
     parser.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images to use')
     add_device(parser)
     parser.add_argument('--precision', default='auto', choices=['auto', 'fp32', 'bf16', 'fp16'])

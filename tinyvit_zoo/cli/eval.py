@@ -9,9 +9,10 @@ import torch
 
 from ..data.sources import Source
 from ..errors import ZooError
-from ..measure.accuracy import ViewAverage, check_catalogue, check_table, evaluate, outputs
+from ..measure.accuracy import ViewAverage, calibrate, check_catalogue, check_table, evaluate, outputs
 from ..measure.bench import Bench, knn, open_bench_source, probe, spread
-from ..measure.figures import FORMATS, figures_of, plot_confusion, plot_mistakes, plot_reliability
+from ..measure.calibration import plot_reliability
+from ..measure.figures import FORMATS, figures_of, plot_confusion, plot_mistakes
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
 from ..runtime.files import check_picture
 from ..runtime.text import show, table
@@ -24,6 +25,7 @@ SUMMARY = 'measure the accuracy of weights on images, and of their features'
 EXAMPLES = '''
 tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png
 tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe
+tinyvit-zoo eval runs/a --data folder:photos --calibrate
 tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 '''
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
@@ -54,6 +56,8 @@ def add(parser: argparse.ArgumentParser) -> None:
                           '--knn and --probe learn from (default: 1)')
     measures.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for several '
                           'views of each image, mirrored or moved by a pixel')
+    measures.add_argument('--calibrate', action='store_true', help='first fit the temperature of the probabilities to '
+                          'the validation images, those that a run held out, and keep it in the file of the weights')
     group = parser.add_argument_group('robustness')
     group.add_argument(
         '--corruptions', metavar='DIR', nargs='?', const=True, help='measure the error on the fifteen corruptions of '
@@ -91,6 +95,10 @@ def run(args: argparse.Namespace) -> str:
         if args.all:
             return _check_catalogue(args, bench)
         source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)
+        for spec in args.models if args.calibrate else ():
+            resolved = resolve(spec)
+            held = open_bench_source(args.data[0], 'train', download=args.download, **resolved.held_out)
+            calibrate(Bench(resolved.load(world.device), held, 'val', world, dtype, args.batch_size), resolved.file)
         try:
             records = [_record(bench(spec, source), args) for spec in args.models]
         except torch.OutOfMemoryError as e:
@@ -107,9 +115,12 @@ def _check(args: argparse.Namespace) -> None:
     if bool(args.models) == args.all:
         raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows all weights.')
     pictures = [name for name in _PICTURES if getattr(args, name)]
-    if args.all and (asked or pictures or args.per_class or args.bootstrap or args.img_size or args.split != 'test'):
+    if args.all and (asked or pictures or args.per_class or args.bootstrap or args.img_size or args.calibrate
+                     or args.split != 'test'):
         raise ZooError('--all compares the test accuracy with the catalogue, and nothing else: leave the other '
-                       'measures, pictures, --per-class, --bootstrap, --img-size and --split out.')
+                       'measures, pictures, --per-class, --bootstrap, --calibrate, --img-size and --split out.')
+    if args.calibrate and args.img_size:
+        raise ZooError('--calibrate is for the image size of the weights: leave --img-size out.')
     if len(args.data) > 1 and not args.all:
         raise ZooError('--data is given twice: give one data set (any number with --all).')
     if args.fraction != 1 and not (args.knn or args.probe):
@@ -180,15 +191,16 @@ def _accuracy(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Return all figures of the outputs, and draw the pictures asked for."""
     names, loaded = bench.class_names, bench.loaded
     logits, labels = outputs(loaded.model, bench.batches(), bench.world, bench.dtype)
-    figures = figures_of(logits, labels, names, args.bootstrap)
+    figures = figures_of(logits, labels, names, args.bootstrap, readout=loaded.readout)
     if bench.world.first:
         title = f'{loaded.title} on {bench.source.name}, {_COUNTED[bench.split]} images: {figures.top1:.2f} %'
         if args.confusion:
             plot_confusion(figures.confusion, names, title, args.confusion)
         if args.reliability:
-            plot_reliability(logits.softmax(1).numpy(), labels.numpy(), title, args.reliability)
+            plot_reliability(logits, labels, title, args.reliability, loaded.readout)
         if args.mistakes:
-            plot_mistakes(logits, labels, getattr(bench.source, bench.split), names, title, args.mistakes)
+            plot_mistakes(logits / (figures.temperature or 1), labels, getattr(bench.source, bench.split), names, title,
+                          args.mistakes)
     return figures.to_dict()
 
 
@@ -222,7 +234,8 @@ def _figure(record: Mapping[str, Any], name: str) -> str:
     form, intervals = FORMATS[name][1], {'top1': record['interval'], **record.get('intervals', {})}
     low, high = intervals.get(name, (None, None))
     interval = '' if low is None else f', 95 % interval {low:{form}} to {high:{form}}'
-    return f'{record[name]:{form}}{" %" if form == ".2f" else ""}{interval}'
+    scaled = f', temperature {record["temperature"]:.3f}' if name == 'calibrated_error' else ''
+    return f'{record[name]:{form}}{" %" if form == ".2f" else ""}{interval}{scaled}'
 
 
 def _many(records: Sequence[Mapping[str, Any]]) -> str:

@@ -65,7 +65,8 @@ def _text(report: dict[str, Any], output: Path) -> str:
     size = 'any size' if report['any_size'] else ' x '.join(map(str, report['input_size']))
     kind = 'int8, before that ' if report['int8'] else ''
     lines = [f'{output}: {report["model"]}, batches of images {size}, {output.stat().st_size / 1e6:.2f} MB',
-             f'{output.with_suffix(".json")}: its preprocessing and classes',
+             f'{output.with_suffix(".json")}: its preprocessing and classes; the output is logits, probabilities are '
+             f'{report["probabilities"]}',
              f'random images: {kind}within {report["largest_difference"]:.1e} of the model']
     if measured := report.get('measured'):
         lines.append(

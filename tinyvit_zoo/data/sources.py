@@ -40,6 +40,7 @@ class Source:
     test: Split | None
     class_names: tuple[str, ...]
     info: Dataset | None = None
+    val_fraction: float = 0.    # share of the training images that were held out as `val`
 
 
 def syntax() -> dict[str, str]:
@@ -71,7 +72,8 @@ def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., 
         mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
         if not mask.any():
             raise ZooError(f'val_fraction takes none of {len(source.train)} images (one a class stays): give more.')
-        source = replace(source, train=source.train.select(~mask), val=source.train.select(mask))
+        source = replace(source, train=source.train.select(~mask), val=source.train.select(mask),
+                         val_fraction=val_fraction)
     if fraction < 1:
         count = max(len(source.class_names), len(source.train) - round((1 - fraction) * len(source.train)))
         source = replace(source, train=source.train.select(nested(source.train.labels, count, seed, _FRACTION)))

@@ -1,5 +1,7 @@
 """Evaluate a model on a split: its loss and accuracy, all its figures, and the catalogue's beside them."""
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from ..errors import ZooError
 from ..runtime.text import table
 from ..runtime.world import World, autocast
 from ..weights import Weight, catalogue
+from ..weights.readout import Readout, write_readout
 from .bench import Bench, open_bench_source
+from .calibration import fit_temperature
 from .figures import Figures, figures_of
 
 _FORMATS = {'top1': '.2f', 'top5': '.2f', 'loss': '.4f'}      # of the cards
@@ -85,7 +89,25 @@ def outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: W
 def accuracy(bench: Bench, bootstrap: int = 0) -> Figures:
     """Return all figures of the split; with intervals where `bootstrap` resamples are asked for."""
     logits, labels = outputs(bench.loaded.model, bench.batches(), bench.world, bench.dtype)
-    return figures_of(logits, labels, bench.class_names, bootstrap)
+    return figures_of(logits, labels, bench.class_names, bootstrap, readout=bench.loaded.readout)
+
+
+def calibrate(bench: Bench, file: Path | None) -> Readout:
+    """Fit the temperature of weights to the bench's validation images, and write it into their file."""
+    title, source = bench.loaded.title, bench.source
+    if not file or file.suffix != '.safetensors':
+        raise ZooError(f'{title} has no file that can keep a temperature: give a run directory, or NAME=FILE with a '
+                       f'.safetensors file.')
+    if source.val is None:
+        raise ZooError(f'{source.name} has no validation images to fit a temperature to, and those for training or '
+                       f'testing will not do: give data that has some, or train with --val-fraction 0.1.')
+    bench.check_classes()
+    readout = replace(bench.loaded.readout, temperature=fit_temperature(
+        *outputs(bench.loaded.model, bench.batches('val'), bench.world, bench.dtype)))
+    if bench.world.first:
+        write_readout(file, readout)
+    bench.world.barrier()
+    return readout
 
 
 def check_catalogue(specs: Sequence[str], make_bench: Callable[[str, Source], Bench],

@@ -12,11 +12,13 @@ from torch import Tensor
 from ..data.splits import Split
 from ..errors import ZooError
 from ..runtime.files import new_figure, write_picture
+from ..weights.readout import PLAIN, Readout
+from .calibration import calibration_error, check_finite
 
 FORMATS = {'top1': ('top-1', '.2f'), 'top5': ('top-5', '.2f'), 'loss': ('loss', '.4f'),     # title and format
            'balanced_accuracy': ('balanced', '.2f'), 'f1': ('F1', '.2f'), 'auroc': ('AUROC', '.4f'),
-           'average_precision': ('AP', '.4f'), 'calibration_error': ('ECE', '.4f')}
-_BINS = 15          # of the calibration error
+           'average_precision': ('AP', '.4f'), 'calibration_error': ('ECE', '.4f'),
+           'calibrated_error': ('ECE at T', '.4f')}
 _NUMBERS = 20       # classes up to which the cells of a confusion matrix have numbers
 _SMALLEST = 3.      # points, of a legible class name
 _MISTAKES = 24      # images on a sheet of them
@@ -58,6 +60,8 @@ class Figures:
     classes: list[ClassFigures]
     confusion: list[list[int]]                  # images by class (row) and predicted class (column)
     intervals: dict[str, tuple[float, float]]   # 95 % by bootstrap, where asked for
+    temperature: float | None = None            # of the weights, and the calibration error of the scaled outputs
+    calibrated_error: float | None = None
 
     def scalars(self) -> dict[str, float]:
         """Return the single numbers that are defined."""
@@ -79,14 +83,18 @@ class Figures:
         return pandas.DataFrame([asdict(row) for row in self.classes]).set_index('name')
 
 
-def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: int = 0, seed: int = 0) -> Figures:
-    """Return all figures of logits [N, C] and labels [N]; `bootstrap`: how many resamples the intervals are from."""
+def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: int = 0, seed: int = 0,
+               readout: Readout = PLAIN) -> Figures:
+    """Return all figures of logits [N, C] and labels [N].
+
+    `bootstrap`: how many resamples the intervals are from. `readout`: that of the weights, for `calibrated_error`; all
+    other figures are of the logits as they are.
+    """
     logits, labels = logits.detach().cpu().float(), labels.cpu()
     if logits.shape[1] != len(names) or len(logits) != len(labels) or not len(labels):
         raise ZooError(f'There are logits {list(logits.shape)}, {len(labels)} labels and {len(names)} classes: '
                        f'expected a label for each row, one at least, and a column for each class.')
-    if not logits.isfinite().all():
-        raise ZooError('Some outputs are no finite numbers: try --precision fp32, or other weights.')
+    check_finite(logits)
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
         raise ZooError(f'There are labels from {int(labels.min())} to {int(labels.max())}: expected 0 to '
                        f'{len(names) - 1}, those of the classes.')
@@ -111,8 +119,11 @@ def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: 
         loss=F.cross_entropy(logits.double(), labels).item(),
         balanced_accuracy=sample.balanced_accuracy(every), f1=sample.f1(every),
         auroc=_defined(_mean(aurocs)), average_precision=_defined(_mean(precisions)),
-        calibration_error=sample.calibration_error(), classes=_by_class(confusion, names, aurocs, precisions),
-        confusion=confusion.tolist(), intervals=intervals)
+        calibration_error=calibration_error(sample.probabilities, sample.labels),
+        classes=_by_class(confusion, names, aurocs, precisions),
+        confusion=confusion.tolist(), intervals=intervals, temperature=readout.temperature,
+        calibrated_error=calibration_error(readout(logits.double()).numpy(), sample.labels)
+        if readout.temperature else None)
 
 
 class _Sample:
@@ -171,20 +182,6 @@ class _Sample:
             steps = np.diff(np.append(0, hits))
             areas.append((steps * _shares(hits, hits + alarms, 0.)).sum() / hits[-1] if hits[-1] else math.nan)
         return np.array(areas)
-
-    def calibration_error(self) -> float:
-        """Return the expected calibration error, from bins of equal width."""
-        counts, sure, right = reliability(self.probabilities, self.labels)
-        return float(np.abs(sure - right) @ counts / counts.sum())
-
-
-def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each bin of the largest probability its images, their mean probability, and their accuracy."""
-    largest = probabilities.max(1)
-    place = np.minimum((largest * _BINS).astype(int), _BINS - 1)
-    counts, sure, right = (np.bincount(place, x, minlength=_BINS) for x in (
-        np.ones(len(labels)), largest, probabilities.argmax(1) == labels))
-    return counts, _shares(sure, counts, 0.), _shares(right, counts, 0.)
 
 
 def _shares(part: np.ndarray, whole: np.ndarray, none: float = math.nan) -> np.ndarray:
@@ -252,23 +249,6 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
             axes.text(column, row, f'{share:.1f}' if share < 99.95 else '100', ha='center', va='center', fontsize=8,
                       color='white' if share > 40 else 'black')
     figure.colorbar(image, ax=axes, label="% of the row's images", shrink=0.6, ticks=[0, 1, 5, 10, 25, 50, 100])
-    write_picture(figure, path)
-
-
-def plot_reliability(probabilities: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
-    """Plot the accuracy of images over the probability of their predicted class, and how many have it."""
-    counts, sure, right = reliability(probabilities, labels)
-    used, left = counts > 0, np.arange(_BINS) / _BINS
-    error = float(np.abs(sure - right) @ counts / counts.sum())
-    figure, axes = new_figure(2, 1, (5, 6), sharex=True, height_ratios=(3, 1))
-    upper, lower = axes[:, 0]
-    upper.plot((0, 1), (0, 1), color='0.6', linestyle='--', label='perfectly calibrated')
-    upper.bar(left[used], right[used], 1 / _BINS, align='edge', edgecolor='white', alpha=0.8)
-    upper.plot(sure[used], right[used], 'o-', color='C1', label=f'calibration error {error:.3f}')
-    upper.set(ylabel='accuracy', title=title, xlim=(0, 1), ylim=(0, 1))
-    upper.legend(loc='upper left')
-    lower.bar(left, 100 * counts / counts.sum(), 1 / _BINS, align='edge', edgecolor='white', color='0.5')
-    lower.set(xlabel='probability of the predicted class', ylabel='% of images')
     write_picture(figure, path)
 
 

@@ -13,6 +13,7 @@ from ..data.images import as_channels, check_mode, upright
 from ..data.objects import as_image
 from ..errors import ZooError
 from ..runtime.text import one_line
+from ..weights.readout import PLAIN, Readout
 from ..weights.resolve import resolve
 
 
@@ -24,8 +25,11 @@ def label_names(cfg: Any) -> list[str]:
     return list(names or ())
 
 
-def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Module, list[str]]:
-    """Load `NAME.TAG`, or `weights` into its architecture; return the model and a name or number for each class."""
+def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Module, list[str], Readout]:
+    """Load `NAME.TAG`, or `weights` into its architecture.
+
+    Returns the model, a name or number for each class, and how its logits become probabilities.
+    """
     resolved = resolve(f'{name}={weights}' if weights else name)
     if resolved.untrained:
         raise ZooError(f'There are no weights of {resolved.architecture}: give some by --weights FILE.')
@@ -37,7 +41,7 @@ def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
         raise ZooError(f'{weights} does not state its classes, nor does {name}: expected a file of our training, or a '
                        f'NAME.TAG with classes.')
     labels = label_names(model.pretrained_cfg)
-    return model, labels if len(labels) == count else [str(i) for i in range(count)]
+    return model, labels if len(labels) == count else [str(i) for i in range(count)], resolved.readout
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:
@@ -68,6 +72,7 @@ def problem_of(path: Path) -> str:
 
 def classify(
         model: nn.Module, labels: Sequence[str], images: Sequence[Any], topk: int, batch_size: int,
+        readout: Readout = PLAIN,
 ) -> list[list[dict[str, Any]] | str]:
     """Return the `topk` classes of each image, the most probable first; or why it cannot be read.
 
@@ -81,7 +86,7 @@ def classify(
         for start in range(0, len(images), batch_size):
             found = [_read(image, transform) for image in images[start:start + batch_size]]
             sound = [image for image in found if isinstance(image, Tensor)]
-            top = iter(_top(model, torch.stack(sound).to(device), labels, topk) if sound else ())
+            top = iter(_top(model, torch.stack(sound).to(device), labels, topk, readout) if sound else ())
             results += [image if isinstance(image, str) else next(top) for image in found]
             progress.update(len(found))
     return results
@@ -98,7 +103,8 @@ def _read(image: Any, transform: Callable[[Any], Tensor]) -> Tensor | str:
         return one_line(e)
 
 
-def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int) -> list[list[dict[str, Any]]]:
-    top = model(images).float().softmax(-1).topk(min(topk, len(labels)))
+def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int, readout: Readout,
+         ) -> list[list[dict[str, Any]]]:
+    top = readout(model(images).float()).topk(min(topk, len(labels)))
     return [[{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)]
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

@@ -18,11 +18,13 @@ from ..data.splits import generator
 from ..errors import ZooError
 from ..measure.accuracy import evaluate, outputs
 from ..measure.bench import evaluation_batches
+from ..measure.calibration import fit_temperature
 from ..measure.figures import FORMATS, figures_of
 from ..models import take_any_size
 from ..recipes import Recipe
 from ..runtime.text import one_line
 from ..runtime.world import World, autocast
+from ..weights.readout import PLAIN, Readout, write_readout
 from ..weights.resolve import create_model, resolve, without_rates
 from .joint import average_
 from .method import Task, check_model
@@ -132,12 +134,21 @@ class Supervised(Task):
         return model.state_dict()
 
     def judge(self, folder: Path) -> dict[str, Any]:
-        """Load the file as a user would and evaluate it on all that is not for training."""
+        """Load the file as a user would and evaluate it on all that is not for training; calibrate it where it can be.
+
+        The temperature is fitted to the validation images and written into the file.
+        """
         model = resolve(folder).load(self.world.device).model
         names = self.cfg['label_names']
         made = {name: outputs(model, self.monitor.get(name) or make(), self.world, self.dtype)
                 for name, make in self.batches.items()}
-        return {name: figures_of(logits, labels, names).scalars() for name, (logits, labels) in made.items()}
+        readout = PLAIN
+        if 'val' in made:
+            readout = Readout(fit_temperature(*made['val']))
+            if self.world.first:
+                write_readout(folder / 'weights.safetensors', readout)
+        return {name: figures_of(logits, labels, names, readout=readout).scalars()
+                for name, (logits, labels) in made.items()}
 
     def headline(self, source: Source) -> str:
         parts = [f'{name} {len(split)}' for name, split in (
@@ -147,8 +158,15 @@ class Supervised(Task):
                 f'{source.name}, images: {", ".join(parts)}')
 
     def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
-        return [f'Weights, curves and card are in {folder}.', *(
-            f'{name} accuracy: {split["top1"]:.2f} % of {split["images"]} images' for name, split in figures.items())]
+        lines = [f'{name} accuracy: {split["top1"]:.2f} % of {split["images"]} images'
+                 for name, split in figures.items()]
+        scaled = [f'{split["calibration_error"]:.4f} to {split["calibrated_error"]:.4f} ({name} images)'
+                  for name, split in figures.items() if 'calibrated_error' in split]
+        calibration = 'Probabilities are not calibrated: there are no validation images to fit a temperature to.'
+        if scaled:
+            calibration = (f'Probabilities are of logits / {figures["val"]["temperature"]:.4g}, fitted to the '
+                           f'validation images: calibration error {", ".join(scaled)}.')
+        return [f'Weights, curves and card are in {folder}.', calibration, *lines]
 
     def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
         shown = {key: each for key, each in FORMATS.items() if any(key in split for split in figures.values())}
@@ -157,6 +175,9 @@ class Supervised(Task):
                                                for key, (_, form) in shown.items())] for name, split in figures.items()]
         lines = ''.join(f'| {" | ".join(row)} |\n' for row in (head, ['---'] * len(head), *rows))
         args = ''.join(f', {key}={value!r}' for key, value in without_rates(self.recipe.model_args).items())
+        readout = Readout(figures.get('val', {}).get('temperature'))
+        probabilities = (f'`tinyvit-zoo predict` shows {readout.formula}, the temperature fitted to the validation '
+                         f'images; timm and exports give logits. ' if readout.temperature else '')
         return {
             'note': '', 'table': lines,
             'use': f'''```python
@@ -165,7 +186,7 @@ import tinyvit_zoo
 weights = dict(file='weights.safetensors')
 model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
 ```
-''', 'classes': f', {self.cfg["num_classes"]} classes'}
+{probabilities}''', 'classes': f', {self.cfg["num_classes"]} classes'}
 
     def state_dict(self) -> dict[str, Any]:
         average = self.average.state_dict() if self.average is not None else {}

@@ -73,6 +73,7 @@ def _preprocessing(loaded: Loaded) -> dict[str, Any]:
     names = (loaded.model.pretrained_cfg or {}).get('label_names') or []
     return {
         'model': loaded.title, 'made_by': f'tinyvit_zoo {__version__}', 'input': 'images', 'output': 'logits',
+        'probabilities': loaded.readout.formula,
         'layout': 'float32 [batch, channels, height, width], RGB',
         'steps': 'resize (the shorter side to height / crop_pct), crop the middle, divide by 255, subtract mean, '
                  'divide by std',

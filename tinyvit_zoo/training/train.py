@@ -3,7 +3,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
 from ..models import check_name, list_models
-from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
+from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, PRETRAININGS, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, limited
 from ..recipes.settings import AnyRecipe, defaults, override
 from ..runtime.files import write_whole
@@ -29,10 +29,13 @@ from ..weights import save_weights
 from ..weights.files import tensors_digest
 from ..weights.resolve import check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
+from .card import make_card
 from .cost import pflop
 from .loop import Loop
 from .optimizer import make_optimizer
-from .run_dir import PRETRAINING, Run, differences
+from .run_dir import PRETRAINING, Run
+
+VAL_FRACTION = 0.1      # held out where the recipe keeps the best weights and there are no validation images
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Options:
     output: Path
     data: Any                       # as `open_source` takes it
     download: bool = False
-    val_fraction: float = 0.
+    val_fraction: float | None = None   # None: VAL_FRACTION where something is to be chosen by validation images
     fraction: float = 1.
     resume: bool = False
     precision: str = 'auto'
@@ -166,7 +169,9 @@ def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options,
     check_recipe(replace(recipe, from_weights=''))
     check_recipe(first)
     Run(options.output).check(options.resume)
-    open_images(recipe, options, world)
+    source = open_images(recipe, options, world)
+    if options.val_fraction is None:    # both stages leave out the same images
+        options = replace(options, val_fraction=source.val_fraction)
     begin = options.output / PRETRAINING
     train(first, replace(options, output=begin, eval_every=0), world)
     return train(recipe, options, world, start=begin)
@@ -193,10 +198,17 @@ def check_recipe(recipe: Any) -> None:
 
 
 def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
+    best = isinstance(recipe, Recipe) and recipe.keep == 'best'
+    fraction = options.val_fraction
+    if fraction is None:
+        fraction = VAL_FRACTION if best else 0.
     with world.first_alone():
-        source = open_source(options.data, download=options.download, val_fraction=options.val_fraction,
-                             fraction=options.fraction, seed=recipe.seed)
-    if isinstance(recipe, Recipe) and recipe.keep == 'best' and source.val is None:
+        source = open_source(options.data, download=options.download, val_fraction=fraction, fraction=options.fraction,
+                             seed=recipe.seed)
+    if source.val_fraction and options.val_fraction is None and world.first:
+        show(f'{fraction:.0%} of the training images are held out for validation, to choose the best weights by: '
+             f'--val-fraction sets the share.')
+    if best and source.val is None:
         raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
     if isinstance(recipe, Pretraining) and not (source.val or source.test):
         if not draw(source.train.labels, len(source.train) // 5, 0).any():
@@ -211,7 +223,8 @@ def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
     digest = hashlib.sha256(source.train.labels.numpy().tobytes()).hexdigest()[:16]
     facts: dict[str, Any] = {       # decide the weights beside the recipe: a resumed run must have the same
         'data': {'source': source.name, 'images': len(source.train), 'labels': digest},
-        'val_fraction': options.val_fraction, 'fraction': options.fraction, 'processes': world.size,
+        'val_fraction': source.val_fraction if options.val_fraction is None else options.val_fraction,
+        'fraction': options.fraction, 'processes': world.size,
         'precision': options.precision, 'compile': options.compile}
     problem = ''
     if world.first:
@@ -282,40 +295,6 @@ def write_weights(folder: Path, recipe: BaseRecipe, cfg: Mapping[str, Any], tens
     """Write weights.safetensors, with all that timm needs to know of them in its metadata."""
     stated = {key: value for key, value in cfg.items() if key != 'architecture'}
     save_weights(tensors, folder / 'weights.safetensors', {'pretrained_cfg': json.dumps(stated), 'recipe': recipe.name})
-
-
-def make_card(task: Task, source: Source, result: Mapping[str, Any]) -> str:
-    """Write the card of a run's weights, in Markdown."""
-    recipe, cfg, parts = task.recipe, task.cfg, task.card(result['figures'])
-    settings = ''.join(f'| {field.name} | {getattr(recipe, field.name)} |\n' for field in fields(recipe)
-                       if field.name not in ('name', 'about', 'published'))
-    cost = f'; {result["pflop"]:g} PFLOP' if result['pflop'] else ''
-    return f'''# {recipe.name}
-{about(recipe, source)}{parts['note']}
-
-{parts['table']}
-![curves](curves.png)
-
-## Use
-{parts['use']}Input {' x '.join(map(str, cfg['input_size']))}, mean {cfg['mean']}, std {cfg['std']}{parts['classes']}.
-
-## {task.title}
-`{result['command']}` on {source.name} ({len(source.train)} images), {machine()['device']}{cost}.
-
-| setting | value |
-|---|---|
-{settings}'''
-
-
-def about(recipe: BaseRecipe, source: Source) -> str:
-    """Return the recipe's own description; or how this recipe, or its images, differ from the one of that name."""
-    written = {**RECIPES, **PRETRAININGS}.get(recipe.name, recipe)
-    changes = differences(asdict(written), asdict(recipe))
-    if recipe.dataset and source.info and source.info is not DATASETS.get(recipe.dataset):
-        changes.append(f'images {recipe.dataset} -> {source.name}')
-    if changes:
-        return f'By the recipe of that name, changed: {"; ".join(changes)}.'
-    return f'{recipe.about} The paper has {recipe.published:.2f} %.' if recipe.published else recipe.about
 
 
 # -- recipes for one's own model and images, from the presets ----------------------------------------------------------

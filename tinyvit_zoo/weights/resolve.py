@@ -17,6 +17,7 @@ from ..recipes.settings import check_types
 from ..runtime.documents import read_document
 from ..runtime.text import one_line
 from .files import read_cfg, read_metadata
+from .readout import PLAIN, Readout, read_readout
 
 _FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
 _RECIPE_DOCUMENT = {
@@ -33,6 +34,7 @@ class Loaded:
     cfg: Mapping[str, Any]
     epochs: int | None = None
     label_names: Sequence[str] = ()
+    readout: Readout = PLAIN
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,16 @@ class Resolved:
         if self.file:
             return read_cfg(self.file)
         return self._registered.to_dict() if self._registered else {}
+
+    @property
+    def readout(self) -> Readout:
+        return read_readout(self.file) if self.file else PLAIN
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """Return the options of `open_source` that cut the validation images of the run from the training images."""
+        facts = read_recipe(self.file.parent) if self.recipe and self.file else {}
+        return {'val_fraction': facts.get('val_fraction', 0.), 'seed': self.recipe.get('seed', 0)}
 
     @property
     def _registered(self) -> PretrainedCfg | None:
@@ -113,7 +125,8 @@ class Resolved:
             except Exception as e:  # every architecture has its own
                 raise ZooError(f'{self.name} cannot take --img-size {img_size} ({one_line(e)}): give another.') from e
         stated = model.pretrained_cfg if ':' in self.name else {} if self.untrained else self.cfg
-        return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or ())
+        return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or (),
+                      self.readout)
 
 
 def resolve(spec: str | Path, architecture: str = '') -> Resolved:

@@ -1,0 +1,72 @@
+"""Calibration: whether images of 80 % probability are right in 80 % of cases, and a temperature that sees to it."""
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import ZooError
+from ..runtime.files import new_figure, write_picture
+from ..weights.readout import PLAIN, Readout
+
+_BINS = 15
+_LOWEST, _HIGHEST, _HALVINGS = 0.01, 100., 60       # of the temperature
+
+
+def check_finite(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        raise ZooError('Some outputs are no finite numbers: try --precision fp32, or other weights.')
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature that minimizes the cross-entropy of logits [N, C] and labels [N].
+
+    The labels are smoothed by a single image's worth, or the temperature would be 0 where all images are right.
+    """
+    check_finite(logits)
+    z = logits.detach().cpu().double()
+    smoothing = 1 / (len(z) + 1)
+    wanted = (1 - smoothing) * z.gather(1, labels.cpu()[:, None])[:, 0] + smoothing * z.mean(1)
+    low, high = np.log((_LOWEST, _HIGHEST))
+    for _ in range(_HALVINGS):      # the loss is convex in 1 / temperature
+        middle = (low + high) / 2
+        too_cold = ((z / np.exp(middle)).softmax(1) * z).sum(1).mean() > wanted.mean()
+        low, high = (middle, high) if too_cold else (low, middle)
+    return float(np.exp((low + high) / 2))
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each bin of the largest probability its images, their mean probability, and their accuracy."""
+    largest = probabilities.max(1)
+    place = np.minimum((largest * _BINS).astype(int), _BINS - 1)
+    counts, sure, right = (np.bincount(place, x, minlength=_BINS) for x in (
+        np.ones(len(labels)), largest, probabilities.argmax(1) == labels))
+    return counts, sure / counts.clip(min=1), right / counts.clip(min=1)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error, from bins of equal width."""
+    counts, sure, right = reliability(probabilities, labels)
+    return float(np.abs(sure - right) @ counts / counts.sum())
+
+
+def plot_reliability(logits: Tensor, labels: Tensor, title: str, path: Path, readout: Readout = PLAIN) -> None:
+    """Plot accuracy over the probability of the predicted class, and how many images have it; also before scaling."""
+    figure, axes = new_figure(2, 1, (5, 6), sharex=True, height_ratios=(3, 1))
+    upper, lower = axes[:, 0]
+    left = np.arange(_BINS) / _BINS
+    upper.plot((0, 1), (0, 1), color='0.6', linestyle='--', label='perfectly calibrated')
+    for each in dict.fromkeys((PLAIN, readout)):
+        probabilities = each(logits.double()).numpy()
+        counts, sure, right = reliability(probabilities, labels.numpy())
+        used, last = counts > 0, each == readout
+        name = '' if readout == PLAIN else ', scaled' if last else ', not scaled'
+        error = calibration_error(probabilities, labels.numpy())
+        if last:
+            upper.bar(left[used], right[used], 1 / _BINS, align='edge', edgecolor='white', alpha=0.8)
+        upper.plot(sure[used], right[used], 'o-' if last else 'x:', color='C1' if last else '0.4',
+                   label=f'calibration error {error:.3f}{name}')
+    upper.set(ylabel='accuracy', title=title, xlim=(0, 1), ylim=(0, 1))
+    upper.legend(loc='upper left')
+    lower.bar(left, 100 * counts / counts.sum(), 1 / _BINS, align='edge', edgecolor='white', color='0.5')
+    lower.set(xlabel='probability of the predicted class', ylabel='% of images')
+    write_picture(figure, path)

@@ -1,0 +1,52 @@
+"""How the logits of weights become probabilities, kept in the metadata of their file."""
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import ZooError
+from .files import read_metadata, read_weights, save_weights
+
+_KEY = 'readout'
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Probabilities: the softmax of the logits over the temperature that was fitted to validation images, if any."""
+    temperature: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return (logits / (self.temperature or 1.)).softmax(-1)
+
+    @property
+    def formula(self) -> str:
+        return f'softmax(logits{f" / {self.temperature:.4g}" if self.temperature else ""})'
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata to save with the weights; none for the plain softmax."""
+        return {} if self == PLAIN else {_KEY: json.dumps(asdict(self))}
+
+
+PLAIN = Readout()
+
+
+def read_readout(path: str | Path) -> Readout:
+    """Read it from the metadata of a weight file; the plain softmax where they state none."""
+    text = read_metadata(path).get(_KEY, '{}')
+    try:
+        readout = Readout(**json.loads(text))
+        good = readout.temperature is None or 0 < readout.temperature < math.inf
+    except (ValueError, TypeError, RecursionError) as e:
+        raise ZooError(f'{path} is damaged or of another version (its {_KEY} is {text[:80]}): fetch it again.') from e
+    if not good:
+        raise ZooError(f'{path} is damaged (its temperature is {readout.temperature}): fetch it again.')
+    return readout
+
+
+def write_readout(path: Path, readout: Readout) -> None:
+    """Replace it in a safetensors file, whose tensors stay."""
+    metadata = {key: text for key, text in read_metadata(path).items() if key != _KEY}
+    save_weights(read_weights(path), path, {**metadata, **readout.metadata})
