@@ -72,7 +72,7 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
     assert run.evaluate(DATA, 'train').images == 48 and run.evaluate(DATA, bootstrap=20).intervals['f1']
     assert run.evaluate(Pairs(run.classes)).images == 12
     paths = run.show(tmp_path / 'pictures')
-    assert [path.name for path in paths] == ['curves.png', 'confusion.png', 'reliability.png', 'mistakes.png']
+    assert [path.name for path in paths] == ['curves.png', 'reliability.png', 'confusion.png', 'mistakes.png']
     assert all(path.read_bytes()[:4] == b'\x89PNG' for path in paths)
     with pytest.raises(ZooError, match='call evaluate'):
         zoo.load('cct_2_3x2.digits').show()

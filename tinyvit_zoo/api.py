@@ -19,6 +19,7 @@ from .measure.accuracy import calibrate, outputs
 from .measure.bench import Bench, open_bench_source
 from .measure.calibration import plot_reliability
 from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
+from .measure.multilabel import MultiLabelFigures
 from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .recipes import PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
@@ -34,18 +35,21 @@ _OWN = ('output', 'data', 'given', 'begun', 'command')      # fields of Options 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, the first one first."""
+    """The most probable classes of an image, the first one first.
+
+    Of weights that give an image several labels, those above a probability of 0.5: perhaps none.
+    """
     labels: tuple[str, ...]
     indices: tuple[int, ...]
     probabilities: tuple[float, ...]
 
     @property
     def label(self) -> str:
-        return self.labels[0]
+        return self.labels[0] if self.labels else ''
 
     @property
     def probability(self) -> float:
-        return self.probabilities[0]
+        return self.probabilities[0] if self.labels else 0.
 
 
 class Classifier:
@@ -62,7 +66,7 @@ class Classifier:
         with _random_numbers_kept(self.device):
             self._loaded: Loaded = self._resolved.load(self.device)
         self.model, self.title = self._loaded.model, self._loaded.title
-        self._evaluated: tuple[Figures, Tensor, Tensor, Any, str] | None = None
+        self._evaluated: tuple[Figures | MultiLabelFigures, Tensor, Tensor, Any, str] | None = None
 
     def __repr__(self) -> str:
         return f'Classifier({self.title!r}, {len(self.classes)} classes, input {self._loaded.cfg["input_size"]})'
@@ -74,7 +78,7 @@ class Classifier:
         return tuple(names if len(names) == self.model.num_classes else map(str, range(self.model.num_classes)))
 
     def evaluate(self, data: Any, split: str = '', *, per_class: bool = True, bootstrap: int = 0,
-                 batch_size: int = 256, precision: str = 'fp32') -> Figures:
+                 batch_size: int = 256, precision: str = 'fp32') -> Figures | MultiLabelFigures:
         """Return the accuracy and other figures on images.
 
         Args:
@@ -89,8 +93,11 @@ class Classifier:
         images: Any = getattr(source, split)
         logits, labels = outputs(self.model, bench.batches(), bench.world, bench.dtype)
         figures = figures_of(logits, labels, self.classes, bootstrap, readout=self._loaded.readout)
-        self._evaluated = figures, logits, labels, images, f'{self.title} on {source.name}: {figures.top1:.2f} %'
-        return figures if per_class else replace(figures, classes=[], confusion=[])
+        self._evaluated = figures, logits, labels, images, f'{self.title} on {source.name}: {figures.headline}'
+        if per_class:
+            return figures
+        return replace(figures, classes=[], confusion=[]) if isinstance(figures, Figures) else replace(
+            figures, classes=[])
 
     def calibrate(self, data: Any, batch_size: int = 256) -> float:
         """Fit the temperature of the probabilities to validation images, keep it with the weights, and return it.
@@ -113,7 +120,7 @@ class Classifier:
             if names and names != self.classes:
                 raise ZooError(f'The data have other classes ({", ".join(names[:3])}, ...) than {self.title} '
                                f'({", ".join(self.classes[:3])}, ...), or another order: number them alike.')
-            if int(images.labels.max()) >= len(self.classes):
+            if not images.multi_label and int(images.labels.max()) >= len(self.classes):
                 raise ZooError(f'The data have labels up to {int(images.labels.max())}, expected 0 to '
                                f'{len(self.classes) - 1}, the classes of {self.title}.')
             val = images if split == 'val' else None
@@ -121,8 +128,11 @@ class Classifier:
         source = open_bench_source(data, 'train' if options or not split else split, **options)
         return source, split or next(name for name in reversed(SPLITS) if getattr(source, name) is not None)
 
-    def predict(self, images: Any, topk: int = 5, batch_size: int = 32) -> list[Prediction]:
-        """Classify images: paths, Pillow images, arrays or tensors (uint8, or floats of 0 to 1), one or many."""
+    def predict(self, images: Any, topk: int | None = None, batch_size: int = 32) -> list[Prediction]:
+        """Classify images: paths, Pillow images, arrays or tensors (uint8, or floats of 0 to 1), one or many.
+
+        `topk`: so many classes; by default five, or those above 0.5 where an image may have several labels.
+        """
         if not self.classes:
             raise ZooError(f'{self.title} has no classes to predict: it is an encoder, to train a classifier from.')
         items = [images] if _is_one(images) else list(images)
@@ -156,10 +166,12 @@ class Classifier:
         if self._evaluated:
             figures, logits, labels, images, title = self._evaluated
             place.mkdir(parents=True, exist_ok=True)
-            paths += [place / f'{name}.png' for name in ('confusion', 'reliability', 'mistakes')]
-            plot_confusion(figures.confusion, self.classes, title, paths[-3])
-            plot_reliability(logits, labels, title, paths[-2], self._loaded.readout)
-            plot_mistakes(logits / (figures.temperature or 1), labels, images, self.classes, title, paths[-1])
+            paths.append(place / 'reliability.png')
+            plot_reliability(logits, labels, title, paths[-1], self._loaded.readout)
+            if isinstance(figures, Figures):
+                paths += [place / 'confusion.png', place / 'mistakes.png']
+                plot_confusion(figures.confusion, self.classes, title, paths[-2])
+                plot_mistakes(logits / (figures.temperature or 1), labels, images, self.classes, title, paths[-1])
         if not paths:
             raise ZooError(f'There is nothing to show of {self.title}: call evaluate(data) first.')
         _display(paths)

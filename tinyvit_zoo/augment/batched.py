@@ -203,9 +203,7 @@ class Mix:
 
     def __call__(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the images and their soft targets [B, num_classes]; without mixing these are only smoothed."""
-        off = self.smoothing / self.num_classes
-        targets = torch.full((len(x), self.num_classes), off, device=x.device)
-        targets.scatter_(1, labels[:, None], 1 - self.smoothing + off)
+        targets = smoothed(labels, self.num_classes, self.smoothing)
         if not self.mixup and not self.cutmix:
             return x, targets
         count = 1 if self.mode == 'batch' else len(x)
@@ -215,6 +213,15 @@ class Mix:
         cut_lam, mix_lam = (torch._sample_dirichlet(alpha, generator)[:, 0] for alpha in alphas)
         lam = torch.where(u[1] < self.prob, torch.where(cut, cut_lam, mix_lam), 1.)
         return mix(x, targets, lam, cut, (u[2] * x.shape[2]).floor(), (u[3] * x.shape[3]).floor())
+
+
+def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return soft targets [B, C] of labels [B], or [B, C] of 0 and 1, as timm's losses have them."""
+    off = smoothing / num_classes
+    if labels.ndim == 2:
+        return labels.float() * (1 - smoothing) + off
+    targets = torch.full((len(labels), num_classes), off, device=labels.device)
+    return targets.scatter_(1, labels[:, None], 1 - smoothing + off)
 
 
 def mix(x: Tensor, targets: Tensor, lam: Tensor, cut: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:

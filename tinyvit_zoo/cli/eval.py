@@ -12,7 +12,7 @@ from ..errors import ZooError
 from ..measure.accuracy import ViewAverage, calibrate, check_catalogue, check_table, evaluate, outputs
 from ..measure.bench import Bench, knn, open_bench_source, probe, spread
 from ..measure.calibration import plot_reliability
-from ..measure.figures import FORMATS, figures_of, plot_confusion, plot_mistakes
+from ..measure.figures import FORMATS, Figures, figures_of, plot_confusion, plot_mistakes
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
 from ..runtime.files import check_picture
 from ..runtime.text import show, table
@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> str:
         if args.all:
             return _check_catalogue(args, bench)
         source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)
+        if source.train.multi_label:
+            _check_several(source, args)
         for spec in args.models if args.calibrate else ():
             resolved = resolve(spec)
             held = open_bench_source(args.data[0], 'train', download=args.download, **resolved.held_out)
@@ -140,6 +142,13 @@ def _check(args: argparse.Namespace) -> None:
             if len(args.models) > 1:
                 raise ZooError(f'--{option} draws one model: give one MODEL.')
             check_picture(f'--{option}', path)
+
+
+def _check_several(source: Source, args: argparse.Namespace) -> None:
+    """Raise ZooError for measures and pictures that are of one label an image."""
+    for name in ('confusion', 'mistakes', *_MEASURES):
+        if getattr(args, name):
+            raise ZooError(f'--{name} is for one label an image, and {source.name} has several: leave it out.')
 
 
 def _attacks(args: argparse.Namespace) -> list[Any]:
@@ -193,8 +202,8 @@ def _accuracy(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     logits, labels = outputs(loaded.model, bench.batches(), bench.world, bench.dtype)
     figures = figures_of(logits, labels, names, args.bootstrap, readout=loaded.readout)
     if bench.world.first:
-        title = f'{loaded.title} on {bench.source.name}, {_COUNTED[bench.split]} images: {figures.top1:.2f} %'
-        if args.confusion:
+        title = f'{loaded.title} on {bench.source.name}, {_COUNTED[bench.split]} images: {figures.headline}'
+        if args.confusion and isinstance(figures, Figures):
             plot_confusion(figures.confusion, names, title, args.confusion)
         if args.reliability:
             plot_reliability(logits, labels, title, args.reliability, loaded.readout)
@@ -221,7 +230,7 @@ def _text(records: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
 def _one(record: Mapping[str, Any]) -> str:
     lines = [('input', f'{" x ".join(map(str, record["input_size"]))}, {record["precision"]} on {record["device"]}'),
              ('data', f'{record["data"]}, {_COUNTED[record["split"]]} images')]
-    if 'top1' in record:
+    if 'loss' in record:
         lines += [('images', f'{record["images"]:,}')]
         lines += [(title, _figure(record, name)) for name, (title, _) in FORMATS.items() if name in record]
     lines += [(title, f'{_cell(record, name)} %') for name, title in _MEASURES.items() if name in record]
@@ -231,8 +240,8 @@ def _one(record: Mapping[str, Any]) -> str:
 
 def _figure(record: Mapping[str, Any], name: str) -> str:
     """Return a figure with its unit and its interval, Wilson's of the top-1 or those of a bootstrap."""
-    form, intervals = FORMATS[name][1], {'top1': record['interval'], **record.get('intervals', {})}
-    low, high = intervals.get(name, (None, None))
+    form, intervals = FORMATS[name][1], {'top1': record.get('interval'), **record.get('intervals', {})}
+    low, high = intervals.get(name) or (None, None)
     interval = '' if low is None else f', 95 % interval {low:{form}} to {high:{form}}'
     scaled = f', temperature {record["temperature"]:.3f}' if name == 'calibrated_error' else ''
     return f'{record[name]:{form}}{" %" if form == ".2f" else ""}{interval}{scaled}'
@@ -242,11 +251,17 @@ def _many(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table with a line for each model; '-' where it has no accuracy on these classes."""
     asked = [name for name in _MEASURES if name in records[0]]
     titles = [_MEASURES[name] for name in asked]
-    head = ['model', 'M params', 'epochs', 'top-1', '95 % interval', 'top-5', 'loss', *titles]
+    several = 'accuracy' in records[0]
+    own = ['ACC', 'AUROC', 'AP', 'loss'] if several else ['top-1', '95 % interval', 'top-5', 'loss']
+    head = ['model', 'M params', 'epochs', *own, *titles]
     rows = []
     for record in records:
         row = [record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-')]
-        row += [f'{record["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*record['interval']),
+        if several:
+            row += [f'{record[key]:{FORMATS[key][1]}}' if key in record else '-'
+                    for key in ('accuracy', 'auroc', 'average_precision', 'loss')]
+        else:
+            row += [f'{record["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*record['interval']),
                 f'{record["top5"]:.2f}' if 'top5' in record else '-',
                 f'{record["loss"]:.4f}'] if 'top1' in record else ['-'] * 4
         rows.append([*row, *(_cell(record, name) for name in asked)])
@@ -265,6 +280,8 @@ def _cell(record: Mapping[str, Any], name: str) -> str:
 def _classes(record: Mapping[str, Any], titled: bool) -> str:
     if 'classes' not in record:
         return f'{record["model"]}: no accuracy, and none by class.'
+    if 'accuracy' in record:
+        return (f'{record["model"]}\n' if titled else '') + _labels(record)
     rows = [('class', 'images', 'top-1', '95 % interval', 'precision', 'F1', 'AUROC', 'AP', 'most taken for')]
     for row in record['classes']:
         taken = f'{row["most_taken_for"]} ({row["times"]})' if row['times'] else '-'
@@ -273,3 +290,15 @@ def _classes(record: Mapping[str, Any], titled: bool) -> str:
             ('top1', '.2f'), ('precision', '.2f'), ('f1', '.2f'), ('auroc', '.4f'), ('average_precision', '.4f'))]
         rows.append((row['class'], str(row['images']), figures[0], interval, *figures[1:], taken))
     return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 8))
+
+
+def _labels(record: Mapping[str, Any]) -> str:
+    """Return a table of the classes where an image may have several labels."""
+    shown = {'accuracy': 'ACC', 'precision': 'precision', 'recall': 'recall', 'f1': 'F1', 'auroc': 'AUROC',
+             'average_precision': 'AP'}
+    rows = [('class', 'images', 'predicted', *shown.values())]
+    for row in record['classes']:
+        forms = (FORMATS.get(key, FORMATS['accuracy'])[1] for key in shown)
+        figures = ['-' if row[key] is None else f'{row[key]:{form}}' for key, form in zip(shown, forms, strict=True)]
+        rows.append((row['class'], str(row['images']), str(row['predicted']), *figures))
+    return table(rows)

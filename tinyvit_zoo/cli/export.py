@@ -69,8 +69,9 @@ def _text(report: dict[str, Any], output: Path) -> str:
              f'{report["probabilities"]}',
              f'random images: {kind}within {report["largest_difference"]:.1e} of the model']
     if measured := report.get('measured'):
+        figure = 'ACC' if report['probabilities'].startswith('sigmoid') else 'top-1'
         lines.append(
-            f'{measured["images"]:,} test images of {measured["data"]}: top-1 {measured["top1"]:.2f} % '
+            f'{measured["images"]:,} test images of {measured["data"]}: {figure} {measured["top1"]:.2f} % '
             f'(the model {measured["top1_model"]:.2f} %), the same class in {measured["same_class"]:.2f} %, '
             f'within {measured["largest_difference"]:.1e}')
     return '\n'.join(lines)

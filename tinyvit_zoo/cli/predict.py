@@ -28,7 +28,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         'images', metavar='IMAGE', nargs='+', type=Path, help='a file, or a folder, which is searched recursively')
     parser.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for several views '
                         'of each image, mirrored or moved by a pixel')
-    parser.add_argument('--topk', type=positive, default=5, metavar='K', help='classes to show (default: 5)')
+    parser.add_argument('--topk', type=positive, metavar='K', help='classes to show (default: 5; all above 50 %% for '
+                        'weights that give an image several labels)')
     parser.add_argument('--batch-size', type=positive, default=32, metavar='N', help='default: 32')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, mps, ... (default: cpu)')
     parser.add_argument(
@@ -59,8 +60,10 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _text(results: Sequence[tuple[Path, Any]]) -> str:
-    rows = [(str(path) if i == 0 else '', f'{100 * guess["probability"]:.2f} %', guess['label'])
-            for path, guesses in results if not isinstance(guesses, str) for i, guess in enumerate(guesses)]
+    none = {'probability': None, 'label': 'none above 50 %'}
+    rows = [(str(path) if i == 0 else '', '-' if guess is none else f'{100 * guess["probability"]:.2f} %',
+             guess['label'])
+            for path, guesses in results if not isinstance(guesses, str) for i, guess in enumerate(guesses or [none])]
     return table([('image', 'probability', 'class'), *rows], left=(0, 2))
 
 

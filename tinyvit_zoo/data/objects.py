@@ -96,13 +96,25 @@ def open_split(data: Any, name: str) -> tuple[Split, tuple[str, ...]]:
     return Split(DatasetImages(data, name), _labels(labels, name)), tuple(map(str, names))
 
 
+def as_hot(array: np.ndarray, title: str) -> np.ndarray:
+    """Return labels [N, C] of 0 and 1, a column for each class, as uint8."""
+    if array.dtype.kind not in 'iufb' or not np.isin(array, (0, 1)).all():
+        raise ZooError(f'{title} are {array.dtype} {list(array.shape)}: expected 0 and 1, a column for each class, '
+                       f'where an image may have several.')
+    return array.astype(np.uint8)
+
+
 def _labels(values: Any, name: str) -> Tensor:
+    if isinstance(values, list) and values and isinstance(values[0], Tensor):
+        values = torch.stack(values) if len({each.shape for each in values}) == 1 else values
     try:
         array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     except (TypeError, ValueError) as e:
         raise ZooError(f'The {name} labels are no numbers ({e}): expected one whole number for each image.') from e
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
+    if array.ndim == 2 and len(array):
+        return torch.from_numpy(as_hot(array, f'The {name} labels'))
     if array.dtype.kind not in 'iu' or array.ndim != 1 or not len(array) or array.min() < 0 or array.max() >= 2 ** 31:
         raise ZooError(f'The {name} labels are {array.dtype} {list(array.shape)}: expected one whole number, from 0, '
                        f'for each image.')

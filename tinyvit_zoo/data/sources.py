@@ -20,7 +20,7 @@ from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
 from .folders import open_folder
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode
-from .objects import SPLITS, is_object, open_split, title_of
+from .objects import SPLITS, as_hot, is_object, open_split, title_of
 from .splits import Parts, Split, draw, generator, nested
 from .tables import medmnist_file, open_csv
 
@@ -183,6 +183,8 @@ def _open_npz(path: Path) -> Parts:
 
 def _numbers(train: Split, title: str) -> tuple[str, ...]:
     """Return the numbers of the classes of training images as their names."""
+    if train.multi_label:
+        return tuple(map(str, range(train.labels.shape[1])))
     count = int(train.labels.max()) + 1
     if count > len(train):  # or a single wrong label would make names by the million
         raise ZooError(f'{title} has a label {count - 1:,} among {len(train)} training images: expected classes '
@@ -201,13 +203,20 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
                        f'(grey) or [N, H, W, 3]; convert them (volumes cannot be used).')
     if not images.size:
         raise ZooError(f'{path}: {name}_images are {list(images.shape)}, expected one or more, with pixels.')
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] == len(images) and len(labels):
+        hot = torch.from_numpy(as_hot(labels, f'{path}: {name}_labels'))
+        return Split(ArrayImages(_pixels(images), f'{path}: {name}_images'), hot)
     if labels.dtype.kind not in 'iu' or labels.shape not in ((len(images),), (len(images), 1)) or not len(labels):
         raise ZooError(f'{path}: {name}_labels are {labels.dtype} {list(labels.shape)} for {len(images)} images, '
-                       f'expected one whole number for each: [N] or [N, 1].')
+                       f'expected one whole number for each, [N] or [N, 1]; or 0 and 1 for each class, [N, C].')
     if labels.max() >= 2 ** 31:     # it would turn negative
         raise ZooError(f'{path}: {name}_labels go up to {labels.max():,}, expected numbers of classes, from 0.')
-    pixels = torch.from_numpy(images[..., 0] if images.shape[3:] == (1,) else images)
-    return Split(ArrayImages(pixels, f'{path}: {name}_images'), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+    numbers = torch.from_numpy(labels.reshape(-1).astype(np.int64))
+    return Split(ArrayImages(_pixels(images), f'{path}: {name}_images'), numbers)
+
+
+def _pixels(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images[..., 0] if images.shape[3:] == (1,) else images)
 
 
 class HubImages(EncodedImages):

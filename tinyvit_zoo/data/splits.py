@@ -41,7 +41,10 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Some of `images`, those of `index` (None: all, in their order), with their labels, int64 [N]."""
+    """Some of `images`, those of `index` (None: all, in their order), with their labels.
+
+    Labels are int64 [N], a class for each image; or uint8 [N, C] of 0 and 1, where an image may have several.
+    """
     images: Images
     labels: Tensor
     index: Tensor | None = None
@@ -58,6 +61,15 @@ class Split:
     def _number(self, i: int) -> int:
         return i if self.index is None else int(self.index[i])
 
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def rarest(self) -> 'Split':
+        """Return the images with one label each: of several the rarest; those without any are a class of their own."""
+        return self if not self.multi_label else Split(self.images, rarest(self.labels), self.index)
+
     def select(self, chosen: Tensor) -> 'Split':
         """Return the images of a mask or of indices, without copying them."""
         index = torch.arange(len(self)) if self.index is None else self.index
@@ -73,7 +85,8 @@ class Parts(NamedTuple):
 
     def checked(self, title: str, complete: bool = True) -> 'Parts':
         """Raise ZooError unless (`complete`) every class has training images, and no split has another class."""
-        count, seen = len(self.class_names), len(self.train.labels.unique())
+        labels, count = self.train.labels, len(self.class_names)
+        seen = int(labels.any(0).sum()) if self.train.multi_label else len(labels.unique())
         if complete and (seen < count or count < 2):
             raise ZooError(f'{title} has training images of {seen} out of {count} classes: expected some of each, two '
                            f'classes or more, numbered from 0 without a gap.')
@@ -81,15 +94,28 @@ class Parts(NamedTuple):
             if split and split.index is None and len(split.images) != len(split):
                 raise ZooError(f'{title} has {len(split.images)} {name} images and {len(split)} labels: expected as '
                                f'many.')
-            if split and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < count:
+            if split and split.labels.ndim != labels.ndim:
+                raise ZooError(f'{title} has {name} images of {"several labels" if split.multi_label else "one label"} '
+                               f'each, and the training images have {"one" if split.multi_label else "several"}.')
+            if split and split.multi_label and (split.labels.shape[1] != count or int(split.labels.max()) > 1):
+                raise ZooError(f'{title} has {name} labels {list(split.labels.shape)} up to {int(split.labels.max())}: '
+                               f'expected 0 and 1, [images, {count}], a column for each class.')
+            if split and not split.multi_label and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < count:
                 raise ZooError(f'{title} has {name} labels from {int(split.labels.min())} to '
                                f'{int(split.labels.max())}: expected 0 to {count - 1}, those of the training images.')
         return self
 
 
+def rarest(labels: Tensor) -> Tensor:
+    """Return of labels [N, C] the rarest that each image has, int64 [N]; C where it has none."""
+    counts = labels.sum(0, dtype=torch.int64).double()
+    return torch.where((labels > 0).any(1), torch.where(labels > 0, counts, torch.inf).argmin(1), labels.shape[1])
+
+
 def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
     """Draw a mask of about `count` images, every class in its proportion; at least one of each class is left out."""
     # a smaller count draws a subset of a larger one's images, up to rounding
+    labels = labels if labels.ndim == 1 else rarest(labels)
     order, place, sizes = _shuffled(labels, *seed)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[order] = place < _shares(sizes, count)[labels[order]]
@@ -99,6 +125,7 @@ def draw(labels: Tensor, count: int, *seed: int) -> Tensor:
 def nested(labels: Tensor, count: int, *seed: int) -> Tensor:
     """Draw a mask of `count` images, every class in its proportion, with at least one image each if they suffice."""
     # ordered by rank within the class: a smaller count draws a subset of a larger one's images
+    labels = labels if labels.ndim == 1 else rarest(labels)
     order, place, sizes = _shuffled(labels, *seed)
     first = (place / sizes[labels[order]]).argsort(stable=True)[:count]
     return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, order[first], True)

@@ -14,20 +14,23 @@ from .images import FileImages
 from .splits import Parts, Split
 
 _COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image'), 'label': ('label', 'class'),
-            'split': ('split',)}
+            'labels': ('labels',), 'split': ('split',)}
 _SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
+_HOT = {'0': False, '0.0': False, '1': True, '1.0': True}       # cells of a class's column
 
 
 def open_csv(place: str) -> Parts:
     """Open a file of the columns path, label and, optionally, split; paths are relative to its folder.
 
-    Without the column `split` a fifth is held out for testing, as of a folder.
+    Images of several labels have them in one column `labels`, with ; or | between, or a column of 0 and 1 for each
+    class. Without the column `split` a fifth is held out for testing, as of a folder.
     """
     path = Path(place)
-    rows = _rows(path)
-    labels = [row['label'] for row in rows]
-    numbered = all(label.isdecimal() and len(label) < 10 for label in labels)
-    names = sorted({*labels}, key=int if numbered else None)
+    rows, names = _rows(path)
+    several = 'label' not in rows[0]['columns']
+    if not names:
+        labels = {label for row in rows for label in row['labels']}
+        names = sorted(labels, key=int if all(label.isdecimal() and len(label) < 10 for label in labels) else None)
     number = {name: i for i, name in enumerate(names)}
     missing = [row['path'] for row in rows if not os.path.isfile(path.parent / row['path'])]
     if missing:
@@ -36,8 +39,13 @@ def open_csv(place: str) -> Parts:
     splits = {}
     for name in dict.fromkeys(row['split'] for row in rows):
         part = [row for row in rows if row['split'] == name]
+        numbers = [[number[label] for label in row['labels']] for row in part]
+        if several:
+            hot = torch.zeros(len(part), len(names), dtype=torch.uint8)
+            for row, found in zip(hot, numbers, strict=True):
+                row[found] = 1
         splits[name] = Split(FileImages(path.parent, [row['path'] for row in part]),
-                             torch.tensor([number[row['label']] for row in part]))
+                             hot if several else torch.tensor(numbers)[:, 0])
     if 'train' not in splits:
         raise ZooError(f'{path} has rows of {", ".join(splits)} and none of train: expected some.')
     if 'split' not in rows[0]['columns']:
@@ -46,8 +54,11 @@ def open_csv(place: str) -> Parts:
     return Parts(splits['train'], splits.get('val'), splits.get('test'), tuple(names))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Read all rows, each with its path, label, split ('train' without that column), and the columns."""
+def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read all rows, each with its path, labels, split ('train' without that column), and the columns.
+
+    Also returns the names of the classes, where each has a column.
+    """
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
             first = file.readline()
@@ -59,20 +70,30 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                        f'path,label,split.') from e
     head = [cell.strip().lower() for cell in lines[0]] if lines else []
     place = {key: next((head.index(name) for name in names if name in head), None) for key, names in _COLUMNS.items()}
-    if place['path'] is None or place['label'] is None or len(lines) < 2:
+    own = {}
+    if place['label'] is place['labels'] is None:
+        own = {i: cell.strip() for i, cell in enumerate(lines[0] if lines else ()) if i not in place.values()}
+        own = own if all(line[i].strip() in _HOT for line in lines[1:] for i in own if i < len(line)) else {}
+    if place['path'] is None or len(lines) < 2 or (place['label'] is place['labels'] is None and len(own) < 2):
         raise ZooError(f'{path} begins with {printable(", ".join(head)) or "nothing"}: expected a first line '
-                       f'path,label or path,label,split, and a row for each image.')
-    return [_row(path, number, line, place) for number, line in enumerate(lines[1:], 2)]
+                       f'path,label or path,label,split, and a row for each image; for several labels an image a '
+                       f'column labels with ; between them, or a column of 0 and 1 for each class.')
+    if own:
+        return [{**_row(path, number, line, place), 'labels': [name for i, name in own.items() if _HOT.get(
+            line[i].strip() if i < len(line) else '')]} for number, line in enumerate(lines[1:], 2)], [*own.values()]
+    return [_row(path, number, line, place) for number, line in enumerate(lines[1:], 2)], []
 
 
 def _row(path: Path, number: int, line: Sequence[str], place: dict[str, int | None]) -> dict[str, Any]:
     columns = [key for key, i in place.items() if i is not None]
     cells = {key: line[i].strip() for key, i in place.items() if i is not None and i < len(line)}
     split = _SPLITS.get(cells.get('split', 'train').lower())
-    if not cells.get('path') or not cells.get('label') or split is None:
+    if not cells.get('path') or ('label' in columns and not cells.get('label')) or split is None:
         raise ZooError(f'{path}, row {number}, is {printable(",".join(line))!r:.100}: expected a path, a label'
                        f'{" and train, val or test" if "split" in columns else ""}.')
-    return {'path': cells['path'], 'label': cells['label'], 'split': split, 'columns': columns}
+    labels = [cells['label']] if 'label' in columns else cells.get('labels', '').replace('|', ';').split(';')
+    return {'path': cells['path'], 'labels': [label.strip() for label in labels if label.strip()], 'split': split,
+            'columns': columns}
 
 
 def medmnist_file(name: str, download: bool) -> tuple[Path, tuple[str, ...]]:
@@ -87,8 +108,6 @@ def medmnist_file(name: str, download: bool) -> tuple[Path, tuple[str, ...]]:
         raise ZooError(f'There is no set {name!r} in MedMNIST.{nearest(flag, flat)} Expected one of {", ".join(flat)}, '
                        f'or with _64, _128 or _224 for its larger images.')
     info, path = flat[flag], Path(medmnist.info.DEFAULT_ROOT, f'{name}.npz')
-    if 'multi-label' in info['task']:
-        raise ZooError(f'{name} has several labels an image, and a training takes one: take another set.')
     if not path.is_file():
         if not download:
             raise ZooError(f'{path} is not there: give --download to fetch it (from Zenodo).')

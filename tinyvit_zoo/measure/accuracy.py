@@ -18,6 +18,7 @@ from ..weights.readout import Readout, write_readout
 from .bench import Bench, open_bench_source
 from .calibration import fit_temperature
 from .figures import Figures, figures_of
+from .multilabel import MultiLabelFigures
 
 _FORMATS = {'top1': '.2f', 'top5': '.2f', 'loss': '.4f'}      # of the cards
 _OUTCOMES = ('agrees', 'DIFFERS', 'no figure', 'not to be had')
@@ -26,28 +27,36 @@ _OUTCOMES = ('agrees', 'DIFFERS', 'no figure', 'not to be had')
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World, dtype: torch.dtype | None = None,
              outputs: list[tuple[Tensor, Tensor]] | None = None) -> dict[str, float]:
-    """Return 'top1', 'top5' (percent; top5 from 6 classes on), 'loss' and 'images' over all processes."""
+    """Return 'top1', 'top5' (percent; top5 from 6 classes on), 'loss' and 'images' over all processes.
+
+    Where images have several labels, [B, C] of 0 and 1, 'accuracy' in place of the first two.
+    """
     # `outputs` gets the logits and labels of each batch of this process, on the CPU
     training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
-    classes = 0
+    classes, several = 0, False
     for images, labels in batches:
         with autocast(world.device, dtype):
             logits = model(images)
         logits = logits.float()
         classes = logits.shape[1]
-        predictions = logits.topk(min(5, classes)).indices
-        hits = predictions.eq(labels[:, None])
+        several = labels.ndim == 2
+        if several:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float()) * len(labels)
+            hits = (logits > 0).eq(labels).float().mean(1, keepdim=True)
+        else:
+            loss = F.cross_entropy(logits, labels, reduction='sum')
+            hits = logits.topk(min(5, classes)).indices.eq(labels[:, None])
         if outputs is not None:
             outputs.append((logits.cpu(), labels.cpu()))
         sums += torch.stack([
-            F.cross_entropy(logits, labels, reduction='sum').double(), hits[:, 0].sum().double(), hits.sum().double(),
+            loss.double(), hits[:, 0].sum().double(), hits.sum().double(),
             torch.tensor(float(len(labels)), dtype=torch.float64, device=world.device)])
     model.train(training)
     loss, top1, top5, count = world.sum(sums).tolist()
-    figures = {'top1': 100 * top1 / count, 'loss': loss / count, 'images': int(count)}
-    return {**figures, 'top5': 100 * top5 / count} if classes > 5 else figures
+    figures = {'accuracy' if several else 'top1': 100 * top1 / count, 'loss': loss / count, 'images': int(count)}
+    return {**figures, 'top5': 100 * top5 / count} if classes > 5 and not several else figures
 
 
 class ViewAverage(nn.Module):
@@ -86,7 +95,7 @@ def outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: W
     return torch.cat([logits for logits, _ in whole]), torch.cat([labels for _, labels in whole])
 
 
-def accuracy(bench: Bench, bootstrap: int = 0) -> Figures:
+def accuracy(bench: Bench, bootstrap: int = 0) -> Figures | MultiLabelFigures:
     """Return all figures of the split; with intervals where `bootstrap` resamples are asked for."""
     logits, labels = outputs(bench.loaded.model, bench.batches(), bench.world, bench.dtype)
     return figures_of(logits, labels, bench.class_names, bootstrap, readout=bench.loaded.readout)

@@ -88,6 +88,10 @@ class Bench:
             return f'{title} has no classes, it is an encoder'
         if count != self.num_classes:
             return f'{title} has {count} classes, {source.name} has {self.num_classes}'
+        if self.loaded.readout.multi_label != source.train.multi_label:
+            kinds = ('one label', 'several labels')
+            return (f'{title} gives an image {kinds[self.loaded.readout.multi_label]}, {source.name} has '
+                    f'{kinds[source.train.multi_label]}')
         names, known = self.loaded.label_names, source.info.label_names if source.info else ()
         if names and known and not set(names) & set(known):
             return (f'{title} tells other classes apart ({names[0]}, {names[1]}, ...) than {source.name} has '

@@ -1,7 +1,9 @@
 """Calibration: whether images of 80 % probability are right in 80 % of cases, and a temperature that sees to it."""
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ZooError
@@ -18,28 +20,35 @@ def check_finite(logits: Tensor) -> None:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature that minimizes the cross-entropy of logits [N, C] and labels [N].
+    """Return the temperature that minimizes the cross-entropy of logits [N, C] and labels [N], or [N, C] of 0 and 1.
 
     The labels are smoothed by a single image's worth, or the temperature would be 0 where all images are right.
     """
     check_finite(logits)
-    z = logits.detach().cpu().double()
-    smoothing = 1 / (len(z) + 1)
-    wanted = (1 - smoothing) * z.gather(1, labels.cpu()[:, None])[:, 0] + smoothing * z.mean(1)
+    z, labels = logits.detach().cpu().double(), labels.cpu()
+    readout, smoothing = Readout(multi_label=labels.ndim == 2), 1 / (len(z) + 1)
+    hot = labels.double() if readout.multi_label else F.one_hot(labels, z.shape[1])
+    wanted = (hot * (1 - smoothing) + smoothing / (2 if readout.multi_label else z.shape[1])) * z
     low, high = np.log((_LOWEST, _HIGHEST))
     for _ in range(_HALVINGS):      # the loss is convex in 1 / temperature
         middle = (low + high) / 2
-        too_cold = ((z / np.exp(middle)).softmax(1) * z).sum(1).mean() > wanted.mean()
+        too_cold = (readout(z / np.exp(middle)) * z).mean() > wanted.mean()
         low, high = (middle, high) if too_cold else (low, middle)
     return float(np.exp((low + high) / 2))
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each bin of the largest probability its images, their mean probability, and their accuracy."""
-    largest = probabilities.max(1)
+    """Return of each bin of the largest probability its images, their mean probability, and their accuracy.
+
+    With labels [N, C] of 0 and 1, all probabilities count, and the share of those whose class is there.
+    """
+    if labels.ndim == 2:
+        largest, correct = probabilities.ravel(), labels.ravel() > 0
+    else:
+        largest, correct = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((largest * _BINS).astype(int), _BINS - 1)
     counts, sure, right = (np.bincount(place, x, minlength=_BINS) for x in (
-        np.ones(len(labels)), largest, probabilities.argmax(1) == labels))
+        np.ones(len(largest)), largest, correct))
     return counts, sure / counts.clip(min=1), right / counts.clip(min=1)
 
 
@@ -55,18 +64,22 @@ def plot_reliability(logits: Tensor, labels: Tensor, title: str, path: Path, rea
     upper, lower = axes[:, 0]
     left = np.arange(_BINS) / _BINS
     upper.plot((0, 1), (0, 1), color='0.6', linestyle='--', label='perfectly calibrated')
-    for each in dict.fromkeys((PLAIN, readout)):
+    several = labels.ndim == 2
+    before = replace(readout, temperature=None)
+    for each in dict.fromkeys((before, readout)):
         probabilities = each(logits.double()).numpy()
         counts, sure, right = reliability(probabilities, labels.numpy())
         used, last = counts > 0, each == readout
-        name = '' if readout == PLAIN else ', scaled' if last else ', not scaled'
+        name = '' if readout == before else ', scaled' if last else ', not scaled'
         error = calibration_error(probabilities, labels.numpy())
         if last:
             upper.bar(left[used], right[used], 1 / _BINS, align='edge', edgecolor='white', alpha=0.8)
         upper.plot(sure[used], right[used], 'o-' if last else 'x:', color='C1' if last else '0.4',
                    label=f'calibration error {error:.3f}{name}')
-    upper.set(ylabel='accuracy', title=title, xlim=(0, 1), ylim=(0, 1))
+    upper.set(ylabel='share of images that have the class' if several else 'accuracy', title=title, xlim=(0, 1),
+              ylim=(0, 1))
     upper.legend(loc='upper left')
     lower.bar(left, 100 * counts / counts.sum(), 1 / _BINS, align='edge', edgecolor='white', color='0.5')
-    lower.set(xlabel='probability of the predicted class', ylabel='% of images')
+    lower.set(xlabel=f'probability of {"a" if several else "the predicted"} class',
+              ylabel=f'% of {"answers" if several else "images"}')
     write_picture(figure, path)

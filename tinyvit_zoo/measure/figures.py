@@ -14,11 +14,14 @@ from ..errors import ZooError
 from ..runtime.files import new_figure, write_picture
 from ..weights.readout import PLAIN, Readout
 from .calibration import calibration_error, check_finite
+from .multilabel import MultiLabelFigures, as_pandas, multi_label_figures
+from .ranking import Ranking, defined, mean, shares
 
-FORMATS = {'top1': ('top-1', '.2f'), 'top5': ('top-5', '.2f'), 'loss': ('loss', '.4f'),     # title and format
-           'balanced_accuracy': ('balanced', '.2f'), 'f1': ('F1', '.2f'), 'auroc': ('AUROC', '.4f'),
-           'average_precision': ('AP', '.4f'), 'calibration_error': ('ECE', '.4f'),
-           'calibrated_error': ('ECE at T', '.4f')}
+FORMATS = {     # title and format
+    'accuracy': ('ACC', '.2f'), 'top1': ('top-1', '.2f'), 'top5': ('top-5', '.2f'), 'loss': ('loss', '.4f'),
+    'balanced_accuracy': ('balanced', '.2f'), 'f1': ('F1', '.2f'), 'micro_f1': ('micro F1', '.2f'),
+    'auroc': ('AUROC', '.4f'), 'average_precision': ('AP', '.4f'), 'calibration_error': ('ECE', '.4f'),
+    'calibrated_error': ('ECE at T', '.4f')}
 _NUMBERS = 20       # classes up to which the cells of a confusion matrix have numbers
 _SMALLEST = 3.      # points, of a legible class name
 _MISTAKES = 24      # images on a sheet of them
@@ -63,6 +66,10 @@ class Figures:
     temperature: float | None = None            # of the weights, and the calibration error of the scaled outputs
     calibrated_error: float | None = None
 
+    @property
+    def headline(self) -> str:
+        return f'{self.top1:.2f} %'
+
     def scalars(self) -> dict[str, float]:
         """Return the single numbers that are defined."""
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), (int, float))}
@@ -76,16 +83,12 @@ class Figures:
 
     def to_pandas(self) -> Any:
         """Return the figures by class as a pandas DataFrame, a row a class."""
-        try:
-            import pandas
-        except ImportError as e:
-            raise ZooError('to_pandas needs pandas, which is not installed: pip install pandas.') from e
-        return pandas.DataFrame([asdict(row) for row in self.classes]).set_index('name')
+        return as_pandas(self.classes)
 
 
 def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: int = 0, seed: int = 0,
-               readout: Readout = PLAIN) -> Figures:
-    """Return all figures of logits [N, C] and labels [N].
+               readout: Readout = PLAIN) -> Figures | MultiLabelFigures:
+    """Return all figures of logits [N, C] and labels [N], or [N, C] of 0 and 1 where images have several.
 
     `bootstrap`: how many resamples the intervals are from. `readout`: that of the weights, for `calibrated_error`; all
     other figures are of the logits as they are.
@@ -95,6 +98,8 @@ def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: 
         raise ZooError(f'There are logits {list(logits.shape)}, {len(labels)} labels and {len(names)} classes: '
                        f'expected a label for each row, one at least, and a column for each class.')
     check_finite(logits)
+    if labels.ndim == 2:
+        return multi_label_figures(logits, labels, names, bootstrap, seed, readout)
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
         raise ZooError(f'There are labels from {int(labels.min())} to {int(labels.max())}: expected 0 to '
                        f'{len(names) - 1}, those of the classes.')
@@ -104,39 +109,26 @@ def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: 
     confusion = sample.confusion(every).astype(int)
     correct = int(confusion.diagonal().sum())
     ranked = logits.topk(min(5, len(names))).indices.eq(labels[:, None]).any(1)
-    intervals = {}
-    if bootstrap:
-        draw, values = np.random.default_rng(seed), []
-        for _ in range(bootstrap):
-            counts = np.bincount(draw.integers(len(labels), size=len(labels)), minlength=len(labels)).astype(float)
-            values.append([getattr(sample, name)(counts) for name in _RESAMPLED])
-        low, high = np.nanpercentile(np.array(values, dtype=float), (2.5, 97.5), axis=0)
-        intervals = {key: (float(a), float(b)) for key, a, b in zip(_RESAMPLED, low, high, strict=True)
-                     if not math.isnan(a)}
     return Figures(
         images=len(labels), top1=100 * correct / len(labels), interval=wilson(correct, len(labels)),
         top5=100 * ranked.double().mean().item() if len(names) > 5 else None,
         loss=F.cross_entropy(logits.double(), labels).item(),
         balanced_accuracy=sample.balanced_accuracy(every), f1=sample.f1(every),
-        auroc=_defined(_mean(aurocs)), average_precision=_defined(_mean(precisions)),
+        auroc=defined(mean(aurocs)), average_precision=defined(mean(precisions)),
         calibration_error=calibration_error(sample.probabilities, sample.labels),
         classes=_by_class(confusion, names, aurocs, precisions),
-        confusion=confusion.tolist(), intervals=intervals, temperature=readout.temperature,
+        confusion=confusion.tolist(), intervals=sample.intervals(_RESAMPLED, bootstrap, seed),
+        temperature=readout.temperature,
         calibrated_error=calibration_error(readout(logits.double()).numpy(), sample.labels)
         if readout.temperature else None)
 
 
-class _Sample:
+class _Sample(Ranking):
     """Probabilities [N, C] and labels [N]; each figure is of images counted `weights` times, as a bootstrap needs."""
 
     def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
-        self.probabilities, self.labels = probabilities, labels
-        self.predicted = probabilities.argmax(1)
-        # from the most probable image of each class to the least
-        self.order = [np.argsort(-column, kind='stable') for column in probabilities.T]
-        # where a run of equal probabilities ends: its images share one threshold
-        self.ends = [np.flatnonzero(np.append(np.diff(column[order]) != 0, True))
-                     for column, order in zip(probabilities.T, self.order, strict=True)]
+        super().__init__(probabilities, labels[:, None] == np.arange(probabilities.shape[1]))
+        self.labels, self.predicted = labels, probabilities.argmax(1)
 
     def confusion(self, weights: np.ndarray) -> np.ndarray:
         count = self.probabilities.shape[1]
@@ -148,54 +140,11 @@ class _Sample:
 
     def balanced_accuracy(self, weights: np.ndarray) -> float:
         confusion = self.confusion(weights)
-        return 100 * _mean(_shares(confusion.diagonal(), confusion.sum(1)))
+        return 100 * mean(shares(confusion.diagonal(), confusion.sum(1)))
 
     def f1(self, weights: np.ndarray) -> float:
         confusion = self.confusion(weights)
-        return 100 * _mean(_shares(2 * confusion.diagonal(), confusion.sum(0) + confusion.sum(1)))
-
-    def auroc(self, weights: np.ndarray) -> float:
-        return _mean(self.aurocs(weights))
-
-    def average_precision(self, weights: np.ndarray) -> float:
-        return _mean(self.average_precisions(weights))
-
-    def _thresholds(self, weights: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many of class `i` and of the others have at least each probability, the largest first."""
-        order = self.order[i]
-        positive = weights[order] * (self.labels[order] == i)
-        return positive.cumsum()[self.ends[i]], (weights[order] - positive).cumsum()[self.ends[i]]
-
-    def aurocs(self, weights: np.ndarray) -> np.ndarray:
-        """Return the area under the curve of each class against the rest; NaN without images on both sides."""
-        areas = []
-        for i in range(len(self.order)):
-            hits, alarms = (np.append(0, x) for x in self._thresholds(weights, i))
-            area = (np.diff(alarms) * (hits[1:] + hits[:-1])).sum() / 2
-            areas.append(area / (hits[-1] * alarms[-1]) if hits[-1] * alarms[-1] else math.nan)
-        return np.array(areas)
-
-    def average_precisions(self, weights: np.ndarray) -> np.ndarray:
-        areas = []
-        for i in range(len(self.order)):
-            hits, alarms = self._thresholds(weights, i)
-            steps = np.diff(np.append(0, hits))
-            areas.append((steps * _shares(hits, hits + alarms, 0.)).sum() / hits[-1] if hits[-1] else math.nan)
-        return np.array(areas)
-
-
-def _shares(part: np.ndarray, whole: np.ndarray, none: float = math.nan) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), none), where=whole > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    """Return the mean of those that are defined; NaN where none is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else math.nan
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+        return 100 * mean(shares(2 * confusion.diagonal(), confusion.sum(0) + confusion.sum(1)))
 
 
 def _by_class(confusion: np.ndarray, names: Sequence[str], aurocs: np.ndarray, precisions: np.ndarray,
@@ -211,7 +160,7 @@ def _by_class(confusion: np.ndarray, names: Sequence[str], aurocs: np.ndarray, p
             interval=wilson(correct, images) if images else None,
             precision=100 * correct / predicted if predicted else None,
             f1=200 * correct / (images + predicted) if images + predicted else None,
-            auroc=_defined(aurocs[i]), average_precision=_defined(precisions[i]),
+            auroc=defined(aurocs[i]), average_precision=defined(precisions[i]),
             most_taken_for=names[wrong + (wrong >= i)] if times else None, times=times))
     return rows
 

@@ -71,11 +71,12 @@ def problem_of(path: Path) -> str:
 
 
 def classify(
-        model: nn.Module, labels: Sequence[str], images: Sequence[Any], topk: int, batch_size: int,
+        model: nn.Module, labels: Sequence[str], images: Sequence[Any], topk: int | None, batch_size: int,
         readout: Readout = PLAIN,
 ) -> list[list[dict[str, Any]] | str]:
     """Return the `topk` classes of each image, the most probable first; or why it cannot be read.
 
+    Without `topk` five; where an image may have several labels, all above a probability of 0.5.
     An image is a path, a Pillow image, an array or a tensor.
     """
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
@@ -103,8 +104,10 @@ def _read(image: Any, transform: Callable[[Any], Tensor]) -> Tensor | str:
         return one_line(e)
 
 
-def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int, readout: Readout,
+def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int | None, readout: Readout,
          ) -> list[list[dict[str, Any]]]:
-    top = readout(model(images).float()).topk(min(topk, len(labels)))
-    return [[{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)]
+    several = readout.multi_label and topk is None
+    top = readout(model(images).float()).topk(len(labels) if several else min(topk or 5, len(labels)))
+    return [[{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)
+             if p > 0.5 or not several]
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

@@ -79,6 +79,10 @@ class Task:
         """Raise ZooError for a recipe that cannot be trained, before anything is read or written."""
 
     @classmethod
+    def check_images(cls, recipe: Any, source: Source) -> None:
+        """Raise ZooError for images that the recipe cannot be trained on."""
+
+    @classmethod
     def make_network(cls, recipe: Any, cfg: Mapping[str, Any], device: torch.device) -> Any:
         """Make the network with the weights to start from, or random ones drawn from the recipe's seed."""
 

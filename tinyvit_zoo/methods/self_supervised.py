@@ -92,11 +92,12 @@ class SelfSupervised(Task):
 
     def watch(self, source: Source, say: Callable[[str], None], loading: Mapping[str, Any]) -> None:
         """Prepare k-NN by training images on validation, test, or else held-out training images."""
-        self.say, self.classes = say, len(source.class_names)
-        bank, queries = source.train, source.val or source.test
+        self.say, self.classes = say, len(source.class_names) + source.train.multi_label
+        bank, queries = source.train.rarest, source.val or source.test
         if queries is None:
             held = draw(bank.labels, len(bank) // 5, 0)
             bank, queries = bank.select(~held), bank.select(held)
+        queries = queries.rarest
         self.bank, self.queries = (
             evaluation_batches(split if len(split) <= most else split.select(draw(split.labels, most, 0)),
                                2 * self.recipe.batch_size, self.cfg, self.world, **loading)

@@ -1,16 +1,18 @@
-"""Supervised training: cross-entropy on augmented and mixed images."""
+"""Supervised training: cross-entropy on augmented and mixed images, of one label each or of several."""
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.loss import AsymmetricLossMultiLabel
 from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
-from ..augment.batched import Augment, Mix
+from ..augment.batched import Augment, Mix, smoothed
 from ..augment.spec import AugmentSpec
 from ..augment.views import OneView
 from ..data.sources import Source
@@ -24,7 +26,7 @@ from ..models import take_any_size
 from ..recipes import Recipe
 from ..runtime.text import one_line
 from ..runtime.world import World, autocast
-from ..weights.readout import PLAIN, Readout, write_readout
+from ..weights.readout import Readout, write_readout
 from ..weights.resolve import create_model, resolve, without_rates
 from .joint import average_
 from .method import Task, check_model
@@ -41,8 +43,9 @@ class Supervised(Task):
         self.views = OneView(AugmentSpec.of(self.recipe, self.cfg))
         self.mix = make_mix(self.recipe, self.cfg['num_classes'])
         self.average = copy.deepcopy(self.network).eval() if self.recipe.ema else None
-        self.best: dict[str, Any] = {'top1': -1.}
-        self.steps = 0
+        self.several = bool(self.cfg.get('multi_label'))
+        self.best: dict[str, Any] = {'top1': -1.}      # or the AUROC
+        self.steps, self.asymmetric = 0, AsymmetricLossMultiLabel()
         self.class_weights: Tensor | None = None
         recipe, world = self.recipe, self.world
         self.teacher = Teacher(recipe.teacher, self.cfg, world.device, self.dtype) if recipe.teacher else None
@@ -68,6 +71,25 @@ class Supervised(Task):
                                f'file or a run directory by --from-weights.')
 
     @classmethod
+    def check_images(cls, recipe: Recipe, source: Source) -> None:
+        if not source.train.multi_label:
+            if recipe.multi_label_loss != 'bce':
+                raise ZooError(f'multi_label_loss is {recipe.multi_label_loss!r}, and {source.name} has one label an '
+                               f'image: leave it out.')
+            return
+        named = f'{source.name} has several labels an image, and '
+        if recipe.balance == 'sampling':
+            raise ZooError(f"{named}balance 'sampling' is for one: take 'loss'.")
+        if recipe.balance == 'loss' and recipe.multi_label_loss == 'asymmetric':
+            raise ZooError(f"{named}balance 'loss' weights the binary cross-entropy: take multi_label_loss 'bce'.")
+        if recipe.teacher:
+            raise ZooError(f'{named}a teacher is for one: leave it out.')
+        if recipe.keep == 'best' and source.val and not ((source.val.labels > 0).any(0) & (source.val.labels == 0).any(
+                0)).any():
+            raise ZooError(f'{named}the best weights are chosen by the AUROC of the validation images, which have no '
+                           f"class that some have and some lack: give more, or keep 'last'.")
+
+    @classmethod
     def make_network(cls, recipe: Recipe, cfg: Mapping[str, Any], device: torch.device) -> nn.Module:
         torch.manual_seed(recipe.seed)
         args = {'num_classes': cfg['num_classes'], 'img_size': recipe.img_size, **recipe.model_args}
@@ -79,6 +101,8 @@ class Supervised(Task):
         x, = self.views(images, generator)
         if self.mix and not 0 < self.recipe.mix_off_epoch <= epoch:
             x, labels = self.mix(x, labels, generator)
+        elif self.several:
+            labels = smoothed(labels, labels.shape[1], self.recipe.smoothing)
         logits = () if self.teacher is None else (self.teacher(x),)
         size = size_at(self.recipe, epoch)
         return resized(x, (size, size)), labels, *logits
@@ -87,6 +111,10 @@ class Supervised(Task):
         x, target, *teacher = inputs
         smoothing = 0. if target.is_floating_point() else self.recipe.smoothing  # soft targets are smoothed already
         logits = forward(x).float()
+        if self.several:
+            if self.recipe.multi_label_loss == 'asymmetric':
+                return self.asymmetric(logits, target) / target.numel()     # timm's is a sum
+            return F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.class_weights)
         loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smoothing)
         if teacher:
             distilled = distillation_loss(logits, teacher[0], self.recipe.temperature)
@@ -103,8 +131,11 @@ class Supervised(Task):
                                       **loading)
                         for name, split in (('val', source.val), ('test', source.test)) if split is not None}
         if self.recipe.balance == 'loss':   # in the mean over the images they are 1
-            counts = source.train.labels.bincount(minlength=len(source.class_names)).to(self.world.device)
-            self.class_weights = len(source.train) / (len(counts) * counts.clamp(min=1).float())
+            labels, count = source.train.labels, len(source.class_names)
+            counts = labels.sum(0) if self.several else labels.bincount(minlength=count)
+            counts = counts.clamp(min=1).float().to(self.world.device)
+            others = len(labels) - counts
+            self.class_weights = others / counts if self.several else len(labels) / (count * counts)
         if self.recipe.whiten:
             some = torch.randperm(len(source.train), generator=generator(self.recipe.seed, 1))[:_WHITENED]
             alone = World(0, 1, self.world.device)
@@ -120,11 +151,18 @@ class Supervised(Task):
             return {}
         model = self.network if self.average is None else self.average
         figures = {f'{name}_{key}': value for name, batches in self.monitor.items()
-                   for key, value in evaluate(model, batches, self.world, self.dtype).items() if key != 'images'}
-        if self.recipe.keep == 'best' and figures['val_top1'] > self.best['top1']:
+                   for key, value in self.look(model, batches).items() if key != 'images'}
+        best = figures.get('val_auroc' if self.several else 'val_top1', -1.)
+        if self.recipe.keep == 'best' and best > self.best['top1']:
             weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-            self.best = {'top1': figures['val_top1'], 'epoch': epoch, 'weights': weights}
+            self.best = {'top1': best, 'epoch': epoch, 'weights': weights}
         return figures
+
+    def look(self, model: Any, batches: Any) -> dict[str, float]:
+        if not self.several:
+            return evaluate(model, batches, self.world, self.dtype)
+        figures = figures_of(*outputs(model, batches, self.world, self.dtype), self.cfg['label_names']).scalars()
+        return {key: figures[key] for key in ('loss', 'accuracy', 'auroc') if key in figures}
 
     def kept(self) -> dict[str, Tensor]:
         if self.recipe.keep == 'best':
@@ -142,9 +180,9 @@ class Supervised(Task):
         names = self.cfg['label_names']
         made = {name: outputs(model, self.monitor.get(name) or make(), self.world, self.dtype)
                 for name, make in self.batches.items()}
-        readout = PLAIN
+        readout = Readout(multi_label=self.several)
         if 'val' in made:
-            readout = Readout(fit_temperature(*made['val']))
+            readout = replace(readout, temperature=fit_temperature(*made['val']))
             if self.world.first:
                 write_readout(folder / 'weights.safetensors', readout)
         return {name: figures_of(logits, labels, names, readout=readout).scalars()
@@ -158,7 +196,8 @@ class Supervised(Task):
                 f'{source.name}, images: {", ".join(parts)}')
 
     def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
-        lines = [f'{name} accuracy: {split["top1"]:.2f} % of {split["images"]} images'
+        lines = [f'{name} accuracy: {split.get("top1", split.get("accuracy")):.2f} % of {split["images"]} images'
+                 + (f', AUROC {split["auroc"]:.4f}' if self.several and 'auroc' in split else '')
                  for name, split in figures.items()]
         scaled = [f'{split["calibration_error"]:.4f} to {split["calibrated_error"]:.4f} ({name} images)'
                   for name, split in figures.items() if 'calibrated_error' in split]
@@ -175,9 +214,8 @@ class Supervised(Task):
                                                for key, (_, form) in shown.items())] for name, split in figures.items()]
         lines = ''.join(f'| {" | ".join(row)} |\n' for row in (head, ['---'] * len(head), *rows))
         args = ''.join(f', {key}={value!r}' for key, value in without_rates(self.recipe.model_args).items())
-        readout = Readout(figures.get('val', {}).get('temperature'))
-        probabilities = (f'`tinyvit-zoo predict` shows {readout.formula}, the temperature fitted to the validation '
-                         f'images; timm and exports give logits. ' if readout.temperature else '')
+        readout = Readout(figures.get('val', {}).get('temperature'), self.several)
+        probabilities = f'`tinyvit-zoo predict` shows {readout.formula}; timm and exports give logits. '
         return {
             'note': '', 'table': lines,
             'use': f'''```python
@@ -186,7 +224,7 @@ import tinyvit_zoo
 weights = dict(file='weights.safetensors')
 model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
 ```
-{probabilities}''', 'classes': f', {self.cfg["num_classes"]} classes'}
+{probabilities}''', 'classes': f', {self.cfg["num_classes"]} classes' + ', any number of them an image' * self.several}
 
     def state_dict(self) -> dict[str, Any]:
         average = self.average.state_dict() if self.average is not None else {}

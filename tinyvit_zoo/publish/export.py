@@ -85,12 +85,15 @@ def _preprocessing(loaded: Loaded) -> dict[str, Any]:
 @torch.inference_mode()
 def _compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
     """Return the accuracy of the model and of the file, and how far they differ; ZooError if `strict` and too far."""
-    correct, same, count, worst = [0, 0], 0, 0, torch.zeros(())
+    correct, same, count, worst = [0., 0.], 0, 0, torch.zeros(())
     for images, labels in bench.batches('test'):
         logits = [function(images) for function in (bench.loaded.model, exported)]
-        classes = [each.argmax(1) for each in logits]
-        correct = [total + int((each == labels).sum()) for total, each in zip(correct, classes, strict=True)]
-        same += int((classes[0] == classes[1]).sum())
+        several = labels.ndim == 2      # an answer for each class
+        answers = [each > 0 if several else each.argmax(1, keepdim=True) for each in logits]
+        wanted = labels if several else labels[:, None]
+        correct = [total + each.eq(wanted).double().mean(1).sum().item()
+                   for total, each in zip(correct, answers, strict=True)]
+        same += int((answers[0] == answers[1]).all(1).sum())
         worst = torch.maximum(worst, (logits[0] - logits[1]).abs().max())  # keeps NaN
         count += len(labels)
     if strict and not worst <= TOLERANCE:

@@ -111,6 +111,8 @@ class Recipe(BaseRecipe):
 
     # what rare classes count: as many images as they have, as much as others in the 'loss', or as often by 'sampling'
     balance: str = limited('none', Choice(('none', 'loss', 'sampling')))
+    # where images have several labels: binary cross-entropy, or one that easy negatives count less in
+    multi_label_loss: str = limited('bce', Choice(('bce', 'asymmetric')))
     smoothing: float = limited(0., SHARE)
     mixup: float = limited(0., FROM_0)
     cutmix: float = limited(0., FROM_0)

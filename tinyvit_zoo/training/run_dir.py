@@ -128,8 +128,9 @@ class Run:
         self.rows.append(row)
         append(self.folder / _LOG, json.dumps(row))
         self.show(row['step'])
-        shown = [key for key in row if key.endswith(('top1', 'spread'))]
-        figures = ''.join(f', {key.replace("_", " ")} {row[key]:.2f}' for key in shown)
+        shown = [key for key in row if key.endswith(('top1', 'spread', 'accuracy', 'auroc'))]
+        texts = [f'{row[key]:.{4 if key.endswith("auroc") else 2}f}' for key in shown]
+        figures = ''.join(f', {key.replace("_", " ")} {text}' for key, text in zip(shown, texts, strict=True))
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
                  f'{row["images_per_second"]:.0f} images/s{self.progress.left() if self.progress else ""}')
         if self.make_writer:
@@ -180,11 +181,12 @@ class Run:
         left.plot([r['epoch'] for r in rows], [r['train_loss'] for r in rows], label='training')
         for key in dict.fromkeys(key for r in rows for key in r):
             points = [(r['epoch'], r[key]) for r in rows if key in r]
-            panel = left if key.endswith('_loss') else right if key.endswith('_top1') else None
+            panel = left if key.endswith('_loss') else right if key.endswith(('_top1', '_accuracy')) else None
             if panel and key != 'train_loss':
                 panel.plot(*zip(*points, strict=True), marker='.', label=key.rpartition('_')[0])
         left.set(xlabel='epoch', ylabel='loss')
-        right.set(xlabel='epoch', ylabel='top-1, %')
+        several = any(key.endswith('_accuracy') for row in rows for key in row)
+        right.set(xlabel='epoch', ylabel='accuracy, %' if several else 'top-1, %')
         for panel in (left, right):
             panel.grid(alpha=0.3)
             panel.legend()

@@ -27,6 +27,7 @@ from ..runtime.text import show
 from ..runtime.world import World, autocast_dtype, machine
 from ..weights import save_weights
 from ..weights.files import tensors_digest
+from ..weights.readout import Readout
 from ..weights.resolve import check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
@@ -210,6 +211,7 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
              f'--val-fraction sets the share.')
     if best and source.val is None:
         raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
+    TASKS[type(recipe)].check_images(recipe, source)
     if isinstance(recipe, Pretraining) and not (source.val or source.test):
         if not draw(source.train.labels, len(source.train) // 5, 0).any():
             raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold a fifth out for the k-NN '
@@ -262,7 +264,7 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
     return {
         'architecture': recipe.model, 'num_classes': classes, 'input_size': (3, recipe.img_size, recipe.img_size),
         'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
-        'label_names': list(names)}
+        'label_names': list(names), 'multi_label': source.train.multi_label and isinstance(recipe, Recipe)}
 
 
 def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str, Any]:
@@ -293,8 +295,10 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
 
 def write_weights(folder: Path, recipe: BaseRecipe, cfg: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Write weights.safetensors, with all that timm needs to know of them in its metadata."""
-    stated = {key: value for key, value in cfg.items() if key != 'architecture'}
-    save_weights(tensors, folder / 'weights.safetensors', {'pretrained_cfg': json.dumps(stated), 'recipe': recipe.name})
+    stated = {key: value for key, value in cfg.items() if key not in ('architecture', 'multi_label')}
+    save_weights(tensors, folder / 'weights.safetensors', {
+        'pretrained_cfg': json.dumps(stated), 'recipe': recipe.name,
+        **Readout(multi_label=cfg.get('multi_label', False)).metadata})
 
 
 # -- recipes for one's own model and images, from the presets ----------------------------------------------------------

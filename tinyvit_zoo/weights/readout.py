@@ -14,15 +14,21 @@ _KEY = 'readout'
 
 @dataclass(frozen=True)
 class Readout:
-    """Probabilities: the softmax of the logits over the temperature that was fitted to validation images, if any."""
+    """Probabilities: the softmax of the logits over the temperature that was fitted to validation images, if any.
+
+    `multi_label`: an image may have several labels, and each class has the sigmoid of its logit.
+    """
     temperature: float | None = None
+    multi_label: bool = False
 
     def __call__(self, logits: Tensor) -> Tensor:
-        return (logits / (self.temperature or 1.)).softmax(-1)
+        scaled = logits / (self.temperature or 1.)
+        return scaled.sigmoid() if self.multi_label else scaled.softmax(-1)
 
     @property
     def formula(self) -> str:
-        return f'softmax(logits{f" / {self.temperature:.4g}" if self.temperature else ""})'
+        scaled = f'logits / {self.temperature:.4g}' if self.temperature else 'logits'
+        return f'{"sigmoid" if self.multi_label else "softmax"}({scaled})'
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -39,10 +45,11 @@ def read_readout(path: str | Path) -> Readout:
     try:
         readout = Readout(**json.loads(text))
         good = readout.temperature is None or 0 < readout.temperature < math.inf
+        good = good and isinstance(readout.multi_label, bool)
     except (ValueError, TypeError, RecursionError) as e:
         raise ZooError(f'{path} is damaged or of another version (its {_KEY} is {text[:80]}): fetch it again.') from e
     if not good:
-        raise ZooError(f'{path} is damaged (its temperature is {readout.temperature}): fetch it again.')
+        raise ZooError(f'{path} is damaged (its {_KEY} is {text[:80]}): fetch it again.')
     return readout
 
 
