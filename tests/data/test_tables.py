@@ -92,7 +92,7 @@ def medmnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             np.savez(tmp_path / 'breastmnist.npz', **parts)
     info: dict[str, Any] = {
         'breastmnist': {'python_class': 'Breast', 'task': 'binary-class', 'label': {'0': 'malignant', '1': 'benign'}},
-        'chestmnist': {'task': 'multi-label, binary-class', 'label': {}}, 'organmnist3d': {}}
+        'chestmnist': {'task': 'multi-label, binary-class', 'label': {'1': 'b', '0': 'a'}}, 'organmnist3d': {}}
     package = SimpleNamespace(INFO=info, Breast=Breast, info=SimpleNamespace(DEFAULT_ROOT=str(tmp_path)))
     monkeypatch.setitem(sys.modules, 'medmnist', package)
     return tmp_path
@@ -106,9 +106,17 @@ def test_a_set_by_its_name(medmnist: Path) -> None:
     assert open_source('medmnist:breastmnist').name == 'breastmnist'
 
 
+def test_a_set_of_several_labels(medmnist: Path) -> None:
+    arrays = {f'{name}_{what}': value for name in ('train', 'val', 'test') for what, value in (
+        ('images', np.zeros((4, 8, 8), np.uint8)), ('labels', np.array([[0, 1], [1, 1], [0, 0], [1, 0]])))}
+    np.savez(medmnist / 'chestmnist.npz', **arrays)
+    source = open_source('medmnist:chestmnist')
+    assert source.class_names == ('a', 'b') and source.train.multi_label and source.train.labels.sum() == 4
+
+
 @pytest.mark.parametrize('name, message', [
     ('braestmnist', 'no set .*Did you mean breastmnist'), ('organmnist3d', 'no set'), ('breastmnist_65', 'no set'),
-    ('chestmnist', 'several labels'), ('breastmnist_64', 'cannot be fetched')])
+    ('breastmnist_64', 'cannot be fetched')])
 def test_sets_that_cannot_be_had(name: str, message: str, medmnist: Path) -> None:
     with pytest.raises(ZooError, match=message):
         open_source(f'medmnist:{name}', download=True)

@@ -39,7 +39,8 @@ DATA = {'train': pictures(64, 0), 'test': pictures(20, 1), 'class_names': ['left
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory: pytest.TempPathFactory) -> zoo.Classifier:
-    return zoo.train('cct_2_3x2', DATA, output=tmp_path_factory.mktemp('several') / 'run', keep='best', balance='loss', **SMALL)
+    folder = tmp_path_factory.mktemp('several') / 'run'
+    return zoo.train('cct_2_3x2', DATA, output=folder, keep='best', balance='loss', **SMALL)
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
