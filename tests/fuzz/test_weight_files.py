@@ -2,6 +2,7 @@
 import io
 import json
 import logging
+import shlex
 import shutil
 import tempfile
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from fuzz_cases import JSON, cases, damaged, outcome
@@ -20,7 +22,7 @@ from tinyvit_zoo.publish.hub import _write_config
 from tinyvit_zoo.runtime import packaged
 from tinyvit_zoo.weights import catalogue, check_cfg, read_cfg, read_weights, save_weights, unwrap
 from tinyvit_zoo.weights.catalogue import FOLDER
-from tinyvit_zoo.weights.files import read_metadata
+from tinyvit_zoo.weights.files import read_metadata, tensors_digest
 
 NAME = 'cct_2_3x2.digits'
 CFG = {'num_classes': 4, 'input_size': [3, 16, 16], 'mean': [0.1, 0.2, 0.3], 'std': [0.5, 0.6, 0.7],
@@ -128,16 +130,21 @@ def test_a_checkpoint_that_holds_itself_or_a_bomb(folder: Path) -> None:
     assert 'unpacked it has 0.3 GB' in outcome(lambda: read_weights(path))[1]
 
 
-@pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
-@cases(30)
-@given(data=st.data())
-def test_published_folders(data: DataObject, name: str, folder: Path) -> None:
-    """By `local-dir:`; `hf-hub:` goes the same way. What is no JSON timm reads, and refuses, before us."""
+def _published(folder: Path) -> Path:
     place = folder / 'published'
     if not place.exists():
         place.mkdir()
         shutil.copyfile(FOLDER / catalogue()[NAME].file, place / 'model.safetensors')
         _write_config(timm.create_model(NAME, pretrained=True), place / 'config.json')
+    return place
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
+@cases(30)
+@given(data=st.data())
+def test_published_folders(data: DataObject, name: str, folder: Path) -> None:
+    """By `local-dir:`; `hf-hub:` goes the same way. What is no JSON timm reads, and refuses, before us."""
+    place = _published(folder)
     path, content = place / name, (place / name).read_bytes()
 
     def load() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -152,6 +159,50 @@ def test_published_folders(data: DataObject, name: str, folder: Path) -> None:
         assert name == 'config.json' and 'tinyvit_zoo' not in str(e)
     finally:
         path.write_bytes(content)
+
+
+def _of_before(path: Path, cfg: Any = CFG, **changed: Any) -> None:
+    """Write safetensors as earlier versions did: metadata have no digest."""
+    metadata = {'recipe': 'cct_2_3x2.mine', 'pretrained_cfg': json.dumps(cfg)}
+    metadata['tensors_sha256'] = tensors_digest(TENSORS)
+    safetensors.torch.save_file(TENSORS, path, {key: text for key, text in {**metadata, **changed}.items() if text})
+
+
+@pytest.mark.parametrize('write', [
+    _of_before, lambda path: path.write_bytes(_torch(legacy=True))], ids=['no digest of metadata', 'no checksum'])
+def test_a_file_without_a_digest_says_how_to_get_one(
+        write: Callable[[Path], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The command that the warning shows works as it stands."""
+    logging.disable(logging.NOTSET)
+    path = tmp_path / "it's old.pth" if write is not _of_before else tmp_path / 'old.safetensors'
+    write(path)
+    before = _content(path)
+    exec(shlex.split(caplog.messages[-1].partition('python -c ')[2])[0])
+    caplog.clear()
+    assert _same(_content(path.with_suffix('.safetensors')), before) and not caplog.messages
+    assert 'metadata_sha256' in read_metadata(path.with_suffix('.safetensors'))
+
+
+@pytest.mark.parametrize('changed', [
+    {'pretrained_cfg': ''}, {'tensors_sha255': tensors_digest(TENSORS), 'tensors_sha256': ''},
+    {'cfg': {**CFG, 'std': [0.5, 8.6, 0.7]}}, {'cfg': {**CFG, 'input_size': [3, 16, 20]}}], ids=str)
+def test_metadata_without_a_digest_hold_what_a_training_writes(changed: dict[str, Any], tmp_path: Path) -> None:
+    _of_before(tmp_path / 'a.safetensors', **changed)
+    assert 'is damaged' in outcome(lambda: _content(tmp_path / 'a.safetensors'))[1]
+
+
+def test_a_config_without_a_digest_agrees_with_the_weights(folder: Path) -> None:
+    place = _published(folder)
+    path, content = place / 'config.json', (place / 'config.json').read_text()
+    for changes, problem in (({}, ''), ({'mean': [0.3, 0.3, 0.4]}, 'has mean'), ({'std': [0.5]}, 'has std')):
+        config = json.loads(content)
+        config['pretrained_cfg'].update(changes)
+        for name, said in (('', problem), ('config_shb256', 'its digest does not match')):
+            digest = config.pop('config_sha256', config.pop('config_shb256', ''))
+            path.write_text(json.dumps({**config, **({name: digest} if name else {})}))
+            assert said in outcome(lambda: timm.create_model(f'local-dir:{place}', pretrained=True))[1]
+            config['config_sha256'] = digest
+    path.write_text(content)
 
 
 @pytest.mark.parametrize('name', ['weights/catalogue.json', 'data/classes.json'])

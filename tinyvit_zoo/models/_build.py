@@ -34,6 +34,7 @@ from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
 from ..runtime.text import one_line
 from ..weights import (
+    check_agreement,
     check_cfg,
     check_config,
     hub_config,
@@ -69,7 +70,7 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
         overlay = {**dict.fromkeys(_SOURCES[:3]), **overlay}
     if overlay.get('file'):
         overlay = {**read_cfg(weight_file({'file': overlay['file']}) or ''), **overlay}
-    _check_given(variant, pretrained_cfg, overlay, kwargs.get('cache_dir'))
+    unsealed = _check_given(variant, pretrained_cfg, overlay, kwargs.get('cache_dir'))
     if not pretrained:
         if pretrained_cfg is None and f'{variant}.untrained' in get_arch_pretrained_cfgs(variant):
             pretrained_cfg = 'untrained'
@@ -85,6 +86,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     source_size = None if size is None else to_2tuple(size)  # unknown for a file of the caller's that does not say
     try:
         if path := weight_file(cfg, kwargs.get('cache_dir')):
+            if unsealed:
+                check_agreement(unsealed, pretrained_cfg, path)
             tensors = unwrap(read_weights(path, verified=not cfg.get('file')))
             overlay.update(state_dict=tensors, source='')   # with a source, timm reads a file by itself
         model = build_model_with_cfg(
@@ -98,18 +101,20 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     return model
 
 
-def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], cache_dir: str | Path | None) -> None:
-    """Raise ZooError for a cfg of the caller's, or of config.json, with values that cannot be."""
+def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], cache_dir: str | Path | None,
+                 ) -> Path | None:
+    """Raise ZooError for impossible values in a cfg of the caller's, or of a config.json; return that if unsealed."""
     given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
     try:
-        if path := hub_config(given, cache_dir):
-            check_config(path)
+        path = hub_config(given, cache_dir)
+        sealed = path is None or check_config(path)
     except _NOT_FETCHED as e:
         raise ZooError(f'{_fetch_advice(variant, given, cache_dir)} ({one_line(e)})') from e
     check_cfg({**given, **overlay}, f'In the pretrained cfg of {variant}', others=True)
     if unknown := {**given, **overlay}.keys() - {f.name for f in fields(PretrainedCfg)}:
         raise ZooError(f'In the pretrained cfg of {variant} there is a field {min(unknown)!r}, which timm does not '
                        f'have.{nearest(min(unknown), [f.name for f in fields(PretrainedCfg)])} Leave it out.')
+    return None if sealed else path
 
 
 def register_family(module: str, build: Callable[..., nn.Module],
@@ -135,9 +140,11 @@ def _create(build: Callable[..., nn.Module], name: str, args: Mapping[str, Any],
     except ZooError:
         raise
     except Exception as e:
-        if isinstance(e, TypeError) and 'unexpected keyword' in str(e):
+        if isinstance(e, TypeError) and 'unexpected keyword' in str(e) and not isinstance(
+                kwargs.get('pretrained_cfg'), Mapping):     # of a config.json
             raise   # as timm's models say that they have no such argument
-        given = ', '.join(f'{key}={shown(value)}' for key, value in kwargs.items() if value is not None)
+        given = ', '.join(f'{key}={shown(value)}' for key, value in kwargs.items()
+                          if value is not None and key != 'pretrained_cfg')
         raise ZooError(f'{name} cannot be built with {given or "its arguments"} ({one_line(e)}).') from e
 
 

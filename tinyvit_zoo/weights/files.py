@@ -9,6 +9,8 @@ import json
 import logging
 import math
 import pickle
+import re
+import shlex
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ZooError
 from ..runtime.files import write_whole
-from ..runtime.text import one_line
+from ..runtime.text import one_line, printable
 
 LARGEST = 4 << 30       # bytes of a file that is fetched or unpacked
 _logger = logging.getLogger(__name__)
@@ -36,16 +38,19 @@ _HEADER_BYTES = 100 << 20       # at most, as in safetensors
 def read_weights(path: str | Path, verified: bool = False) -> dict[str, Any]:
     """Read a weight file as saved (`unwrap` gets the tensors out of it); refuse one that is damaged or holds code.
 
-    `verified`: its digest is known and was checked; else a warning is logged for a format without checksums.
+    `verified`: its digest is known and was checked; else a warning is logged for what has no checksum.
     """
     # checked: CRCs of a zip, the digests of `save_weights`, structure; not bits within others' safetensors
     with _opened(path) as (file, name):
         if not _is_safetensors(file, name):
             return _read_torch(file, path, verified)
-        stated = _metadata(file).get(_TENSORS)
+        metadata = _metadata(file)
         tensors = safetensors.torch.load_file(path) if name == path else safetensors.torch.load(file.read())
-        if stated not in (None, tensors_digest(tensors)):
+        if metadata.get(_TENSORS) not in (None, tensors_digest(tensors)):
             raise ValueError('the digest of its tensors does not match')
+        if not (verified or _sealed(metadata)):
+            _logger.warning('%s is of an earlier version, which wrote no digest of classes and preprocessing: damage '
+                            'to them goes unnoticed. %s', printable(str(path)), _advice(path))
         return tensors
 
 
@@ -57,13 +62,28 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def read_cfg(path: str | Path) -> dict[str, Any]:
     """Read the preprocessing and classes (timm's cfg fields) that our training writes; {} if there are none."""
-    text = read_metadata(path).get('pretrained_cfg', '{}')
+    metadata = read_metadata(path)
     try:
-        cfg = json.loads(text)
+        cfg = json.loads(metadata.get('pretrained_cfg', '{}'))
     except (ValueError, RecursionError) as e:
         raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): fetch it again.') from e
-    check_cfg(cfg, f'{path} is damaged or of another version: in its pretrained_cfg')
+    where = f'{path} is damaged or of another version: in its pretrained_cfg'
+    check_cfg(cfg, where)
+    if not _sealed(metadata):
+        _check_unsealed(metadata, cfg, where)
     return cfg
+
+
+def convert(source: str | Path, target: str | Path) -> None:
+    """Write weights anew as safetensors with digests of all; values, classes and preprocessing stay as they are."""
+    save_weights(unwrap(read_weights(source, verified=True)), target, read_metadata(source))
+
+
+def _advice(path: str | Path) -> str:
+    """Return the command that converts a file."""
+    target = Path(path).with_suffix('.safetensors')
+    code = f'from tinyvit_zoo.weights import convert; convert({json.dumps(str(path))}, {json.dumps(str(target))})'
+    return f'This command writes {printable(str(target))} with digests of all: python -c {shlex.quote(code)}'
 
 
 @contextmanager
@@ -125,17 +145,28 @@ def _metadata(file: IO[bytes]) -> dict[str, str]:
     metadata = header.get('__metadata__', {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError('its metadata are not texts')
-    if metadata.get(_METADATA) not in (None, _metadata_digest(metadata)):
+    if _stated_digest(metadata, _METADATA) not in (None, _metadata_digest(metadata)):
         raise ValueError('the digest of its metadata does not match')
     return metadata
+
+
+def _sealed(metadata: Mapping[str, str]) -> bool:
+    """Return whether metadata have a digest of their own, or are of no file of ours."""
+    return _METADATA in metadata or _TENSORS not in metadata
+
+
+def _stated_digest(content: Mapping[str, Any], name: str) -> Any:
+    """Return the digest of this name; where that is damaged, a text of such a form by any other name."""
+    others = [text for key, text in content.items()
+              if key != _TENSORS and isinstance(text, str) and re.fullmatch('[0-9a-f]{64}', text)]
+    return content.get(name, others[0] if others else None)
 
 
 def _read_torch(file: IO[bytes], path: str | Path, verified: bool) -> dict[str, Any]:
     """Read PyTorch's own format: a zip, or a bare pickle."""
     if not zipfile.is_zipfile(file) and not verified:
         _logger.warning('%s is of the format that PyTorch wrote before 2020, which has no checksum: damage to its '
-                        'numbers goes unnoticed. tinyvit_zoo.weights.save_weights(unwrap(read_weights(FILE)), '
-                        '"NEW.safetensors") converts it.', path)
+                        'numbers goes unnoticed. %s', printable(str(path)), _advice(path))
     file.seek(0)
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():     # options; inert
         warnings.simplefilter('ignore')     # torch's, of damaged files
@@ -255,7 +286,17 @@ def check_cfg(cfg: Any, where: str, others: bool = False) -> None:
             raise ZooError(f'{where} {name} has {len(cfg[name])} numbers, expected {channels}, one for each channel.')
 
 
+def _check_unsealed(metadata: Mapping[str, str], cfg: Mapping[str, Any], where: str) -> None:
+    """Raise ZooError for what our training has never written, in metadata without a digest."""
+    if 'recipe' in metadata and not cfg:
+        raise ZooError(f'{where} there is nothing, and other metadata are there.')
+    numbers = [number for name in ('mean', 'std') for number in cfg.get(name, ())] + [cfg.get('crop_pct', 1)]
+    if not all(0 <= number <= 1 for number in numbers) or len({*cfg.get('input_size', (3, 1))[1:]}) > 1:
+        raise ZooError(f'{where} mean, std or crop_pct are not from 0 to 1, or the images not square.')
+
+
 _CONFIG = 'config_sha256'
+_SEAL = 'or seal what you changed yourself (tinyvit_zoo.weights.seal_config)'
 
 
 def seal_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,13 +305,22 @@ def seal_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, _CONFIG: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
-def check_config(path: Path) -> None:
-    """Raise ZooError if a config.json differs from its digest."""
+def check_config(path: Path) -> bool:
+    """Return whether a config.json has a digest; raise ZooError if that does not match."""
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
-        stated = config.get(_CONFIG)
+        stated = _stated_digest(config, _CONFIG)
     except Exception as e:  # timm has read it
         raise ZooError(f'{path} is damaged ({one_line(e)}): fetch it again.') from e
     if stated not in (None, seal_config(config)[_CONFIG]):
-        raise ZooError(f'{path} is damaged (its digest does not match): fetch it again, or remove {_CONFIG} from it if '
-                       f'you changed it yourself.')
+        raise ZooError(f'{path} is damaged (its digest does not match): fetch it again, {_SEAL}.')
+    return stated is not None
+
+
+def check_agreement(config: Path, cfg: Mapping[str, Any], weights: Path) -> None:
+    """Raise ZooError where a config.json without a digest says another thing than the weights beside it."""
+    for name, value in read_cfg(weights).items():
+        given = cfg.get(name)
+        if json.dumps(given) != json.dumps(value) and not (name == 'label_names' and given is None):
+            raise ZooError(f'{config} has {name} {str(given)[:60]}, and the weights beside it {str(value)[:60]}: fetch '
+                           f'both again, {_SEAL}.')
