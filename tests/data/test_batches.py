@@ -340,7 +340,7 @@ def test_unreadable_images_are_listed_before_the_first_batch(mode: str, tmp_path
 @pytest.mark.parametrize('size, free, expected', [
     (4, 4 * 20 * 48, True), (4, 4 * 20 * 48 - 1, False), (96, 2 ** 40, True), (97, 2 ** 40, False)])
 def test_memory_is_chosen_by_size(size: int, free: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, 'free_memory', lambda: free)
+    monkeypatch.setattr(loaders, 'free_memory', lambda _: free)
     batches = make_batches(numbered(20), size, 5, CPU, train=True, stream_transform=noisy, workers=0)
     assert batches.streamed is not expected
 
@@ -350,7 +350,7 @@ def test_a_part_of_a_folder_counts_as_the_whole(tmp_path: Path, monkeypatch: pyt
     split = folder_split(tmp_path / 'set')
     assert len(split) == 16 and len(split.images) == 20
     for free, expected in ((4 * 20 * 48, True), (4 * 18 * 48, False)):
-        monkeypatch.setattr(loaders, 'free_memory', lambda free=free: free)
+        monkeypatch.setattr(loaders, 'free_memory', lambda _, free=free: free)
         assert loaders.fits_in_memory(split, (4, 4), 3, CPU) is expected
 
 

@@ -40,6 +40,11 @@ def test_an_odd_argument(data: st.DataObject) -> None:
     assert given.get('global_pool') == '' or len(logits[0]) == model.num_classes or not model.num_classes
 
 
+def test_no_model_is_larger_than_the_memory() -> None:
+    for odd in ({'embed_dim': 8192, 'depth': 256}, {'img_size': 4096, 'depth': 256, 'embed_dim': 1024}):
+        assert 'GiB of memory' in outcome(lambda odd=odd: timm.create_model('vit_lite', **odd))[1]
+
+
 @pytest.mark.parametrize('name', list_models())
 @pytest.mark.parametrize('odd', [
     {'num_classes': -1}, {'in_chans': 0}, {'drop_path_rate': math.nan}, {'img_size': 100_000}, {'num_classes': True}],

@@ -1,5 +1,6 @@
 """Odd values of every option and argument of every command, as the parsers list them: a result, or one line."""
 import argparse
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import fakes
 import numpy as np
 import pytest
+import torch
 from fuzz_cases import cases, command
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from tinyvit_zoo.cli.main import _parser
+from tinyvit_zoo.cli.main import _parser, _Printable
+from tinyvit_zoo.measure.counting import check_memory
 
 TEXTS = [
     '', ' ', '-', '--', '-1', '0', '1', '2', '3', '-0', '+1', '1.5', '0.5', '1e-320', '1e400', '-1e9', 'nan', 'inf',
@@ -99,13 +102,32 @@ def test_every_command_has_a_base() -> None:
     ['train', '--auto-augment', 'rand-m9-n99999'], ['train', '--output', 'a\udcffb'], ['train', '--output', 'a\0b'],
     ['pretrain', '--method-args', '{1: 1}'], ['pretrain', '--data', 'npz:three.npz'], ['export', '\udcff.pt2'],
     ['count', '--batch-size', '9' * 20], ['analyze positions', '--format=--'], ['eval', '--img-size', '100000'],
-    ['compare', '--batch-size', '9' * 12]], ids=lambda argv: ' '.join(argv).encode('ascii', 'replace').decode()[:40])
+    ['compare', '--batch-size', '9' * 12], ['eval', '--img-size', '4096'], ['train', '--img-size', '4096'],
+    ['pretrain', '--img-size', '4096']], ids=lambda argv: ' '.join(argv).encode('ascii', 'replace').decode()[:40])
 def test_what_cannot_be(argv: list[str], place: Path) -> None:
     """Values that were tracebacks, or never ended."""
     np.savez(place / 'three.npz', train_images=fakes.pixels(3, 8, 8), train_labels=np.arange(3))
     name, *more = argv
     base = BASES[name][:1] if name == 'export' else BASES[name]
     assert command(*name.split(), *(word.replace('NEW', 'new') for word in base), *more)[0] == 2
+
+
+def test_large_images_say_what_they_cost(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    check_memory('cct_2_3x2 at 2048 pixels', torch.device('cpu'), 6, 2 ** 20, 3e9)
+    assert 'takes about 0.0 GiB of memory for a batch of 6, and 3 G multiply-adds an image' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('variables', [{'WORLD_SIZE': 'x'}, {'WORLD_SIZE': '2'}, {'WORLD_SIZE': '2', 'RANK': '5'}],
+                         ids=str)
+def test_processes_that_cannot_be_joined(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert 'torchrun' in command('eval', 'cct_2_3x2.digits', '--data', 'digits', '--device', 'cpu')[1]
+
+
+def test_warnings_are_one_line_without_what_steers_a_terminal() -> None:
+    record = logging.LogRecord('a', logging.WARNING, '', 0, 'Skipped %s\n.', ('\x1b[31m',), None)
+    assert _Printable().format(record) == r'Skipped \x1b[31m .'
 
 
 @cases(15)

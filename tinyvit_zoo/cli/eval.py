@@ -10,7 +10,7 @@ import torch
 from ..data.sources import Source
 from ..errors import ZooError
 from ..measure.accuracy import ViewAverage, calibrate, check_catalogue, check_table, evaluate, outputs
-from ..measure.bench import Bench, knn, open_bench_source, probe, spread
+from ..measure.bench import Bench, check_size, knn, open_bench_source, probe, spread
 from ..measure.calibration import plot_reliability
 from ..measure.figures import FORMATS, Figures, figures_of, plot_confusion, plot_mistakes
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
@@ -90,7 +90,9 @@ def run(args: argparse.Namespace) -> str:
         dtype = autocast_dtype(args.precision, world.device)
 
         def bench(spec: str, source: Source) -> Bench:
-            loaded = resolve(spec).load(world.device, args.img_size)
+            resolved = resolve(spec)
+            check_size(resolved, args.img_size, min(args.batch_size, len(getattr(source, args.split))), world.device)
+            loaded = resolved.load(world.device, args.img_size)
             return Bench(loaded, source, args.split, world, dtype, args.batch_size)
         if args.all:
             return _check_catalogue(args, bench)

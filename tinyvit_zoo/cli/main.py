@@ -4,6 +4,7 @@ A command is a module with NAME, SUMMARY, EXAMPLES (one a line), `add(parser)`, 
 to print.
 """
 import argparse
+import logging
 import sys
 import textwrap
 import warnings
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     As shells do, 130 for Ctrl-C and 141 for a closed pipe.
     """
     argv = sys.argv[1:] if argv is None else argv
+    logging.lastResort.setFormatter(_Printable())    # type: ignore[union-attr]
     warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')    # of a damaged image, which gets a line
     try:
         if odd := next((word for word in argv if word.endswith('=--') or '\0' in word), None):
@@ -74,6 +76,13 @@ def _complain(message: str, code: int = 2) -> int:
     except OSError:     # there is no place left to say it
         drop(sys.stderr)
     return code
+
+
+class _Printable(logging.Formatter):
+    """Write a warning on one line, what may steer a terminal escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(' '.join(super().format(record).split()))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -95,11 +95,8 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
 
 def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: torch.device) -> bool:
     """Measure all the images of the source, which are decoded together."""
-    free = free_memory()
-    if device.type == 'cuda':
-        free = min(free, torch.cuda.mem_get_info(device)[0])
     count = len(split) if isinstance(split.images, ArrayImages) else len(split.images)
-    return max(size) <= MEMORY_MAX_SIZE and count * channels * size[0] * size[1] <= MEMORY_SHARE * free
+    return max(size) <= MEMORY_MAX_SIZE and count * channels * size[0] * size[1] <= MEMORY_SHARE * free_memory(device)
 
 
 def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..errors import ZooError
@@ -173,8 +174,10 @@ def map_npy(path: Path) -> np.ndarray:
         raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it again.') from e
 
 
-def free_memory() -> int:
-    """Return the bytes of free main memory; half of all memory, or 4 GiB, if the system does not report it."""
+def free_memory(device: torch.device | None = None) -> int:
+    """Return the bytes of free memory, on a GPU's device as in main memory; half of all if that is not reported."""
+    if device is not None and device.type == 'cuda':
+        return min(free_memory(), torch.cuda.mem_get_info(device)[0])
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/meminfo').read_text().splitlines()
         available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))

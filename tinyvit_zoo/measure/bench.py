@@ -16,7 +16,8 @@ from ..data.sources import Source, open_source
 from ..data.splits import Split, draw
 from ..errors import ZooError, nearest
 from ..runtime.world import World, autocast
-from ..weights.resolve import Loaded
+from ..weights.resolve import Loaded, Resolved, create_model, without_rates
+from .counting import MANY_PIXELS, check_memory, count, image_memory
 
 _CHUNK = 1 << 24        # similarities held at once
 STRENGTHS = (1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)      # of the L2 penalty of the probe, the strongest first
@@ -101,6 +102,20 @@ class Bench:
     def check_classes(self, advice: str = 'give the data it was trained on') -> None:
         if self.class_mismatch:
             raise ZooError(f'{self.class_mismatch}: {advice}.')
+
+
+def check_size(resolved: Resolved, img_size: int | None, batch: int, device: torch.device) -> None:
+    """Raise ZooError where a batch takes more memory than is free; looked at where it has many pixels."""
+    size = img_size or resolved.cfg.get('input_size', (3, 32, 32))[-1]
+    if batch * size ** 2 < MANY_PIXELS or ':' in resolved.name:
+        return
+    args = without_rates(resolved.recipe.get('model_args', {}))
+    try:
+        model = create_model(resolved.architecture, size, device='meta', **args)
+        needed, macs = image_memory(model, size), count(model, size).macs
+    except Exception:   # of every architecture its own; loading it says what is wrong
+        return
+    check_memory(f'{resolved.spec} at {size} pixels', device, batch, needed, macs)
 
 
 def open_bench_source(spec: Any, split: str, **options: Any) -> Source:

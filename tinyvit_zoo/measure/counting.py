@@ -4,6 +4,7 @@ A multiply-add (MAC) is two FLOPs of `torch.utils.flop_counter`. Convolutions, l
 counted, with the two of attention in any kernel; norms, activations, softmax and additions are not, as in papers.
 """
 import math
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from ..data.files import free_memory
 from ..errors import ZooError
 from ..runtime.text import one_line
 
@@ -197,6 +199,24 @@ def peak_memory(model: nn.Module, input_size: InputSize = None, batch: int = 1, 
         if train and out.requires_grad:
             out.sum().backward()
     return ledger.peak
+
+
+MANY_PIXELS = 1 << 24   # of a batch; less has always fitted
+
+
+def check_memory(title: str, device: torch.device, batch: int, image_bytes: float, macs: float) -> None:
+    """Raise ZooError where a batch needs more memory than is free; else say on stderr what it costs."""
+    needed, free = batch * image_bytes / 2 ** 30, free_memory(device) / 2 ** 30
+    if needed > free:
+        raise ZooError(f'{title} takes about {needed:,.0f} GiB of memory for a batch of {batch}, and {free:,.0f} GiB '
+                       f'are free: take smaller images or a smaller batch.')
+    print(f'{title} takes about {needed:,.1f} GiB of memory for a batch of {batch}, and {macs / 1e9:,.0f} G '
+          f'multiply-adds an image.', file=sys.stderr, flush=True)
+
+
+def image_memory(model: nn.Module, size: InputSize, train: bool = False) -> float:
+    """Return the bytes that each image of a batch takes at the peak, without the weights."""
+    return peak_memory(model, size, 2, train) - peak_memory(model, size, 1, train)
 
 
 class _FusedAttention(TorchFunctionMode):

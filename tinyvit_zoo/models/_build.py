@@ -5,7 +5,7 @@ This module alone imports private names of timm, some of them for others.
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
@@ -30,6 +30,7 @@ from timm.models._input import update_model_args, update_model_input_size  # noq
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..data.files import free_memory
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
 from ..runtime.text import one_line
@@ -45,6 +46,7 @@ from ..weights import (
     url_cache,
     weight_file,
 )
+from ..weights.files import LARGEST
 from ._arguments import check_arguments, shown
 
 _logger = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     metadata. A model without weights is a classifier, also where all weights of its architecture are encoders.
     """
     check_arguments(model_cls, kwargs)
+    if any(_are_large(kwargs.values())) and str(kwargs.get('device')) != 'meta':
+        _check_memory(variant, build_model(model_cls, variant, False, filter_fn, **{**kwargs, 'device': 'meta'}))
     indices = getattr(model_cls, 'default_out_indices', 3)
     kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
     if isinstance(pretrained_cfg, str):
@@ -99,6 +103,23 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     if path and cfg.get('source'):
         model.pretrained_cfg['source'] = cfg['source']
     return model
+
+
+def _are_large(values: Iterable[Any]) -> Iterator[bool]:
+    """Yield whether each of the arguments is large."""
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _are_large(value)
+        else:
+            yield isinstance(value, int) and value > _LARGE
+
+
+def _check_memory(variant: str, model: nn.Module) -> None:
+    """Raise ZooError if a model, given on the meta device, is larger than any weights that are read, or than memory."""
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 2 ** 30
+    if size > (most := min(free_memory(), LARGEST) / 2 ** 30):
+        raise ZooError(f'{variant} of this size takes {size:,.1f} GiB of memory, expected {most:,.1f} at most: take '
+                       f'smaller arguments.')
 
 
 def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], cache_dir: str | Path | None,
@@ -158,6 +179,7 @@ class _ShapesAlone(TorchDispatchMode):
 
 _FILLS = ('uniform_', 'normal_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'fill_', 'zero_')
 _SOURCES = ('file', 'url', 'hf_hub_id', 'state_dict')
+_LARGE = 512    # of any argument: with more, the memory is counted before it is taken
 _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 
 

@@ -61,13 +61,19 @@ class World:
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
     """Yield the World of `torchrun`'s environment variables. `device`: 'auto', 'cpu', 'cuda', 'cuda:1', ..."""
-    size, rank, local = (int(os.environ.get(key, default)) for key, default in (
-        ('WORLD_SIZE', 1), ('RANK', 0), ('LOCAL_RANK', 0)))
+    try:
+        size, rank, local = (int(os.environ.get(key, default)) for key, default in (
+            ('WORLD_SIZE', 1), ('RANK', 0), ('LOCAL_RANK', 0)))
+    except ValueError as e:
+        raise ZooError(f'WORLD_SIZE, RANK and LOCAL_RANK are to be whole numbers ({e}): torchrun sets them.') from e
     chosen = choose_device(device, local if size > 1 else None)
     if size == 1:
         yield World(0, 1, chosen)
         return
-    dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
+    try:
+        dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
+    except (ValueError, RuntimeError) as e:     # torch's, of missing or odd addresses and ranks
+        raise ZooError(f'The processes cannot be joined ({str(e).splitlines()[0][:99]}): start them by torchrun.') from e
     try:
         yield World(rank, size, chosen)
     finally:

@@ -13,12 +13,13 @@ import torch
 from ..augment.spec import AugmentSpec
 from ..data.datasets import DATASETS
 from ..errors import ZooError
-from ..measure.counting import TrainingFlop, count
+from ..measure.counting import MANY_PIXELS, TrainingFlop, check_memory, count, image_memory
 from ..methods import METHODS
 from ..methods.self_supervised import make_encoder
 from ..models import take_any_size
 from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining
 from ..runtime.text import one_line
+from ..runtime.world import World
 from ..weights.resolve import create_model, resolve, without_rates
 
 USUAL_IMAGES = 50_000       # where the dataset is not known
@@ -68,6 +69,20 @@ def _teacher_macs(spec: str, num_classes: int) -> int:
         teacher = resolve(spec)
         name, size, args = teacher.architecture, teacher.cfg['input_size'][1:], teacher.recipe.get('model_args', {})
     return count(create_model(name, size, device='meta', num_classes=num_classes, **without_rates(args))).macs
+
+
+def check_size(recipe: BaseRecipe, images: int, num_classes: int, world: World) -> None:
+    """Raise ZooError where a batch takes more memory than is free; looked at where it has many pixels."""
+    size, labelled = max(getattr(recipe, 'sizes', ()) or (recipe.img_size,)), not isinstance(recipe, Pretraining)
+    batch = -(-min(recipe.batch_size, images) // (recipe.accumulate * world.size))
+    if not world.first or batch * size ** 2 < MANY_PIXELS:
+        return
+    try:
+        model = create_model(recipe.model, size, device='meta', num_classes=num_classes * labelled, **recipe.model_args)
+        needed, macs = image_memory(model, size, train=labelled), count(model, size).macs     # masked: a part of these
+    except Exception:   # of every architecture its own; the training says what is wrong
+        return
+    check_memory(f'{recipe.name} at {size} pixels', world.device, batch, needed, macs)
 
 
 def _pretraining_flop(recipe: Pretraining) -> float:

@@ -27,7 +27,7 @@ from ..runtime.files import (
     write_whole,
 )
 from ..runtime.lock import LOCK, lock, unlock
-from ..runtime.text import Progress, show
+from ..runtime.text import Progress, printable, show
 from ..runtime.world import machine
 from ..weights import read_weights
 from ..weights.resolve import read_recipe
@@ -121,7 +121,7 @@ class Run:
                 self.progress.clear()
             show(text)
             if self.folder.is_dir():
-                append(self.folder / 'train.log', f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}')
+                append(self.folder / 'train.log', f'{time.strftime("%Y-%m-%d %H:%M:%S")} {printable(text)}')
 
     def log(self, row: dict[str, Any]) -> None:
         """Log an epoch: a line of log.jsonl, one to read, and the curves."""

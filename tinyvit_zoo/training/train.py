@@ -31,7 +31,7 @@ from ..weights.readout import Readout
 from ..weights.resolve import check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
-from .cost import pflop
+from .cost import check_size, pflop
 from .loop import Loop
 from .optimizer import make_optimizer
 from .run_dir import PRETRAINING, Run
@@ -76,6 +76,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
         raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
     run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
     source, batches = open_images(recipe, options, world), None
+    check_size(recipe, len(source.train), len(source.class_names), world)
     if options.minutes or options.pflop:
         run.check(options.resume)
         recipe, batches = _within_budget(recipe, options, source, world, start, begun)
@@ -173,6 +174,7 @@ def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options,
     source = open_images(recipe, options, world)
     if options.val_fraction is None:    # both stages leave out the same images
         options = replace(options, val_fraction=source.val_fraction)
+    check_size(recipe, len(source.train), len(source.class_names), world)
     begin = options.output / PRETRAINING
     train(first, replace(options, output=begin, eval_every=0), world)
     return train(recipe, options, world, start=begin)
