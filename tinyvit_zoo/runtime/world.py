@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from ..errors import ZooError
 from ..version import __version__
+from .text import one_line
 
 _FORMATS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -73,7 +74,7 @@ def join_world(device: str) -> Iterator[World]:
     try:
         dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
     except (ValueError, RuntimeError) as e:     # torch's, of missing or odd addresses and ranks
-        raise ZooError(f'The processes cannot be joined ({str(e).splitlines()[0][:99]}): start them by torchrun.') from e
+        raise ZooError(f'The processes cannot be joined ({one_line(e)}): start them by torchrun.') from e
     try:
         yield World(rank, size, chosen)
     finally:
