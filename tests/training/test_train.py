@@ -411,7 +411,7 @@ def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytes
 
 def test_tensorboard_events_where_asked(data: str, tmp_path: Path) -> None:
     pytest.importorskip('tensorboard')
-    assert run(data, tmp_path / 'run', '--tensorboard', '--epochs', '2') == 0
+    assert run(data, tmp_path / 'run', '--track', 'tensorboard', '--epochs', '2') == 0
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
     assert [event.step for event in events.Scalars('train_loss')] == [6, 12]

@@ -18,6 +18,7 @@ from ..recipes import BaseRecipe
 from ..recipes.settings import AnyRecipe, option, override, parse, settings, type_name
 from ..runtime.world import World, join_world
 from ..training.loop import Stopped
+from ..training.trackers import TRACKERS
 from ..training.train import Options
 
 
@@ -86,7 +87,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None
     parser.add_argument('--workers', type=int, metavar='N', help='processes that read images when streaming')
     parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M', help='between two checkpoints')
     parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS', help='default: twenty times in all')
-    parser.add_argument('--tensorboard', action='store_true', help='write TensorBoard events too')
+    parser.add_argument('--track', default='', choices=TRACKERS, help='log the figures there too')
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument('--minutes', type=amount, metavar='M',
                         help='train for as many epochs as fit in M minutes here, from start to end; the schedule '

@@ -27,10 +27,11 @@ from ..runtime.files import (
     write_whole,
 )
 from ..runtime.lock import LOCK, lock, unlock
-from ..runtime.text import Progress, printable, show
+from ..runtime.text import Progress, one_line, printable, show
 from ..runtime.world import machine
 from ..weights import read_weights
 from ..weights.resolve import read_recipe
+from .trackers import Tracker, open_tracker, tracker_module
 
 _RECIPE, _RESULT, _LOG = 'recipe.json', 'result.json', 'log.jsonl'
 _ROW = {'epoch': int, 'step': int, 'train_loss': float}     # a line of the log, among others
@@ -41,21 +42,16 @@ PRETRAINING = 'pretraining'     # the folder of the pre-training that comes firs
 class Run:
     """`DIR/recipe.json`, `train.log`, `log.jsonl`, `curves.png`, checkpoints, and at the end weights and result."""
 
-    def __init__(self, folder: Path, quiet: bool = False, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, quiet: bool = False, track: str = '') -> None:
         check_path(folder)
         self.folder, self.quiet = folder, quiet
         self.progress: Progress | None = None
         self.pictures = True
         self.rows: list[dict[str, Any]] = []    # of log.jsonl
         self.locked: IO[str] | None = None
-        self.writer: Any = None
-        self.make_writer: Any = None
-        if tensorboard and not quiet:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as e:
-                raise ZooError("--tensorboard needs its package: pip install 'tinyvit-zoo[train]'.") from e
-            self.make_writer = SummaryWriter
+        self.track = track if not quiet else ''
+        self.tracking = tracker_module(self.track) if self.track else None
+        self.tracker: Tracker | None = None
 
     def open(self, recipe: BaseRecipe, facts: Mapping[str, Any], resume: bool) -> None:
         """Begin the directory, or go on with it, and lock it until `close`.
@@ -71,10 +67,16 @@ class Run:
         remove_partial(self.folder)
         if not (self.folder / _RECIPE).exists():
             write_document(self.folder / _RECIPE, {**wanted, 'machine': machine()})
-            return
+        else:
+            self._check_same(type(recipe), wanted)
+        if self.track:
+            self.tracker = open_tracker(self.track, self.tracking, self.folder, wanted['recipe'])
+
+    def _check_same(self, kind: type[BaseRecipe], wanted: dict[str, Any]) -> None:
+        """Raise ZooError if the run in the directory is another one."""
         written = read_recipe(self.folder)
         same = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decide no weights
-        written['recipe'] = {**defaults(type(recipe)), **written['recipe'], **same}
+        written['recipe'] = {**defaults(kind), **written['recipe'], **same}
         if 'contents' not in written.get('data', {}):   # an older run
             wanted['data'].pop('contents', None)
             wanted.pop('teacher', None)
@@ -94,6 +96,8 @@ class Run:
 
     def close(self) -> None:
         """Let other processes write to the directory."""
+        self._track(lambda tracker: tracker.close())
+        self.tracker = None
         if self.locked:
             unlock(self.locked)
             self.locked = None
@@ -133,18 +137,19 @@ class Run:
         figures = ''.join(f', {key.replace("_", " ")} {text}' for key, text in zip(shown, texts, strict=True))
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
                  f'{row["images_per_second"]:.0f} images/s{self.progress.left() if self.progress else ""}')
-        if self.make_writer:
-            self.write_events(row)
+        numbers = {key: value for key, value in row.items() if key != 'step' and isinstance(value, (int, float))}
+        self._track(lambda tracker: tracker.log(numbers, row['step']))
         if figures:
             self.draw()
 
-    def write_events(self, row: Mapping[str, Any]) -> None:
-        folder = self.folder / 'tensorboard'
-        with naming_unwritable(folder):
-            self.writer = self.writer or self.make_writer(str(folder))
-            for key in row.keys() - {'epoch', 'step'}:
-                self.writer.add_scalar(key, row[key], row['step'])
-            self.writer.flush()
+    def _track(self, act: Callable[[Tracker], None]) -> None:
+        """Tell the tracker, where there is one; the run goes on without one that fails."""
+        try:
+            if self.tracker:
+                act(self.tracker)
+        except Exception as e:  # each library has its own
+            self.tracker = None
+            self.say(f'Tracking by {self.track} has failed ({one_line(e)}): the run goes on without it.')
 
     def rewind(self, rows: list[dict[str, Any]]) -> None:
         """Log these epochs alone: a resumed run does those after them again, and mends what a kill has left."""

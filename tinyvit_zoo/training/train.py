@@ -54,7 +54,7 @@ class Options:
     workers: int | None = limited(None, Range(f'0 to {MOST_WORKERS}', lambda v: 0 <= v <= MOST_WORKERS))
     checkpoint_minutes: float = limited(1., FROM_0_TO_INFINITY)
     eval_every: int = limited(0, FROM_0)    # epochs; 0: twenty times in all
-    tensorboard: bool = False
+    track: str = ''                 # tensorboard, wandb, mlflow or trackio
     minutes: float | None = limited(None, POSITIVE)     # that the run may take: they set the epochs
     pflop: float | None = limited(None, POSITIVE)       # likewise
     begun: float | None = None      # time.monotonic() when the minutes began; None: as `train` is called
@@ -74,7 +74,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     check_fields(options)
     if 'epochs' in options.given and (options.minutes or options.pflop):
         raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
-    run = Run(options.output, quiet=not world.first, tensorboard=options.tensorboard)
+    run = Run(options.output, quiet=not world.first, track=options.track)
     source, batches = open_images(recipe, options, world), None
     check_size(recipe, len(source.train), len(source.class_names), world)
     if options.minutes or options.pflop:
