@@ -1,6 +1,7 @@
 """A small training for the tests."""
 import io
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -41,12 +42,22 @@ def run(data: str, output: Path, *more: str, model: str = 'cct_2_3x2') -> int:
         return int(e.code or 0)
 
 
-def torchrun(*argv: str, env: dict[str, str] | None = None) -> 'subprocess.CompletedProcess[str]':
-    """`tinyvit-zoo` in two processes, of one thread each."""
-    return subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--rdzv-backend', 'c10d',
-         '--rdzv-endpoint', 'localhost:0', '-m', 'tinyvit_zoo', *argv],
-        capture_output=True, text=True, timeout=240, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
+def torchrun(*argv: str, nodes: int = 1, env: dict[str, str] | None = None) -> 'subprocess.CompletedProcess[str]':
+    """`tinyvit-zoo` in two processes, of one thread each, on one machine or as on two."""
+    port = 0
+    if nodes > 1:
+        with socket.socket() as free:
+            free.bind(('localhost', 0))
+            port = free.getsockname()[1]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes', str(nodes), '--nproc-per-node',
+               str(2 // nodes), '--rdzv-id', 'test', '--rdzv-backend', 'c10d', '--rdzv-endpoint', f'localhost:{port}',
+               '-m', 'tinyvit_zoo', *argv]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}
+    others = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+              for _ in range(nodes - 1)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    assert [other.wait(60) for other in others] == [done.returncode] * len(others)
+    return done
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

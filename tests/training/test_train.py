@@ -32,7 +32,7 @@ from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods.joint import average_
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Recipe
-from tinyvit_zoo.runtime.world import autocast_dtype
+from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
@@ -538,8 +538,8 @@ def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
 
 # -- many processes --------------------------------------------------------------------------------------------------
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(data: str, tmp_path: Path) -> None:
-    done = torchrun(*training(data, tmp_path / 'two', *PLAIN, '--ema', '0', '--accumulate', '5'))  # four parts of 8
+def test_two_machines_give_the_result_of_one_process(data: str, tmp_path: Path) -> None:
+    done = torchrun(*training(data, tmp_path / 'two', *PLAIN, '--ema', '0', '--accumulate', '5'), nodes=2)  # parts of 8
     assert done.returncode == 0, done.stderr[-2000:]
     assert run(data, tmp_path / 'one', *PLAIN, '--ema', '0') == 0
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
@@ -548,6 +548,13 @@ def test_two_processes_give_the_result_of_one(data: str, tmp_path: Path) -> None
     both = [json.loads((tmp_path / name / 'result.json').read_text())['figures']['test'] for name in ('one', 'two')]
     assert both[0]['images'] == both[1]['images'] == 24
     assert both[0]['loss'] == pytest.approx(both[1]['loss'], abs=1e-5)
+
+
+def test_machines_that_share_no_disk_are_refused(
+        data: str, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(World, 'gather', lambda self, value: [value, None])
+    assert run(data, finished, '--resume') == 2
+    assert 'an --output on a disk that all machines share' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -181,6 +181,9 @@ class Loop:
     def restore(self) -> bool:
         """Load the newest sound checkpoint of the run; False where there is none."""
         state = load_checkpoint(self.run.folder, self.run.say)
+        if len(set(self.world.gather(state and state['step']))) > 1:
+            raise ZooError(f'The processes see different checkpoints in {self.run.folder}: choose an --output on a '
+                           f'disk that all machines share.')
         if state is None:
             if self.world.first:
                 self.run.rewind([])

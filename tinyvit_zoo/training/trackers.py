@@ -29,7 +29,8 @@ class _TensorBoard:
     """Event files in DIR/tensorboard."""
 
     def __init__(self, module: Any, folder: Path, settings: Mapping[str, Any], key: str) -> None:
-        self.make, self.folder, self.writer = module.SummaryWriter, folder / 'tensorboard', None
+        self.make, self.folder = module.SummaryWriter, folder / 'tensorboard'
+        self.writer: Any = None
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         if self.writer is None:     # what a resumed run does again counts once
