@@ -22,7 +22,7 @@ from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.multilabel import MultiLabelFigures
 from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
-from .recipes import PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
+from .recipes import BaseRecipe, Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, override, settings
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import train as training
@@ -222,14 +222,7 @@ def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', ou
 
     `method`: 'mae_small', 'self_distill', ... with `model`, the encoder; or a recipe, or the name of one.
     """
-    if isinstance(method, str) and method in PRETRAINING_PRESETS:
-        if not model:
-            raise ZooError(f'model is missing: give the encoder for {method} to pre-train.')
-        recipe = training.pretraining_recipe(method, model)
-    else:
-        recipe = find_pretraining(method) if isinstance(method, str) else method
-        if model:
-            raise ZooError(f'{recipe.name} has its model: leave model out, or take {", ".join(PRETRAINING_PRESETS)}.')
+    recipe = training.pretraining_recipe(method, model)
     name = method if isinstance(method, str) else recipe.name
     folder = _train(name, recipe, data, output, device, keywords)
     return Encoder(folder, read_result(folder))

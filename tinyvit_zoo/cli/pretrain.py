@@ -1,8 +1,7 @@
 """`tinyvit-zoo pretrain`: an encoder without labels."""
 import argparse
 
-from ..errors import ZooError
-from ..recipes import PRETRAINING_PRESETS, Pretraining, find_pretraining
+from ..recipes import PRETRAINING_PRESETS, Pretraining
 from ..training.train import pretraining_recipe, train, without_mirroring
 from ._options import add_options, in_world, with_options
 
@@ -24,16 +23,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the k-NN accuracy last."""
-    recipe, options = with_options(args, _recipe(args))
+    recipe = pretraining_recipe(args.recipe, args.model or '')
+    recipe, options = with_options(args, without_mirroring(recipe, args.data or '') if args.model else recipe)
     return in_world(args.device, lambda world: train(recipe, options, world))
-
-
-def _recipe(args: argparse.Namespace) -> Pretraining:
-    if args.recipe not in PRETRAINING_PRESETS:
-        recipe = find_pretraining(args.recipe)
-        if args.model:
-            raise ZooError(f'{args.recipe} has its model: leave --model out, or take {", ".join(PRETRAINING_PRESETS)}.')
-        return recipe
-    if not args.model:
-        raise ZooError(f'--model is missing: give the encoder for {args.recipe} to pre-train.')
-    return without_mirroring(pretraining_recipe(args.recipe, args.model), args.data or '')

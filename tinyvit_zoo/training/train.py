@@ -19,7 +19,15 @@ from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
 from ..models import check_name, list_models
-from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, PRETRAININGS, BaseRecipe, Pretraining, Recipe
+from ..recipes import (
+    FINETUNING_PRESET,
+    PRETRAINING_PRESETS,
+    PRETRAININGS,
+    BaseRecipe,
+    Pretraining,
+    Recipe,
+    find_pretraining,
+)
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, limited
 from ..recipes.settings import AnyRecipe, defaults, override
 from ..runtime.files import write_whole
@@ -320,8 +328,15 @@ def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
     return replace(recipe, img_size=run['img_size'], model_args=without_rates(run['model_args'])) if run else recipe
 
 
-def pretraining_recipe(method: str, model: str) -> Pretraining:
-    """Pre-train `model` by `method`, at the size that it is made for."""
+def pretraining_recipe(method: str | Pretraining, model: str = '') -> Pretraining:
+    """Pre-train `model` by a method, at the size that it is made for; a recipe, or the name of one, has its model."""
+    if isinstance(method, Pretraining) or method not in PRETRAINING_PRESETS:
+        recipe = method if isinstance(method, Pretraining) else find_pretraining(method)
+        if model:
+            raise ZooError(f'{recipe.name} has its model: leave --model out, or take {", ".join(PRETRAINING_PRESETS)}.')
+        return recipe
+    if not model:
+        raise ZooError(f'--model is missing: give the encoder for {method} to pre-train.')
     check_name(model)
     model = model.partition('.')[0]
     cfg: Any = get_pretrained_cfg(model)
