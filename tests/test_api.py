@@ -180,6 +180,22 @@ def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('call, message', [
+    (lambda run: run.predict([], batch_size='x'), "batch_size is 'x', expected int"),
+    (lambda run: run.predict([], topk=0), 'topk is 0, expected 1 to'),
+    (lambda run: run.evaluate(DATA, split='tset'), "split is 'tset', expected train, val, test"),
+    (lambda run: run.evaluate(DATA, bootstrap=-1), 'bootstrap is -1, expected 0 to'),
+    (lambda run: run.evaluate(DATA, precision=[]), 'precision is [], expected str'),
+    (lambda run: run.export(3), 'path is 3, expected str | Path'), (lambda run: run.show(3), 'folder is 3, expected'),
+    (lambda _: zoo.load(None), 'weights is None, expected str | Path'),
+    (lambda _: zoo.train(1.5, DATA), 'model is 1.5, expected str | Recipe'),
+    (lambda _: zoo.train('cct_2_3x2', DATA, workers='x'), "workers is 'x': expected a value as None")])
+def test_bad_arguments(call: Any, message: str, run: zoo.Classifier) -> None:
+    with pytest.raises(ZooError) as e:
+        call(run)
+    assert str(e.value).startswith(message)
+
+
 def test_no_state_is_left_behind(tmp_path: Path) -> None:
     """Random numbers, signal handlers, and whether gradients are recorded; also from another thread."""
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()

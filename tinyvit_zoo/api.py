@@ -1,12 +1,13 @@
 """Train, evaluate and use models from Python: what the commands do, with progress bars in a notebook too."""
+import inspect
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -23,14 +24,36 @@ from .measure.multilabel import MultiLabelFigures
 from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .recipes import BaseRecipe, Pretraining, Recipe
-from .recipes.settings import AnyRecipe, check_types, defaults, override, settings
+from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
+from .runtime.text import shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import train as training
 from .training.loop import Stopped
 from .training.run_dir import read_result
 from .weights.resolve import Loaded, resolve
 
+_LEAST = {'batch_size': 1, 'topk': 1, 'bootstrap': 0}   # and 10 ** 9 at most
+Function = TypeVar('Function', bound=Callable[..., Any])
 _OWN = ('output', 'data', 'given', 'begun', 'command')      # fields of Options that are no keywords
+
+
+def _checked(function: Function) -> Function:
+    """Raise ZooError for an argument of another type than is annotated, or for a number out of its range."""
+    hints, signature = get_type_hints(function), inspect.signature(function)
+
+    @wraps(function)
+    def checking(*args: Any, **keywords: Any) -> Any:
+        for name, value in signature.bind(*args, **keywords).arguments.items():
+            hint, least = hints.get(name, Any), _LEAST.get(name)
+            if name != 'keywords' and not is_of(value, hint):
+                expected = ' | '.join(each.__name__ for each in get_args(hint) or (hint,))
+                raise ZooError(f'{name} is {shown(value)}, expected {expected}.')
+            if least is not None and value is not None and not least <= value <= 10 ** 9:
+                raise ZooError(f'{name} is {shown(value)}, expected {least} to 1,000,000,000.')
+            if name == 'split' and value not in ('', *SPLITS):
+                raise ZooError(f'split is {shown(value)}, expected {", ".join(SPLITS)}.')
+        return function(*args, **keywords)
+    return checking     # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,7 @@ class Classifier:
     `folder` is its run directory (None for weights of the zoo), `result` the run's result.json, `model` timm's model.
     """
 
+    @_checked
     def __init__(self, spec: str | Path, device: str = 'auto') -> None:
         self._resolved = resolve(spec)
         self.device = choose_device(device)
@@ -77,6 +101,7 @@ class Classifier:
         names = label_names(self.model.pretrained_cfg)
         return tuple(names if len(names) == self.model.num_classes else map(str, range(self.model.num_classes)))
 
+    @_checked
     def evaluate(self, data: Any, split: str = '', *, per_class: bool = True, bootstrap: int = 0,
                  batch_size: int = 256, precision: str = 'fp32') -> Figures | MultiLabelFigures:
         """Return the accuracy and other figures on images.
@@ -99,6 +124,7 @@ class Classifier:
         return replace(figures, classes=[], confusion=[]) if isinstance(figures, Figures) else replace(
             figures, classes=[])
 
+    @_checked
     def calibrate(self, data: Any, batch_size: int = 256) -> float:
         """Fit the temperature of the probabilities to validation images, keep it with the weights, and return it.
 
@@ -128,6 +154,7 @@ class Classifier:
         source = open_bench_source(data, 'train' if options or not split else split, **options)
         return source, split or next(name for name in reversed(SPLITS) if getattr(source, name) is not None)
 
+    @_checked
     def predict(self, images: Any, topk: int | None = None, batch_size: int = 32) -> list[Prediction]:
         """Classify images: paths, Pillow images, arrays or tensors (uint8, or floats of 0 to 1), one or many.
 
@@ -145,6 +172,7 @@ class Classifier:
             found.append(Prediction(*(tuple(row[key] for row in top) for key in ('label', 'index', 'probability'))))
         return found
 
+    @_checked
     def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: str = '') -> dict[str, Any]:
         """Write an .onnx or .pt2 file and its preprocessing beside it, checked against the model; return the report."""
         path = Path(path)
@@ -153,6 +181,7 @@ class Classifier:
         check_replaceable(path)
         return export_with_preprocessing(resolve(self.folder or self.title).load(), path, any_size, int8, data)
 
+    @_checked
     def show(self, folder: str | Path | None = None) -> list[Path]:
         """Draw the curves of the run and, after `evaluate`, the confusion matrix, calibration and worst mistakes.
 
@@ -178,11 +207,13 @@ class Classifier:
         return paths
 
 
+@_checked
 def load(weights: str | Path, device: str = 'auto') -> Classifier:
     """Load weights: NAME[.TAG] of the zoo or timm, NAME=FILE, a file of our training, or a run directory."""
     return Classifier(weights, device)
 
 
+@_checked
 def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = None, start: Any = '',
           device: str = 'auto', **keywords: Any) -> Classifier:
     """Train a classifier and return it.
@@ -216,6 +247,7 @@ class Encoder:
     result: dict[str, Any]
 
 
+@_checked
 def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', output: str | Path | None = None,
              device: str = 'auto', **keywords: Any) -> Encoder:
     """Pre-train an encoder without labels; the arguments are those of `train`.
@@ -239,11 +271,12 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
             raise ZooError(f'There is no setting {key!r}.{nearest(key, [*known, *settings(kind)])} Expected a field of '
                            f'{kind.__name__}, or one of {", ".join(known)}.')
     _check_types(kind, given)
+    others = {key: value for key, value in keywords.items() if key in known}
+    _check_types(training.Options, others)
     recipe = override(training.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
     options = training.Options(
         output=Path(output or Path('runs', recipe.name)), data=data, given=given,
-        command=_command(name, recipe, data, keywords),
-        **{key: value for key, value in keywords.items() if key in known})
+        command=_command(name, recipe, data, keywords), **others)
     first = training.pretraining_of(recipe) if isinstance(recipe, Recipe) else None
     with join_world(device) as world, _random_numbers_kept(world.device):
         try:
@@ -264,7 +297,7 @@ def _random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng([device] if device.type == 'cuda' else [])
 
 
-def _check_types(kind: type[BaseRecipe], given: dict[str, Any]) -> None:
+def _check_types(kind: type[Any], given: dict[str, Any]) -> None:
     """Raise ZooError for a value of another type than its field's; tuples are lists in JSON."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     try:

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from ..errors import ZooError
+from ..runtime.text import shown
 
 _FROM_0 = ('num_classes', 'num_convs', 'class_depth', 'reg_tokens')     # all other whole numbers begin at 1
 _MOST = {'num_classes': 2 ** 20, 'img_size': 4096, 'depth': 256, 'depths': 256, 'class_depth': 256, 'num_convs': 8,
@@ -21,14 +22,6 @@ def check_arguments(model_cls: Any, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if name in hints and not _fits(name, hints[name], value):
             raise ZooError(f'{name} is {shown(value)}, expected {_expected(name, hints[name])}.')
-
-
-def shown(value: Any) -> str:
-    """Return a value on one line, cut where it is long."""
-    try:
-        return ' '.join(repr(value).split())[:80]
-    except ValueError:  # Python prints no integer of thousands of digits
-        return f'a {type(value).__name__} too long to print'
 
 
 def _fits(name: str, hint: Any, value: Any) -> bool:

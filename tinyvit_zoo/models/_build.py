@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..data.files import free_memory
 from ..errors import ZooError, nearest
 from ..layers import adapt_patch_channels
-from ..runtime.text import one_line
+from ..runtime.text import one_line, shown
 from ..weights import (
     check_agreement,
     check_cfg,
@@ -47,7 +47,7 @@ from ..weights import (
     weight_file,
 )
 from ..weights.files import LARGEST
-from ._arguments import check_arguments, shown
+from ._arguments import check_arguments
 
 _logger = logging.getLogger(__name__)
 ModelT = TypeVar('ModelT', bound=nn.Module)

@@ -55,7 +55,7 @@ def parse(kind: type[BaseRecipe], name: str, text: str) -> Any:
         raise ZooError(f'{option(name)} is {text!r}, expected {expected}.') from e
 
 
-def defaults(kind: type[BaseRecipe]) -> dict[str, Any]:
+def defaults(kind: type[Any]) -> dict[str, Any]:
     """Return the fields that have defaults, as JSON has them: a run of an earlier version may lack any."""
     factories = {f.name: f.default_factory() for f in dataclasses.fields(kind)
                  if f.default_factory is not dataclasses.MISSING}
@@ -63,25 +63,27 @@ def defaults(kind: type[BaseRecipe]) -> dict[str, Any]:
     return json.loads(json.dumps({**values, **factories}))
 
 
-def check_types(kind: type[BaseRecipe], values: Mapping[str, Any]) -> None:
+def check_types(kind: type[Any], values: Mapping[str, Any]) -> None:
     """Raise ZooError for a value read from JSON that is not of its field's type. Another version's fields pass."""
     for name, hint in typing.get_type_hints(kind).items():
-        if name in values and not _is_of(values[name], hint):
+        if name in values and not is_of(values[name], hint):
             raise ZooError(f'{name} is {values[name]!r:.40}')
 
 
-def _is_of(value: Any, hint: Any) -> bool:
-    """Return whether a value of JSON may stand for one of this type."""
+def is_of(value: Any, hint: Any) -> bool:
+    """Return whether a value, also one of JSON, may stand for one of this type."""
+    if hint is Any:
+        return True
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is types.UnionType:
-        return any(_is_of(value, each) for each in args)
+        return any(is_of(value, each) for each in args)
     if origin is tuple:
         each = [args[0]] * len(value) if isinstance(value, list) and args[-1] is ... else args
-        return isinstance(value, list) and len(value) == len(each) and all(map(_is_of, value, each))
+        return isinstance(value, list) and len(value) == len(each) and all(map(is_of, value, each))
     if hint in (int, float):
         numbers = (int, float) if hint is float else int
         return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < math.inf
-    return isinstance(value, origin)
+    return isinstance(value, type(None) if origin is None else origin)
 
 
 def parse_assignments(texts: typing.Iterable[str]) -> dict[str, Any]:

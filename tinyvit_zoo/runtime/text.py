@@ -30,6 +30,14 @@ def printable(text: str) -> str:
         r'\x7f', r'\u007f')     # as JSON may have it
 
 
+def shown(value: object) -> str:
+    """Return a value on one line, cut where it is long."""
+    try:
+        return ' '.join(repr(value).split())[:80]
+    except ValueError:  # Python prints no integer of thousands of digits
+        return f'a {type(value).__name__} too long to print'
+
+
 def show(text: str) -> None:
     """Print text at once; what the terminal cannot show is escaped. ZooError where there is no room for it."""
     encoding = sys.stdout.encoding or 'utf-8'
