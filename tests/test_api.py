@@ -182,6 +182,7 @@ def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_
 
 @pytest.mark.parametrize('call, message', [
     (lambda run: run.predict([], batch_size='x'), "batch_size is 'x', expected int"),
+    (lambda run: run.predict(np.array('x')), "images is array('x'"),
     (lambda run: run.predict([], topk=0), 'topk is 0, expected 1 to'),
     (lambda run: run.evaluate(DATA, split='tset'), "split is 'tset', expected train, val, test"),
     (lambda run: run.evaluate(DATA, bootstrap=-1), 'bootstrap is -1, expected 0 to'),

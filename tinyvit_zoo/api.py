@@ -162,7 +162,10 @@ class Classifier:
         """
         if not self.classes:
             raise ZooError(f'{self.title} has no classes to predict: it is an encoder, to train a classifier from.')
-        items = [images] if _is_one(images) else list(images)
+        try:
+            items = [images] if _is_one(images) else list(images)
+        except TypeError as e:
+            raise ZooError(f'images is {shown(images)}, expected paths, Pillow images, arrays or tensors.') from e
         self.model.eval()
         found = []
         for i, top in enumerate(classify(self.model, self.classes, items, topk, batch_size, self._loaded.readout)):
