@@ -206,7 +206,7 @@ def test_a_damaged_recipe_is_one_line(finished: Path, data: str, tmp_path: Path,
 
 
 def test_a_chain_that_could_not_end_does_not_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more, words in ((['--keep', 'best'], '--val-fraction'), (['--mix-mode', 'x'], 'mix_mode'),
+    for more, words in ((['--keep', 'x'], 'keep'), (['--mix-mode', 'x'], 'mix_mode'),
                         (['--pretraining', 'method=mae_lite'], 'no SETTING=VALUE'),
                         (['--pretraining', 'epochs=many'], 'expected a whole number')):
         assert chain(tmp_path / 'run', *more) == 2
