@@ -13,6 +13,7 @@ ELSEWHERE = {  # test files without a file of the package, and their subject
     'models/test_contract.py': 'the demands of timm on every family',
     'publish/test_hub_client.py': 'huggingface_hub and the Hub of the tests',
     'training/test_every_recipe.py': 'recipes/, all of them, by the loop of training/',
+    'training/test_multi_label.py': 'training/train.py with several labels an image',
     'training/test_joint_runs.py': 'training/train.py with MoCo v3 and self-distillation',
     'training/test_pretraining.py': 'training/train.py without labels',
 }
