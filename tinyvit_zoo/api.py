@@ -163,7 +163,7 @@ class Classifier:
         if not self.classes:
             raise ZooError(f'{self.title} has no classes to predict: it is an encoder, to train a classifier from.')
         try:
-            items = [images] if _is_one(images) else list(images)
+            items = [images] if _is_one(images, self._loaded.cfg['input_size'][0]) else list(images)
         except TypeError as e:
             raise ZooError(f'images is {shown(images)}, expected paths, Pillow images, arrays or tensors.') from e
         self.model.eval()
@@ -318,10 +318,10 @@ def _command(name: str, recipe: BaseRecipe, data: Any, keywords: dict[str, Any])
     return f'tinyvit_zoo.{verb}({name!r}, data={title_of(data)!r}{model}{rest})'
 
 
-def _is_one(images: Any) -> bool:
+def _is_one(images: Any, channels: int) -> bool:
     """Return whether this is one image, not several; [3, H, W] is one, [N, H, W] are several in grey."""
     if hasattr(images, 'ndim'):
-        return images.ndim == 2 or (images.ndim == 3 and bool({images.shape[0], images.shape[2]} & {1, 3}))
+        return images.ndim == 2 or (images.ndim == 3 and bool({images.shape[0], images.shape[2]} & {1, 3, channels}))
     return not isinstance(images, Sequence) or isinstance(images, str)
 
 

@@ -17,14 +17,19 @@ from .policies import ColorJitter, Policy, Single, choose_kernel, make_policy
 from .spec import AugmentSpec
 
 Range = tuple[float, float]
+_WIDER = 257                # 65535 / 255: images of 16 bits
 _ATTEMPTS = 10              # timm's, to draw a box that fits
 _CHUNK_CPU = 1 << 20        # pixel values at once, as the cache holds
 _CHUNK = 1 << 26            # elsewhere
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn uint8 [B, C, H, W] into float32: (x / 255 - mean) / std. One mean and std serve any number of channels."""
+    """Turn uint8 [B, C, H, W] into float32: (x / 255 - mean) / std. One mean and std serve any number of channels.
+
+    Images of 16 bits are int32, of which 65535 is 1.
+    """
     scale, bias = _affine(tuple(mean), tuple(std))
+    images = images / _WIDER if images.dtype == torch.int32 else images
     return images.to(torch.float32).mul_(scale.on(images.device)).add_(bias.on(images.device))
 
 
@@ -82,10 +87,11 @@ class Augment:
             for layer in policy.layers(numbers):
                 images = ops.apply(images, layer, policy.known, self.dense)
         scale, bias = (v.on(images.device) for v in self.normal)
+        images = images / _WIDER if images.dtype == torch.int32 else images
         return images.to(torch.float32).mul_(scale).add_(bias)
 
     def _check(self, images: Tensor, generator: torch.Generator) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4:
+        if images.dtype not in (torch.uint8, torch.int32) or images.ndim != 4:
             raise ZooError(f'Augmentation takes uint8 images [B, C, H, W], got {images.dtype} {list(images.shape)}.')
         if self.channels not in (1, images.shape[1]):
             raise ZooError(f'Images of {images.shape[1]} channels do not go with a mean of {self.channels}.')

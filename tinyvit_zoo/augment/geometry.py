@@ -37,12 +37,14 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int], paddi
 def resized_crop(images: Tensor, box: Sequence[Tensor], size: tuple[int, int], kernel: Kernel, flip: Tensor) -> Tensor:
     """Resize each image's box (top, left, height, width: float32 whole numbers, [B]) as Pillow does, then flip it."""
     b, c, h, w = images.shape
+    most = 255 if images.dtype == torch.uint8 else 65535
     top, left, height, width = box
     rows = _resize_matrix(top, height, h, size[0], kernel)
     columns = _resize_matrix(left, width, w, size[1], kernel, flip)
-    x = torch.bmm(as_rows(images).view(b, h * c, w), columns.mT).clamp_(0, 255).add_(0.5).floor_()
-    x = torch.bmm(rows, x.view(b, h, c * size[1])).clamp_(0, 255).add_(0.5)
-    return as_images(x.view(b, size[0], c, size[1]))
+    x = torch.bmm(as_rows(images).view(b, h * c, w), columns.mT).clamp_(0, most).add_(0.5).floor_()
+    x = torch.bmm(rows, x.view(b, h, c * size[1])).clamp_(0, most).add_(0.5)
+    x = x.view(b, size[0], c, size[1])
+    return as_images(x) if most == 255 else x.to(images.dtype).transpose(1, 2).contiguous()
 
 
 def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int, kernel: Kernel, flip: Tensor | None = None,

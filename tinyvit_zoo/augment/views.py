@@ -45,13 +45,13 @@ class Views:
 
 
 class OneView(Views):
-    """A single view: uint8 [B, C, H, W] to float32 of the same shape."""
+    """A single view: uint8, or int32 of 16 bits, [B, C, H, W] to float32 of the same shape."""
 
     def __init__(self, spec: AugmentSpec) -> None:
         super().__init__([(1, spec)])
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        return (self.sizes[0][0][1](images, generator) if images.dtype == torch.uint8 else images,)
+        return (self.sizes[0][0][1](images, generator) if not images.is_floating_point() else images,)
 
     def pillow(self) -> Callable[[Any], Tensor] | None:
         return self.specs[0][0][1].pillow()

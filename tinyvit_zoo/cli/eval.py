@@ -99,6 +99,9 @@ def run(args: argparse.Namespace) -> str:
         source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)
         if source.train.multi_label:
             _check_several(source, args)
+        if source.train.images.deep and (args.corruptions or args.attack):
+            raise ZooError(f'--corruptions and --attack are for 8-bit grey or RGB images, and {source.name} has '
+                           f'others: leave them out.')
         for spec in args.models if args.calibrate else ():
             resolved = resolve(spec)
             held = open_bench_source(args.data[0], 'train', download=args.download, **resolved.held_out)

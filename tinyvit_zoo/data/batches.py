@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
+from .channels import fitted
 from .files import free_memory
 from .images import ArrayImages, EncodedImages, as_channels, check_cached, cpu_count, decode, decode_cached, pixels_of
 from .splits import Split, generator, seeded
@@ -79,8 +80,10 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
     device = torch.device(device)
     if mode not in _MODES:
         raise ZooError(f'mode is {mode!r}, expected {", ".join(_MODES)}.{nearest(mode, _MODES)}')
-    if channels not in (1, 3):
-        raise ZooError(f'channels is {channels}, expected 3 (RGB) or 1 (grey).')
+    if split.images.deep:
+        stream_transform = None     # they are no Pillow images
+    elif channels not in (1, 3):
+        raise ZooError(f'channels is {channels}, and the images are grey or RGB: expected 1 or 3, weights for such.')
     order = _Order(len(split), batch_size, train, seed, rank, world_size, split.labels if balanced else None)
     if mode == 'auto':
         mode = 'memory' if fits_in_memory(split, size, channels, device) else 'stream'
@@ -96,7 +99,8 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
 def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: torch.device) -> bool:
     """Measure all the images of the source, which are decoded together."""
     count = len(split) if isinstance(split.images, ArrayImages) else len(split.images)
-    return max(size) <= MEMORY_MAX_SIZE and count * channels * size[0] * size[1] <= MEMORY_SHARE * free_memory(device)
+    size_of_all = count * channels * size[0] * size[1] * split.images.dtype.itemsize
+    return max(size) <= MEMORY_MAX_SIZE and size_of_all <= MEMORY_SHARE * free_memory(device)
 
 
 def in_memory(split: Split, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
@@ -172,6 +176,9 @@ class _Samples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, i = key
         try:
+            if self.split.images.deep:
+                pixels = self.split.images.pixels_at(self.split.number(i))
+                return fitted(pixels, self.size, self.channels).clone(), self.split.labels[i]
             image = as_channels(self.split.read(i), self.channels)
         except Exception as e:  # it could be read when all were checked
             raise ZooError(f'{self.split.name(i)} cannot be read any more ({one_line(e)}): mend it and resume.') from e

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import ZooError
 from ..runtime.files import written_whole
 from ..runtime.text import Progress, one_line
+from .channels import fitted, is_deep, preview, read_deep, read_pages
 from .files import open_image, read_npz
 
 _logger = logging.getLogger(__name__)
@@ -30,7 +31,16 @@ _VERSION = 1            # of decoding; another one makes the cache void
 
 
 class Images(ABC):
-    """A sequence of images, each read on demand."""
+    """A sequence of images, each read on demand. Those that are `deep` have pixels that Pillow does not hold."""
+    channels, dtype = 3, torch.uint8
+
+    @property
+    def deep(self) -> bool:
+        return is_deep(self.channels, self.dtype)
+
+    def pixels_at(self, i: int) -> Tensor:
+        """Return the pixels [C, H, W] of image `i`, where they are deep."""
+        raise NotImplementedError
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -49,10 +59,11 @@ class Images(ABC):
 
 
 class ArrayImages(Images):
-    """Decoded images of one size, held in memory: uint8 [N, H, W] or [N, H, W, 3]."""
+    """Decoded images of one size, held in memory: uint8 [N, H, W] or [N, H, W, C], or int32 of 16 bits."""
 
     def __init__(self, pixels: Tensor, title: str) -> None:
         self.pixels, self.title = pixels, title
+        self.channels, self.dtype = (pixels.shape[3] if pixels.ndim == 4 else 1), pixels.dtype
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -66,7 +77,13 @@ class ArrayImages(Images):
             digest.update(np.ascontiguousarray(part.numpy()).data)
         return digest.hexdigest()
 
+    def pixels_at(self, i: int) -> Tensor:
+        pixels = self.pixels[i]
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
     def read(self, i: int) -> Image.Image:
+        if self.deep:
+            return preview(self.pixels_at(i))
         return Image.fromarray(np.ascontiguousarray(self.pixels[i].numpy()))
 
     def select(self, indices: Tensor, channels: int) -> Tensor:
@@ -74,8 +91,10 @@ class ArrayImages(Images):
         pixels = self.pixels.index_select(0, indices)
         if pixels.ndim == 3:
             return pixels.unsqueeze(1).expand(-1, channels, -1, -1)
-        if channels == 3:
+        if channels == self.channels:
             return pixels.permute(0, 3, 1, 2)
+        if self.deep or channels != 1:
+            raise ZooError(f'{self.title} has {self.channels} channels, expected {channels}, as the weights take.')
         red, green, blue = pixels.int().unbind(-1)     # to the bit as Pillow does (ITU-R 601)
         return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8).unsqueeze(1)
 
@@ -129,6 +148,10 @@ class FileImages(EncodedImages):
     def __len__(self) -> int:
         return len(self._paths)
 
+    @property
+    def paths(self) -> list[str]:
+        return [os.fsdecode(path) for path in self._paths]
+
     def name(self, i: int) -> str:
         return str(self.open(i))
 
@@ -145,6 +168,46 @@ class FileImages(EncodedImages):
                 facts = state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
             digest.update(b'%s\0%s\0' % (path, repr(facts).encode()))
         return digest.hexdigest()
+
+
+class DeepFiles(FileImages):
+    """Files of 16 bits, or TIFFs of several pages."""
+
+    def __init__(self, root: Path, paths: Sequence[str], channels: int, dtype: torch.dtype) -> None:
+        super().__init__(root, paths)
+        self.channels, self.dtype = channels, dtype
+
+    def pixels_at(self, i: int) -> Tensor:
+        with open_image(self.open(i)) as image:
+            pixels = read_pages(image)
+        if (len(pixels), pixels.dtype) != (self.channels, self.dtype):
+            bits = {torch.uint8: 8, torch.int32: 16}
+            raise ValueError(f'it has {len(pixels)} channels of {bits[pixels.dtype]} bits, the first image has '
+                             f'{self.channels} of {bits[self.dtype]}')
+        return pixels
+
+    def read(self, i: int) -> Image.Image:
+        return preview(self.pixels_at(i))
+
+    def check(self, i: int) -> None:
+        self.pixels_at(i)
+
+
+def with_depth(images: Images) -> Images:
+    """Return files as they are, or as deep ones where the first is."""
+    if not isinstance(images, FileImages) or not len(images):
+        return images
+    try:
+        pixels = read_deep(images.open(0))
+    except Exception:   # it is named with all others that cannot be read
+        return images
+    return images if pixels is None else DeepFiles(images.root, images.paths, len(pixels), pixels.dtype)
+
+
+def like(images: Images, first: Images) -> Images:
+    """Return files as deep ones of the channels and bits of `first`."""
+    assert isinstance(images, FileImages)
+    return DeepFiles(images.root, images.paths, first.channels, first.dtype)
 
 
 def as_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -184,9 +247,12 @@ def check_mode(image: Image.Image) -> None:
 
 def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None,
            progress: bool = True) -> Tensor:
-    """Decode all images, or those of `indices`, to uint8 [N, C, H, W]. One error names all that cannot be read."""
+    """Decode all images, or those of `indices`, to [N, C, H, W]. One error names all that cannot be read.
+
+    Of uint8, or int32 where images are of 16 bits.
+    """
     indices = torch.arange(len(images)) if indices is None else indices
-    out = torch.empty(len(indices), channels, *size, dtype=torch.uint8)
+    out = torch.empty(len(indices), channels, *size, dtype=images.dtype)
     if isinstance(images, ArrayImages) and tuple(images.pixels.shape[1:3]) == tuple(size):
         for into, part in zip(out.split(4096), indices.split(4096), strict=True):  # parts, or it is held twice
             into.copy_(images.select(part, channels))
@@ -194,7 +260,10 @@ def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor
     target = out.numpy()
 
     def work(place: int, i: int) -> None:
-        target[place] = pixels_of(as_channels(images.read(i), channels), size)
+        if images.deep:
+            out[place] = fitted(images.pixels_at(i), size, channels)
+        else:
+            target[place] = pixels_of(as_channels(images.read(i), channels), size)
     _for_each(images, indices.tolist(), work, 'decoding images', progress)
     return out
 
@@ -240,11 +309,11 @@ def cache_folder() -> Path:
 def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
     """Decode all images, or read them from the cache if the same files were decoded to the same size before."""
     shape = (len(images), channels, *size)
-    path = cache_folder() / f'{_key(images, *shape)}.npz'
+    path = cache_folder() / f'{_key(images, *shape, *[16] * (images.dtype == torch.int32))}.npz'
     if path.exists():
         try:
             array = read_npz(path, 'images'.__eq__)['images']
-            if array.shape == shape and array.dtype == np.uint8:
+            if array.shape == shape and array.dtype == (np.int32 if images.dtype == torch.int32 else np.uint8):
                 return torch.from_numpy(array)
             reason = f'it holds {array.dtype} {array.shape}'
         except (ZooError, LookupError) as e:

@@ -1,6 +1,7 @@
 """Python objects as data: arrays, tensors, torch datasets, and datasets of the Hugging Face library."""
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
+from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages
 from .images import ArrayImages, Images, upright
 from .splits import Split
 
@@ -24,6 +26,9 @@ class DatasetImages(Images):
     def __init__(self, dataset: Any, title: str) -> None:
         self._dataset, self._title = dataset, title
         self._lock = threading.Lock()       # a dataset may hold an open file
+        with suppress(Exception):           # it is named with all others that cannot be read
+            if (pixels := deep_pixels(dataset[0][0])) is not None:
+                self.channels, self.dtype = len(pixels), pixels.dtype
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -31,7 +36,16 @@ class DatasetImages(Images):
     def name(self, i: int) -> str:
         return f'{self._title}[{i}]'
 
+    def pixels_at(self, i: int) -> Tensor:
+        with self._lock:
+            pixels = deep_pixels(self._dataset[i][0])
+        if pixels is None or (len(pixels), pixels.dtype) != (self.channels, self.dtype):
+            raise ValueError('it has other channels or bits than the first')
+        return pixels
+
     def read(self, i: int) -> Image.Image:
+        if self.deep:
+            return preview(self.pixels_at(i))
         with self._lock:
             return as_image(self._dataset[i][0])
 
@@ -40,24 +54,45 @@ def as_image(image: Any) -> Image.Image:
     """Return a Pillow image, upright, 8 bits, of a Pillow image, an array or a tensor."""
     if isinstance(image, Image.Image):
         return upright(image.copy())    # it is turned in place
-    return Image.fromarray(np.ascontiguousarray(as_pixels(image, 'The image', batch=False).numpy()))
+    pixels = as_pixels(image, 'The image', batch=False)
+    if is_deep(pixels.shape[2] if pixels.ndim == 3 else 1, pixels.dtype):
+        raise ValueError('it has 16 bits or other channels, and the first image has not')
+    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+
+
+def deep_pixels(image: Any) -> Tensor | None:
+    """Return the pixels [C, H, W] of an image of 16 bits or of other channels, a path or an object; None for others."""
+    if isinstance(image, (str, Path)):
+        return read_deep(Path(image))
+    if isinstance(image, Image.Image):
+        return read_pages(image) if is_deep_image(image) else None
+    pixels = as_pixels(image, 'The image', batch=False)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return pixels if is_deep(len(pixels), pixels.dtype) else None
 
 
 def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
-    """Return uint8 [N, H, W] or [N, H, W, 3] of arrays and tensors, channels first or last; floats are of 0 to 1."""
-    pixels = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    """Return uint8, or int32 of uint16, [N, H, W] or [N, H, W, C], of arrays and tensors, channels first or last.
+
+    Floats are of 0 to 1. Channels are the last axis if it has 1 or 3, else the shorter one of both.
+    """
+    pixels = values if isinstance(values, Tensor) else as_tensor(np.asarray(values))
+    pixels = pixels.to(torch.int32) if pixels.dtype == torch.uint16 else pixels
+    deep = str(getattr(values, 'dtype', '')).endswith('uint16')
     pixels = pixels.detach().cpu() if batch else pixels.detach().cpu()[None]
     if pixels.is_floating_point():
         if not pixels.numel() or not 0 <= pixels.min() <= pixels.max() <= 1:
             raise ZooError(f'{title}: floating-point pixels go from {pixels.min():g} to {pixels.max():g}, expected 0 '
                            f'to 1: scale them, or give uint8.' if pixels.numel() else f'{title}: there are no pixels.')
         pixels = (pixels * 255).round().to(torch.uint8)
-    if pixels.ndim == 4 and pixels.shape[3] not in (1, 3):
+    if pixels.ndim == 4 and pixels.shape[3] not in (1, 3) and (
+            pixels.shape[1] in (1, 3) or pixels.shape[1] < pixels.shape[3]):
         pixels = pixels.permute(0, 2, 3, 1)
-    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (1,), (3,)):
+    right = pixels.dtype == torch.int32 if deep else pixels.dtype == torch.uint8
+    if not right or pixels.ndim not in (3, 4) or max(pixels.shape[3:], default=1) > MOST:
         shape, wanted = list(values.shape) if hasattr(values, 'shape') else type(values).__name__, 'N, ' * batch
-        raise ZooError(f'{title}: got {getattr(values, "dtype", "")} {shape}, expected uint8 or floats of 0 to 1, '
-                       f'[{wanted}H, W], or [{wanted}H, W, 3] (grey or RGB).')
+        raise ZooError(f'{title}: got {getattr(values, "dtype", "")} {shape}, expected uint8, uint16 or floats of '
+                       f'0 to 1, [{wanted}H, W], or [{wanted}H, W, 3] (grey or RGB), or up to {MOST} channels.')
     if not pixels.numel():
         raise ZooError(f'{title}: there are no pixels.')
     pixels = pixels[..., 0] if pixels.shape[3:] == (1,) else pixels

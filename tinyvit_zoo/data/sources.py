@@ -16,10 +16,11 @@ import torch
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
+from .channels import MOST, as_tensor, input_channels, largest
 from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
 from .folders import open_folder
-from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode
+from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode, like, with_depth
 from .objects import SPLITS, as_hot, is_object, open_split, title_of
 from .splits import Parts, Split, draw, generator, nested
 from .tables import medmnist_file, open_csv
@@ -40,6 +41,12 @@ class Source:
     test: Split | None
     class_names: tuple[str, ...]
     info: Dataset | None = None
+
+    @property
+    def channels(self) -> int:
+        """Return the channels that a model takes: grey is repeated to three."""
+        return input_channels(self.train.images.channels)
+
     val_fraction: float = 0.    # share of the training images that were held out as `val`
 
 
@@ -130,6 +137,11 @@ def _open_objects(data: Any) -> Source:
 
 
 def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
+    images = with_depth(parts.train.images)
+    if images is not parts.train.images:
+        train, val, test = (split and replace(split, images=like(split.images, images)) for split in parts[:3])
+        assert train
+        parts = Parts(train, val, test, parts.class_names)
     parts = parts._replace(class_names=parts.class_names or (row.label_names if row else ())).checked(
         name, complete=not row)
     return Source(name, *parts, row)
@@ -198,9 +210,11 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
         return None
     if images is None or labels is None:
         raise ZooError(f'{path} has one of {name}_images and {name}_labels: expected both.')
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+    channels = images.shape[3] if images.ndim == 4 else 1
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or channels > MOST:
         raise ZooError(f'{path}: {name}_images are {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] '
-                       f'(grey) or [N, H, W, 3]; convert them (volumes cannot be used).')
+                       f'(grey) or [N, H, W, 3], or uint16, or up to {MOST} channels; convert them (volumes cannot be '
+                       f'used).')
     if not images.size:
         raise ZooError(f'{path}: {name}_images are {list(images.shape)}, expected one or more, with pixels.')
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] == len(images) and len(labels):
@@ -216,7 +230,7 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images[..., 0] if images.shape[3:] == (1,) else images)
+    return as_tensor(images[..., 0] if images.shape[3:] == (1,) else images)
 
 
 class HubImages(EncodedImages):
@@ -297,17 +311,18 @@ def normalization(source: Source, img_size: int) -> tuple[tuple[float, ...], tup
     """Return each channel's mean and deviation (pixels 0 to 1): the table's, or of up to 2,000 training images."""
     if source.info:
         return source.info.mean, source.info.std
-    split = source.train
+    split, channels = source.train, source.channels
+    most = largest(split.images.dtype)
     if isinstance(split.images, EncodedImages):
         check_cached(split.images)  # or the first unreadable ones would be met here, and the others later
     chosen = torch.randperm(len(split), generator=generator(0, _SAMPLE))[:_SAMPLE_SIZE].sort().values
-    total, squares, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    total, squares, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
     for part in chosen.split(256):
         index = split.select(part).index
-        pixels = decode(split.images, (img_size, img_size), 3, index, progress=False).double() / 255
+        pixels = decode(split.images, (img_size, img_size), channels, index, progress=False).double() / most
         total += pixels.sum((0, 2, 3))
         squares += pixels.square().sum((0, 2, 3))
-        count += pixels.numel() // 3
+        count += pixels.numel() // channels
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(deviation.clamp(min=1 / 255).tolist())  # one grey value all over: not by zero
+    return tuple(mean.tolist()), tuple(deviation.clamp(min=1 / most).tolist())  # one grey value all over: not by zero

@@ -53,12 +53,12 @@ class Split:
         return len(self.labels)
 
     def read(self, i: int) -> Image.Image:
-        return self.images.read(self._number(i))
+        return self.images.read(self.number(i))
 
     def name(self, i: int) -> str:
-        return self.images.name(self._number(i))
+        return self.images.name(self.number(i))
 
-    def _number(self, i: int) -> int:
+    def number(self, i: int) -> int:
         return i if self.index is None else int(self.index[i])
 
     @property

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..augment.batched import normalize
 from ..augment.spec import evaluation_transform
-from ..data.images import FileImages, as_channels
+from ..data.channels import fitted
+from ..data.images import FileImages, as_channels, with_depth
 from ..data.sources import open_source
 from ..data.splits import Split, generator
 from ..errors import ZooError
@@ -40,7 +42,7 @@ def open_images(data: str | None = None, split: str = 'test', files: Sequence[Pa
             raise ZooError(f'{data} has no {split} images: take another --split.')
         return images
     paths = [str(path.absolute()) for path in image_files(files or ())]
-    return Split(FileImages(Path('/'), paths), torch.zeros(len(paths), dtype=torch.int64))
+    return Split(with_depth(FileImages(Path('/'), paths)), torch.zeros(len(paths), dtype=torch.int64))
 
 
 def draw_images(split: Split, count: int, seed: int = 0) -> Split:
@@ -50,13 +52,20 @@ def draw_images(split: Split, count: int, seed: int = 0) -> Split:
 
 def _batches(loaded: Loaded, images: Split, batch_size: int) -> Iterator[Tensor]:
     """Yield the images in order, preprocessed as the weights expect [B, C, H, W], and show progress."""
-    transform, channels = evaluation_transform(loaded.cfg), loaded.cfg['input_size'][0]
+    channels, *size = loaded.cfg['input_size']
+    if channels not in (1, 3) and not images.images.deep:
+        raise ZooError(f'{loaded.title} takes images of {channels} channels, and these are grey or RGB: give others.')
+    transform = None if images.images.deep else evaluation_transform(loaded.cfg)
     device = next(loaded.model.parameters()).device
     with Progress(len(images), loaded.title, lines=False) as progress:
         for start in range(0, len(images), batch_size):
             batch = []
             for i in range(start, min(start + batch_size, len(images))):
                 try:
+                    if transform is None:
+                        pixels = fitted(images.images.pixels_at(images.number(i)), size, channels)
+                        batch.append(normalize(pixels[None], loaded.cfg['mean'], loaded.cfg['std'])[0])
+                        continue
                     batch.append(transform(as_channels(images.read(i), channels)))
                 except Exception as e:  # every decoder has its own errors for a damaged file
                     raise ZooError(f'{images.name(i)} cannot be read ({one_line(e)}): mend or leave it out.') from e
@@ -67,7 +76,12 @@ def _batches(loaded: Loaded, images: Split, batch_size: int) -> Iterator[Tensor]
 def _pixels(loaded: Loaded, images: Tensor) -> Tensor:
     """Return pixels [B, H, W, C] in 0..1 of preprocessed images."""
     mean, std = (torch.tensor(loaded.cfg[key], device=images.device)[:, None, None] for key in ('mean', 'std'))
-    return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+    pixels = images * std + mean
+    if pixels.shape[1] not in (1, 3):   # grey, each from its darkest to its brightest
+        pixels = pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        low, high = (x.flatten(1).amax(1)[:, None, None, None] for x in (-pixels, pixels))
+        pixels = (pixels + low) / (high + low).clamp(min=1e-6)
+    return pixels.clamp(0, 1).permute(0, 2, 3, 1).cpu()
 
 
 def _names(images: Split) -> list[str]:

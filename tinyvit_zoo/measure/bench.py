@@ -28,7 +28,7 @@ _DRAW = 7               # keeps this draw apart from others with the same seed
 def evaluation_batches(split: Split, batch_size: int, cfg: Mapping[str, Any], world: World, **options: Any) -> Batches:
     """Make batches of a split, each image once, normalized as the weights of `cfg` expect."""
     transforms = {'batch_transform': lambda images: normalize(images, cfg['mean'], cfg['std']),
-                  'stream_transform': evaluation_transform(cfg)}
+                  'stream_transform': evaluation_transform(cfg), 'channels': cfg['input_size'][0]}
     return make_batches(split, cfg['input_size'][1:], batch_size, world.device, train=False, rank=world.rank,
                         world_size=world.size, **{**transforms, **options})
 
@@ -60,8 +60,10 @@ class Bench:
         cfg = self.loaded.cfg
         images = split if isinstance(split, Split) else getattr(self.source, split or self.split)
         channels = cfg['input_size'][0]
-        if channels not in (1, 3):
-            raise ZooError(f'{self.loaded.title} takes images of {channels} channels: expected 1 (grey) or 3 (RGB).')
+        own = images.images.channels
+        if channels not in (1, 3, own) or (images.images.deep and own not in (1, channels)):
+            raise ZooError(f'{self.loaded.title} takes images of {channels} channels, {self.source.name} has {own}: '
+                           f'give the data it was trained on.')
         whole = cfg['crop_pct'] == 1 and cfg['interpolation'] == 'bicubic'
         raw: Any = {} if normalized else {
             'batch_transform': None, 'stream_transform': evaluation_transform(cfg, normalize=False)}

@@ -1,16 +1,19 @@
 """Classify image files of any kind that Pillow reads."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
+from ..augment.batched import normalize
+from ..data.channels import fitted
 from ..data.files import EXTENSIONS, Finder, open_image
 from ..data.images import as_channels, check_mode, upright
-from ..data.objects import as_image
+from ..data.objects import as_image, deep_pixels
 from ..errors import ZooError
 from ..runtime.text import one_line
 from ..weights.readout import PLAIN, Readout
@@ -79,13 +82,14 @@ def classify(
     Without `topk` five; where an image may have several labels, all above a probability of 0.5.
     An image is a path, a Pillow image, an array or a tensor.
     """
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    cfg = resolve_model_data_config(model)
+    transform = create_transform(**cfg, is_training=False) if cfg['input_size'][0] in (1, 3) else None
     device = next(model.parameters()).device
     results: list[list[dict[str, Any]] | str] = []
     hidden = True if len(images) <= batch_size else None  # None: unless stderr is a terminal
     with torch.inference_mode(), tqdm(total=len(images), unit='image', leave=False, disable=hidden) as progress:
         for start in range(0, len(images), batch_size):
-            found = [_read(image, transform) for image in images[start:start + batch_size]]
+            found = [_read(image, transform, cfg) for image in images[start:start + batch_size]]
             sound = [image for image in found if isinstance(image, Tensor)]
             top = iter(_top(model, torch.stack(sound).to(device), labels, topk, readout) if sound else ())
             results += [image if isinstance(image, str) else next(top) for image in found]
@@ -93,8 +97,15 @@ def classify(
     return results
 
 
-def _read(image: Any, transform: Callable[[Any], Tensor]) -> Tensor | str:
+def _read(image: Any, transform: Callable[[Any], Tensor] | None, cfg: Mapping[str, Any]) -> Tensor | str:
     try:
+        size, pixels = cfg['input_size'], deep_pixels(image)
+        if pixels is not None:
+            grown = [int(side / cfg['crop_pct']) for side in size[1:]]
+            whole = fitted(pixels, (grown[0], grown[1]), size[0])[None]
+            return normalize(center_crop(whole, size[1:]), cfg['mean'], cfg['std'])[0]
+        if transform is None:
+            raise ValueError(f'it is grey or RGB, expected {size[0]} channels')
         if not isinstance(image, (str, Path)):
             return transform(as_channels(as_image(image), 3))
         with open_image(Path(image)) as opened:

@@ -64,6 +64,12 @@ class SelfSupervised(Task):
         check_model(recipe)
 
     @classmethod
+    def check_images(cls, recipe: Pretraining, source: Source) -> None:
+        if source.train.images.deep:
+            raise ZooError(f'{source.name} is not 8-bit grey or RGB, and a pre-training takes such images: train a '
+                           f'classifier, from weights or from scratch.')
+
+    @classmethod
     def make_network(cls, recipe: Pretraining, cfg: Mapping[str, Any], device: torch.device) -> Method:
         torch.manual_seed(recipe.seed)
         args = dict(recipe.method_args)

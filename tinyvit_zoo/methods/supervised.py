@@ -72,6 +72,8 @@ class Supervised(Task):
 
     @classmethod
     def check_images(cls, recipe: Recipe, source: Source) -> None:
+        if source.train.images.deep and recipe.teacher:
+            raise ZooError(f'{source.name} is not 8-bit grey or RGB, and a teacher takes such images: leave it out.')
         if not source.train.multi_label:
             if recipe.multi_label_loss != 'bce':
                 raise ZooError(f'multi_label_loss is {recipe.multi_label_loss!r}, and {source.name} has one label an '
@@ -93,6 +95,8 @@ class Supervised(Task):
     def make_network(cls, recipe: Recipe, cfg: Mapping[str, Any], device: torch.device) -> nn.Module:
         torch.manual_seed(recipe.seed)
         args = {'num_classes': cfg['num_classes'], 'img_size': recipe.img_size, **recipe.model_args}
+        if cfg['input_size'][0] != 3:
+            args['in_chans'] = cfg['input_size'][0]
         if recipe.from_weights:
             return resolve(recipe.from_weights, recipe.model).create(**args).to(device)
         return create_model(recipe.model, **args).to(device)
@@ -213,7 +217,10 @@ class Supervised(Task):
         rows = [[name, str(split['images']), *(f'{split[key]:{form}}' if key in split else '-'
                                                for key, (_, form) in shown.items())] for name, split in figures.items()]
         lines = ''.join(f'| {" | ".join(row)} |\n' for row in (head, ['---'] * len(head), *rows))
-        args = ''.join(f', {key}={value!r}' for key, value in without_rates(self.recipe.model_args).items())
+        shaping = without_rates(self.recipe.model_args)
+        if (channels := self.cfg['input_size'][0]) != 3:
+            shaping['in_chans'] = channels
+        args = ''.join(f', {key}={value!r}' for key, value in shaping.items())
         readout = Readout(figures.get('val', {}).get('temperature'), self.several)
         probabilities = f'`tinyvit-zoo predict` shows {readout.formula}; timm and exports give logits. '
         return {

@@ -74,9 +74,9 @@ def _preprocessing(loaded: Loaded) -> dict[str, Any]:
     return {
         'model': loaded.title, 'made_by': f'tinyvit_zoo {__version__}', 'input': 'images', 'output': 'logits',
         'probabilities': loaded.readout.formula,
-        'layout': 'float32 [batch, channels, height, width], RGB',
-        'steps': 'resize (the shorter side to height / crop_pct), crop the middle, divide by 255, subtract mean, '
-                 'divide by std',
+        'layout': 'float32 [batch, channels, height, width]' + ', RGB' * (cfg['input_size'][0] == 3),
+        'steps': 'resize (the shorter side to height / crop_pct), crop the middle, divide by 255 (16 bits: by 65535), '
+                 'subtract mean, divide by std',
         'input_size': list(cfg['input_size']), 'interpolation': cfg['interpolation'], 'crop_pct': cfg['crop_pct'],
         'mean': list(cfg['mean']), 'std': list(cfg['std']), 'num_classes': loaded.model.num_classes,
         'label_names': list(names)}

@@ -84,6 +84,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
         raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
     run = Run(options.output, quiet=not world.first, track=options.track)
     source, batches = open_images(recipe, options, world), None
+    recipe = without_colours(recipe, source, options.given, world)
     check_size(recipe, len(source.train), len(source.class_names), world)
     if options.minutes or options.pflop:
         run.check(options.resume)
@@ -133,6 +134,7 @@ def training_batches(task: Task, options: Options, source: Source) -> Batches:
     with world.first_alone():
         return make_batches(
             source.train, task.cfg['input_size'][1:], recipe.batch_size, world.device, train=True, seed=recipe.seed,
+            channels=task.cfg['input_size'][0],
             rank=world.rank, world_size=world.size, stream_transform=task.views.pillow(),
             balanced=getattr(recipe, 'balance', '') == 'sampling', **options.loading)
 
@@ -267,13 +269,15 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
     begin = recipe.from_weights if isinstance(recipe, Recipe) else ''
     start = resolve(begin, recipe.model).cfg if begin else {}
     stated = vars(recipe), vars(known) if known else {}, start
-    mean, std = next(((each['mean'], each['std']) for each in stated if each.get('mean')), None) or normalization(
-        source, recipe.img_size)
+    deep = source.train.images.deep
+    mean, std = (None if deep else next(((each['mean'], each['std']) for each in stated if each.get('mean')), None)
+                 ) or normalization(source, recipe.img_size)
     numbered = all(name.isdigit() for name in source.class_names)
     names = (numbered and known and known.label_names) or source.class_names
     return {
-        'architecture': recipe.model, 'num_classes': classes, 'input_size': (3, recipe.img_size, recipe.img_size),
-        'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
+        'architecture': recipe.model, 'num_classes': classes,
+        'input_size': (source.channels, recipe.img_size, recipe.img_size),
+        'mean': tuple(mean), 'std': tuple(std), 'crop_pct': 1. if deep else recipe.crop_pct, 'interpolation': 'bicubic',
         'label_names': list(names), 'multi_label': source.train.multi_label and isinstance(recipe, Recipe)}
 
 
@@ -342,6 +346,20 @@ def pretraining_recipe(method: str | Pretraining, model: str = '') -> Pretrainin
     cfg: Any = get_pretrained_cfg(model)
     return replace(PRETRAINING_PRESETS[method], name=f'{model}.{method}', img_size=cfg.input_size[-1],
                    crop_pct=cfg.crop_pct)
+
+
+_COLOURS = ('auto_augment', 'color_jitter')
+
+
+def without_colours(recipe: BaseRecipe, source: Source, given: Mapping[str, Any], world: World) -> Any:
+    """Switch augmentation of colours off for images of other channels or 16 bits; refuse it where it was asked for."""
+    wanted = [name for name in _COLOURS if getattr(recipe, name, None)] if source.train.images.deep else []
+    if asked := [name for name in wanted if name in given]:
+        raise ZooError(f'{asked[0]} is for 8-bit grey or RGB images, and {source.name} has others: leave it out.')
+    if wanted and world.first:
+        show(f'{source.name} is not 8-bit grey or RGB: trained without {" and ".join(wanted)}.')
+    changes: dict[str, Any] = {name: '' if name == 'auto_augment' else None for name in wanted}
+    return replace(recipe, **changes)
 
 
 def without_mirroring(recipe: AnyRecipe, data: str) -> AnyRecipe:

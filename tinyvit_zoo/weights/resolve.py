@@ -96,6 +96,8 @@ class Resolved:
         args = {**without_rates(self.recipe.get('model_args', {})), **args}
         if self.file:
             args['pretrained_cfg_overlay'] = {**self.cfg, 'file': str(self.file)}
+            if (channels := self.cfg.get('input_size', (3,))[0]) != 3:
+                args = {'in_chans': channels, **args}
         if self.untrained:
             torch.manual_seed(0)
         logging.getLogger('huggingface_hub').setLevel(logging.ERROR)    # it reports every retry

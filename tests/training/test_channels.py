@@ -1,0 +1,139 @@
+"""Images of 16 bits, and of other channels than grey and RGB: from arrays and files to predictions and exports."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import tinyvit_zoo as zoo
+from tinyvit_zoo import ZooError
+from tinyvit_zoo.augment.batched import Augment, normalize
+from tinyvit_zoo.augment.spec import AugmentSpec
+from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.data.images import decode
+from tinyvit_zoo.data.sources import normalization, open_source
+
+SMALL: dict[str, Any] = dict(
+    epochs=1, batch_size=16, warmup_epochs=0, img_size=16, precision='fp32', device='cpu', model_args={'depth': 2})
+
+
+def stacks(count: int, channels: int = 5, dtype: Any = np.uint16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, 20, 18, C] whose two classes differ by less than 8 bits can show, in the last channel."""
+    draws = np.random.RandomState(seed)
+    labels = np.arange(count) % 2
+    images = draws.randint(0, 20, (count, 20, 18, channels)) + 1000 * (dtype == np.uint16)
+    images[..., -1] += 100 * labels[:, None, None]
+    return images.astype(dtype), labels
+
+
+DATA = {'train': stacks(48), 'test': stacks(12, seed=1)}
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return len(DATA['test'][0])
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        images, labels = DATA['test']
+        return images[i], int(labels[i])
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory: pytest.TempPathFactory) -> zoo.Classifier:
+    """From the shipped weights of three channels."""
+    simple = dict(epochs=6, eval_every=6, batch_size=8, mixup=0., cutmix=0., erase=0., crop_scale=None, smoothing=0.)
+    folder = tmp_path_factory.mktemp('deep') / 'run'
+    return zoo.train('cct_2_3x2.c10', DATA, output=folder, **{**SMALL, **simple})
+
+
+def test_five_channels_of_16_bits(run: zoo.Classifier, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The classes differ by what a cut to 8 bits would lose; the weights know channels, mean and deviation."""
+    test = run.result['figures']['test']
+    assert test['top1'] == 100
+    cfg = run.model.pretrained_cfg
+    assert tuple(cfg['input_size']) == (5, 16, 16) and len(cfg['mean']) == 5
+    pixels = DATA['train'][0] / 65535
+    assert cfg['mean'] == pytest.approx(pixels.mean((0, 1, 2)), rel=0.02) and max(cfg['std']) < 0.01
+    again = zoo.load(run.folder)
+    assert again.evaluate(DATA).scalars() == pytest.approx(test, rel=1e-4)
+    images, labels = DATA['test']
+    for form in (images, list(images), images.transpose(0, 3, 1, 2)):
+        assert [found.indices[0] for found in again.predict(form)] == labels.tolist()
+    assert again.predict(images[1])[0].indices[0] == labels[1]
+    assert len(again.show(tmp_path)) == 4
+    assert again.evaluate(Pairs()).top1 == 100
+    recipe = json.loads((run.folder / 'recipe.json').read_text())['recipe']
+    assert recipe['auto_augment'] == '' and recipe['flip'] > 0
+    model = timm.create_model('cct_2_3x2', pretrained=True, depth=2, in_chans=5, pretrained_cfg_overlay=dict(
+        file=str(run.folder / 'weights.safetensors')))
+    assert model(torch.zeros(1, 5, 16, 16)).shape == (1, 2) and 'in_chans=5' in (run.folder / 'card.md').read_text()
+    for bad, message in ((images[..., :3], 'it has 3 channels, expected 5'),
+                         (np.zeros((9, 9, 3), np.uint8), 'grey or RGB, expected 5 channels')):
+        with pytest.raises(ZooError, match=message):
+            again.predict(bad[:1] if bad.ndim == 4 else bad)
+    with pytest.raises(ZooError, match='takes images of 5 channels'):
+        again.evaluate({'train': stacks(8, 3), 'test': stacks(8, 3)})
+
+
+def test_files_of_pages_and_16_bits(run: zoo.Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TIFFs of a page for each channel; 16-bit PNGs, which are repeated to three channels and keep their depth."""
+    images, labels = DATA['train']
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for kind in ('stacks', 'grey'):
+            (tmp_path / kind / 'ab'[label]).mkdir(parents=True, exist_ok=True)
+        pages = [Image.fromarray(np.ascontiguousarray(page)) for page in image.transpose(2, 0, 1)]
+        pages[0].save(tmp_path / 'stacks' / 'ab'[label] / f'{i}.tif', save_all=True, append_images=pages[1:])
+        pages[-1].save(tmp_path / 'grey' / 'ab'[label] / f'{i}.png')
+    source = open_source(tmp_path / 'stacks')
+    assert source.channels == 5 and source.train.images.deep
+    assert int(decode(source.train.images, (20, 18), 5).max()) == images.max()
+    assert main(['eval', str(run.folder), '--data', f'folder:{tmp_path / "stacks"}', '--mistakes',
+                 str(tmp_path / 'm.png')]) == 0
+    assert 'top-1     100.00' in capsys.readouterr().out
+    for name, label in (('0.tif', 'a'), ('1.tif', 'b')):
+        assert run.predict(tmp_path / 'stacks' / label / name)[0].indices[0] == 'ab'.index(label)
+    assert main(['analyze', 'maps', str(run.folder), '--files', str(tmp_path / 'stacks' / 'a' / '0.tif'), '--output',
+                 str(tmp_path / 'maps')]) == 0
+    assert main(['eval', str(run.folder), '--data', f'folder:{tmp_path / "stacks"}', '--attack', 'fgsm']) == 2
+    grey = open_source(tmp_path / 'grey')
+    pixels = decode(grey.train.images, (20, 18), grey.channels)
+    assert pixels.dtype == torch.int32 and pixels.shape[1] == 3 and int(pixels.max()) == images[..., -1].max()
+    assert torch.equal(pixels[:, 0], pixels[:, 2])
+    Image.fromarray(images[0, ..., 0]).save(tmp_path / 'stacks' / 'a' / '0.tif')
+    with pytest.raises(ZooError, match=r'has 1 channels of 16 bits|cannot be read'):
+        decode(open_source(tmp_path / 'stacks').train.images, (20, 18), 5)
+
+
+def test_augmentation_keeps_16_bits() -> None:
+    """Crops and flips equal those of 8 bits, but for the rounding."""
+    draws = torch.Generator().manual_seed(0)
+    wide = torch.randint(0, 256, (6, 4, 12, 12), generator=draws, dtype=torch.int32)
+    spec = AugmentSpec((8, 8), (0.4,) * 4, (0.2,) * 4, flip=0.5, crop_scale=(0.3, 1.), erase=0.5, erase_mode='const')
+    for each in (spec, AugmentSpec((12, 12), (0.4,) * 4, (0.2,) * 4, flip=0.5, crop_padding=2)):
+        found, expected = (Augment(each)(x, torch.Generator().manual_seed(1)) for x in (wide * 257, wide.byte()))
+        assert torch.allclose(found, expected, atol=1.5 / 255 / 0.2)
+    assert torch.allclose(normalize(wide * 257, (0.4,) * 4, (0.2,) * 4), normalize(wide.byte(), (0.4,) * 4, (0.2,) * 4))
+    fine = Augment(AugmentSpec((12, 12), (0.,) * 4, (1.,) * 4))(wide + 1000, draws) * 65535
+    assert torch.allclose(fine, wide + 1000., atol=0.01)
+
+
+def test_eight_bits_of_two_channels(tmp_path: Path) -> None:
+    arrays = {f'{name}_{what}': value for name, count in (('train', 24), ('test', 8))
+              for what, value in zip(('images', 'labels'), stacks(count, 2, np.uint8), strict=True)}
+    np.savez(tmp_path / 'a.npz', **arrays)
+    source = open_source(tmp_path / 'a.npz')
+    assert source.train.images.dtype == torch.uint8 and len(normalization(source, 16)[0]) == 2
+    run = zoo.train('cct_2_3x2', f'npz:{tmp_path / "a.npz"}', output=tmp_path / 'run', from_weights='', layer_decay=1.,
+                    loader='stream', workers=0, **SMALL)
+    assert run.model.in_chans == 2
+    for keywords, message in (({'auto_augment': 'cifar10'}, 'auto_augment is for'), ({'teacher': 'x'}, 'a teacher ')):
+        with pytest.raises(ZooError, match=message):
+            zoo.train('cct_2_3x2', f'npz:{tmp_path / "a.npz"}', output=tmp_path / 'b', **{**SMALL, **keywords})
+    with pytest.raises(ZooError, match='a pre-training takes such images'):
+        zoo.pretrain('mae_small', tmp_path / 'a.npz', model='ssl_vit', output=tmp_path / 'b')

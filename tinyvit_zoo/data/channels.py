@@ -1,0 +1,79 @@
+"""Images that Pillow's RGB and grey do not hold: 16 bits, or another number of channels than one and three.
+
+Their pixels are int32 from 0 to 65535 (16 bits), or uint8, [C, H, W]. Models take value / 65535, or value / 255.
+"""
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from .files import open_image
+
+MOST = 16       # channels; more are a volume
+
+
+def largest(dtype: torch.dtype) -> int:
+    """Return the value that counts as 1."""
+    return 65535 if dtype == torch.int32 else 255
+
+
+def is_deep(channels: int, dtype: torch.dtype) -> bool:
+    return channels not in (1, 3) or dtype == torch.int32
+
+
+def input_channels(channels: int) -> int:
+    """Return the channels that a model takes for such images: grey is repeated to three."""
+    return 3 if channels == 1 else channels
+
+
+def is_deep_image(image: Image.Image) -> bool:
+    """Return whether an open image is of 16 bits, or a TIFF of several pages, its channels."""
+    pages = getattr(image, 'n_frames', 1) if image.format == 'TIFF' else 1
+    return pages > 1 or image.mode.startswith('I')
+
+
+def read_pages(image: Image.Image) -> Tensor:
+    """Return the pixels of a grey image of 8 or 16 bits, or of all pages of a TIFF."""
+    pages = [np.asarray(page) for page in ImageSequence.Iterator(image)]
+    pages = [page if page.dtype.itemsize == 1 else page.clip(0, 65535).astype(np.uint16) for page in pages]
+    if any(page.ndim != 2 or page.dtype not in (np.uint8, np.uint16) for page in pages):
+        raise ValueError(f'its pages are {pages[0].dtype} {list(pages[0].shape)}, expected one channel of 8 or 16 bits')
+    if len({(page.shape, page.dtype) for page in pages}) > 1 or len(pages) > MOST:
+        raise ValueError(f'it has {len(pages)} pages, expected up to {MOST} of one size and depth')
+    return as_tensor(np.stack(pages))
+
+
+def read_deep(source: Path | BytesIO) -> Tensor | None:
+    """Return the pixels of a file; None for one of 8 bits that is grey or RGB."""
+    with open_image(source) as image:
+        return read_pages(image) if is_deep_image(image) else None
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return uint8 as it is, and uint16 as int32, which torch can work with."""
+    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else np.array(array))
+
+
+def fitted(pixels: Tensor, size: tuple[int, int], channels: int) -> Tensor:
+    """Resize pixels until they fill the size and crop the middle, as for other images; repeat a single channel."""
+    if len(pixels) not in (1, channels):
+        raise ValueError(f'it has {len(pixels)} channels, expected {channels}')
+    if tuple(pixels.shape[1:]) != tuple(size):
+        scale = max(want / have for want, have in zip(size, pixels.shape[1:], strict=True))
+        grown = [max(want, round(have * scale)) for want, have in zip(size, pixels.shape[1:], strict=True)]
+        x = F.interpolate(pixels[None].float(), size=grown, mode='bicubic', antialias=True)[0]
+        top, left = ((have - want) // 2 for have, want in zip(grown, size, strict=True))
+        x = x[:, top:top + size[0], left:left + size[1]]
+        pixels = x.round().clamp(0, largest(pixels.dtype)).to(pixels.dtype)
+    return pixels.expand(channels, -1, -1)
+
+
+def preview(pixels: Tensor) -> Image.Image:
+    """Return the mean of the channels as a grey picture, from its darkest to its brightest."""
+    grey = pixels.float().mean(0)
+    grey = (grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1)
+    return Image.fromarray((255 * grey).byte().numpy())
