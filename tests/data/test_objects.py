@@ -71,7 +71,7 @@ def test_hugging_face_datasets() -> None:
     ((COLOUR, LABELS[:4]), '6 train images and 4 labels'), ((COLOUR.astype(float), LABELS), 'expected 0 to 1'),
     ((COLOUR.astype(np.int64), LABELS), 'expected uint8'), ((COLOUR[:0], LABELS[:0]), 'no pixels'),
     ((COLOUR, LABELS.astype(str)), 'labels are'), ((COLOUR, LABELS - 1), 'labels are'), (5, 'a int: expected'),
-    ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((COLOUR[..., :2], LABELS), 'expected uint8'),
+    ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((np.zeros((6, 20, 20, 20), np.uint8), LABELS), 'expected uint8'),
     ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
     ({'train': (COLOUR, LABELS), 'tset': 1}, 'the keys train, tset'), ((COLOUR, [None] * 6), 'labels are'),
     ([Image.fromarray(x) for x in COLOUR], 'no pairs'), ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageSequence
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
 from .files import open_image
 
@@ -59,15 +60,14 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 
 def fitted(pixels: Tensor, size: tuple[int, int], channels: int) -> Tensor:
-    """Resize pixels until they fill the size and crop the middle, as for other images; repeat a single channel."""
+    """Resize pixels until they fill the size and crop the middle, as torchvision does; repeat a single channel."""
     if len(pixels) not in (1, channels):
         raise ValueError(f'it has {len(pixels)} channels, expected {channels}')
     if tuple(pixels.shape[1:]) != tuple(size):
         scale = max(want / have for want, have in zip(size, pixels.shape[1:], strict=True))
-        grown = [max(want, round(have * scale)) for want, have in zip(size, pixels.shape[1:], strict=True)]
+        grown = [max(want, int(have * scale + 1e-6)) for want, have in zip(size, pixels.shape[1:], strict=True)]
         x = F.interpolate(pixels[None].float(), size=grown, mode='bicubic', antialias=True)[0]
-        top, left = ((have - want) // 2 for have, want in zip(grown, size, strict=True))
-        x = x[:, top:top + size[0], left:left + size[1]]
+        x = center_crop(x, list(size))
         pixels = x.round().clamp(0, largest(pixels.dtype)).to(pixels.dtype)
     return pixels.expand(channels, -1, -1)
 
