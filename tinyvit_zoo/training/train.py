@@ -212,9 +212,7 @@ def check_recipe(recipe: Any) -> None:
 
 def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
     best = isinstance(recipe, Recipe) and recipe.keep == 'best'
-    fraction = options.val_fraction
-    if fraction is None:
-        fraction = VAL_FRACTION if best else 0.
+    fraction = VAL_FRACTION * best if options.val_fraction is None else options.val_fraction
     with world.first_alone():
         source = open_source(options.data, download=options.download, val_fraction=fraction, fraction=options.fraction,
                              seed=recipe.seed)
