@@ -27,7 +27,7 @@ from .recipes import BaseRecipe, Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
 from .runtime.text import shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
-from .training import train as training
+from .training import own, train as training
 from .training.loop import Stopped
 from .training.run_dir import read_result
 from .weights.resolve import Loaded, resolve
@@ -238,7 +238,7 @@ def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = 
     if isinstance(model, Recipe):
         recipe = replace(model, from_weights=begin) if begin else model
     else:
-        recipe = training.finetuning_recipe(model, begin)
+        recipe = own.finetuning_recipe(model, begin)
     name = model if isinstance(model, str) else recipe.name
     return Classifier(_train(name, recipe, data, output, device, keywords), device)
 
@@ -257,7 +257,7 @@ def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', ou
 
     `method`: 'mae_small', 'self_distill', ... with `model`, the encoder; or a recipe, or the name of one.
     """
-    recipe = training.pretraining_recipe(method, model)
+    recipe = own.pretraining_recipe(method, model)
     name = method if isinstance(method, str) else recipe.name
     folder = _train(name, recipe, data, output, device, keywords)
     return Encoder(folder, read_result(folder))
@@ -276,7 +276,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
     _check_types(kind, given)
     others = {key: value for key, value in keywords.items() if key in known}
     _check_types(training.Options, others)
-    recipe = override(training.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
+    recipe = override(own.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
     options = training.Options(
         output=Path(output or Path('runs', recipe.name)), data=data, given=given,
         command=_command(name, recipe, data, keywords), **others)

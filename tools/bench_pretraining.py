@@ -27,7 +27,7 @@ from tinyvit_zoo.methods.self_supervised import make_encoder
 from tinyvit_zoo.recipes import PRETRAINING_PRESETS, Recipe
 from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training.loop import Loop
-from tinyvit_zoo.training.train import pretraining_recipe
+from tinyvit_zoo.training.own import pretraining_recipe
 
 STEPS = 3
 SUPERVISED = 'supervised'

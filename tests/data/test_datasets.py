@@ -16,7 +16,7 @@ from tinyvit_zoo.data.sources import open_source, syntax
 from tinyvit_zoo.data.splits import Parts, Split
 from tinyvit_zoo.publish import cards, hub
 from tinyvit_zoo.recipes import Recipe
-from tinyvit_zoo.training.train import without_mirroring
+from tinyvit_zoo.training.own import without_mirroring
 from tinyvit_zoo.weights import catalogue
 
 each = pytest.mark.parametrize('key', list(DATASETS))

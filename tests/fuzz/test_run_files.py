@@ -10,8 +10,8 @@ from hypothesis import given, strategies as st
 
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
 from tinyvit_zoo.runtime.documents import read_document, write_document
+from tinyvit_zoo.training.own import finetuning_recipe
 from tinyvit_zoo.training.run_dir import Run, read_log, read_result
-from tinyvit_zoo.training.train import finetuning_recipe
 from tinyvit_zoo.weights.resolve import read_recipe, resolve
 
 FACTS = {'data': {'source': 'digits', 'images': 90, 'labels': 'abc'}, 'val_fraction': 0., 'fraction': 0.5,

@@ -2,7 +2,8 @@
 import argparse
 
 from ..recipes import PRETRAINING_PRESETS, Pretraining
-from ..training.train import pretraining_recipe, train, without_mirroring
+from ..training.own import pretraining_recipe, without_mirroring
+from ..training.train import train
 from ._options import add_options, in_world, with_options
 
 NAME = 'pretrain'

@@ -5,7 +5,8 @@ import dataclasses
 from ..errors import ZooError
 from ..recipes import Recipe, find_recipe
 from ..recipes.settings import override, parse_assignments
-from ..training.train import finetuning_recipe, pretraining_of, train, train_from_pretraining, without_mirroring
+from ..training.own import finetuning_recipe, without_mirroring
+from ..training.train import pretraining_of, train, train_from_pretraining
 from ._options import add_options, in_world, with_options
 
 NAME = 'train'

@@ -1,0 +1,69 @@
+"""Recipes for one's own model and images, from the presets."""
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from timm.models import get_pretrained_cfg
+
+from ..data.datasets import DATASETS
+from ..data.sources import Source
+from ..errors import ZooError
+from ..models import check_name
+from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
+from ..recipes.settings import AnyRecipe, defaults
+from ..runtime.text import show
+from ..runtime.world import World
+from ..weights.resolve import check_model, resolve, without_rates
+
+
+def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
+    """Fine-tune `name` ('': the model pre-trained in `start`) at its size; from scratch if it has no weights."""
+    run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
+    run = {**defaults(Pretraining), **run} if 'method' in run else {}
+    if not name and not run:
+        raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from a pre-training run.')
+    name = name or run['name'].partition('.')[0]
+    check_model(name)
+    cfg: Any = get_pretrained_cfg(name)
+    start = start or (f'{cfg.architecture}.{cfg.tag}' if cfg.has_weights else '')
+    recipe = replace(
+        FINETUNING_PRESET, name=f'{cfg.architecture}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
+        crop_pct=cfg.crop_pct, layer_decay=FINETUNING_PRESET.layer_decay if start else 1.)
+    return replace(recipe, img_size=run['img_size'], model_args=without_rates(run['model_args'])) if run else recipe
+
+
+def pretraining_recipe(method: str | Pretraining, model: str = '') -> Pretraining:
+    """Pre-train `model` by a method, at the size that it is made for; a recipe, or the name of one, has its model."""
+    if isinstance(method, Pretraining) or method not in PRETRAINING_PRESETS:
+        recipe = method if isinstance(method, Pretraining) else find_pretraining(method)
+        if model:
+            raise ZooError(f'{recipe.name} has its model: leave --model out, or take {", ".join(PRETRAINING_PRESETS)}.')
+        return recipe
+    if not model:
+        raise ZooError(f'--model is missing: give the encoder for {method} to pre-train.')
+    check_name(model)
+    model = model.partition('.')[0]
+    cfg: Any = get_pretrained_cfg(model)
+    return replace(PRETRAINING_PRESETS[method], name=f'{model}.{method}', img_size=cfg.input_size[-1],
+                   crop_pct=cfg.crop_pct)
+
+
+_COLOURS = ('auto_augment', 'color_jitter')
+
+
+def without_colours(recipe: BaseRecipe, source: Source, given: Mapping[str, Any], world: World) -> Any:
+    """Switch augmentation of colours off for images of other channels or 16 bits; refuse it where it was asked for."""
+    wanted = [name for name in _COLOURS if getattr(recipe, name, None)] if source.train.images.deep else []
+    if asked := [name for name in wanted if name in given]:
+        raise ZooError(f'{asked[0]} is for 8-bit grey or RGB images, and {source.name} has others: leave it out.')
+    if wanted and world.first:
+        show(f'{source.name} is not 8-bit grey or RGB: trained without {" and ".join(wanted)}.')
+    changes: dict[str, Any] = {name: '' if name == 'auto_augment' else None for name in wanted}
+    return replace(recipe, **changes)
+
+
+def without_mirroring(recipe: AnyRecipe, data: str) -> AnyRecipe:
+    """Switch flips off where the dataset must not be mirrored."""
+    rows = [row for row in DATASETS.values() if row.source == data.partition(':')[0]]
+    return recipe if all(row.mirrored for row in rows) else replace(recipe, flip=0.)
