@@ -229,8 +229,8 @@ def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = 
         output: run directory (default: runs/NAME).
         start: weights to start from instead: a run directory, what `pretrain` returned, a file or a NAME.TAG.
         device: 'auto', 'cpu', 'cuda', ...
-        **keywords: `minutes`, `resume`, `val_fraction`, ... (fields of `tinyvit_zoo.training.train.Options`), and any
-            field of a Recipe: `epochs`, `lr`, `img_size`, ...
+        **keywords: `minutes`, `resume`, `track`, `val_fraction`, ... (fields of `tinyvit_zoo.training.train.Options`),
+            and any field of a Recipe: `epochs`, `lr`, `img_size`, ...
 
     Ctrl-C ends it after its step, with a checkpoint: `resume=True` goes on.
     """

@@ -54,7 +54,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
         monkeypatch.setattr(fetch, '_SCHEMES', ('http',))
         monkeypatch.setattr(drive, 'DIRECT', f'http://127.0.0.1:{server.server_port}/download?id={{}}&confirm=t')
