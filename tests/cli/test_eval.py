@@ -273,3 +273,13 @@ def test_views_are_reported_apart(data: str, trained: Path, run: Run, refused: R
     assert record['tta']['views'] == 'flip+shift' and record['tta']['loss'] != plain['loss']
     assert f'  views     {record["tta"]["top1"]:.2f} %' in run(trained, '--data', data, '--tta', 'flip+shift')
     assert 'must not be mirrored: give --tta shift' in refused('cct_2_3x2.digits', '--data', 'digits', '--tta', 'flip')
+
+
+def test_a_figure_that_is_not_defined_has_a_dash(trained: Path, data: str, run: Run, tmp_path: Path) -> None:
+    """All test images are of one class."""
+    arrays = dict(np.load(data.removeprefix('npz:')))
+    first = arrays['test_labels'] == 0
+    np.savez(tmp_path / 'a.npz', **{**arrays, 'test_images': arrays['test_images'][first],
+                                    'test_labels': arrays['test_labels'][first]})
+    out = run(trained, '--data', f'npz:{tmp_path / "a.npz"}', '--per-class')
+    assert 'AUROC     -, no class has images beside others' in out and '  AP ' in out

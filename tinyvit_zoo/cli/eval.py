@@ -237,7 +237,8 @@ def _one(record: Mapping[str, Any]) -> str:
              ('data', f'{record["data"]}, {_COUNTED[record["split"]]} images')]
     if 'loss' in record:
         lines += [('images', f'{record["images"]:,}')]
-        lines += [(title, _figure(record, name)) for name, (title, _) in FORMATS.items() if name in record]
+        lines += [(title, _figure(record, name) if name in record else '-, no class has images beside others')
+                  for name, (title, _) in FORMATS.items() if name in record or name == 'auroc']
     lines += [(title, f'{_cell(record, name)} %') for name, title in _MEASURES.items() if name in record]
     return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
                       *(f'  {title:10}{text}' for title, text in lines)])

@@ -89,7 +89,7 @@ class Parts(NamedTuple):
         seen = int(labels.any(0).sum()) if self.train.multi_label else len(labels.unique())
         if complete and (seen < count or count < 2):
             raise ZooError(f'{title} has training images of {seen} out of {count} classes: expected some of each, two '
-                           f'classes or more, numbered from 0 without a gap.')
+                           f'classes or more{"" if self.train.multi_label else ", numbered from 0 without a gap"}.')
         for name, split in (('train', self.train), ('val', self.val), ('test', self.test)):
             if split and split.index is None and len(split.images) != len(split):
                 raise ZooError(f'{title} has {len(split.images)} {name} images and {len(split)} labels: expected as '
