@@ -187,6 +187,7 @@ def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_
     (lambda run: run.evaluate(DATA, split='tset'), "split is 'tset', expected train, val, test"),
     (lambda run: run.evaluate(DATA, bootstrap=-1), 'bootstrap is -1, expected 0 to'),
     (lambda run: run.evaluate(DATA, precision=[]), 'precision is [], expected str'),
+    (lambda run: run.evaluate({**DATA, 'class_names': 3}), 'class_names is 3, expected'),
     (lambda run: run.export(3), 'path is 3, expected str | Path'), (lambda run: run.show(3), 'folder is 3, expected'),
     (lambda _: zoo.load(None), 'weights is None, expected str | Path'),
     (lambda _: zoo.train(1.5, DATA), 'model is 1.5, expected str | Recipe'),

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.lastResort.setFormatter(_Printable())    # type: ignore[union-attr]
-    warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')    # of a damaged image, which gets a line
+    warnings.filterwarnings('ignore', module=r'PIL\.')    # of a damaged image, which gets a line
     try:
         if odd := next((word for word in argv if word.endswith('=--') or '\0' in word), None):
             raise ZooError(f'{odd!r} has no value that an option takes (see `tinyvit-zoo --help`)')

@@ -5,7 +5,7 @@ Validation images never come from the test set: `val_fraction` cuts them from th
 import os
 import pkgutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import ZooError, nearest
-from ..runtime.text import one_line
+from ..runtime.text import one_line, shown
 from .channels import MOST, as_tensor, input_channels, largest
 from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
@@ -126,7 +126,10 @@ def _open_objects(data: Any) -> Source:
     if type(data).__module__.partition('.')[0] == 'datasets':
         return _source(title_of(data), _hub_parts(title_of(data), data if isinstance(data, dict) else {'train': data}))
     given = dict(data) if isinstance(data, Mapping) else {'train': data}
-    names = tuple(map(str, given.pop('class_names', ())))
+    named = given.pop('class_names', None) or ()
+    if isinstance(named, (str, bytes)) or not isinstance(named, Iterable):
+        raise ZooError(f'class_names is {shown(named)}, expected a name for each class.')
+    names = tuple(map(str, named))
     if 'train' not in given or given.keys() - {*SPLITS}:
         raise ZooError(f'The data have the keys {", ".join(map(str, given))}: expected train and, where there are any, '
                        f'val, test and class_names.')
