@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--device', help='run the tests of GPUs on this device (default: a GPU, or they are skipped)')
+
+
 @pytest.fixture(scope='session')
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A source of small images of four classes."""

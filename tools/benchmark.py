@@ -25,8 +25,9 @@ peak of a step with the weights: as the GPU's allocator reports, elsewhere tenso
 one that only normalizes.
 
 `training` times `tinyvit-zoo train` by recipe, with loading and augmentation, beside a plain loop over the plain model
-on batches made in advance; each in a process of its own, ours on a CPU also with one process per core, as by `torchrun`
-(tools/bench_training.py).
+on batches made in advance; each in a process of its own, ours on a CPU also with one process per core, as by
+`torchrun`, on a GPU also without CUDA graphs, and compiled. It prints what share of a large matrix product's speed the
+products of the step reach (tools/bench_training.py).
 
 `pretraining` times a step of each method that supports a model, beside a supervised step with crop and flip, on the
 same images, and prints the memory of each (tools/bench_pretraining.py).
@@ -55,7 +56,7 @@ import tinyvit_zoo
 from tinyvit_zoo.augment.batched import Augment, normalize
 from tinyvit_zoo.augment.policies import make_policy
 from tinyvit_zoo.augment.spec import AugmentSpec, posterize
-from tinyvit_zoo.cli._options import duration
+from tinyvit_zoo.cli._options import duration, positive
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.measure.comparison import machine, make_step, rounds, summarise
 from tinyvit_zoo.models import check_name
@@ -120,12 +121,14 @@ def bench_augment(args: argparse.Namespace, device: torch.device, say: Say) -> N
 
 
 def bench_trainings(args: argparse.Namespace, device: torch.device, say: Say) -> None:
-    from bench_training import STEPS, bench_training
+    from bench_training import STEPS, bench_training, peak_flops, step_flops
 
     for (recipe, batch, precision), times in bench_training(
-            args.names, args.precision, args.device, args.seconds).items():
+            args.names, args.precision, args.batch_sizes, args.device, args.seconds).items():
+        peak, flops = peak_flops(device, precision), step_flops(recipe, batch)
         for row in summarise(times, STEPS * batch):
-            say({'recipe': recipe, 'precision': precision, 'batch': batch, **row})
+            say({'recipe': recipe, 'precision': precision, 'batch': batch, **row,
+                 'share_of_peak': STEPS * flops / (row['median_ms'] / 1e3) / peak})
 
 
 def print_row(row: dict[str, Any]) -> None:
@@ -136,6 +139,8 @@ def print_row(row: dict[str, Any]) -> None:
         details.append(f'{row["memory_bytes"] / 2 ** 20:.0f} MiB')
     if row.get('compile_seconds') is not None:
         details.append(f'compiled in {row["compile_seconds"]:.0f} s')
+    if 'share_of_peak' in row:
+        details.append(f"{row['share_of_peak']:.0%} of a large product's speed")
     if 'saved' in row:
         details.append(f'{row["saved"]:.1%} of the time of ours saved')
     print(f'{conditions}  {row["contender"]:22} {row["images_per_second"]:9.1f} images/s '
@@ -173,6 +178,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     training = commands.add_parser('training', help='our training beside a plain loop')
     training.add_argument('names', nargs='+', metavar='RECIPE', help='names of `tinyvit-zoo recipes`')
     training.add_argument('--precision', nargs='+', choices=['fp32', 'bf16'], default=['bf16'])
+    training.add_argument('--batch-sizes', nargs='+', type=positive, default=[], help="default: the recipe's")
     augment.add_argument('--batch-size', type=int, default=512)
     add_pretraining(commands.add_parser('pretraining', help='a step of each method beside a supervised one'))
     for command in commands.choices.values():

@@ -133,7 +133,8 @@ def test_the_processes_of_a_contender(tmp_path: Path) -> None:
 
     assert 'ours, 3 processes' in bench_training._contenders(6, 'cpu', threads=3)
     assert list(bench_training._contenders(7, 'cpu', threads=3)) == ['plain', 'ours']
-    assert list(bench_training._contenders(6, 'cuda', threads=3)) == ['plain', 'ours']
+    assert list(bench_training._contenders(6, 'cuda', threads=3)) == [
+        'plain', 'ours', 'ours, no graphs', 'ours, compiled']
     assert list(bench_training._contenders(6, 'cpu', threads=1)) == ['plain', 'ours']
 
 
@@ -150,6 +151,12 @@ def test_products_alone(name: str, train: bool, bf16: bool) -> None:
     step = timing.make_step(model, torch.randn(2, 3, 32, 32), train, bf16)
     alone = flops(bench_models.products_alone(step))
     assert alone == flops(step) and sum(alone.values()) > 1e8
+
+
+def test_the_share_of_the_peak() -> None:
+    """The products of a step of `cct_2_3x2`, 33 M multiply-adds an image and attention's beside; a product's speed."""
+    assert bench_training.step_flops('cct_2_3x2.c10', 128) == pytest.approx(6 * 35.3e6 * 128, rel=0.01)
+    assert bench_training.peak_flops(torch.device('cpu'), 'fp32') > 1e8
 
 
 def test_memory_of_a_step() -> None:

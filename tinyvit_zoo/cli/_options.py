@@ -82,6 +82,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None
     add_device(parser)
     parser.add_argument('--precision', default='auto', choices=['auto', 'fp32', 'bf16', 'fp16'])
     parser.add_argument('--compile', action='store_true', help='torch.compile the model, and on a GPU the augmentation')
+    parser.add_argument('--no-graphs', dest='graphs', action='store_false',
+                        help='on a GPU, launch the kernels of a step one by one, not as a CUDA graph')
     parser.add_argument('--loader', default='auto', choices=['auto', 'memory', 'stream'],
                         help='keep images in memory on the device, or read them as needed')
     parser.add_argument('--workers', type=int, metavar='N', help='processes that read images when streaming')

@@ -1,5 +1,5 @@
 """The interfaces of a training (`Task`, used by the loop) and of a way to pre-train (`Method`, used by its task)."""
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,12 @@ class Method(nn.Module):
         """Draw the random inputs of the loss for `count` images, a row each: masks, for one."""
         return ()
 
+    def kind_at(self, progress: float) -> Hashable:
+        """Name what changes in a step, but the values of tensors, as `progress` goes from 0 to 1 over the training."""
+        return None
+
     def before_step(self, progress: float) -> None:
-        """Act between the backward pass and the optimizer. `progress` goes from 0 to 1 over the training."""
+        """Act between the backward pass and the optimizer."""
 
     def after_step(self, progress: float) -> None:
         """Update teachers and centres."""
@@ -68,6 +72,7 @@ class Task:
     views: Views
     title = 'Training'          # of the card's section
     distilled: Any = None       # a trained model whose outputs the loss compares with
+    generator: torch.Generator | None = None    # what `prepare` draws by beside the one it is given
 
     def __init__(self, recipe: Any, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, network: Any,
                  ) -> None:
@@ -95,6 +100,10 @@ class Task:
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Augment a batch to the inputs of `loss`."""
         return ()
+
+    def kind_at(self, epoch: int, progress: float) -> Hashable:
+        """Name what changes in a step, but the values of tensors."""
+        return None
 
     def loss(self, forward: Any, *inputs: Tensor) -> Tensor:
         """Compute the loss; `forward` is the network, perhaps wrapped."""

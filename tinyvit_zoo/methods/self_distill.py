@@ -96,7 +96,8 @@ class SelfDistillation(Method):
         self.register_buffer('centre', torch.zeros(len(self.head.directions)))
         self.register_buffer('temperature', torch.tensor(float(teacher_temperature[0])))
         self._confidence: Tensor | None = None
-        self._outputs: list[tuple[Tensor, int]] = []    # sums of the teacher's outputs in this step, of how many views
+        self._outputs: list[tuple[Tensor, int]] = []    # sums of the teacher's outputs in a step, of how many views
+        self._stepped = False                           # since the last of them
 
     def views(self, spec: AugmentSpec) -> Views:
         return low_resolution_views(spec, self.local_views, self.local_scale, self.local_size)
@@ -114,12 +115,17 @@ class SelfDistillation(Method):
             targets = ((logits - self.centre) / self.temperature).softmax(dim=1)
             if self.training:
                 self._confidence = targets.amax(dim=1).mean()
+                if self._stepped:
+                    self._outputs, self._stepped = [], False
                 self._outputs.append((logits.sum(dim=0), len(logits)))
         # one pass through the encoder for each size, one through the head for all
         features = torch.cat([self.encoder(views.flatten(0, 1)) for views in sizes])
         guesses = (self.head(features) / self.student_temperature).log_softmax(dim=1)
         batch = sizes[0].shape[1]
         return loss_of_pairs(targets.unflatten(0, (-1, batch)), guesses.unflatten(0, (-1, batch)))
+
+    def kind_at(self, progress: float) -> bool:
+        return progress < self.freeze_last
 
     def before_step(self, progress: float) -> None:
         if progress < self.freeze_last:
@@ -133,7 +139,7 @@ class SelfDistillation(Method):
             logits = torch.stack([total for total, _ in self._outputs]).sum(dim=0)
             mean = logits / sum(views for _, views in self._outputs)
             self.centre.lerp_(joint.mean(mean), 1 - self.centre_momentum)
-        self._outputs.clear()
+        self._stepped = True
         low, high = self.teacher_temperature
         self.temperature.fill_(low + (high - low) * min(1., progress / max(self.temperature_warmup, 1e-9)))
 

@@ -1,6 +1,6 @@
 """Pre-training: an encoder, by any method, without labels. k-NN accuracy and the spread of its features are watched."""
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class SelfSupervised(Task):
     """The pre-training of `network`, a method with its encoder."""
     recipe: Pretraining
     network: Method
+    generator: torch.Generator
     title = 'Pre-training'
 
     def __init__(self, *args: Any) -> None:
@@ -89,6 +90,9 @@ class SelfSupervised(Task):
         world = self.world
         drawn = self.network.draw(len(images) * world.size, self.generator)
         return (*self.views(images, generator), *(rows[world.rank::world.size] for rows in drawn))
+
+    def kind_at(self, epoch: int, progress: float) -> Hashable:
+        return self.network.kind_at(progress)
 
     def before_step(self, progress: float) -> None:
         self.network.before_step(progress)

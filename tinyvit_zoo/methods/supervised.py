@@ -101,14 +101,18 @@ class Supervised(Task):
             return resolve(recipe.from_weights, recipe.model).create(**args).to(device)
         return create_model(recipe.model, **args).to(device)
 
+    def kind_at(self, epoch: int, progress: float = 0.) -> tuple[bool, int]:
+        """Whether images are mixed, and their size."""
+        return self.mix is not None and not 0 < self.recipe.mix_off_epoch <= epoch, size_at(self.recipe, epoch)
+
     def prepare(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         x, = self.views(images, generator)
-        if self.mix and not 0 < self.recipe.mix_off_epoch <= epoch:
+        mixed, size = self.kind_at(epoch)
+        if mixed and self.mix:
             x, labels = self.mix(x, labels, generator)
         elif self.several:
             labels = smoothed(labels, labels.shape[1], self.recipe.smoothing)
         logits = () if self.teacher is None else (self.teacher(x),)
-        size = size_at(self.recipe, epoch)
         return resized(x, (size, size)), labels, *logits
 
     def loss(self, forward: Any, *inputs: Tensor) -> Tensor:

@@ -121,6 +121,22 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)
 
 
+@contextmanager
+def fast_kernels(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """On a GPU choose convolutions by their speed and, beside autocast, multiply what stays float32 in TF32."""
+    if device.type != 'cuda':
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision('high' if dtype else before[0])
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
 def machine() -> dict[str, str]:
     """Return versions and hardware, to explain why figures differ."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ''

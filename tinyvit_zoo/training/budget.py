@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..recipes.settings import AnyRecipe, override
-from ..runtime.world import World
+from ..runtime.world import World, autocast_dtype, fast_kernels
 from .loop import Loop
 from .run_dir import Run
 
@@ -81,7 +81,8 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
         return taken
     shortest = override(recipe, {**options.given, 'epochs': 1})
     place = next(path for path in options.output.absolute().parents if path.is_dir())
-    with ExitStack() as stack, keep_freed_memory(world.device):
+    dtype = autocast_dtype(options.precision, world.device)
+    with ExitStack() as stack, keep_freed_memory(world.device), fast_kernels(world.device, dtype):
         folder = stack.enter_context(TemporaryDirectory(prefix='.tinyvit-zoo-', dir=place)) if world.first else ''
         before = time.monotonic()
         run = Run(Path(world.gather(folder)[0]), quiet=True)

@@ -22,7 +22,8 @@ from ..errors import ZooError
 from ..methods import Task
 from ..runtime.documents import not_finite
 from ..runtime.world import autocast
-from .optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, weight_decay
+from .graphs import CudaGraph, GraphedStep
+from .optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, steps_by_tensors, weight_decay
 from .run_dir import Run, checkpoints, load_checkpoint, read_log, save_checkpoint
 
 _CHECK_EVERY = 20  # steps between two checks that need the host or the other processes
@@ -36,7 +37,7 @@ class Loop:
     """Train `task` on `batches` as its recipe says, and write what `run` keeps."""
 
     def __init__(self, task: Task, batches: Batches, run: Run, compile: bool = False, checkpoint_minutes: float = 1.,
-                 ) -> None:
+                 graphs: bool = True) -> None:
         recipe, world = task.recipe, task.world
         if not len(batches):
             raise ZooError(f'The training data hold less than one batch of {recipe.batch_size} images: take a smaller '
@@ -58,10 +59,18 @@ class Loop:
                 task.network, device_ids=[world.device] if world.device.type == 'cuda' else None)
         if compile:
             self.forward = torch.compile(self.forward)
+        self.graphs: GraphedStep | None = None
+        if graphs and world.device.type == 'cuda' and world.size == 1 and not self.scaler.is_enabled() and (
+                steps_by_tensors(recipe)):
+            self.graphs = self.graphed(CudaGraph)
         self.epoch = self.batch = self.step = 0
         self.losses: list[Tensor] = []      # of this epoch, on the device until they are checked
         self.checked = 0                    # how many of them are
         self.seconds = 0.                   # of training in this epoch, over all sessions
+
+    def graphed(self, graph: type[CudaGraph]) -> GraphedStep:
+        generators = [self.generator, *([self.task.generator] if self.task.generator else [])]
+        return GraphedStep(self._gradients, self._update, self.optimizer, generators, self.run.say, graph)
 
     def train(self) -> None:
         """Train to the end. Raises Stopped after a signal."""
@@ -78,21 +87,38 @@ class Loop:
     def _train_epoch(self, caught: list[int]) -> None:
         self.task.network.train()
         self.batches.set_epoch(self.epoch, self.batch)
+        start = time.monotonic()
         for images, labels in self.batches:
-            start = time.monotonic()
             self.train_step(images, labels)
             self.batch, self.step = self.batch + 1, self.step + 1
-            self.seconds += time.monotonic() - start
             if self.batch < len(self.batches) and self._due(caught):
+                self._count_seconds(start)
                 self.save()
                 if caught:
                     raise Stopped(caught[0])
+                start = time.monotonic()
+        self._count_seconds(start)
+
+    def _count_seconds(self, start: float) -> None:
+        if self.world.device.type == 'cuda':    # it runs behind
+            torch.cuda.synchronize(self.world.device)
+        self.seconds += time.monotonic() - start
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        recipe, parts = self.recipe, self.recipe.accumulate
         epoch = self.step / len(self.batches)
-        set_learning_rate(self.optimizer, learning_rate(recipe, epoch), weight_decay(recipe, epoch))
-        total = torch.zeros((), device=self.world.device)
+        set_learning_rate(self.optimizer, learning_rate(self.recipe, epoch), weight_decay(self.recipe, epoch))
+        progress = self.step / self.total_steps
+        loss = self.graphs.gradients(images, labels, self.task.kind_at(self.epoch, progress)) if self.graphs else (
+            self._gradients(images, labels))
+        self.task.before_step(progress)
+        (self.graphs.update if self.graphs else self._update)()
+        self.task.after_step((self.step + 1) / self.total_steps)
+        self.losses.append(loss)
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Augment a batch and compute its gradients; return the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, total = self.recipe.accumulate, torch.zeros((), device=self.world.device)
         chunks = list(zip(images.chunk(parts), labels.chunk(parts), strict=True))  # may be fewer than were asked for
         for i, (part, part_labels) in enumerate(chunks, start=1):
             inputs = self.task.prepare(part, part_labels, self.epoch, self.generator)
@@ -102,15 +128,15 @@ class Loop:
                     loss = self.task.loss(self.forward, *inputs) * (len(part) / len(images))
                 self.scaler.scale(loss).backward()
             total += loss.detach()
-        self.task.before_step(self.step / self.total_steps)
-        if recipe.clip:
+        return total
+
+    def _update(self) -> None:
+        """Clip the gradients and step."""
+        if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.parameters, recipe.clip, recipe.clip_mode)
+            clip_gradients(self.parameters, self.recipe.clip, self.recipe.clip_mode)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.task.after_step((self.step + 1) / self.total_steps)
-        self.losses.append(total)
 
     def _due(self, caught: list[int], always: bool = False) -> bool:
         """Return whether to write a checkpoint now. Now and then, check the losses and show the progress."""
@@ -119,7 +145,7 @@ class Loop:
             return False
         if not self.step % _CHECK_EVERY or always:
             self._check_losses()
-            lr = self.optimizer.param_groups[0]['lr']
+            lr = learning_rate(self.recipe, self.step / len(self.batches))
             loss = f', loss {self.losses[-1].item():.3f}' if self.losses else ''
             self.run.show(self.step, f'epoch {self.epoch + 1}/{self.recipe.total_epochs}{loss}, lr {lr:.2e}')
         late = time.monotonic() - self.saved_at >= self.seconds_between
@@ -168,12 +194,15 @@ class Loop:
         if self.world.device.type == 'cuda':
             state['cuda'] = torch.cuda.get_rng_state(self.world.device)
         random = self.world.gather(state)
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer['param_groups']:
+            group['lr'] = float(group['lr'])        # a tensor for graphs
         if self.world.first:
             save_checkpoint(self.run.folder, self.step, {
                 'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
                 'streamed': self.batches.streamed, 'random': random, 'rows': self.run.rows,
-                **{name: part.state_dict() for name, part in self.parts.items()}})
+                **{name: part.state_dict() for name, part in self.parts.items()}, 'optimizer': optimizer})
             self.run.draw_images(self.step, self.task.drawn(), self.task.cfg)
         self.world.barrier()
         self.saved_at = time.monotonic()
@@ -198,6 +227,8 @@ class Loop:
         self.seconds = state['seconds']
         self.losses = list(state['losses'].to(self.world.device))
         self.checked = len(self.losses)
+        for saved, group in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
+            saved |= {key: group[key] for key in ('capturable',) if key in group}   # of this device
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         random = state['random'][self.world.rank]

@@ -9,6 +9,9 @@ from torch import nn
 from ..errors import ZooError, nearest
 from ..recipes import BaseRecipe, Recipe
 
+_FUSED = ('adam', 'adamw', 'sgd', 'nesterov', 'momentum')
+_CAPTURABLE = ('adam', 'adamw', 'muon', 'nmuon')        # by an option; SGD is anyway
+
 
 def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimizer:
     """Make timm's optimizer with its groups: layer decay, no weight decay for what `model.no_weight_decay()` names."""
@@ -17,8 +20,10 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
     options: dict[str, Any] = {}
     if 'adam' in recipe.opt:
         options['betas'] = recipe.betas
-    if recipe.opt in ('adam', 'adamw', 'sgd', 'nesterov', 'momentum'):
+    if recipe.opt in _FUSED:
         options['fused'] = True
+    if recipe.opt in _CAPTURABLE and next(model.parameters()).is_cuda:
+        options['capturable'] = True
     params: Any = model
     layer_decay = recipe.layer_decay if isinstance(recipe, Recipe) else 1.
     if recipe.decay_all and layer_decay == 1.:
@@ -34,9 +39,18 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
     """Set the rate of every group by its scale, and the weight decay of those that have one."""
     for group in optimizer.param_groups:
-        group['lr'] = lr * group.get('lr_scale', 1.)
+        rate = lr * group.get('lr_scale', 1.)
+        if isinstance(group['lr'], torch.Tensor):
+            group['lr'].fill_(rate)
+        else:
+            group['lr'] = rate
         if group['weight_decay']:
             group['weight_decay'] = decay
+
+
+def steps_by_tensors(recipe: BaseRecipe) -> bool:
+    """Return whether nothing but tensors changes from one step of the optimizer to the next, the rate included."""
+    return recipe.opt in {*_FUSED, *_CAPTURABLE} and recipe.weight_decay_end is None
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float, mode: str) -> None:

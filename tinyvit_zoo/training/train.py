@@ -28,7 +28,7 @@ from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_
 from ..recipes.settings import AnyRecipe, override
 from ..runtime.files import write_whole
 from ..runtime.text import show
-from ..runtime.world import World, autocast_dtype, machine
+from ..runtime.world import World, autocast_dtype, fast_kernels, machine
 from ..weights import save_weights
 from ..weights.files import tensors_digest
 from ..weights.readout import Readout
@@ -55,6 +55,7 @@ class Options:
     resume: bool = False
     precision: str = 'auto'
     compile: bool = False
+    graphs: bool = True             # on a GPU
     loader: str = 'auto'            # 'memory' or 'stream'
     workers: int | None = limited(None, Range(f'0 to {MOST_WORKERS}', lambda v: 0 <= v <= MOST_WORKERS))
     checkpoint_minutes: float = limited(1., FROM_0_TO_INFINITY)
@@ -113,7 +114,7 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
         run.say(f'The epochs are as many as fit: --epochs {recipe.epochs} repeats this run.')
     if not loop.step:
         task.begin()
-    with keep_freed_memory(world.device):
+    with keep_freed_memory(world.device), fast_kernels(world.device, task.dtype):
         loop.train()
     return _finish(task, options, source, run)
 
@@ -141,7 +142,7 @@ def make_loop(task: Task, batches: Batches, options: Options, source: Source, ru
     task.watch(source, run.say, options.loading)
     if options.compile and task.world.device.type != 'cpu':
         task.views.compile()
-    return Loop(task, batches, run, options.compile, options.checkpoint_minutes)
+    return Loop(task, batches, run, options.compile, options.checkpoint_minutes, options.graphs)
 
 
 def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: World, start: Path | None, begun: float,
