@@ -124,8 +124,10 @@ def test_optimizers(data: str, both: Callable[..., Path], more: tuple[str, ...])
 
 
 @pytest.mark.parametrize(('method', 'played', 'more'), [
-    ('mae_small', [9, 9], ('--opt', 'sgd')), ('moco_v3', [9, 9], ('--opt', 'sgd')),
-    ('self_distill', [3, 3, 9, 9], ('--epochs', '3', '--method-args', "{'freeze_last': 0.3}"))])
+    ('mae_small', [9, 9], ('--opt', 'sgd')),
+    ('moco_v3', [9, 9], ('--opt', 'sgd', '--method-args', "{'hidden_dim': 32, 'dim': 16}")),
+    ('self_distill', [3, 3, 9, 9], ('--epochs', '3', '--method-args', "{'freeze_last': 0.3, 'num_prototypes': 32, "
+                                    "'hidden_dim': 32, 'bottleneck_dim': 16, 'local_views': 2}"))])
 def test_pretraining(
         data: str, both: Callable[..., Path], method: str, played: list[int], more: tuple[str, ...]) -> None:
     both(lambda folder: main([
