@@ -14,7 +14,7 @@ def write_run(folder: Path, fraction: float, top1: float | None, name: str = 'cc
         'recipe': {'name': name, 'from_weights': start}, 'fraction': fraction,
         'data': {'source': source, 'images': round(50_000 * fraction)}}))
     if top1 is not None:
-        (folder / 'result.json').write_text(json.dumps({'figures': {'test': {'top1': top1}}}))
+        (folder / 'result.json').write_text(json.dumps({'figures': {'test': {'top1': top1}}, 'machine': {}}))
     return folder
 
 

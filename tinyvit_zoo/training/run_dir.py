@@ -225,7 +225,8 @@ def _foreign(path: Path) -> bool:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Read the result.json of a finished run."""
-    return read_document(folder / _RESULT, {'figures': dict}, 'go on with the run by --resume, which writes it again')
+    shape = {'figures': dict, 'machine': dict}      # a piece that is gone with the digest takes the machine along
+    return read_document(folder / _RESULT, shape, 'go on with the run by --resume, which writes it again')
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
