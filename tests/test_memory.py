@@ -42,7 +42,7 @@ class Mean(nn.Module):
 
 def test_predict_holds_two_batches_of_images_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held()
-    monkeypatch.setattr(prediction, '_read', lambda image, transform: held.add(torch.zeros(3, 4, 4)))
+    monkeypatch.setattr(prediction, '_read', lambda image, transform, cfg: held.add(torch.zeros(3, 4, 4)))
     found = prediction.classify(Mean(), ['a', 'b', 'c'], ['x.png'] * 5000, 1, 32)
     assert len(found) == held.all == 5000 and held.most <= 64
 

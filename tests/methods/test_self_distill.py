@@ -140,7 +140,7 @@ def test_centre_and_temperature() -> None:
         assert method.temperature.item() == pytest.approx(wanted)
     method.eval()
     method(whole, local)
-    assert not method._outputs  # looking at it changes nothing
+    assert method._stepped  # looking at it changes nothing
 
 
 def test_a_batch_in_parts_is_one_batch() -> None:
