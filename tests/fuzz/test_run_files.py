@@ -42,6 +42,14 @@ def test_documents_with_a_digest(data: st.DataObject, folder: Path) -> None:
     assert message or found == before
 
 
+def test_a_result_that_has_lost_its_end(folder: Path) -> None:
+    """With the digest, so that it might be one of earlier versions."""
+    write_document(folder / 'result.json', RESULT)
+    content = json.loads((folder / 'result.json').read_text())
+    (folder / 'result.json').write_text(json.dumps({key: content[key] for key in ('weights', 'figures', 'command')}))
+    assert 'machine is missing' in outcome(lambda: read_result(folder))[1]
+
+
 @cases(80)
 @given(data=st.data())
 def test_the_log(data: st.DataObject, folder: Path) -> None:

@@ -228,7 +228,8 @@ class Loop:
         self.losses = list(state['losses'].to(self.world.device))
         self.checked = len(self.losses)
         for saved, group in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
-            saved |= {key: group[key] for key in ('capturable',) if key in group}   # of this device
+            if 'capturable' in group:       # as this device has it
+                saved['capturable'] = group['capturable']
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         random = state['random'][self.world.rank]

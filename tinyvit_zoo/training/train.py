@@ -18,12 +18,7 @@ from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
 from ..models import check_name, list_models
-from ..recipes import (
-    PRETRAININGS,
-    BaseRecipe,
-    Pretraining,
-    Recipe,
-)
+from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, limited
 from ..recipes.settings import AnyRecipe, override
 from ..runtime.files import write_whole
