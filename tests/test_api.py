@@ -82,6 +82,24 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
         run.evaluate((DATA['test'][0], np.array([7] + [0] * 11)))
 
 
+def test_classes_are_compared_by_name(run: zoo.Classifier, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Images of some of the classes, in another order, are numbered as the weights number them."""
+    images, labels = DATA['test']
+    chosen = np.isin(labels, (0, 2))
+    expected = run.evaluate((images[chosen], labels[chosen]))
+    half = images[chosen], (labels[chosen] == 0).astype(int)
+    assert run.evaluate({'train': half, 'class_names': ['light', 'dark']}) == expected
+    assert expected.classes[1].auroc is None and expected.classes[0].images == 4
+    with pytest.raises(ZooError, match=r'has blue among its classes, which .* does not know \(it knows dark, grey, light'):
+        run.evaluate({'train': half, 'class_names': ['blue', 'dark']})
+    for i, name in enumerate(('dark', 'grey', 'light')):
+        for split in ('train', *['test'] * (i > 0)):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(images[i]).save(tmp_path / split / name / 'a.png')
+    assert main(['eval', str(run.folder), '--data', f'folder:{tmp_path}', '--per-class']) == 0
+    assert 'no images of dark: balanced accuracy, AUROC and AP are means' in capsys.readouterr().out
+
+
 class Pairs(torch.utils.data.Dataset):
     """Pillow images and labels, in the order of DATA['test']."""
 

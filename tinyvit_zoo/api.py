@@ -108,7 +108,8 @@ class Classifier:
 
         Args:
             data: a source as the commands take it ('folder:photos'), a Path, (images, labels), a torch Dataset, ...
-            split: 'test', 'val' or 'train'; by default the first that there is.
+            split: 'test', 'val' or 'train'; by default the first that there is: of class folders without splits the
+                fifth that is held out for testing.
             per_class: with the figures of each class and the confusion matrix.
             bootstrap: resamples that 95 % intervals are taken from; 0: none but that of the top-1.
         """

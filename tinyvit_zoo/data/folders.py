@@ -31,7 +31,7 @@ def _open_parts(root: Path, finder: Finder) -> Parts:
         if len(validation) > 1:
             raise ZooError(f'{root} has {_list(validation)}: expected one of them, remove or rename the other.')
         train, names = _class_folders(named['train'], finder)
-        val, test = (_class_folders(folder, finder, names)[0] if folder else None
+        val, test = (_class_folders(folder, finder, names, complete=False)[0] if folder else None
                      for folder in (next(iter(validation), None), named.get('test')))
         return Parts(train, val, test, names)
     if any(name in named and finder.folders(named[name]) for name in ('test', *_VALIDATION)):
@@ -101,25 +101,31 @@ def _require(root: Path, finder: Finder, folders: Sequence[str], title: str, arc
         raise ZooError(f'{root} has {_list(finder.folders(root))}, {title} has {", ".join(folders)}: unpack {archive}.')
 
 
-def _class_folders(root: Path, finder: Finder,
-                   class_names: Sequence[str] | None = None) -> tuple[Split, tuple[str, ...]]:
-    """Open the class folders in `root`, sorted; `class_names` are those it must have."""
+def _class_folders(root: Path, finder: Finder, class_names: Sequence[str] | None = None, complete: bool = True,
+                   ) -> tuple[Split, tuple[str, ...]]:
+    """Open the class folders in `root`, sorted; `class_names` are those it must have, or, not `complete`, may have."""
     files = {folder.name: finder.images(folder) for folder in finder.folders(root)}
     if class_names is None and len(files) < 2:
         loose = sum(is_image(path.name) for path in root.iterdir())
         raise ZooError(f'{root} has {_list(list(files))}{f" and {loose} loose images" if loose else ""}: expected a '
                        f'folder for each class, two classes or more.')
     expected = files if class_names is None else class_names
+    if not complete:
+        files = {name: paths for name, paths in files.items() if paths or name not in expected}
+        expected = [name for name in expected if name in files]
+        if not files:
+            raise ZooError(f'{root} has no images in folders of the classes of train: add some, or remove it.')
     differences = [f'{title} {_list(sorted(names))}' for title, names in (
         ('missing:', set(expected) - set(files)), ('too many:', set(files) - set(expected))) if names]
     if differences:
-        raise ZooError(f'{root} has other class folders ({"; ".join(differences)}): every split needs the same.')
+        needed = 'every split needs the same' if complete else 'expected those of train'
+        raise ZooError(f'{root} has other class folders ({"; ".join(differences)}): {needed}.')
     empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise ZooError(f'{root} has no images in {_list(empty)}: add {" ".join(EXTENSIONS)} files, or remove it.')
     names = tuple(class_names or sorted(files))
-    labels = [torch.full((len(files[name]),), label) for label, name in enumerate(names)]
-    paths = [os.path.join(name, path) for name in names for path in files[name]]
+    labels = [torch.full((len(files.get(name, ())),), label) for label, name in enumerate(names)]
+    paths = [os.path.join(name, path) for name in names for path in files.get(name, ())]
     return Split(FileImages(root, paths), torch.cat(labels)), names
 
 

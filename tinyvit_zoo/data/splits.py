@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
+from ..runtime.text import printable
 from .images import Images
 
 
@@ -86,9 +87,12 @@ class Parts(NamedTuple):
     def checked(self, title: str, complete: bool = True) -> 'Parts':
         """Raise ZooError unless (`complete`) every class has training images, and no split has another class."""
         labels, count = self.train.labels, len(self.class_names)
-        seen = int(labels.any(0).sum()) if self.train.multi_label else len(labels.unique())
-        if complete and (seen < count or count < 2):
-            raise ZooError(f'{title} has training images of {seen} out of {count} classes: expected some of each, two '
+        numbers = labels.any(0).nonzero()[:, 0] if self.train.multi_label else labels.unique()
+        seen = {*numbers.tolist()} & {*range(count)}
+        if complete and (len(seen) < count or count < 2):
+            lacking = printable(', '.join([name for i, name in enumerate(self.class_names) if i not in seen][:3]))
+            raise ZooError(f'{title} has training images of {len(seen)} out of {count} classes'
+                           f'{f" (none of {lacking})" if lacking else ""}: expected some of each, two '
                            f'classes or more{"" if self.train.multi_label else ", numbered from 0 without a gap"}.')
         for name, split in (('train', self.train), ('val', self.val), ('test', self.test)):
             if split and split.index is None and len(split.images) != len(split):

@@ -15,6 +15,7 @@ from ..data.datasets import DATASETS
 from ..data.sources import Source, open_source
 from ..data.splits import Split, draw
 from ..errors import ZooError, nearest
+from ..runtime.text import printable
 from ..runtime.world import World, autocast
 from ..weights.resolve import Loaded, Resolved, create_model, without_rates
 from .counting import MANY_PIXELS, check_memory, count, image_memory
@@ -35,13 +36,20 @@ def evaluation_batches(split: Split, batch_size: int, cfg: Mapping[str, Any], wo
 
 @dataclass(frozen=True)
 class Bench:
-    """A loaded model, a data source and the split to evaluate on."""
+    """A loaded model, a data source as `given`, and the split to evaluate on."""
     loaded: Loaded
-    source: Source
+    given: Source
     split: str
     world: World
     dtype: torch.dtype | None = None
     batch_size: int = 256
+
+    @cached_property
+    def source(self) -> Source:
+        """Return the images, their classes numbered as the weights number them, where both have names."""
+        names, own = self.loaded.label_names, self.given.class_names
+        known = self._comparable and tuple(own) != tuple(names) and not self._unknown_classes
+        return renumbered(self.given, names) if known else self.given
 
     @property
     def num_classes(self) -> int:
@@ -83,12 +91,27 @@ class Bench:
             for part in extract(self.loaded.model, self.batches(split), self.world, self.dtype))
 
     @property
+    def _comparable(self) -> bool:
+        """Return whether the weights name their classes, and so do images that are no set of the table."""
+        names = self.loaded.label_names
+        numbered = any(all(name.isdigit() for name in each) for each in (names, self.given.class_names))
+        return not numbered and not self.given.info and len(set(names)) == len(names)
+
+    @property
+    def _unknown_classes(self) -> list[str]:
+        return [name for name in self.given.class_names if self._comparable and name not in self.loaded.label_names]
+
+    @property
     def class_mismatch(self) -> str:
         """Return why the model cannot be scored on the classes of the dataset; '' if it can."""
         title, source = self.loaded.title, self.source
         count = getattr(self.loaded.model, 'num_classes', 0)
         if not count:
             return f'{title} has no classes, it is an encoder'
+        if unknown := self._unknown_classes:
+            known = self.loaded.label_names
+            return (f'{source.name} has {_some(unknown)} among its classes, which {title} does not know (it knows '
+                    f'{_some(known)})')
         if count != self.num_classes:
             return f'{title} has {count} classes, {source.name} has {self.num_classes}'
         if self.loaded.readout.multi_label != source.train.multi_label:
@@ -104,6 +127,26 @@ class Bench:
     def check_classes(self, advice: str = 'give the data it was trained on') -> None:
         if self.class_mismatch:
             raise ZooError(f'{self.class_mismatch}: {advice}.')
+
+
+def _some(names: Sequence[str]) -> str:
+    return printable(', '.join(names[:3])) + ', ...' * (len(names) > 3)
+
+
+def renumbered(source: Source, names: Sequence[str]) -> Source:
+    """Number the classes of a source as `names` do, among which they all are."""
+    place = torch.tensor([names.index(name) for name in source.class_names])
+
+    def changed(split: Split | None) -> Split | None:
+        if split is None:
+            return None
+        if not split.multi_label:
+            return replace(split, labels=place[split.labels])
+        hot = torch.zeros(len(split), len(names), dtype=split.labels.dtype)
+        return replace(split, labels=hot.index_copy(1, place, split.labels))
+    train, val, test = map(changed, (source.train, source.val, source.test))
+    assert train
+    return replace(source, train=train, val=val, test=test, class_names=tuple(names))
 
 
 def check_size(resolved: Resolved, img_size: int | None, batch: int, device: torch.device) -> None:

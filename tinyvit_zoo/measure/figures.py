@@ -48,7 +48,8 @@ class ClassFigures:
 class Figures:
     """Percent, but `auroc`, `average_precision` and `calibration_error`, from 0 to 1. None where one is not defined.
 
-    Means over classes (`balanced_accuracy`, `f1`, `auroc`, `average_precision`) leave out those without images.
+    Means over classes (`balanced_accuracy`, `f1`, `auroc`, `average_precision`) leave out those without images; `f1`
+    counts one of these that is predicted as 0.
     """
     images: int
     top1: float
