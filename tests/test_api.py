@@ -90,7 +90,7 @@ def test_classes_are_compared_by_name(run: zoo.Classifier, capsys: pytest.Captur
     half = images[chosen], (labels[chosen] == 0).astype(int)
     assert run.evaluate({'train': half, 'class_names': ['light', 'dark']}) == expected
     assert expected.classes[1].auroc is None and expected.classes[0].images == 4
-    with pytest.raises(ZooError, match=r'has blue among its classes, which .* does not know \(it knows dark, grey, light'):
+    with pytest.raises(ZooError, match=r'has blue among its classes, which .* does not know \(it knows dark, gr'):
         run.evaluate({'train': half, 'class_names': ['blue', 'dark']})
     for i, name in enumerate(('dark', 'grey', 'light')):
         for split in ('train', *['test'] * (i > 0)):

@@ -229,7 +229,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_classified(
     bad.mkdir()
     picture(0, (200, 200)).save(bad / 'cut.jpg')
     (bad / 'cut.jpg').write_bytes((bad / 'cut.jpg').read_bytes()[:-1000])
-    Image.new('F', (8, 8)).save(bad / 'float.tif')
+    Image.new('F', (8, 8), 300).save(bad / 'float.tif')
     picture(0).save(bad / 'postscript.eps')
     (bad / 'postscript.eps').rename(bad / 'postscript.png')
     (bad / 'text.png').write_text('no image')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tinyvit_zoo import ZooError
 from tinyvit_zoo.augment.batched import Augment, normalize
 from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.data.channels import read_deep
 from tinyvit_zoo.data.images import decode
 from tinyvit_zoo.data.sources import normalization, open_source
 
@@ -108,6 +110,35 @@ def test_files_of_pages_and_16_bits(run: zoo.Classifier, tmp_path: Path, capsys:
     Image.fromarray(images[0, ..., 0]).save(tmp_path / 'stacks' / 'a' / '0.tif')
     with pytest.raises(ZooError, match=r'has 1 channels of 16 bits|cannot be read'):
         decode(open_source(tmp_path / 'stacks').train.images, (20, 18), 5)
+
+
+def test_tiffs_that_pillow_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels in one page, 16 bits of colour and floats give the pixels that were written; without tifffile a line."""
+    tifffile = pytest.importorskip('tifffile')
+    draws = np.random.RandomState(0)
+    colour, floats = draws.randint(0, 65536, (4, 5, 3)).astype(np.uint16), draws.rand(4, 4, 5).astype(np.float32)
+    stack = draws.randint(0, 256, (4, 5, 6)).astype(np.uint8)
+    written = {
+        'colour': (colour, {'photometric': 'rgb'}),
+        'stack': (stack, {'photometric': 'minisblack', 'planarconfig': 'contig'}),
+        'floats': (floats, {'photometric': 'minisblack', 'planarconfig': 'separate'}),
+        'alpha': (np.dstack([colour, colour[..., 0]]), {'photometric': 'rgb', 'extrasamples': ['unassalpha']})}
+    planar = colour.transpose(2, 0, 1)
+    expected = {'colour': planar, 'stack': stack.transpose(2, 0, 1), 'floats': (floats.astype(float) * 65535).round(),
+                'alpha': planar}
+    for name, (pixels, options) in written.items():
+        tifffile.imwrite(tmp_path / f'{name}.tif', pixels, **options)
+        found = read_deep(tmp_path / f'{name}.tif')
+        assert found is not None and np.array_equal(found, expected[name].astype(int)), name
+    content = (tmp_path / 'stack.tif').read_bytes()
+    (tmp_path / 'cut.tif').write_bytes(content[:-50])
+    tifffile.imwrite(tmp_path / 'wide.tif', floats * 300, photometric='minisblack', planarconfig='separate')
+    for name, message in (('cut', 'failed|bytes|index'), ('wide', 'expected 0 to 1')):
+        with pytest.raises(Exception, match=message):
+            read_deep(tmp_path / f'{name}.tif')
+    monkeypatch.setitem(sys.modules, 'tifffile', None)
+    with pytest.raises(ValueError, match=r"pip install 'tinyvit-zoo\[tiff\]'"):
+        read_deep(tmp_path / 'stack.tif')
 
 
 def test_augmentation_keeps_16_bits() -> None:

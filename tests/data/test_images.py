@@ -64,8 +64,11 @@ def test_palettes_alpha_and_other_modes() -> None:
     bits = grey.convert('1')
     assert np.array_equal(png(bits).read(0), bits.convert('L'))
     assert png(colour.convert('CMYK'), format='TIFF').read(0).mode == 'RGB'
-    with pytest.raises(ValueError, match='floating-point'):
-        png(Image.fromarray(np.ones((2, 2), np.float32)), format='TIFF').read(0)
+    assert np.array_equal(png(Image.fromarray(np.full((1, 1), 0.5, np.float32)), format='TIFF').read(0), [[128]])
+    with pytest.raises(ValueError, match='floating-point pixels go from 1 to 300, expected 0 to 1'):
+        png(Image.fromarray(np.array([[1, 300]], np.float32)), format='TIFF').read(0)
+    with pytest.raises(ValueError, match='it has 2 pages, expected one'):
+        png(colour, format='TIFF', save_all=True, append_images=[colour]).read(0)
 
 
 def test_exif_orientation_is_applied() -> None:

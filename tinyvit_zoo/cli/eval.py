@@ -241,8 +241,8 @@ def _one(record: Mapping[str, Any]) -> str:
                   for name, (title, _) in FORMATS.items() if name in record or name == 'auroc']
         if lacking := [row['class'] for row in record['classes'] if not row['images']]:
             means = f'{"balanced accuracy, " * ("top1" in record)}AUROC and AP'
-            lines += [('no images', f'of {", ".join(lacking[:5])}{", ..." * (len(lacking) > 5)}: {means} are means over '
-                                    f'the other classes')]
+            names = ', '.join(lacking[:5]) + ', ...' * (len(lacking) > 5)
+            lines += [('no images', f'of {names}: {means} are means over the other classes')]
     lines += [(title, f'{_cell(record, name)} %') for name, title in _MEASURES.items() if name in record]
     return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
                       *(f'  {title:10}{text}' for title, text in lines)])

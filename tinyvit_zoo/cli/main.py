@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     logging.lastResort.setFormatter(_Printable())    # type: ignore[union-attr]
     warnings.filterwarnings('ignore', module=r'PIL\.')    # of a damaged image, which gets a line
+    logging.getLogger('PIL').setLevel(logging.CRITICAL)     # likewise
     try:
         if odd := next((word for word in argv if word.endswith('=--') or '\0' in word), None):
             raise ZooError(f'{odd!r} has no value that an option takes (see `tinyvit-zoo --help`)')

@@ -13,8 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
 from .files import open_image
-
-MOST = 16       # channels; more are a volume
+from .tiff import MOST, whole
 
 
 def largest(dtype: torch.dtype) -> int:
@@ -33,18 +32,29 @@ def input_channels(channels: int) -> int:
 
 def is_deep_image(image: Image.Image) -> bool:
     """Return whether an open image is of 16 bits, or a TIFF of several pages, its channels."""
-    pages = getattr(image, 'n_frames', 1) if image.format == 'TIFF' else 1
-    return pages > 1 or image.mode.startswith('I')
+    return page_count(image) > 1 or image.mode.startswith(('I', 'F'))
+
+
+def page_count(image: Image.Image) -> int:
+    """Return the pages of a TIFF; 1 for animations, of which the first frame counts."""
+    return getattr(image, 'n_frames', 1) if image.format == 'TIFF' else 1
+
+
+def page_pixels(page: Image.Image) -> np.ndarray:
+    """Return the pixels of an image as uint8, or uint16 where it has more bits; those of floats are from 0 to 1."""
+    pixels = np.asarray(page)
+    return pixels.clip(0, 65535).astype(np.uint16) if page.mode.startswith('I') else whole(pixels)
 
 
 def read_pages(image: Image.Image) -> Tensor:
-    """Return the pixels of a grey image of 8 or 16 bits, or of all pages of a TIFF."""
-    pages = [np.asarray(page) for page in ImageSequence.Iterator(image)]
-    pages = [page if page.dtype.itemsize == 1 else page.clip(0, 65535).astype(np.uint16) for page in pages]
+    """Return the pixels of a grey image, or of all pages of a TIFF."""
+    if (count := page_count(image)) > MOST:
+        raise ValueError(f'it has {count} pages, expected up to {MOST}')
+    pages = [page_pixels(page) for page in ImageSequence.Iterator(image)]
     if any(page.ndim != 2 or page.dtype not in (np.uint8, np.uint16) for page in pages):
         raise ValueError(f'its pages are {pages[0].dtype} {list(pages[0].shape)}, expected one channel of 8 or 16 bits')
-    if len({(page.shape, page.dtype) for page in pages}) > 1 or len(pages) > MOST:
-        raise ValueError(f'it has {len(pages)} pages, expected up to {MOST} of one size and depth')
+    if len({(page.shape, page.dtype) for page in pages}) > 1:
+        raise ValueError(f'its {len(pages)} pages differ in size or depth')
     return as_tensor(np.stack(pages))
 
 

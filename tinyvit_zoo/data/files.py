@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import ZooError
 from ..runtime.text import one_line, printable
+from .tiff import by_tifffile, is_cut, is_tiff
 
 EXTENSIONS = ('.avif', '.bmp', '.gif', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 _FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
@@ -119,10 +120,19 @@ def _formats() -> list[str]:
 
 @contextlib.contextmanager
 def open_image(source: Path | BytesIO) -> Iterator[Image.Image]:
-    """Open an image, undecoded."""
+    """Open an image, undecoded. What Pillow does not read of TIFFs is decoded, and given as one that it does."""
     if isinstance(source, Path) and not stat.S_ISREG(os.stat(source).st_mode):
         raise ValueError('it is no regular file')
-    with Image.open(source, formats=_formats()) as image:
+    with contextlib.ExitStack() as opened:
+        try:
+            image = opened.enter_context(Image.open(source, formats=_formats()))
+            other = by_tifffile(source) if is_cut(image) else None
+        except UnidentifiedImageError:
+            if not is_tiff(source):
+                raise
+            other = by_tifffile(source)
+        if other:
+            image = opened.enter_context(Image.open(other))
         if not all(image.size):
             raise ValueError('it has no pixels')
         yield image

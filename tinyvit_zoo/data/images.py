@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import ZooError
 from ..runtime.files import written_whole
 from ..runtime.text import Progress, one_line
-from .channels import fitted, is_deep, preview, read_deep, read_pages
+from .channels import MOST, fitted, is_deep, page_count, page_pixels, preview, read_deep, read_pages
 from .files import open_image, read_npz
 
 _logger = logging.getLogger(__name__)
@@ -187,7 +187,8 @@ class DeepFiles(FileImages):
         return pixels
 
     def read(self, i: int) -> Image.Image:
-        return preview(self.pixels_at(i))
+        pixels = self.pixels_at(i)
+        return preview(pixels) if self.deep else Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
     def check(self, i: int) -> None:
         self.pixels_at(i)
@@ -226,23 +227,19 @@ def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image upright; make it 8-bit RGB or grey: palettes looked up, alpha dropped, 16 bits scaled, not cut."""
+    if (pages := page_count(image)) > 1:
+        raise ValueError(f'it has {pages} pages, expected one, or up to {MOST} grey ones of one size in each image')
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ('L', 'RGB'):
         image.load()  # `Image.open` reads no pixels, and the file is about to be closed
         return image
-    check_mode(image)
-    if image.mode.startswith('I'):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.mode.startswith(('I', 'F')):
+        return Image.fromarray((page_pixels(image) // 256).astype(np.uint8))
     if image.mode in ('1', 'LA', 'La'):
         return image.convert('L')
     if image.mode in ('P', 'PA'):
         image = image.convert('RGBA')  # or palettes with transparency draw a warning
     return image.convert('RGB')
-
-
-def check_mode(image: Image.Image) -> None:
-    if image.mode == 'F':
-        raise ValueError('floating-point pixels have no known range')
 
 
 def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None,
