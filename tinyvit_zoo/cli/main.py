@@ -20,7 +20,7 @@ from ._options import Incomplete
 
 COMMANDS: list[Any] = [import_module(f'{__package__}.{name}') for name in (
     'list', 'info', 'predict', 'recipes', 'train', 'pretrain', 'plot_fractions', 'eval', 'analyze', 'count', 'compare',
-    'export', 'publish', 'autoload')]
+    'export', 'demo', 'publish', 'autoload')]
 _PARTS = ('NAME', 'SUMMARY', 'EXAMPLES', 'add', 'run')
 
 

@@ -191,25 +191,30 @@ def attention_maps(model: Any, images: Tensor, layer: int = -1, patch: tuple[int
     if not -len(layers) <= layer < len(layers):
         raise ZooError(f'There is no layer {layer}: the model has {len(layers)} with attention, counted from 0.')
     layer %= len(layers)
-    body = [] if no_rollout(model) else [i for i, other in enumerate(layers) if other.name.startswith('blocks.')]
+    body = [] if no_rollout(model) else _body(layers)
     heads: list[Tensor] = []
-    means: dict[int, Tensor] = {}
+    means: list[Tensor] = []
 
     def see(index: int, logits: Tensor) -> None:
         if index == layer:
             heads.append(logits.softmax(-1))
-        if index in body:
-            means[index] = logits.softmax(-1).mean(1)
+        if layers[index] in body:
+            means.append(logits.softmax(-1).mean(1))
     with watch_attention(layers, see):
         tokens = model.forward_features(images)
     chosen = layers[layer]
     query, maps = _select_query(chosen, heads[0], patch)
-    rolled = None
-    if body:
-        last = layers[body[-1]]
-        shares = (readout(model, tokens)[:, None] @ roll_out([means[i] for i in body]))[:, 0, last.prefix:]
-        rolled = shares.unflatten(1, last.grid).cpu()
+    rolled = _rolled(model, tokens, means, body[-1]).cpu() if body else None
     return Maps(chosen, query, maps.unflatten(2, chosen.grid).cpu(), rolled)
+
+
+def _body(layers: Sequence[Layer]) -> list[Layer]:
+    return [layer for layer in layers if layer.name.startswith('blocks.')]
+
+
+def _rolled(model: Any, tokens: Tensor, means: Sequence[Tensor], last: Layer) -> Tensor:
+    """Return the rollout [B, rows, columns] from the patches to the classifier's input."""
+    return (readout(model, tokens)[:, None] @ roll_out(means))[:, 0, last.prefix:].unflatten(1, last.grid)
 
 
 def _select_query(layer: Layer, attention: Tensor, patch: tuple[int, int] | None) -> tuple[str, Tensor]:
@@ -258,12 +263,44 @@ def pooling_weights(model: Any, images: Tensor) -> Pooling:
     """Return the weights of sequence pooling over the images."""
     if why := no_pooling(model):
         raise ZooError(f'{type(model).__name__} has no pooling weights: {why}.')
-    tokens = model.forward_features(images)
+    pooling = _pooling(model, model.forward_features(images))
+    return Pooling(pooling.maps.float().cpu(), pooling.prefix.float().cpu(), pooling.stride)
+
+
+def _pooling(model: Any, tokens: Tensor) -> Pooling:
     tokens = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens  # of a staged model
-    weights = model.attn_pool.weights(tokens)[:, :, 0].float().cpu()
+    weights = model.attn_pool.weights(tokens)[:, :, 0]
     last = block_layers(model)[-1]
     prefix = weights.shape[1] - last.grid[0] * last.grid[1]
     return Pooling(weights[:, prefix:].unflatten(1, last.grid), weights[:, :prefix], last.stride)
+
+
+def no_look(model: Any) -> str:
+    """Return why it cannot be shown where a model looks; '' where it can."""
+    return '' if not no_pooling(model) else no_attention(model) or no_rollout(model)
+
+
+class Looking(nn.Module):
+    """A model that returns logits and where it looks [B, rows, columns]: pooling weights, else the rollout."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.pools = not no_pooling(model)
+        self.layers = block_layers(model)[-1:] if self.pools else _body(attention_layers(model))
+
+    @property
+    def kind(self) -> str:
+        return 'sequence pooling' if self.pools else 'attention rollout'
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        means: list[Tensor] = []
+        with watch_attention([] if self.pools else self.layers, lambda _, logits: means.append(
+                logits.softmax(-1).mean(1))):
+            tokens = self.model.forward_features(images)
+        looks = (_pooling(self.model, tokens).maps if self.pools
+                 else _rolled(self.model, tokens, means, self.layers[-1]))
+        return self.model.forward_head(tokens), looks
 
 
 def no_temperatures(model: Any) -> str:

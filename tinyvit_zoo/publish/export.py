@@ -104,7 +104,7 @@ def _compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters' warnings and logs."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -116,7 +116,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-@_quiet()
+@quiet()
 def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False,
            int8: bool = False) -> dict[str, Any]:
     """Write `path` (.onnx or .pt2); raise ZooError if it does not give the logits of the model."""
@@ -126,19 +126,7 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
     if any_size:
         sizes.append((channels, 2 * height, 3 * width))     # whole patches and windows, whatever they are
     if path.suffix == '.onnx':
-        module: Any
-        for module in model.modules():
-            if hasattr(module, 'fused_attn'):
-                module.fused_attn = False   # the plain formula; ONNX's runtimes fuse it by themselves
-        program = _program(model, sizes[-1], any_size)
-        try:
-            onnx: Any = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'])
-            onnx.save(str(path), external_data=False)
-        except OSError:
-            raise
-        except Exception as e:  # the exporter has many of its own
-            raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT ending in .pt2.') from e
+        write_onnx(model, sizes[-1], path, any_size)
     else:
         program = _program(model, sizes[-1], any_size)
         try:
@@ -153,6 +141,24 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
     if int8:
         _quantize(path)
     return {'format': path.suffix[1:], 'any_size': any_size, 'int8': int8, 'largest_difference': worst}
+
+
+def write_onnx(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False,
+               outputs: Sequence[str] = ('logits',)) -> None:
+    """Write `path`; the model's attention is set to its plain formula, which ONNX's runtimes fuse by themselves."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, 'fused_attn'):
+            module.fused_attn = False
+    program = _program(model, input_size, any_size)
+    try:
+        onnx: Any = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=['images'], output_names=list(outputs))
+        onnx.save(str(path), external_data=False)
+    except OSError:
+        raise
+    except Exception as e:  # the exporter has many of its own
+        raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT ending in .pt2.') from e
 
 
 def _program(model: nn.Module, input_size: Sequence[int], any_size: bool) -> Any:
