@@ -20,8 +20,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     datasets = pytest.importorskip('datasets')
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
 
-    def write(names: list[str] | None = None, column: str = 'label', **splits: list[int]) -> str:
+    def write(names: list[str] | None = None, column: str = 'label', several: bool = False, **splits: list[Any]) -> str:
         kind = datasets.ClassLabel(names=names) if names else datasets.Value('int64')
+        kind = datasets.Sequence(kind) if several else kind
         features = datasets.Features({'img': datasets.Image(), column: kind, 'id': datasets.Value('int64')})
         (tmp_path / 'set').mkdir()
         for split, labels in splits.items():
@@ -47,7 +48,18 @@ def test_hub_with_plain_numbers_and_withheld_test_labels(hub: Callable[..., str]
     assert sizes(source) == (3, 0, 0) and source.class_names == ('0', '1', '2')
 
 
+def test_hub_with_several_labels_an_image(hub: Callable[..., str]) -> None:
+    name = hub(['x', 'y', 'z'], several=True, train=[[0, 2], [], [1]], validation=[[1, 0, 1]], test=[[], []])
+    source = open_source(f'hf:{name}')
+    assert sizes(source) == (3, 1, 0) and source.class_names == ('x', 'y', 'z') and source.train.multi_label
+    assert source.train.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert source.val is not None and source.val.labels.tolist() == [[1, 1, 0]]
+
+
 @pytest.mark.parametrize('options, message', [
+    (dict(names=['x', 'y'], several=True, train=[[0], [1]], test=[[0], None]), 'test images without a label'),
+    (dict(names=['x', 'y'], several=True, train=[[0], [0]]), r'of 1 out of 2 classes \(none of y\)'),
+    (dict(several=True, train=[[0], [1]]), 'has the columns img, label, id'),
     (dict(names=['x', 'y'], test=[0, 1]), 'has the splits test: expected train'),
     (dict(names=['x', 'y'], column='mood', train=[0, 0]), 'of 1 out of 2 classes'),
     (dict(column='mood', train=[0, 1]), 'has the columns img, mood, id'),

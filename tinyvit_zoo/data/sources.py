@@ -7,7 +7,6 @@ import pkgutil
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,15 @@ from .channels import MOST, as_tensor, input_channels, largest
 from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
 from .folders import open_folder
+from .hub import hub_parts, open_hub
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode, like, with_depth
 from .objects import SPLITS, as_hot, is_object, open_split, title_of
-from .splits import Parts, Split, draw, generator, nested
+from .splits import Parts, Split, draw, generator, nested, numbers_of
 from .tables import medmnist_file, open_csv
 
 _DIGITS_TEST = 360      # of 1,797
 _VAL, _FRACTION, _SAMPLE = 1, 2, 3      # uses of a seed
 _SAMPLE_SIZE = 2000     # images that mean and deviation are measured on
-_HUB_SPLITS = ('train',), ('validation', 'valid', 'val'), ('test',)
-_HUB_LABELS = ('label', 'labels', 'fine_label')     # which of several columns of classes is meant
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +108,7 @@ def _open(spec: str, download: bool) -> Source:
     if opener:
         return _source(name, (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(place), row)
     if name == 'hf':
-        return _source(place, _open_hub(place))
+        return _source(place, open_hub(place))
     if name == 'medmnist':
         path, names = medmnist_file(place, download)
         parts = _open_npz(path)
@@ -124,7 +122,7 @@ def _open(spec: str, download: bool) -> Source:
 def _open_objects(data: Any) -> Source:
     """Open arrays or datasets: a mapping of splits, or the training images alone."""
     if type(data).__module__.partition('.')[0] == 'datasets':
-        return _source(title_of(data), _hub_parts(title_of(data), data if isinstance(data, dict) else {'train': data}))
+        return _source(title_of(data), hub_parts(title_of(data), data if isinstance(data, dict) else {'train': data}))
     given = dict(data) if isinstance(data, Mapping) else {'train': data}
     named = given.pop('class_names', None) or ()
     if isinstance(named, (str, bytes)) or not isinstance(named, Iterable):
@@ -136,7 +134,7 @@ def _open_objects(data: Any) -> Source:
     splits = {name: open_split(given[name], name) for name in SPLITS if given.get(name) is not None}
     train, own = splits['train']
     val, test = (splits[name][0] if name in splits else None for name in SPLITS[1:])
-    return _source(title_of(data), Parts(train, val, test, names or own or _numbers(train, 'The data')))
+    return _source(title_of(data), Parts(train, val, test, names or own or numbers_of(train, 'The data')))
 
 
 def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
@@ -193,18 +191,7 @@ def _open_npz(path: Path) -> Parts:
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
     if train is None:
         raise ZooError(f'{path} holds {", ".join(arrays) or "no such arrays"}: expected train_images and train_labels.')
-    return Parts(train, val, test, _numbers(train, str(path)))
-
-
-def _numbers(train: Split, title: str) -> tuple[str, ...]:
-    """Return the numbers of the classes of training images as their names."""
-    if train.multi_label:
-        return tuple(map(str, range(train.labels.shape[1])))
-    count = int(train.labels.max()) + 1
-    if count > len(train):  # or a single wrong label would make names by the million
-        raise ZooError(f'{title} has a label {count - 1:,} among {len(train)} training images: expected classes '
-                       f'numbered from 0 without a gap.')
-    return tuple(map(str, range(count)))
+    return Parts(train, val, test, numbers_of(train, str(path)))
 
 
 def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | None:
@@ -234,80 +221,6 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:
     return as_tensor(images[..., 0] if images.shape[3:] == (1,) else images)
-
-
-class HubImages(EncodedImages):
-    """The image column of one split, as encoded there."""
-
-    def __init__(self, rows: Any, column: str, title: str) -> None:
-        self._rows, self._column, self._title = rows, column, title
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def name(self, i: int) -> str:
-        return f'{self._title}[{i}]'
-
-    def open(self, i: int) -> Path | BytesIO:
-        image = self._rows[i][self._column]
-        if image is None:
-            raise ValueError('there is none')
-        return BytesIO(image['bytes']) if image['bytes'] is not None else Path(image['path'])
-
-    def fingerprint(self) -> str:
-        return str(self._rows._fingerprint)
-
-
-def _open_hub(name: str) -> Parts:
-    """Open a dataset of the Hugging Face Hub by its `datasets` library, which downloads a missing one."""
-    try:
-        import datasets
-    except ImportError as e:
-        raise ZooError("hf: needs the datasets library: pip install 'tinyvit-zoo[hf]'.") from e
-    try:
-        splits = datasets.load_dataset(name)
-    except Exception as e:  # the network, the Hub and each format have their own
-        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): name another, or a folder.') from e
-    return _hub_parts(name, splits)
-
-
-def _hub_parts(name: str, splits: Mapping[str, Any]) -> Parts:
-    """Find the splits of a `datasets.DatasetDict`, their images and their labels."""
-    import datasets
-    keys = [next((key for key in names if key in splits), None) for names in _HUB_SPLITS]
-    if keys[0] is None:
-        raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
-    features = splits[keys[0]].features
-    image, label = _columns(name, features, datasets)
-    feature = features[label]
-    train, val, test = (None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
-    if train is None:
-        raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
-    named = isinstance(feature, datasets.ClassLabel)
-    return Parts(train, val, test, tuple(feature.names) if named else _numbers(train, f'The dataset {name}'))
-
-
-def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:
-    """Return the names of the image and of the label column."""
-    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels = labels or [key for key in _HUB_LABELS if 'int' in str(getattr(features.get(key), 'dtype', ''))]
-    preferred = [key for key in _HUB_LABELS if key in labels][:1] or labels
-    if len(images) != 1 or len(preferred) != 1:
-        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected an image and a label.')
-    return images[0], preferred[0]
-
-
-def _split(name: str, key: str, rows: Any, image: str, label: str, datasets: Any) -> Split | None:
-    """Make a split; None where the labels are withheld (-1), as those of some test sets are."""
-    try:
-        labels = torch.from_numpy(np.asarray(rows[label][:], dtype=np.int64))
-    except TypeError as e:
-        raise ZooError(f'The dataset {name} has {key} images without a label: expected a class for each.') from e
-    if not len(labels) or (labels < 0).all():
-        return None
-    encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return Split(HubImages(encoded, image, f'{name} {key}'), labels)
 
 
 def normalization(source: Source, img_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

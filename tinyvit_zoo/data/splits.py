@@ -110,6 +110,17 @@ class Parts(NamedTuple):
         return self
 
 
+def numbers_of(train: Split, title: str) -> tuple[str, ...]:
+    """Return the numbers of the classes of training images as their names."""
+    if train.multi_label:
+        return tuple(map(str, range(train.labels.shape[1])))
+    count = int(train.labels.max()) + 1
+    if count > len(train):  # or a single wrong label would make names by the million
+        raise ZooError(f'{title} has a label {count - 1:,} among {len(train)} training images: expected classes '
+                       f'numbered from 0 without a gap.')
+    return tuple(map(str, range(count)))
+
+
 def rarest(labels: Tensor) -> Tensor:
     """Return of labels [N, C] the rarest that each image has, int64 [N]; C where it has none."""
     counts = labels.sum(0, dtype=torch.int64).double()

@@ -1,0 +1,113 @@
+"""Open datasets of the Hugging Face library, from the Hub or in memory: one column of images and one of classes."""
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ZooError
+from ..runtime.text import one_line
+from .images import EncodedImages
+from .splits import Parts, Split, numbers_of
+
+_SPLITS = ('train',), ('validation', 'valid', 'val'), ('test',)
+_LABELS = ('label', 'labels', 'fine_label')     # which of several columns of classes is meant
+
+
+class HubImages(EncodedImages):
+    """The image column of one split, as encoded there."""
+
+    def __init__(self, rows: Any, column: str, title: str) -> None:
+        self._rows, self._column, self._title = rows, column, title
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, i: int) -> str:
+        return f'{self._title}[{i}]'
+
+    def open(self, i: int) -> Path | BytesIO:
+        image = self._rows[i][self._column]
+        if image is None:
+            raise ValueError('there is none')
+        return BytesIO(image['bytes']) if image['bytes'] is not None else Path(image['path'])
+
+    def fingerprint(self) -> str:
+        return str(self._rows._fingerprint)
+
+
+def open_hub(name: str) -> Parts:
+    """Open a dataset of the Hugging Face Hub by its `datasets` library, which downloads a missing one."""
+    try:
+        import datasets
+    except ImportError as e:
+        raise ZooError("hf: needs the datasets library: pip install 'tinyvit-zoo[hf]'.") from e
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as e:  # the network, the Hub and each format have their own
+        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): name another, or a folder.') from e
+    return hub_parts(name, splits)
+
+
+def hub_parts(name: str, splits: Mapping[str, Any]) -> Parts:
+    """Find the splits of a `datasets.DatasetDict`, their images and their labels."""
+    import datasets
+    keys = [next((key for key in names if key in splits), None) for names in _SPLITS]
+    if keys[0] is None:
+        raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
+    features = splits[keys[0]].features
+    image, label = _columns(name, features, datasets)
+    names = _class_names(features[label], datasets)
+    train, val, test = (None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
+    if train is None:
+        raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
+    return Parts(train, val, test, names or numbers_of(train, f'The dataset {name}'))
+
+
+def _class_names(feature: Any, datasets: Any) -> tuple[str, ...]:
+    """Return the names that a column of classes, or of lists of them, has; () for other columns."""
+    inner = _inner(feature) or feature
+    return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
+
+
+def _inner(feature: Any) -> Any:
+    """Return the feature that a column's lists are of; None for other columns."""
+    return feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, 'feature', None)
+
+
+def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:
+    """Return the names of the image and of the label column."""
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [key for key, feature in features.items() if _class_names(feature, datasets)]
+    labels = labels or [key for key in _LABELS if 'int' in str(getattr(features.get(key), 'dtype', ''))]
+    preferred = [key for key in _LABELS if key in labels][:1] or labels
+    if len(images) != 1 or len(preferred) != 1:
+        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected an image and a label.')
+    return images[0], preferred[0]
+
+
+def _split(name: str, key: str, rows: Any, image: str, label: str, datasets: Any) -> Split | None:
+    """Make a split; None where the labels are withheld (-1, or none), as those of some test sets are."""
+    names = _class_names(rows.features[label], datasets)
+    try:
+        if _inner(rows.features[label]):
+            labels = _hot(rows[label][:], len(names))
+        else:
+            labels = torch.from_numpy(np.asarray(rows[label][:], dtype=np.int64))
+    except (TypeError, IndexError) as e:
+        raise ZooError(f'The dataset {name} has {key} images without a label: expected a class for each.') from e
+    if not len(labels) or not (labels.any() if labels.ndim == 2 else (labels >= 0).any()):
+        return None
+    encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return Split(HubImages(encoded, image, f'{name} {key}'), labels)
+
+
+def _hot(lists: Iterable[Iterable[int]], count: int) -> torch.Tensor:
+    """Return lists of classes as [N, C] of 0 and 1."""
+    rows = [[number for number in row if number >= 0] for row in lists]
+    hot = torch.zeros(len(rows), count, dtype=torch.uint8)
+    for into, row in zip(hot, rows, strict=True):
+        into[row] = 1
+    return hot
