@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tinyvit_zoo as zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.augment.batched import Augment, normalize
 from tinyvit_zoo.augment.spec import AugmentSpec
+from tinyvit_zoo.augment.views import Views
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.channels import read_deep
 from tinyvit_zoo.data.images import decode
@@ -166,5 +168,26 @@ def test_eight_bits_of_two_channels(tmp_path: Path) -> None:
     for keywords, message in (({'auto_augment': 'cifar10'}, 'auto_augment is for'), ({'teacher': 'x'}, 'a teacher ')):
         with pytest.raises(ZooError, match=message):
             zoo.train('cct_2_3x2', f'npz:{tmp_path / "a.npz"}', output=tmp_path / 'b', **{**SMALL, **keywords})
-    with pytest.raises(ZooError, match='a pre-training takes such images'):
-        zoo.pretrain('mae_small', tmp_path / 'a.npz', model='ssl_vit', output=tmp_path / 'b')
+    with pytest.raises(ZooError, match='a teacher takes such images'):
+        zoo.pretrain('d_mae', tmp_path / 'a.npz', model='mae_vit_c10', teacher='mae_vit_c10', output=tmp_path / 'b')
+
+
+def test_pretraining_on_16_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Views without colours; the encoder knows its channels, and a training from it goes on with them."""
+    options: dict[str, Any] = {**SMALL, 'model_args': {'depth': 1}}
+    encoder = zoo.pretrain('moco_v3', DATA, model='cct_2_3x2', output=tmp_path / 'encoder',
+                           method_args={'hidden_dim': 16, 'dim': 8}, **options)
+    assert 'trained without the colours and the blur of its views' in capsys.readouterr().out
+    assert zoo.load(encoder.folder).model.in_chans == 5
+    run = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', start=encoder, **options)
+    assert tuple(run.model.pretrained_cfg['input_size']) == (5, 16, 16)
+
+
+def test_views_of_16_bits_equal_those_without_colours() -> None:
+    wide = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    spec = AugmentSpec((16, 16), (0.5,) * 3, (0.2,) * 3, flip=0.5, crop_scale=(0.3, 1.))
+    plain = Views([(2, spec)], [(3, spec)])(wide.byte(), torch.Generator().manual_seed(1))
+    found = Views([(2, replace(spec, solarize=1., grey=1.))], [(3, replace(spec, blur=1.))])(
+        wide * 257, torch.Generator().manual_seed(1))
+    assert [tuple(x.shape) for x in found] == [(2, 4, 3, 16, 16), (3, 4, 3, 16, 16)]
+    assert all(torch.allclose(*pair, atol=1.5 / 255 / 0.2) for pair in zip(found, plain, strict=True))

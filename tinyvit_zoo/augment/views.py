@@ -1,6 +1,7 @@
 """Make one or several views of each image of a uint8 batch, each with its own crop and colours.
 
-Float batches come from the transform that `pillow` returns and are only unpacked.
+Float batches come from the transform that `pillow` returns and are only unpacked. Of images of 16 bits, or of other
+channels than grey and RGB, the colours stay as they are, and nothing is blurred.
 """
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.channels import is_deep
 from .batched import Augment
 from .spec import AugmentSpec
 
@@ -17,6 +19,7 @@ _COLOURS: dict[str, Any] = dict(
     color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_prob=0.8, grey=0.2, blur_sigma=(0.1, 2.))
 # the first and the second whole view
 _WHOLE: tuple[dict[str, Any], ...] = dict(blur=1., solarize=0.), dict(blur=0.1, solarize=0.2)
+_UNCOLOURED: dict[str, Any] = dict(color_jitter=None, grey=0., blur=0., solarize=0.)
 
 
 class Views:
@@ -24,22 +27,23 @@ class Views:
 
     def __init__(self, *sizes: Sequence[tuple[int, AugmentSpec]]) -> None:
         self.specs = sizes
-        self.sizes = [[(count, Augment(spec)) for count, spec in size] for size in sizes]
+        self.sizes, self.deep = ([[(count, Augment(replace(spec, **less))) for count, spec in size] for size in sizes]
+                                 for less in ({}, _UNCOLOURED))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        if images.dtype != torch.uint8:     # [B, V, C, H, W], from the transform of `pillow`
+        if images.is_floating_point():      # [B, V, C, H, W], from the transform of `pillow`
             return (images.transpose(0, 1),)
         return tuple(
             torch.cat([augment(images.repeat(count, 1, 1, 1), generator) for count, augment in size])
             .unflatten(0, (-1, len(images)))
-            for size in self.sizes)
+            for size in (self.deep if is_deep(images.shape[1], images.dtype) else self.sizes))
 
     def pillow(self) -> Callable[[Any], Tensor] | None:
         """Make the transform from a Pillow image to [V, C, H, W]; None for views of several sizes."""
         return partial(_stack, [spec.pillow() for _, spec in self.specs[0]]) if len(self.specs) == 1 else None
 
     def compile(self) -> None:
-        for size in self.sizes:
+        for size in (*self.sizes, *self.deep):
             for _, augment in size:
                 augment.compile()
 

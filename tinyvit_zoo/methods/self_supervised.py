@@ -66,9 +66,9 @@ class SelfSupervised(Task):
 
     @classmethod
     def check_images(cls, recipe: Pretraining, source: Source) -> None:
-        if source.train.images.deep:
-            raise ZooError(f'{source.name} is not 8-bit grey or RGB, and a pre-training takes such images: train a '
-                           f'classifier, from weights or from scratch.')
+        if source.train.images.deep and recipe.teacher:
+            raise ZooError(f'{source.name} is not 8-bit grey or RGB, and a teacher takes such images: take a method '
+                           f'without one.')
 
     @classmethod
     def make_network(cls, recipe: Pretraining, cfg: Mapping[str, Any], device: torch.device) -> Method:
@@ -76,7 +76,7 @@ class SelfSupervised(Task):
         args = dict(recipe.method_args)
         if recipe.teacher:
             args['teacher'] = make_teacher(recipe).to(device)
-        encoder = make_encoder(recipe)
+        encoder = make_encoder(recipe, cfg['input_size'][0])
         try:
             return METHODS[recipe.method](encoder, **args).to(device)
         except (TypeError, ValueError, IndexError) as e:
@@ -174,9 +174,11 @@ class SelfSupervised(Task):
         self.figures = state['figures']
 
 
-def make_encoder(recipe: Pretraining) -> Any:
+def make_encoder(recipe: Pretraining, channels: int = 3) -> Any:
     """Make the encoder, without classifier. timm's ViTs end in a norm after the blocks only if they read the token."""
     args = {'num_classes': 0, 'img_size': recipe.img_size, **recipe.model_args}
+    if channels != 3:
+        args['in_chans'] = channels
     if isinstance(timm.create_model(recipe.model, device='meta', **args), VisionTransformer):
         args['global_pool'] = 'token'
     return timm.create_model(recipe.model, **args)

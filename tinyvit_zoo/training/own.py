@@ -9,6 +9,7 @@ from timm.models import get_pretrained_cfg
 from ..data.datasets import DATASETS
 from ..data.sources import Source
 from ..errors import ZooError
+from ..methods import METHODS
 from ..models import check_name
 from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
 from ..recipes.settings import AnyRecipe, defaults
@@ -54,11 +55,15 @@ _COLOURS = ('auto_augment', 'color_jitter')
 
 def without_colours(recipe: BaseRecipe, source: Source, given: Mapping[str, Any], world: World) -> Any:
     """Switch augmentation of colours off for images of other channels or 16 bits; refuse it where it was asked for."""
-    wanted = [name for name in _COLOURS if getattr(recipe, name, None)] if source.train.images.deep else []
+    if not source.train.images.deep:
+        return recipe
+    wanted = [name for name in _COLOURS if getattr(recipe, name, None)]
     if asked := [name for name in wanted if name in given]:
         raise ZooError(f'{asked[0]} is for 8-bit grey or RGB images, and {source.name} has others: leave it out.')
-    if wanted and world.first:
-        show(f'{source.name} is not 8-bit grey or RGB: trained without {" and ".join(wanted)}.')
+    views = isinstance(recipe, Pretraining) and METHODS[recipe.method].own_views
+    if (wanted or views) and world.first:
+        left = [*wanted, *['the colours and the blur of its views'] * views]
+        show(f'{source.name} is not 8-bit grey or RGB: trained without {" and ".join(left)}.')
     changes: dict[str, Any] = {name: '' if name == 'auto_augment' else None for name in wanted}
     return replace(recipe, **changes)
 

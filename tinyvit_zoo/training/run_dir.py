@@ -206,9 +206,8 @@ class Run:
         if figure is None:
             return
         for (name, images), line in zip(rows.items(), axes, strict=True):
-            mean, std = (images.new_tensor(cfg[key])[:, None, None] for key in ('mean', 'std'))
             line[0].set_ylabel(name)
-            for pixels, panel in zip((images * std + mean).clamp(0, 1).permute(0, 2, 3, 1), line, strict=True):
+            for pixels, panel in zip(_shown(images, cfg).permute(0, 2, 3, 1), line, strict=True):
                 panel.imshow(pixels.float().cpu().numpy())
                 panel.set(xticks=[], yticks=[])
         figure.suptitle(f'step {step}')
@@ -216,6 +215,15 @@ class Run:
         with naming_unwritable(folder):
             folder.mkdir(exist_ok=True)
         write_picture(figure, folder / f'{step:08d}.png', dpi=110)
+
+
+def _shown(images: Tensor, cfg: Mapping[str, Any]) -> Tensor:
+    """Return normalized images as RGB of 0 to 1: dark ones brightened, of other channels their mean."""
+    mean, std = (images.new_tensor(cfg[key])[:, None, None] for key in ('mean', 'std'))
+    images = images * std + mean
+    images = images if images.shape[1] in (1, 3) else images.mean(1, keepdim=True)
+    brightest = sum(cfg['mean']) / len(cfg['mean']) + 3 * max(cfg['std'])   # the same for all rows
+    return (images / min(1., brightest)).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def _foreign(path: Path) -> bool:
