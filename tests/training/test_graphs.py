@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import timm
 import torch
+from timm.optim import create_optimizer_v2
+from timm.optim.muon import Muon
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_cases import read_checkpoint, run, weights
@@ -14,6 +17,7 @@ from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.methods import Supervised
 from tinyvit_zoo.training.graphs import CudaGraph
 from tinyvit_zoo.training.loop import Loop
+from tinyvit_zoo.training.muon import batch_matrices
 from tinyvit_zoo.training.run_dir import read_log
 
 _WAITS = {'_local_scalar_dense', 'nonzero', 'masked_select', 'bincount', 'unique_dim', '_unique2', 'repeat_interleave',
@@ -91,6 +95,8 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
                 init(self, *args, **kwargs)
                 for _, augment in itertools.chain(*self.task.views.sizes):
                     augment.dense = True
+                if isinstance(self.optimizer, Muon):
+                    batch_matrices(self.optimizer)
                 if name == 'graphs':        # noqa: B023
                     self.graphs = self.graphed(Recorded)
                     for group in self.optimizer.param_groups:
@@ -147,3 +153,27 @@ def test_what_cannot_be_captured_runs_plainly(
     monkeypatch.setattr(Supervised, 'prepare', wait)
     both(lambda folder: run(data, folder, '--epochs', '1', '--warmup-epochs', '0', '--mix-off-epoch', '0'))
     assert capsys.readouterr().out.count('without CUDA graphs, and slower: _local_scalar_dense waits') == 1
+
+
+@pytest.mark.parametrize('name', ['muon', 'nmuon'])
+def test_matrices_of_a_shape_step_together(name: str) -> None:
+    """The weights and the state are those of timm's optimizer; the products are a third."""
+    models = [timm.create_model('cct_2_3x2', num_classes=3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    plain, batched = (create_optimizer_v2(model, name, lr=0.1, weight_decay=0.03, momentum=0.9) for model in models)
+    batch_matrices(batched)
+    products = []
+    for seed in range(3):
+        for model, optimizer in zip(models, (plain, batched), strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator) if p.requires_grad else None
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                optimizer.step()
+            products.append(sum(event.name in ('aten::addmm', 'aten::baddbmm') for event in profile.events()))
+    assert products[-1] <= products[-2] / 2
+    for one, two in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)      # orthogonal in bfloat16
+        assert (one.grad is None) == (two.grad is None)
+    assert str(plain.state_dict()['param_groups']) == str(batched.state_dict()['param_groups'])
+    assert [list(state) for state in plain.state.values()] == [list(state) for state in batched.state.values()]

@@ -8,9 +8,11 @@ from torch import nn
 
 from ..errors import ZooError, nearest
 from ..recipes import BaseRecipe, Recipe
+from .muon import batch_matrices
 
 _FUSED = ('adam', 'adamw', 'sgd', 'nesterov', 'momentum')
-_CAPTURABLE = ('adam', 'adamw', 'muon', 'nmuon')        # by an option; SGD is anyway
+_MUON = ('muon', 'nmuon')
+_CAPTURABLE = ('adam', 'adamw', *_MUON)     # by an option; SGD is anyway
 
 
 def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -22,18 +24,22 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
         options['betas'] = recipe.betas
     if recipe.opt in _FUSED:
         options['fused'] = True
-    if recipe.opt in _CAPTURABLE and next(model.parameters()).is_cuda:
+    on_gpu = next(model.parameters()).is_cuda
+    if recipe.opt in _CAPTURABLE and on_gpu:
         options['capturable'] = True
     params: Any = model
     layer_decay = recipe.layer_decay if isinstance(recipe, Recipe) else 1.
     if recipe.decay_all and layer_decay == 1.:
         params = [{'params': [p for p in model.parameters() if p.requires_grad], 'weight_decay': recipe.weight_decay}]
     try:
-        return create_optimizer_v2(params, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay,
-                                   momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_all,
-                                   layer_decay=layer_decay if layer_decay != 1. else None, **options)
+        optimizer = create_optimizer_v2(params, recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay,
+                                        momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_all,
+                                        layer_decay=layer_decay if layer_decay != 1. else None, **options)
     except (ValueError, TypeError, AssertionError) as e:
         raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Take adamw or sgd.') from e
+    if recipe.opt in _MUON and on_gpu:
+        batch_matrices(optimizer)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
