@@ -8,6 +8,7 @@
     tools/benchmark.py augment --interpolation random
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
     tools/benchmark.py training cct_2_3x2.c10_200e --precision bf16
+    tools/benchmark.py record cct_7_3x1.c10_94 --data cifar10:PATH --device cuda
     tools/benchmark.py pretraining mae_vit_c10 --methods mae_small moco_v3
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
@@ -31,6 +32,9 @@ products of the step reach (tools/bench_training.py).
 
 `pretraining` times a step of each method that supports a model, beside a supervised step with crop and flip, on the
 same images, and prints the memory of each (tools/bench_pretraining.py).
+
+`record` trains a recipe with ten seeds and prints the seconds of training, the accuracy, and how many reach the target;
+evaluation, saving and a first training, which compiles, are not timed (tools/bench_record.py).
 """
 from __future__ import annotations
 
@@ -47,6 +51,7 @@ import timm
 import torch
 from bench_models import add_models, add_scaling, bench_models, bench_scaling, check_models, check_scaling
 from bench_pretraining import add_pretraining, bench_pretraining, check_pretraining
+from bench_record import add_record, bench_record
 from PIL import Image
 from plain import plain
 from timm.data import auto_augment, create_transform
@@ -132,6 +137,11 @@ def bench_trainings(args: argparse.Namespace, device: torch.device, say: Say) ->
 
 
 def print_row(row: dict[str, Any]) -> None:
+    if 'target' in row:
+        print(f'{row["recipe"]}, {row["epochs"]} epochs, n = {row["n"]}: top-1 {row["top1"]:.2f} % (deviation '
+              f'{row["top1_std"]:.2f}), {row["reached"]} of {row["n"]} at {row["target"]:g} % or above, training for '
+              f'{row["seconds"]:.1f} s (deviation {row["seconds_std"]:.1f})', flush=True)
+        return
     low, high = row['ratio_range']
     conditions = '  '.join(str(row[key]) for key in list(row)[:list(row).index('contender')])
     details = [f'{row["rounds"]} rounds']
@@ -155,6 +165,9 @@ def check(args: argparse.Namespace) -> None:
         make_policy(args.policy, (args.img_size,) * 2, args.interpolation, (0.,))
         if args.model:
             check_name(args.model)
+    elif args.what == 'record':
+        for name in args.names:
+            find_recipe(name)
     elif args.what == 'training':
         for name in args.names:
             plain(timm.create_model(find_recipe(name).model))
@@ -181,6 +194,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     training.add_argument('--batch-sizes', nargs='+', type=positive, default=[], help="default: the recipe's")
     augment.add_argument('--batch-size', type=int, default=512)
     add_pretraining(commands.add_parser('pretraining', help='a step of each method beside a supervised one'))
+    add_record(commands.add_parser('record', help='the time to an accuracy, over seeds'))
     for command in commands.choices.values():
         command.add_argument('--device', default='cpu')
         command.add_argument('--seconds', type=duration, default=20., help='for each comparison (at least 3 rounds)')
@@ -197,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         print_row(row)
 
     bench = {'models': bench_models, 'scaling': bench_scaling, 'augment': bench_augment, 'training': bench_trainings,
-             'pretraining': bench_pretraining}
+             'pretraining': bench_pretraining, 'record': bench_record}
     try:
         with join_world(args.device) as world:
             check(args)

@@ -36,6 +36,6 @@ def test_settings_of_a_pretraining() -> None:
 
 
 def test_epochs_scale_the_schedule() -> None:
-    recipe = override(RECIPES['cct_7_3x1.c10'], {'epochs': 30})
+    recipe = override(RECIPES['cct_7_3x1.c10_300e'], {'epochs': 30})
     assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs, recipe.mix_off_epoch) == (30, 1., 1, 18)
-    assert override(RECIPES['cct_7_3x1.c10'], {'epochs': 30, 'warmup_epochs': 5.}).warmup_epochs == 5
+    assert override(RECIPES['cct_7_3x1.c10_300e'], {'epochs': 30, 'warmup_epochs': 5.}).warmup_epochs == 5

@@ -186,3 +186,13 @@ def test_benchmark_refuses_in_one_line(refused: Run, tmp_path: Path) -> None:
 def test_a_missing_extra_is_named(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     assert "pip install 'tinyvit-zoo[analysis]'" in refused('scaling', 'cct_2_3x2', '--plot', 'x.png')
+
+
+def test_time_to_an_accuracy(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One more training than seeds is run; seconds are those of the logs."""
+    assert benchmark.main(['record', 'cct_2_3x2.digits', '--data', data, '--runs', '2', '--epochs', '1', '--target',
+                           '10', '--precision', 'fp32', '--json', str(tmp_path / 'a.json')]) == 0
+    out = capsys.readouterr().out
+    assert out.count('1 epochs of') == 3 and 'n = 2: top-1 ' in out and ' 2 of 2 at 10 % or above' in out
+    row, = json.loads((tmp_path / 'a.json').read_text())['results']
+    assert len(row['all_top1']) == 2 and 0 < row['seconds'] < 60 and row['reached'] == 2

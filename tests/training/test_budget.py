@@ -47,7 +47,7 @@ def _recipe(folder: Path) -> dict:
 
 
 def test_the_most_epochs_that_fit() -> None:
-    recipe, given = RECIPES['cct_7_3x1.c10'], {'warmup_epochs': 0.5}
+    recipe, given = RECIPES['cct_7_3x1.c10_300e'], {'warmup_epochs': 0.5}
     fitting = fit_epochs(recipe, given, lambda r: 2. * r.total_epochs, 62.)     # a thirtieth of the epochs cools down
     assert fitting is not None and (fitting.epochs, fitting.cooldown_epochs, fitting.mix_off_epoch) == (30, 1, 18)
     assert fitting.warmup_epochs == 0.5 and fit_epochs(recipe, {}, lambda r: 2. * r.epochs, 1.9) is None
@@ -107,7 +107,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_a_chain_takes_no_minutes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(['train', 'mae_vit_c10.c10', '--data', 'digits', '--minutes', '9']) == 2
+    assert main(['train', 'mae_vit_c10.c10_100e', '--data', 'digits', '--minutes', '9']) == 2
     assert 'begins with a pre-training, mae_vit_c10.c10_mae' in capsys.readouterr().err
 
 

@@ -40,7 +40,7 @@ def test_the_passes_of_a_pretraining() -> None:
 
 
 def test_what_comes_before() -> None:
-    assert before(RECIPES['mae_vit_c10.c10']) == ['mae_vit_c10.c10_mae'] and before(RECIPE) == []
+    assert before(RECIPES['mae_vit_c10.c10_100e']) == ['mae_vit_c10.c10_mae'] and before(RECIPE) == []
     assert before(replace(RECIPE, teacher='cct_4_3x2.c10')) == ['cct_4_3x2.c10']
 
 

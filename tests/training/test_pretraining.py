@@ -145,7 +145,8 @@ def chained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chain(output: Path, *more: str) -> int:
-    return run('train', 'mae_vit_c10.c10', '--data', 'digits', '--output', str(output), *PLAIN, *CHAIN, *FIRST, *more)
+    return run(
+        'train', 'mae_vit_c10.c10_100e', '--data', 'digits', '--output', str(output), *PLAIN, *CHAIN, *FIRST, *more)
 
 
 def test_one_command_pretrains_and_fine_tunes(chained: Path) -> None:
@@ -240,7 +241,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
 @pytest.mark.parametrize('argv, words', [
     (['mae_smal', '--model', 'vit_lite_2_4'], 'Did you mean mae_small'), (['mae_small'], '--model is missing'),
     (['mae_vit_c10.c10_mae', '--model', 'mae_vit_c10'], 'leave --model out'),
-    (['mae_vit_c10.c10'], 'is a supervised training'), (['mae_small', '--model', 'vit_lit'], 'no model'),
+    (['mae_vit_c10.c10_100e'], 'is a supervised training'), (['mae_small', '--model', 'vit_lit'], 'no model'),
     (['mae_small', '--model', 'cct_2_3x2'], 'Or a joint-embedding method'),
     (['mae_small', '--model', 'vit_lite_2_4', '--method-args', "{'alpha': 1.}"], "no argument 'alpha'"),
     (['mae_small', '--model', 'vit_lite_2_4', '--method-args', "{'mask_ratio': 1.}"], 'leaves none'),

@@ -7,7 +7,8 @@ from ..recipes import Recipe, find_recipe
 from ..recipes.settings import override, parse_assignments
 from ..training.own import finetuning_recipe, without_mirroring
 from ..training.train import pretraining_of, train, train_from_pretraining
-from ._options import add_options, in_world, with_options
+from ._jobs import train_all
+from ._options import add_options, in_world, positive, with_options
 
 NAME = 'train'
 SUMMARY = 'train the weights of a recipe, or fine-tune weights on images of your own'
@@ -16,12 +17,15 @@ tinyvit-zoo train cct_2_3x2.digits
 tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a
 tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume
 tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --minutes 10
+tinyvit-zoo train cct_7_3x1.c10 sl_vit.c10 --data cifar10:PATH --output runs --jobs 2
 torchrun --nproc-per-node 4 -m tinyvit_zoo train cct_7_3x1.c10 --data cifar10:PATH
 '''
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('recipe', metavar='RECIPE', nargs='?', help='weights to train: see `tinyvit-zoo recipes`')
+    parser.add_argument('recipe', metavar='RECIPE', nargs='*',
+                        help='weights to train: see `tinyvit-zoo recipes`; several at once, in OUTPUT/RECIPE')
+    parser.add_argument('--jobs', type=positive, metavar='N', help='trainings at once (default: all RECIPEs)')
     parser.add_argument(
         '--model', metavar='NAME[.TAG]', help='fine-tune these weights instead (without TAG the default ones)')
     parser.add_argument(
@@ -34,6 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Print while training, the accuracy last."""
+    if len(args.recipe) > 1 and not args.model:
+        return train_all(args)
     recipe, options = with_options(args, _recipe(args))
     first = pretraining_of(recipe)
     if first is None:
@@ -48,6 +54,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.recipe and args.model:
         raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all) or --model NAME, one of the two.')
     if args.recipe:
-        recipe = find_recipe(args.recipe)
+        recipe = find_recipe(args.recipe[0])
         return dataclasses.replace(recipe, from_weights=args.start) if args.start else recipe
     return without_mirroring(finetuning_recipe(args.model or '', args.start), args.data or '')

@@ -1,15 +1,18 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
 # ruff: noqa: F401
 from ..errors import ZooError, nearest
-from . import compact, fast_cnn, mae_lite, mae_small, spt_lsa, ssl_small
+from . import compact, fast_cnn, gpu, mae_lite, mae_small, spt_lsa, ssl_small
 from .base import BaseRecipe, Pretraining, Recipe
 from .presets import FINETUNING_PRESET, PRETRAINING_PRESETS
 
 RECIPES = {
     recipe.name: recipe
-    for paper in (compact, fast_cnn, spt_lsa, ssl_small, mae_small, mae_lite) for recipe in paper.RECIPES
+    for module in (compact, fast_cnn, spt_lsa, ssl_small, mae_small, mae_lite, gpu) for recipe in module.RECIPES
 }
-PRETRAININGS = {recipe.name: recipe for paper in (ssl_small, mae_small, mae_lite) for recipe in paper.PRETRAININGS}
+PRETRAININGS = {
+    recipe.name: recipe
+    for module in (ssl_small, mae_small, mae_lite, gpu) for recipe in module.PRETRAININGS
+}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -9,14 +9,14 @@ from .base import Recipe
 
 # -- CIFAR, 300 epochs and more --------------------------------------------------------------------------------------
 CCT_7_3X1_C10 = Recipe(
-    name='cct_7_3x1.c10', dataset='c10', published=96.53,
+    name='cct_7_3x1.c10_300e', dataset='c10', published=96.53,
     about='The 300-epoch recipe of the authors, CIFAR-10.',
     epochs=300, lr=55e-5, weight_decay=6e-2, min_lr=1e-5, warmup_epochs=10, warmup_lr=1e-5, cooldown_epochs=10,
     crop_scale=(0.8, 1.), crop_interpolation='random', auto_augment='rand-m9-mstd0.5-inc1',
     mixup=0.8, cutmix=1., mix_off_epoch=175, smoothing=0.1)
 
 CCT_7_3X1_C100 = replace(
-    CCT_7_3X1_C10, name='cct_7_3x1.c100', dataset='c100', published=80.92,
+    CCT_7_3X1_C10, name='cct_7_3x1.c100_300e', dataset='c100', published=80.92,
     about='The 300-epoch recipe of the authors, CIFAR-100: never without mixing, with erasing.',
     lr=6e-4, warmup_lr=1e-6, mix_off_epoch=0, erase=0.25)
 
@@ -52,7 +52,7 @@ _FIRST_TOP1 = {  # architecture: CIFAR-10, CIFAR-100
 
 def _first(model: str, dataset: str, published: float | None, epochs: int = 200) -> Recipe:
     # where there are two recipes, the plain tag is that of the better weights, or of those that we made
-    others = ('cct_7_3x1.c10', 'cct_7_3x1.c100', 'cct_2_3x2.c10', 'cct_2_3x2.c100', 'cct_4_3x2.c10')
+    others = ('cct_7_3x1.c10', 'cct_7_3x1.c100', 'cct_6_3x1.c10', 'cct_2_3x2.c10', 'cct_2_3x2.c100', 'cct_4_3x2.c10')
     usual = epochs == 200 and f'{model}.{dataset}' not in others
     tag = dataset if usual else f'{dataset}_{epochs}e'
     about = (f'The authors\' first training script, {epochs} epochs: AutoAugment, padded crop, no mixing. From a '

@@ -4,7 +4,7 @@ from dataclasses import replace
 from .base import Pretraining, Recipe
 
 MAE_VIT_C10 = Recipe(
-    name='mae_vit_c10.c10', dataset='c10', published=96.41, from_weights='mae_vit_c10.c10_mae',
+    name='mae_vit_c10.c10_100e', dataset='c10', published=96.41, from_weights='mae_vit_c10.c10_mae',
     about='From an MAE pre-training on the same images, enlarged to 36 px. Optimizer, its settings, mixing and drop '
           'path are chosen.',
     img_size=36, epochs=100, batch_size=256, lr=1e-3, weight_decay=0.05, layer_decay=0.75, warmup_epochs=5, min_lr=1e-6,

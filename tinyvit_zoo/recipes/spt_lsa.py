@@ -26,17 +26,24 @@ _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet
     'plain_swin': (94.46, 76.87, 97.72, 60.87), 'sl_swin': (95.93, 79.99, 97.92, 64.95),
 }
 
+_OURS = ('sl_vit.c10', 'sl_pit.c10', 'sl_swin.c10', 'sl_cait.c10', 'ssl_vit.c10')    # .gpu has them
+
 
 def architecture(model: str, dataset: str) -> str:
     return f'{model}_64' if dataset == 'timnet' else model
 
 
+def tag(name: str, dataset: str) -> str:
+    """Return the tag of the authors' recipe: where we have one of our own, with its epochs."""
+    return f'{dataset}_300e' if f'{name}.{dataset}' in _OURS else dataset
+
+
 def _recipe(model: str, dataset: str, published: float) -> Recipe:
-    vit = model.endswith('_vit')
+    name, vit = architecture(model, dataset), model.endswith('_vit')
     about = ('The authors\' recipe' + (', at the learning rate of the paper, three times that of their script' * vit)
              + '. Erased pixels take the mean colour.')
     return replace(
-        BASE, name=f'{architecture(model, dataset)}.{dataset}', dataset=dataset, published=published, about=about,
+        BASE, name=f'{name}.{tag(name, dataset)}', dataset=dataset, published=published, about=about,
         lr=3e-3 if vit else 1e-3, **SETTINGS[dataset])
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .base import Pretraining, Recipe
-from .spt_lsa import BASE, SETTINGS, architecture
+from .spt_lsa import BASE, SETTINGS, architecture, tag
 
 _SETTINGS = {**SETTINGS, 'cinic10': SETTINGS['c10']}
 _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet, CINIC-10
@@ -20,7 +20,7 @@ _TOP1 = {  # CIFAR-10, CIFAR-100, SVHN, Tiny-ImageNet, CINIC-10
 def _recipe(model: str, dataset: str, published: float) -> Recipe:
     name = architecture(model, dataset)
     return replace(
-        BASE, name=f'{name}.{dataset}', dataset=dataset, published=published, batch_size=256,
+        BASE, name=f'{name}.{tag(name, dataset)}', dataset=dataset, published=published, batch_size=256,
         from_weights=f'{name}.{dataset}_selfdistill', decay_all=False,
         about='From the teacher of a self-distillation on the same images. Weight decay as our models have it, not on '
               'everything: chosen.',
