@@ -75,9 +75,37 @@ def test_hugging_face_datasets() -> None:
     ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
     ({'train': (COLOUR, LABELS), 'tset': 1}, 'the keys train, tset'), ((COLOUR, [None] * 6), 'labels are'),
     ([Image.fromarray(x) for x in COLOUR], 'no pairs'), ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
-    ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'),
+    ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, with images'),
+    (([[1], [1, 2]], [0, 1]), 'no array of numbers'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'no array of'),
+    ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'),
     (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), 'none')])
 def test_what_cannot_be_data_is_one_line(data: Any, message: str) -> None:
     with pytest.raises(ZooError, match=message) as error:
         open_source(data)
     assert '\n' not in str(error.value)
+
+
+class Odd(torch.utils.data.Dataset):
+    """Raises at item 3: at once, or when it is read again."""
+    classes = 5
+
+    def __init__(self, later: bool) -> None:
+        self.later, self.seen = later, 0
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        self.seen += 1
+        if i == 3 and (self.seen > 7 or not self.later):
+            raise KeyError('no such\nrow')
+        return COLOUR[i], i % 2
+
+
+@pytest.mark.parametrize('later, message', [
+    (False, 'Item 3 of the train images cannot be read (it raises KeyErr'), (True, 'train[3] (it raises KeyErr')])
+def test_what_a_dataset_raises_is_named_and_kept(later: bool, message: str) -> None:
+    with pytest.raises(ZooError) as error:
+        decode(open_source(Odd(later)).train.images, (5, 7), 3)
+    assert message in str(error.value) and '\n' not in str(error.value)
+    assert isinstance(error.value.__cause__, KeyError)

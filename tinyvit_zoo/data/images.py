@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -268,15 +269,15 @@ def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor
 def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int], None], title: str,
               progress: bool) -> None:
     """Call `work(place, index)` for all, in threads: Pillow's decoders release the GIL."""
-    def run(start: int) -> list[str]:
+    def run(start: int) -> list[tuple[str, BaseException]]:
         failed = []
         for place, i in enumerate(indices[start:start + _CHUNK], start):
             try:
                 work(place, i)
             except Exception as e:  # every decoder has its own errors for a damaged file
-                failed.append(f'{images.name(i)} ({one_line(e)})')
+                failed.append((f'{images.name(i)} ({one_line(e)})', e.__cause__ or e))
         return failed
-    bad: list[str] = []
+    bad: list[tuple[str, Any]] = []
     with ThreadPoolExecutor(cpu_count()) as pool:
         try:
             results = pool.map(run, range(0, len(indices), _CHUNK))
@@ -290,7 +291,7 @@ def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int],
     if bad:
         more = f', and {len(bad) - 10} more' if len(bad) > 10 else ''
         raise ZooError(f'{len(bad)} of {len(indices)} images cannot be read; mend or remove them: '
-                       f'{", ".join(bad[:10])}{more}.')
+                       f'{", ".join(text for text, _ in bad[:10])}{more}.') from bad[0][1]
 
 
 def cpu_count() -> int:

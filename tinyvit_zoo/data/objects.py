@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
+from ..runtime.text import one_line
 from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages
 from .images import ArrayImages, Images, upright
 from .splits import Split
@@ -37,8 +38,7 @@ class DatasetImages(Images):
         return f'{self._title}[{i}]'
 
     def pixels_at(self, i: int) -> Tensor:
-        with self._lock:
-            pixels = deep_pixels(self._dataset[i][0])
+        pixels = deep_pixels(self._image(i))
         if pixels is None or (len(pixels), pixels.dtype) != (self.channels, self.dtype):
             raise ValueError('it has other channels or bits than the first')
         return pixels
@@ -46,8 +46,11 @@ class DatasetImages(Images):
     def read(self, i: int) -> Image.Image:
         if self.deep:
             return preview(self.pixels_at(i))
+        return as_image(self._image(i))
+
+    def _image(self, i: int) -> Any:
         with self._lock:
-            return as_image(self._dataset[i][0])
+            return _item(self._dataset, i)[0]
 
 
 def as_image(image: Any) -> Image.Image:
@@ -76,10 +79,14 @@ def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
 
     Floats are of 0 to 1. Channels are the last axis if it has 1 or 3, else the shorter one of both.
     """
-    pixels = values if isinstance(values, Tensor) else as_tensor(np.asarray(values))
+    try:
+        pixels = (values if isinstance(values, Tensor) else as_tensor(np.asarray(values))).detach().cpu()
+    except Exception as e:  # arrays of objects, ragged lists, tensors without values
+        raise ZooError(f'{title}: got {type(values).__name__}, which is no array of numbers ({one_line(e)}): expected '
+                       f'uint8, uint16 or floats of 0 to 1.') from e
     pixels = pixels.to(torch.int32) if pixels.dtype == torch.uint16 else pixels
     deep = str(getattr(values, 'dtype', '')).endswith('uint16')
-    pixels = pixels.detach().cpu() if batch else pixels.detach().cpu()[None]
+    pixels = pixels if batch else pixels[None]
     if pixels.is_floating_point():
         if not pixels.numel() or not 0 <= pixels.min() <= pixels.max() <= 1:
             raise ZooError(f'{title}: floating-point pixels go from {pixels.min():g} to {pixels.max():g}, expected 0 '
@@ -118,17 +125,50 @@ def open_split(data: Any, name: str) -> tuple[Split, tuple[str, ...]]:
         return Split(ArrayImages(pixels, name), numbers), ()
     if not hasattr(data, '__getitem__') or not hasattr(data, '__len__') or isinstance(data, Mapping):
         raise ZooError(f'The {name} images are a {type(data).__name__}: expected {_FORMS}.')
-    if not len(data):
+    try:
+        count = len(data)
+        labels: Any = next((getattr(data, key) for key in ('targets', 'labels') if hasattr(data, key)), None)
+        if labels is not None and len(labels) != count:     # a Subset has none of its own
+            labels = None
+    except Exception as e:
+        raise ZooError(f'The {name} images have no length or labels ({_raised(e)}): mend the dataset.') from e
+    if not count:
         raise ZooError(f'The {name} images are none: expected one or more.')
-    labels: Any = next((getattr(data, key) for key in ('targets', 'labels') if hasattr(data, key)), None)
-    if labels is None or len(labels) != len(data):      # a Subset has none of its own
-        try:
-            labels = [label for _, label in (data[i] for i in range(len(data)))]
-        except (TypeError, ValueError) as e:
-            raise ZooError(f'The {name} images are a {type(data).__name__} whose items are no pairs of an image and a '
-                           f'label ({e}): expected {_FORMS}.') from e
-    names = getattr(data, 'classes', None) or ()
-    return Split(DatasetImages(data, name), _labels(labels, name)), tuple(map(str, names))
+    labels = [_label(data, i, name) for i in range(count)] if labels is None else labels
+    names = names_of(getattr(data, 'classes', None)) or ()
+    return Split(DatasetImages(data, name), _labels(labels, name)), names
+
+
+def names_of(values: Any) -> tuple[str, ...] | None:
+    """Return the names of classes; None where there are none to iterate over."""
+    try:
+        return None if isinstance(values, (str, bytes)) else tuple(map(str, values))
+    except TypeError:
+        return None
+
+
+def _item(data: Any, i: int) -> Any:
+    try:
+        return data[i]
+    except Exception as e:  # the caller's own
+        raise ValueError(f'it raises {_raised(e)}') from e
+
+
+def _raised(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'
+
+
+def _label(data: Any, i: int, name: str) -> Any:
+    try:
+        item = _item(data, i)
+    except ValueError as e:
+        raise ZooError(f'Item {i} of the {name} images cannot be read ({e}): mend the dataset.') from e.__cause__
+    try:
+        _, label = item
+    except (TypeError, ValueError) as e:
+        raise ZooError(f'The {name} images are a {type(data).__name__} whose items are no pairs of an image and a '
+                       f'label ({e}): expected {_FORMS}.') from e
+    return label
 
 
 def as_hot(array: np.ndarray, title: str) -> np.ndarray:
@@ -140,7 +180,7 @@ def as_hot(array: np.ndarray, title: str) -> np.ndarray:
 
 
 def _labels(values: Any, name: str) -> Tensor:
-    if isinstance(values, list) and values and isinstance(values[0], Tensor):
+    if isinstance(values, list) and values and all(isinstance(each, Tensor) for each in values):
         values = torch.stack(values) if len({each.shape for each in values}) == 1 else values
     try:
         array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)

@@ -5,7 +5,7 @@ Validation images never come from the test set: `val_fraction` cuts them from th
 import os
 import pkgutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .files import read_npz
 from .folders import open_folder
 from .hub import hub_parts, open_hub
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode, like, with_depth
-from .objects import SPLITS, as_hot, is_object, open_split, title_of
+from .objects import SPLITS, as_hot, is_object, names_of, open_split, title_of
 from .splits import Parts, Split, draw, generator, nested, numbers_of
 from .tables import medmnist_file, open_csv
 
@@ -124,13 +124,13 @@ def _open_objects(data: Any) -> Source:
     if type(data).__module__.partition('.')[0] == 'datasets':
         return _source(title_of(data), hub_parts(title_of(data), data if isinstance(data, dict) else {'train': data}))
     given = dict(data) if isinstance(data, Mapping) else {'train': data}
-    named = given.pop('class_names', None) or ()
-    if isinstance(named, (str, bytes)) or not isinstance(named, Iterable):
+    named = given.pop('class_names', None)
+    names = () if named is None else names_of(named)
+    if names is None:
         raise ZooError(f'class_names is {shown(named)}, expected a name for each class.')
-    names = tuple(map(str, named))
-    if 'train' not in given or given.keys() - {*SPLITS}:
-        raise ZooError(f'The data have the keys {", ".join(map(str, given))}: expected train and, where there are any, '
-                       f'val, test and class_names.')
+    if given.get('train') is None or given.keys() - {*SPLITS}:
+        raise ZooError(f'The data have the keys {", ".join(map(str, given))}: expected train, with images, and, where '
+                       f'there are any, val, test and class_names.')
     splits = {name: open_split(given[name], name) for name in SPLITS if given.get(name) is not None}
     train, own = splits['train']
     val, test = (splits[name][0] if name in splits else None for name in SPLITS[1:])

@@ -90,7 +90,7 @@ class Parts(NamedTuple):
         numbers = labels.any(0).nonzero()[:, 0] if self.train.multi_label else labels.unique()
         seen = {*numbers.tolist()} & {*range(count)}
         if complete and (len(seen) < count or count < 2):
-            lacking = printable(', '.join([name for i, name in enumerate(self.class_names) if i not in seen][:3]))
+            lacking = printable(', '.join([name[:40] for i, name in enumerate(self.class_names) if i not in seen][:3]))
             raise ZooError(f'{title} has training images of {len(seen)} out of {count} classes'
                            f'{f" (none of {lacking})" if lacking else ""}: expected some of each, two '
                            f'classes or more{"" if self.train.multi_label else ", numbered from 0 without a gap"}.')
