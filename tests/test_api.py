@@ -191,7 +191,8 @@ def test_a_recipe_by_its_name(tmp_path: Path) -> None:
     ({'epochz': 1}, "no setting 'epochz'. Did you mean epochs"), ({'epochs': '3'}, "epochs is '3': expected a"),
     ({'minutes': 1, 'epochs': 2}, 'one of them or --epochs'), ({'lr': -1.}, 'lr is -1.0'),
     ({'minutes': -1}, 'minutes is'), ({'precision': 'x'}, 'precision'), ({'crop_scale': 5}, 'crop_scale is 5'),
-    ({'model_args': 3}, 'model_args is 3')])
+    ({'model_args': 3}, 'model_args is 3'), ({'lr': 10 ** 5000}, 'lr is a int too long to print, expected a shorter'),
+    ({'track': 'x' * 20_000}, 'track is .* expected a shorter')])
 def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=message):
         zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', device='cpu', **keywords)
@@ -208,6 +209,7 @@ def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_
     (lambda run: run.evaluate({**DATA, 'class_names': 3}), 'class_names is 3, expected'),
     (lambda run: run.export(3), 'path is 3, expected str | Path'), (lambda run: run.show(3), 'folder is 3, expected'),
     (lambda _: zoo.load(None), 'weights is None, expected str | Path'),
+    (lambda _: zoo.load('x/' + 'x' * 5000), "'x/xxxxxx"),
     (lambda _: zoo.train(1.5, DATA), 'model is 1.5, expected str | Recipe'),
     (lambda _: zoo.train('cct_2_3x2', DATA, workers='x'), "workers is 'x': expected a value as None")])
 def test_bad_arguments(call: Any, message: str, run: zoo.Classifier) -> None:

@@ -3,7 +3,7 @@ import inspect
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from pathlib import Path
@@ -25,20 +25,22 @@ from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .recipes import BaseRecipe, Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
-from .runtime.text import shown
+from .runtime.files import display_pictures
+from .runtime.text import one_line, shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import own, train as training
 from .training.loop import Stopped
 from .training.run_dir import read_result
 from .weights.resolve import Loaded, resolve
 
+_LONGEST = 10_000       # characters of a setting
 _LEAST = {'batch_size': 1, 'topk': 1, 'bootstrap': 0}   # and 10 ** 9 at most
 Function = TypeVar('Function', bound=Callable[..., Any])
 _OWN = ('output', 'data', 'given', 'begun', 'command')      # fields of Options that are no keywords
 
 
 def _checked(function: Function) -> Function:
-    """Raise ZooError for an argument of another type than is annotated, or for a number out of its range."""
+    """Raise ZooError for an argument of another type than is annotated, a number out of its range, and OSErrors."""
     hints, signature = get_type_hints(function), inspect.signature(function)
 
     @wraps(function)
@@ -52,7 +54,10 @@ def _checked(function: Function) -> Function:
                 raise ZooError(f'{name} is {shown(value)}, expected {least} to 1,000,000,000.')
             if name == 'split' and value not in ('', *SPLITS):
                 raise ZooError(f'split is {shown(value)}, expected {", ".join(SPLITS)}.')
-        return function(*args, **keywords)
+        try:
+            return function(*args, **keywords)
+        except OSError as e:    # a name that is too long, for one
+            raise ZooError(f'{shown(e.filename or "a file")}: {e.strerror or one_line(e)}.') from e
     return checking     # type: ignore[return-value]
 
 
@@ -207,7 +212,7 @@ class Classifier:
                 plot_mistakes(logits / (figures.temperature or 1), labels, images, self.classes, title, paths[-1])
         if not paths:
             raise ZooError(f'There is nothing to show of {self.title}: call evaluate(data) first.')
-        _display(paths)
+        display_pictures(paths)
         return paths
 
 
@@ -268,6 +273,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
            ) -> Path:
     """Run a training of the recipe with the fields among `keywords` changed; return its directory."""
     kind, data = type(recipe), spec_of(recipe.dataset) if data is None else data
+    _check_lengths({**vars(recipe), **keywords})
     known = [f.name for f in fields(training.Options) if f.name not in _OWN]
     given = {key: value for key, value in keywords.items() if key not in known}
     for key in given:
@@ -301,6 +307,16 @@ def _random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng([device] if device.type == 'cuda' else [])
 
 
+def _check_lengths(values: dict[str, Any]) -> None:
+    """Raise ZooError for a value that no message, card or recipe.json could hold."""
+    for key, value in values.items():
+        text = ''
+        with suppress(ValueError):      # Python prints no integer of thousands of digits
+            text = repr(value)
+        if not 0 < len(text) <= _LONGEST:
+            raise ZooError(f'{key} is {shown(value)}, expected a shorter value.')
+
+
 def _check_types(kind: type[Any], given: dict[str, Any]) -> None:
     """Raise ZooError for a value of another type than its field's; tuples are lists in JSON."""
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
@@ -324,14 +340,3 @@ def _is_one(images: Any, channels: int) -> bool:
     if hasattr(images, 'ndim'):
         return images.ndim == 2 or (images.ndim == 3 and bool({images.shape[0], images.shape[2]} & {1, 3, channels}))
     return not isinstance(images, Sequence) or isinstance(images, str)
-
-
-def _display(paths: Sequence[Path]) -> None:
-    """Show pictures where a notebook runs."""
-    try:
-        from IPython import display, get_ipython
-    except ImportError:
-        return
-    if get_ipython() is not None:
-        for path in paths:
-            display.display(display.Image(str(path)))

@@ -73,7 +73,7 @@ def test_hugging_face_datasets() -> None:
     ((COLOUR, LABELS.astype(str)), 'labels are'), ((COLOUR, LABELS - 1), 'labels are'), (5, 'a int: expected'),
     ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((np.zeros((6, 20, 20, 20), np.uint8), LABELS), 'expected uint8'),
     ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
-    ({'train': (COLOUR, LABELS), 'tset': 1}, 'the keys train, tset'), ((COLOUR, [None] * 6), 'labels are'),
+    ({'train': (COLOUR, LABELS), 'tset': 1}, "the keys 'train', 'tset'"), ((COLOUR, [None] * 6), 'labels are'),
     ([Image.fromarray(x) for x in COLOUR], 'no pairs'), ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
     ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, with images'),
     (([[1], [1, 2]], [0, 1]), 'no array of numbers'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'no array of'),

@@ -129,8 +129,9 @@ def _open_objects(data: Any) -> Source:
     if names is None:
         raise ZooError(f'class_names is {shown(named)}, expected a name for each class.')
     if given.get('train') is None or given.keys() - {*SPLITS}:
-        raise ZooError(f'The data have the keys {", ".join(map(str, given))}: expected train, with images, and, where '
-                       f'there are any, val, test and class_names.')
+        keys = ', '.join(map(shown, given))
+        raise ZooError(f'The data have the keys {keys}: expected train, with images, and, where there are any, val, '
+                       f'test and class_names.')
     splits = {name: open_split(given[name], name) for name in SPLITS if given.get(name) is not None}
     train, own = splits['train']
     val, test = (splits[name][0] if name in splits else None for name in SPLITS[1:])

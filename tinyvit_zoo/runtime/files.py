@@ -1,7 +1,7 @@
 """Write files whole or not at all; draw pictures with matplotlib, without touching the state of pyplot."""
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -113,3 +113,14 @@ def write_picture(figure: Any, path: Path, dpi: int = 130, **kwargs: Any) -> Non
     """Write `path` whole, in the format of its ending; `kwargs` go to `savefig`."""
     with written_whole(path) as partial:
         figure.savefig(partial, dpi=dpi, **kwargs)
+
+
+def display_pictures(paths: Sequence[Path]) -> None:
+    """Show .png files where a notebook runs."""
+    try:
+        from IPython import display, get_ipython
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        for path in paths:
+            display.display(display.Image(str(path)))
