@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2
-from timm.optim.muon import Muon
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_cases import read_checkpoint, run, weights
@@ -96,8 +95,6 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
                 init(self, *args, **kwargs)
                 for _, augment in itertools.chain(*self.task.views.sizes):
                     augment.dense = True
-                if isinstance(self.optimizer, Muon):
-                    batch_matrices(self.optimizer)
                 if name == 'graphs':        # noqa: B023
                     self.graphs = self.graphed(Recorded)
                     for group in self.optimizer.param_groups:
