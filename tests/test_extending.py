@@ -8,12 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
+from documents import ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / 'docs' / 'extending.md').read_text(encoding='utf-8')
-FILES = dict(re.findall(r'```(?:python|toml)\n# (\S+)\n(.*?)```', PAGE, re.DOTALL))
-COMMANDS = re.findall(r'^tinyvit-zoo (.*)$', PAGE, re.MULTILINE)
+PAGE = documents.pages()['extending.md']
+FILES = documents.files(PAGE)
+COMMANDS = [' '.join(argv[1:]) for block in documents.blocks(PAGE) if block.language == 'sh'
+            for argv in documents.commands(block)]
 RUN = '''
 import contextlib, io, json, sys
 from tinyvit_zoo.cli.main import main

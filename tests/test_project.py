@@ -1,5 +1,6 @@
 """What a user gets: a package with nothing beside it, a light import, documents that are true."""
 import ast
+import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -63,16 +64,19 @@ def test_tests_lie_where_the_code_does() -> None:
     assert sorted(set(astray) - ELSEWHERE.keys()) == []
 
 
-def test_readme_speaks_of_every_model() -> None:
+def test_the_readme_is_short_and_the_cards_speak_of_every_model() -> None:
     import tinyvit_zoo
-    text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    assert all(f'`{name}' in text for name in tinyvit_zoo.list_models())
+    readme, cards = ((ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'MODEL_CARDS.md'))
+    assert readme.count('\n') <= 150
+    assert all(f'`{name}' in cards for name in tinyvit_zoo.list_models())
 
 
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    """Built by way of the sdist, as a release is."""
+    """Built by way of the sdist, as a release is, with metadata that PyPI takes."""
     python('-m', 'build', '--outdir', str(tmp_path), '.')
+    if importlib.util.find_spec('twine'):
+        python('-m', 'twine', 'check', '--strict', *map(str, tmp_path.iterdir()))
     wheel = next(tmp_path.glob('*.whl'))
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.stat().st_size < 60e6

@@ -2,6 +2,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from tinyvit_zoo.publish import cards
 from tinyvit_zoo.publish.cards import card, recipe_text
 from tinyvit_zoo.weights import catalogue
 
@@ -16,8 +19,8 @@ def _row(text: str, title: str) -> str:
 
 def test_a_card_keeps_measured_and_published_apart() -> None:
     theirs = card(catalogue()['cct_7_3x1.shi_c10_300e'])
-    assert '96.53 %' in _row(theirs, 'published') and _row(theirs, 'measured') == '| measured | not by us |'
-    assert '3,760,139; 1,181.62 M' in _row(theirs, 'parameters, MACs') and 'not measured' in _row(theirs, 'throughput')
+    assert '96.53 %' in _row(theirs, 'published') and '| measured |' not in theirs and '| throughput |' not in theirs
+    assert '3,760,139 parameters; 1,181.62 M' in _row(theirs, 'size')
     speed = {'images_per_second': 1234.5, 'batch_size': 128, 'machine': 'a machine', 'date': '2026-01-31',
              'command': 'tools/ship_weights.py'}
     ours = replace(catalogue()['cct_2_3x2.c10'], published={'top1': 89.17, 'source': 'a paper'},
@@ -30,12 +33,16 @@ def test_a_card_keeps_measured_and_published_apart() -> None:
     assert '1,234 images/s' in _row(text, 'throughput') and ours.sha256 in text
 
 
-def test_every_weight_has_a_card_and_every_caveat_stands() -> None:
+def test_every_weight_has_a_line_and_a_card_with_its_caveat(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = cards.cost(catalogue()['cct_2_3x2.c10'])
+    monkeypatch.setattr(cards, 'cost', lambda weight: counted)
+    monkeypatch.setattr(cards, 'training_cost', lambda name: '1 PFLOP')
     text = (ROOT / 'MODEL_CARDS.md').read_text(encoding='utf-8')
-    assert '| difference | 1.34 points above the 89.17 % published for `cct_2_3x2.shi_c10_200e` |' in text
+    assert '1.34 points above the 89.17 % published for `cct_2_3x2.shi_c10_200e`' in card(catalogue()['cct_2_3x2.c10'])
     for w in catalogue().values():
-        section = text.split(f'\n## {w.name}\n')[1].split('\n## ')[0]
-        assert w.note in section and (w.source in section) and w.data.title.split('-')[0] in section
+        line = next(line for line in text.splitlines() if f'`{w.name}`' in line)
+        assert line.startswith('| **') == w.default and w.data.title in line
+        assert all(part in card(w) for part in (w.note, w.source, w.data.title.split('-')[0], f"'{w.name}'"))
     assert text.rstrip().endswith('(docs/images/accuracy_macs.png)')
 
 

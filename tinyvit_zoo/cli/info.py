@@ -16,7 +16,6 @@ from ..weights.fetch import read_note
 NAME = 'info'
 SUMMARY = 'describe a model and its weights'
 EXAMPLES = 'tinyvit-zoo info cct_7_3x1'
-NOT_MEASURED = 'not measured yet'
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -79,9 +78,9 @@ def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
         'sha256': weights['sha256'] or (f'{first["sha256"]}, noted at the first use on {first["date"]}' if first else
                                         'not known: noted at the first use'),
         'origin': weights['origin'], 'trained on': weights['dataset'], 'recipe': weights['recipe'],
-        'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else 'no figure',
+        'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else '',
         'measured': f'{measured["top1"]:.2f} % top-1 on {measured["on"]}, {measured["date"]}: {measured["command"]}'
-                    if measured else NOT_MEASURED,
+                    if measured else '',
         'made by': f'{trained["command"]}; {trained["minutes"]:g} minutes on {trained["machine"]}, {trained["date"]}'
                    if trained else '',
         'note': weights['note']}

@@ -8,7 +8,7 @@ from timm.models import get_arch_pretrained_cfgs
 from ..errors import ZooError, nearest
 from ..models import list_models
 from ..runtime.text import table
-from .info import NOT_MEASURED, describe
+from .info import describe
 
 NAME = 'list'
 SUMMARY = 'list models and their weights'
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> str:
     models, count = len({r['architecture'] for r in records}), sum(r['weights'] is not None for r in records)
     return (f'{table(rows, left=(0, 2, 3, 6))}\n\n'
             f'Models: {models}, weights: {count}; the first weights of a model are its default.\n'
-            f'Top-1 accuracy in %: what the paper says, and what we measured (-: {NOT_MEASURED}).')
+            f'Top-1 accuracy in %: what the paper says, and what we measured (-: no figure).')
 
 
 def _matching(pattern: str, with_weights: bool | None) -> list[str]:

@@ -17,13 +17,15 @@ NAME = 'predict'
 SUMMARY = 'classify images'
 EXAMPLES = '''
 tinyvit-zoo predict cct_7_3x1 cat.png
+tinyvit-zoo predict runs/mine photos/
 tinyvit-zoo predict cct_7_3x1.shi_c100_300e photos/ --topk 3 --json
 tinyvit-zoo predict cct_2_3x2 photos/ --weights trained.safetensors --device cuda
 '''
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('model', metavar='NAME[.TAG]', help='without TAG the default weights, those of pretrained=True')
+    parser.add_argument('model', metavar='MODEL', help='NAME[.TAG], without TAG the default weights, those of '
+                        'pretrained=True; or the directory of a training run')
     parser.add_argument(
         'images', metavar='IMAGE', nargs='+', type=Path, help='a file, or a folder, which is searched recursively')
     parser.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for several views '
@@ -40,7 +42,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    name = with_tag(args.model)
+    run_directory = not args.weights and Path(args.model).is_dir()
+    name = args.model if run_directory else with_tag(args.model)
     choose_device(args.device)  # before anything is loaded
     paths = image_files(args.images)
     if all(problems := [problem_of(path) for path in paths]):  # before any weights are fetched

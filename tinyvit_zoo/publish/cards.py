@@ -1,17 +1,14 @@
-"""Cards of weights in Markdown, for MODEL_CARDS.md and the Hub, and recipes as text."""
-import sys
+"""Cards of weights in Markdown, for the site and the Hub, and recipes as text."""
 import textwrap
-from functools import cache
-from typing import Any
 
 import timm
 
 from ..data.datasets import spec_of
-from ..measure.counting import Count, count
+from ..measure.counting import Count
 from ..models import list_models
 from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining, find_pretraining, find_recipe
 from ..recipes.settings import settings
-from ..training.cost import before, pflop_of, usual_images
+from ..training.cost import before, counted, pflop_of, usual_images
 from ..weights.catalogue import Weight, catalogue
 
 _PAPERS = {
@@ -27,26 +24,65 @@ _PAPERS = {
 
 
 def card(weight: Weight) -> str:
-    """Return all that is known of the weights as a table, without a title."""
-    rows = {**_description(weight), **_figures(weight), **_terms(weight)}
-    return '| | |\n|---|---|\n' + ''.join(f'| {title} | {text} |\n' for title, text in rows.items() if text)
+    """Return the card of the weights, without a title: use, loading, figures, making, limits."""
+    rows = {**_figures(weight), **_making(weight)}
+    table = ''.join(f'| {title} | {text} |\n' for title, text in rows.items() if text)
+    return f'{_use(weight)}\n\n| | |\n|---|---|\n{table}\n{_limits(weight)}\n'
 
 
-def _description(weight: Weight) -> dict[str, str]:
-    """Return the use of the weights and their making."""
-    cfg, data, run = timm.get_pretrained_cfg(weight.name), weight.data, weight.trained
-    family = sys.modules[timm.models.model_entrypoint(weight.architecture).__module__].__doc__ or ''
-    default = timm.get_pretrained_cfg(weight.architecture).tag == weight.tag
+def _use(weight: Weight) -> str:
+    data = weight.data
     classes = f' ({", ".join(data.label_names)})' if 0 < len(data.label_names) <= 10 else ''
-    use = (f'Classification into the {data.num_classes} classes of {data.title}{classes}; fine-tuning on images of '
-           f"one's own; comparison of methods.")
     if weight.encoder:
-        use = f'Features of images like those of {data.title}; a start for training on labels. No classifier.'
+        return (f'Extracts features of images like those of {data.title}; a start for training on labels. It has no '
+                f'classifier.')
+    return (f'Classifies images into the {data.num_classes} classes of {data.title}{classes}; a start for fine-tuning '
+            f"on one's own images.")
+
+
+def _figures(weight: Weight) -> dict[str, str]:
+    """Return how to load the weights, our figures and the published ones, apart, and the cost."""
+    ours, paper, counted = weight.measured, weight.published, cost(weight)
+    measured = published = throughput = ''
+    if ours:
+        top5 = f', {ours["top5"]:.2f} % top-5' if 'top5' in ours else ''
+        measured = (f'{ours["top1"]:.2f} % top-1{top5}, loss {ours["loss"]:.4f}, {ours["on"]} ({ours["images"]:,}), '
+                    f'the file as it is loaded, fp32; {ours["date"]}, {ours["machine"]}: `{ours["command"]}`')
+        if speed := ours.get('throughput'):
+            throughput = (f'{speed["images_per_second"]:,.0f} images/s, inference, fp32, batch {speed["batch_size"]}; '
+                          f'{speed["machine"]}, {speed["date"]}')
+    if paper:
+        of = "the recipe's, trained by its authors: " if weight.ours else ''
+        published = f'{of}{paper["top1"]:.2f} % top-1 ({paper["source"]})'
+    default = timm.get_pretrained_cfg(weight.architecture).tag == weight.tag
+    return {
+        'load': f"`timm.create_model('{weight.name}', pretrained=True)`{'; the default' if default else ''}",
+        'measured': measured, 'published': published, 'difference': _difference(weight),
+        'size': f'{counted.params:,} parameters; {counted.macs / 1e6:,.2f} M multiply-adds per image, attention '
+                f'included, norms and activations not',
+        'throughput': throughput}
+
+
+def _difference(weight: Weight) -> str:
+    """Compare our figure with the best published one of the same model, data and size."""
+    same = (weight.architecture, weight.dataset, weight.input_size)
+    figures = [(w.published['top1'], w.name) for w in catalogue().values()
+               if w.published and (w.architecture, w.dataset, w.input_size) == same]
+    if not (weight.measured and figures):
+        return ''
+    best, name = max(figures)
+    points = weight.measured['top1'] - best
+    return (f'{abs(points):.2f} points {"above" if points >= 0 else "below"} the {best:.2f} % published for '
+            f'{"its recipe" if name == weight.name else f"`{name}`"}')
+
+
+def _making(weight: Weight) -> dict[str, str]:
+    """Return the data, the training, the file and their terms."""
+    cfg, run = timm.get_pretrained_cfg(weight.name), weight.trained
     file = f'`{weight.file}`, ships with the package, half precision; sha256 `{weight.sha256}`'
     if not weight.file:
         place = f'<{weight.url}>' if weight.url else f'`{weight.hf_hub_id}` on the Hugging Face Hub'
-        digest = f'sha256 `{weight.sha256}`' if weight.sha256 else 'digest unknown'
-        file = f'{place}, downloaded on first use; {digest}'
+        file = f'{place}, downloaded on first use{f"; sha256 `{weight.sha256}`" if weight.sha256 else ""}'
     recipe = f"{weight.recipe}: the authors' training ({weight.origin})"
     if run:
         recipe = (f'`{weight.recipe}` (`tinyvit-zoo recipes {weight.recipe}` shows it): `{run["command"]}`; '
@@ -55,58 +91,24 @@ def _description(weight: Weight) -> dict[str, str]:
     made = weight.recipe if run else next((
         r.name for r in RECIPES.values() if weight.published and r.published == weight.published['top1']
         and (r.model, r.dataset) == (weight.architecture, weight.dataset)), '')
-    return {
-        'use': use,
-        'architecture': f'`{weight.architecture}`{", its default weights" if default else ""}. '
-                        f'{family.splitlines()[0].rstrip(".")}. Paper: {cfg.paper_name} ({cfg.paper_ids})',
-        'file': file, 'training data': data.about, 'recipe': recipe,
-        'training cost': training_cost(made) if made else '',
-        'preprocessing': f'{" x ".join(map(str, weight.input_size))} pixels from 0 to 1, `crop_pct` {cfg.crop_pct:g}, '
-                         f'{cfg.interpolation} resizing; mean {mean}, std {std}'}
-
-
-def _figures(weight: Weight) -> dict[str, str]:
-    """Return our figures and the published ones, apart, and the cost."""
-    ours, paper, counted = weight.measured, weight.published, cost(weight)
-    measured, published, difference, throughput = 'not by us', 'no figure', '', 'not measured'
-    if ours:
-        top5 = f', {ours["top5"]:.2f} % top-5' if 'top5' in ours else ''
-        measured = (f'{ours["top1"]:.2f} % top-1{top5}, loss {ours["loss"]:.4f}, {ours["on"]} ({ours["images"]:,}), '
-                    f'the file as it is loaded, fp32; {ours["date"]}, {ours["machine"]}: `{ours["command"]}`')
-    if paper:
-        of = "the recipe's, trained by its authors: " if weight.ours else ''
-        published = f'{of}{paper["top1"]:.2f} % top-1 ({paper["source"]})'
-    same = (weight.architecture, weight.dataset, weight.input_size)
-    figures = [(w.published['top1'], w.name) for w in catalogue().values()
-               if w.published and (w.architecture, w.dataset, w.input_size) == same]
-    if ours and figures:
-        best, name = max(figures)
-        points = ours['top1'] - best
-        difference = (f'{abs(points):.2f} points {"above" if points >= 0 else "below"} the {best:.2f} % published for '
-                      f'{"its recipe" if name == weight.name else f"`{name}`"}')
-    if ours and (speed := ours.get('throughput')):
-        throughput = (f'{speed["images_per_second"]:,.0f} images/s, inference, fp32, batch {speed["batch_size"]}; '
-                      f'{speed["machine"]}, {speed["date"]}')
-    return {
-        'measured': measured, 'published': published, 'difference': difference,
-        'parameters, MACs': f'{counted.params:,}; {counted.macs / 1e6:,.2f} M multiply-adds per image, attention '
-                            f'included, norms and activations not',
-        'throughput': throughput}
-
-
-def _terms(weight: Weight) -> dict[str, str]:
-    cfg = timm.get_pretrained_cfg(weight.name)
-    classes = '' if weight.encoder else ' Every image is assigned to one of its classes.'
     licence = f"{cfg.license}, of the authors' repository"
     if weight.ours:
         licence = f"{cfg.license} for the weights; the images remain their makers'"
     elif cfg.license == 'unknown':
         licence = 'the authors state none: ask them'
     return {
-        'limits': f'Trained at {weight.input_size[-1]} px: finer detail of larger images is lost, smaller images '
-                  f'were not seen.{classes} Not for decisions about people. Not tested on noisy, shifted or attacked '
-                  f'images.',
-        'note': weight.note, 'licence': licence, 'citation': f'{_PAPERS[cfg.paper_ids]}, {cfg.paper_ids}'}
+        'input': f'{" x ".join(map(str, weight.input_size))} pixels from 0 to 1, `crop_pct` {cfg.crop_pct:g}, '
+                 f'{cfg.interpolation} resizing; mean {mean}, std {std}',
+        'training data': weight.data.about, 'recipe': recipe, 'training cost': training_cost(made) if made else '',
+        'file': file, 'licence': licence, 'citation': f'{_PAPERS[cfg.paper_ids]}, {cfg.paper_ids}'}
+
+
+def _limits(weight: Weight) -> str:
+    classes = '' if weight.encoder else ' Every image is assigned to one of its classes.'
+    note = f' {weight.note}' if weight.note else ''
+    return (f'**Limits.** Trained at {weight.input_size[-1]} px: finer detail of larger images is lost, smaller images '
+            f'were not seen.{classes} Not for decisions about people. Not tested on noisy, shifted or attacked '
+            f'images.{note}')
 
 
 def recipe_text(name: str) -> str:
@@ -140,14 +142,7 @@ def _digits(value: float) -> str:
 
 def cost(weight: Weight) -> Count:
     """Count parameters and multiply-adds per image, at the size and with the classes of the weights."""
-    return _counted(weight.architecture, weight.input_size, 0 if weight.encoder else weight.data.num_classes)
-
-
-@cache
-def _counted(architecture: str, input_size: tuple[int, int, int], num_classes: int) -> Count:
-    model: Any = timm.create_model(
-        architecture, device='meta', img_size=input_size[1:], in_chans=input_size[0], num_classes=num_classes)
-    return count(model)
+    return counted(weight.architecture, weight.input_size[-1], 0 if weight.encoder else weight.data.num_classes)
 
 
 def in_order() -> list[Weight]:

@@ -144,7 +144,7 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
 
 
 def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
-    """Return the card of the Hub: front matter, the card of MODEL_CARDS.md, usage, the recipe, the curves."""
+    """Return the card of the Hub: front matter, the card, usage, the recipe, the curves."""
     usage = _USAGE + (_FEATURES if weight.encoder else _CLASSES)
     return '\n'.join([
         f'---\n{_front_matter(weight, model)}\n---\n',

@@ -13,7 +13,7 @@ import torch
 from ..augment.spec import AugmentSpec
 from ..data.datasets import DATASETS
 from ..errors import ZooError
-from ..measure.counting import MANY_PIXELS, TrainingFlop, check_memory, count, image_memory
+from ..measure.counting import MANY_PIXELS, Count, TrainingFlop, check_memory, count, image_memory
 from ..methods import METHODS
 from ..methods.self_supervised import make_encoder
 from ..models import take_any_size
@@ -55,7 +55,16 @@ def total_pflop(name: str) -> float:
     return pflop_of(name) + sum(map(total_pflop, before({**RECIPES, **PRETRAININGS}[name])))
 
 
+@cache
+def counted(name: str, size: int | tuple[int, int], num_classes: int) -> Count:
+    """Count a model on the meta device, once."""
+    model = create_model(name, size, device='meta', num_classes=num_classes)
+    return count(model, size)
+
+
 def _supervised_flop(recipe: Any, num_classes: int) -> float:
+    if not (recipe.sizes or recipe.model_args or recipe.teacher):
+        return 6 * counted(recipe.model, recipe.img_size, num_classes).macs
     model = create_model(recipe.model, recipe.img_size, device='meta', num_classes=num_classes, **recipe.model_args)
     if recipe.sizes:
         take_any_size(model)

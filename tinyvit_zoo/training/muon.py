@@ -1,4 +1,4 @@
-"""Muon with all matrices of a shape stepping together: fewer kernels on a GPU, a third less time on a CPU."""
+"""Muon on a GPU: all matrices of a shape step together, which takes a quarter of the kernels."""
 from typing import Any
 
 import torch

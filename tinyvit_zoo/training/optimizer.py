@@ -24,7 +24,8 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
         options['betas'] = recipe.betas
     if recipe.opt in _FUSED:
         options['fused'] = True
-    if recipe.opt in _CAPTURABLE and next(model.parameters()).is_cuda:
+    on_gpu = next(model.parameters()).is_cuda
+    if recipe.opt in _CAPTURABLE and on_gpu:
         options['capturable'] = True
     params: Any = model
     layer_decay = recipe.layer_decay if isinstance(recipe, Recipe) else 1.
@@ -36,7 +37,7 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
                                         layer_decay=layer_decay if layer_decay != 1. else None, **options)
     except (ValueError, TypeError, AssertionError) as e:
         raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Take adamw or sgd.') from e
-    if recipe.opt in _MUON:
+    if recipe.opt in _MUON and on_gpu:
         batch_matrices(optimizer)
     return optimizer
 
