@@ -4,17 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2
-from timm.optim.muon import Muon
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_cases import read_checkpoint, run, weights
 
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.methods import Supervised
+from tinyvit_zoo.methods import Supervised, self_supervised
 from tinyvit_zoo.training.graphs import CudaGraph
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.training.muon import batch_matrices
@@ -95,8 +95,6 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
                 init(self, *args, **kwargs)
                 for _, augment in itertools.chain(*self.task.views.sizes):
                     augment.dense = True
-                if isinstance(self.optimizer, Muon):
-                    batch_matrices(self.optimizer)
                 if name == 'graphs':        # noqa: B023
                     self.graphs = self.graphed(Recorded)
                     for group in self.optimizer.param_groups:
@@ -129,13 +127,36 @@ def test_optimizers(data: str, both: Callable[..., Path], more: tuple[str, ...])
     assert Recorded.made
 
 
+def test_a_teacher_and_whitened_filters(data: str, tmp_path: Path, both: Callable[..., Path]) -> None:
+    settings = ('--mix-off-epoch', '0', '--warmup-epochs', '0')
+    assert run(data, tmp_path / 'teacher', *settings, '--epochs', '1') == 0
+    both(lambda folder: run(data, folder, *settings, '--epochs', '2', '--opt', 'sgd', '--whiten', 'true', '--teacher',
+                            str(tmp_path / 'teacher')))
+    assert [graph.played for graph in Recorded.made] == [9, 9]
+
+
+@pytest.mark.parametrize(('loss', 'balance'), [('asymmetric', 'none'), ('bce', 'loss')])
+def test_several_labels(tmp_path: Path, both: Callable[..., Path], loss: str, balance: str) -> None:
+    random = np.random.RandomState(0)
+    images, labels = random.randint(0, 256, (96, 16, 16, 3), np.uint8), random.randint(0, 2, (96, 4))
+    np.savez(tmp_path / 'a.npz', train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    both(lambda folder: run(
+        f'npz:{tmp_path / "a.npz"}', folder, '--epochs', '2', '--mix-off-epoch', '0', '--mixup', '0', '--opt', 'sgd',
+        '--multi-label-loss', loss, '--balance', balance))
+    assert [graph.played for graph in Recorded.made] == [9, 9]
+
+
 @pytest.mark.parametrize(('method', 'played', 'more'), [
     ('mae_small', [9, 9], ('--opt', 'sgd')),
+    ('d_mae', [9, 9], ('--opt', 'sgd', '--teacher', 'vit_lite_2_4')),
     ('moco_v3', [9, 9], ('--opt', 'sgd', '--method-args', "{'hidden_dim': 32, 'dim': 16}")),
     ('self_distill', [3, 3, 9, 9], ('--epochs', '3', '--method-args', "{'freeze_last': 0.3, 'num_prototypes': 32, "
                                     "'hidden_dim': 32, 'bottleneck_dim': 16, 'local_views': 2}"))])
 def test_pretraining(
-        data: str, both: Callable[..., Path], method: str, played: list[int], more: tuple[str, ...]) -> None:
+        data: str, both: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str, played: list[int],
+        more: tuple[str, ...]) -> None:
+    teacher = timm.create_model('vit_lite_2_4', img_size=16, num_classes=0)
+    monkeypatch.setattr(self_supervised, 'make_teacher', lambda recipe: teacher)
     both(lambda folder: main([
         'pretrain', method, '--model', 'vit_lite_2_4', '--data', data, '--output', str(folder), '--img-size', '16',
         '--epochs', '2', '--batch-size', '16', '--precision', 'fp32', '--device', 'cpu', *more]))

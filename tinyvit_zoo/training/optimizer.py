@@ -24,8 +24,7 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
         options['betas'] = recipe.betas
     if recipe.opt in _FUSED:
         options['fused'] = True
-    on_gpu = next(model.parameters()).is_cuda
-    if recipe.opt in _CAPTURABLE and on_gpu:
+    if recipe.opt in _CAPTURABLE and next(model.parameters()).is_cuda:
         options['capturable'] = True
     params: Any = model
     layer_decay = recipe.layer_decay if isinstance(recipe, Recipe) else 1.
@@ -37,7 +36,7 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
                                         layer_decay=layer_decay if layer_decay != 1. else None, **options)
     except (ValueError, TypeError, AssertionError) as e:
         raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Take adamw or sgd.') from e
-    if recipe.opt in _MUON and on_gpu:
+    if recipe.opt in _MUON:
         batch_matrices(optimizer)
     return optimizer
 
