@@ -207,8 +207,10 @@ def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) ->
             chosen = [point for point in points if point[0].partition('.')[0] == name and point[1] == kind]
             axes.scatter([cost for *_, cost, _ in chosen], [top1 for *_, top1 in chosen], s=size, edgecolors=f'C{i}',
                          facecolors=f'C{i}' if kind == 'measured' else 'none')
+    middle = (min(cost for *_, cost, _ in points) * max(cost for *_, cost, _ in points)) ** 0.5
     for recipe, _, cost, top1 in points:
-        axes.annotate(recipe, (cost, top1), xytext=(6, -3), textcoords='offset points', fontsize=7)
+        side, offset = ('left', 6) if cost <= middle else ('right', -6)
+        axes.annotate(recipe, (cost, top1), xytext=(offset, -3), ha=side, textcoords='offset points', fontsize=7)
     axes.set(xscale='log', xlabel='cost of the training, PFLOP', ylabel=f'top-1, %, {DATASETS[dataset].title}',
              title='filled: measured by us, hollow: published')
     axes.margins(x=0.25)
