@@ -191,12 +191,21 @@ def test_a_recipe_by_its_name(tmp_path: Path) -> None:
     ({'epochz': 1}, "no setting 'epochz'. Did you mean epochs"), ({'epochs': '3'}, "epochs is '3': expected a"),
     ({'minutes': 1, 'epochs': 2}, 'one of them or --epochs'), ({'lr': -1.}, 'lr is -1.0'),
     ({'minutes': -1}, 'minutes is'), ({'precision': 'x'}, 'precision'), ({'crop_scale': 5}, 'crop_scale is 5'),
-    ({'model_args': 3}, 'model_args is 3'), ({'lr': 10 ** 5000}, 'lr is a int too long to print, expected a shorter'),
+    ({'model_args': 3}, 'model_args is 3'), ({'lr': 10 ** 5000}, 'lr is a int that cannot be printed, expected'),
     ({'track': 'x' * 20_000}, 'track is .* expected a shorter')])
 def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=message):
         zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', device='cpu', **keywords)
     assert not (tmp_path / 'run').exists()
+
+
+def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> None:
+    assert run.folder
+    damaged = zoo.load(run.folder, 'cpu')
+    with torch.no_grad():
+        next(damaged.model.parameters()).fill_(torch.nan)
+    with pytest.raises(ZooError, match='no finite numbers'):
+        damaged.predict(DATA['test'][0][0])
 
 
 @pytest.mark.parametrize('call, message', [

@@ -40,6 +40,14 @@ def test_an_odd_argument(data: st.DataObject) -> None:
     assert given.get('global_pool') == '' or len(logits[0]) == model.num_classes or not model.num_classes
 
 
+def test_an_error_inside_a_given_layer_is_one_line() -> None:
+    """As if the layer, and not the model, had no such argument."""
+    message = outcome(lambda: timm.create_model('mae_vit_c10', mlp_layer=torch.nn.LayerNorm))[1]
+    assert message.startswith('mae_vit_c10 cannot be built with mlp_layer=')
+    with pytest.raises(TypeError, match='depht'):
+        timm.create_model('mae_vit_c10', depht=2)
+
+
 def test_no_model_is_larger_than_the_memory() -> None:
     for odd in ({'embed_dim': 8192, 'depth': 256}, {'img_size': 4096, 'depth': 256, 'embed_dim': 1024}):
         assert 'GiB of memory' in outcome(lambda odd=odd: timm.create_model('vit_lite', **odd))[1]

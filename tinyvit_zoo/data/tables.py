@@ -34,7 +34,8 @@ def open_csv(place: str) -> Parts:
     number = {name: i for i, name in enumerate(names)}
     missing = [row['path'] for row in rows if not os.path.isfile(path.parent / row['path'])]
     if missing:
-        raise ZooError(f'{len(missing)} of {len(rows)} images of {path} are not there ({printable(missing[0])}, ...): '
+        some = printable(missing[0]) + ', ...' * (len(missing) > 1)
+        raise ZooError(f'{len(missing)} of {len(rows)} images of {path} are not there ({some}): '
                        f'expected paths relative to {path.absolute().parent}.')
     splits = {}
     for name in dict.fromkeys(row['split'] for row in rows):
@@ -69,6 +70,8 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         raise ZooError(f'{path} cannot be read as CSV ({one_line(e)}): expected UTF-8 with a first line '
                        f'path,label,split.') from e
     head = [cell.strip().lower() for cell in lines[0]] if lines else []
+    if twice := next((name for i, name in enumerate(head) if name and name in head[:i]), ''):
+        raise ZooError(f'{path} has the column {printable(twice)!r:.80} twice: rename or remove one.')
     place = {key: next((head.index(name) for name in names if name in head), None) for key, names in _COLUMNS.items()}
     own = {}
     if place['label'] is place['labels'] is None:

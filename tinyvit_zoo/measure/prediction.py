@@ -18,6 +18,7 @@ from ..errors import ZooError
 from ..runtime.text import one_line
 from ..weights.readout import PLAIN, Readout
 from ..weights.resolve import resolve
+from .calibration import check_finite
 
 
 def label_names(cfg: Any) -> list[str]:
@@ -118,7 +119,9 @@ def _read(image: Any, transform: Callable[[Any], Tensor] | None, cfg: Mapping[st
 def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int | None, readout: Readout,
          ) -> list[list[dict[str, Any]]]:
     several = readout.multi_label and topk is None
-    top = readout(model(images).float()).topk(len(labels) if several else min(topk or 5, len(labels)))
+    logits = model(images).float()
+    check_finite(logits)
+    top = readout(logits).topk(len(labels) if several else min(topk or 5, len(labels)))
     return [[{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)
              if p > 0.5 or not several]
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

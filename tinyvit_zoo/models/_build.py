@@ -161,8 +161,8 @@ def _create(build: Callable[..., nn.Module], name: str, args: Mapping[str, Any],
     except ZooError:
         raise
     except Exception as e:
-        if isinstance(e, TypeError) and 'unexpected keyword' in str(e) and not isinstance(
-                kwargs.get('pretrained_cfg'), Mapping):     # of a config.json
+        unknown = isinstance(e, TypeError) and any(f"unexpected keyword argument '{key}'" in str(e) for key in kwargs)
+        if unknown and not isinstance(kwargs.get('pretrained_cfg'), Mapping):   # of a config.json
             raise   # as timm's models say that they have no such argument
         given = ', '.join(f'{key}={shown(value)}' for key, value in kwargs.items()
                           if value is not None and key != 'pretrained_cfg')

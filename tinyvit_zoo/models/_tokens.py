@@ -170,7 +170,7 @@ class TokenTransformer(nn.Module):
     def _set_pool(self, global_pool: str, **dd: Any) -> None:
         known = ('', 'seq', 'avg', 'max', 'avgmax') + (('token',) if self.num_prefix_tokens else ())
         if global_pool not in known:
-            raise ZooError(f'global_pool is {global_pool!r}, expected one of {", ".join(map(repr, known))}.')
+            raise ZooError(f'global_pool is {global_pool!r:.80}, expected one of {", ".join(map(repr, known))}.')
         if global_pool != self.global_pool:
             self.global_pool, self.attn_pool = global_pool, None
             if global_pool == 'seq':
@@ -242,7 +242,7 @@ class TokenTransformer(nn.Module):
                     output_fmt: str) -> list[Any]:
         """Convert intermediates [B, prefix + N, D] to the format that `forward_intermediates` returns."""
         if output_fmt not in ('NCHW', 'NLC'):
-            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NLC'.")
+            raise ZooError(f"output_fmt is {output_fmt!r:.80}, expected 'NCHW' or 'NLC'.")
         prefix = [y[:, :self.num_early_tokens] for y in taken]
         taken = [y[:, self.num_early_tokens:] for y in taken]
         if output_fmt == 'NCHW':

@@ -127,7 +127,7 @@ class CompactTransformer(TokenTransformer):
                  device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         if pos_embed not in ('learnable', 'sine', 'none'):
-            raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable', 'sine' or 'none'.")
+            raise ZooError(f"pos_embed is {pos_embed!r:.80}, expected 'learnable', 'sine' or 'none'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=int(class_token))
         self._init_tokens(
             Tokenizer(kernel_size, num_convs, in_chans, embed_dim, **dd), embed_dim, pos_drop_rate, pos_embed, **dd)

@@ -176,7 +176,7 @@ def build_vision(variant: str, pretrained: bool, model_cls: Any, filter_fn: Filt
     if min(size) < patch:
         raise ZooError(f'{size[0]} x {size[1]} pixels are too few: this model takes {patch} x {patch} pixels and more.')
     if pool is not None and pool not in _POOLS:
-        raise ZooError(f'global_pool is {pool!r}, expected {" or ".join(map(repr, _POOLS))}.')
+        raise ZooError(f'global_pool is {pool!r:.80}, expected {" or ".join(map(repr, _POOLS))}.')
     model = build_model(model_cls, variant, pretrained, filter_fn, **kwargs)
     update_model_args(model, **{name: kwargs[name] for name in own_args})
     return model

@@ -172,7 +172,7 @@ class LocalCaiT(LateClassToken):
                  device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         if lsa_mask not in ('paper', 'authors'):
-            raise ZooError(f"lsa_mask is {lsa_mask!r}, expected 'paper' or 'authors'.")
+            raise ZooError(f"lsa_mask is {lsa_mask!r:.80}, expected 'paper' or 'authors'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=1, late_class_token=True)
         tokenizer = (ShiftedPatchTokenization if spt else PatchTokenization)(in_chans, embed_dim, patch_size, **dd)
         self._init_tokens(tokenizer, embed_dim, pos_drop_rate, **dd)

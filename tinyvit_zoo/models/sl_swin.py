@@ -84,7 +84,7 @@ class LocalSwin(StagedTransformer):
                  drop_path_rate: float = 0.1, device: Any = None, dtype: Any = None) -> None:
         dd = {'device': device, 'dtype': dtype}
         if pos_embed not in ('learnable', 'none'):
-            raise ZooError(f"pos_embed is {pos_embed!r}, expected 'learnable' or 'none'.")
+            raise ZooError(f"pos_embed is {pos_embed!r:.80}, expected 'learnable' or 'none'.")
         super().__init__(img_size, in_chans, embed_dim, num_prefix_tokens=0)
         self.embed_dims = [embed_dim * 2 ** i for i in range(len(depths))]
         self.num_features = self.head_hidden_size = self.embed_dims[-1]
@@ -128,7 +128,7 @@ class LocalSwin(StagedTransformer):
     ) -> Any:
         """Return the map at the end of each stage, before its merging; `norm` applies to the last stage's alone."""
         if output_fmt not in ('NCHW', 'NHWC'):
-            raise ZooError(f"output_fmt is {output_fmt!r}, expected 'NCHW' or 'NHWC'.")
+            raise ZooError(f"output_fmt is {output_fmt!r:.80}, expected 'NCHW' or 'NHWC'.")
         x, taken, _ = self._run_stages(x, indices, norm, stop_early)
         if output_fmt == 'NCHW':
             taken = [y.permute(0, 3, 1, 2).contiguous() for y in taken]

@@ -34,8 +34,8 @@ def shown(value: object) -> str:
     """Return a value on one line, cut where it is long."""
     try:
         return ' '.join(repr(value).split())[:80]
-    except ValueError:  # Python prints no integer of thousands of digits
-        return f'a {type(value).__name__} too long to print'
+    except Exception:   # Python prints no integer of thousands of digits; a caller's object may raise what it likes
+        return f'a {type(value).__name__} that cannot be printed'
 
 
 def show(text: str) -> None:
