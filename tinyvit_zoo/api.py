@@ -23,6 +23,7 @@ from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.multilabel import MultiLabelFigures
 from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
+from .publish.formats import format_of
 from .recipes import BaseRecipe, Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
 from .runtime.files import display_pictures
@@ -183,10 +184,9 @@ class Classifier:
 
     @_checked
     def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: str = '') -> dict[str, Any]:
-        """Write an .onnx or .pt2 file and its preprocessing beside it, checked against the model; return the report."""
+        """Write a file of the format of its ending, and its preprocessing beside; return the report of the check."""
         path = Path(path)
-        if path.suffix not in ('.onnx', '.pt2'):
-            raise ZooError(f'The file is {path}, expected a name that ends in .onnx or .pt2.')
+        format_of(path).require()
         check_replaceable(path)
         return export_with_preprocessing(resolve(self.folder or self.title).load(), path, any_size, int8, data)
 

@@ -54,6 +54,35 @@ def test_an_export_gives_what_the_model_gives(name: str, args: dict[str, Any], s
     assert told <= TOLERANCE < expected.abs().max()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(('suffix', 'package'), [
+    ('.xml', 'openvino'), ('.tflite', 'litert_torch'), ('.pte', 'executorch.exir'), ('.mlpackage', 'coremltools')])
+def test_other_formats_give_what_the_model_gives(suffix: str, package: str, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    model, path = made('cct_2_3x2', {}), tmp_path / f'model{suffix}'
+    told = export(model, (3, 32, 32), path)['largest_difference']
+    assert path.exists()
+    if suffix == '.mlpackage':      # Apple's machines alone run it
+        assert told is None
+        return
+    images = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_exported(path)(images), model(images), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_fully_integer_file_for_small_devices(tmp_path: Path) -> None:
+    pytest.importorskip('litert_torch')
+    pytest.importorskip('ai_edge_quantizer')
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    assert main(['export', 'cct_2_3x2.digits', str(tmp_path / 'a.tflite'), '--int8', '--data', 'digits']) == 0
+    measured = json.loads((tmp_path / 'a.json').read_text())['measured']
+    assert measured['top1'] > measured['top1_model'] - 2
+    interpreter = Interpreter(str(tmp_path / 'a.tflite'),
+                              experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    assert {tensor['dtype'].__name__ for tensor in interpreter.get_tensor_details()} <= {'int8', 'int32'}
+
+
 def test_another_models_numbers_are_noticed() -> None:
     one, other = made('cct_2_3x2', {}), made('cct_2_3x2', {})
     assert difference(one, other, (3, 32, 32)) == 0
@@ -130,7 +159,8 @@ def test_the_command_measures_and_writes_the_preprocessing(
 
 @pytest.mark.parametrize(('argv', 'said'), [
     ([], 'Give MODEL and OUT'),
-    (['cct_2_3x2.untrained', 'a.tflite'], 'a.tflite'),
+    (['cct_2_3x2.untrained', 'a.h5'], 'OUT is a.h5, expected a name that ends in .onnx'),
+    (['cct_2_3x2.untrained', 'a.tflite', '--int8'], 'give --data SOURCE'),
     (['cct_2_3x2.untrained', '/no/such/a.pt2'], '/no/such'),
     (['cct_2_3x2.untrained', 'a.pt2', '--int8'], '--int8 is for ONNX'),
     (['cct_2_3x2.untrained', 'a.pt2', '--img-size', '0'], "--img-size: '0' is not a whole number"),

@@ -12,16 +12,19 @@ from torch import nn
 
 from ..errors import ZooError
 from ..models import list_models
-from ..publish.export import check_replaceable, export, export_with_preprocessing, require_onnx
+from ..publish.export import check_replaceable, export, export_with_preprocessing
+from ..publish.formats import FORMATS, endings, format_of
+from ..publish.int8 import check_int8
 from ..runtime.text import show
 from ..weights.resolve import resolve
 from ._options import positive
 
 NAME = 'export'
-SUMMARY = 'export a model to ONNX or torch.export, and check the file'
+SUMMARY = 'export a model to ONNX, LiteRT, OpenVINO, ExecuTorch, Core ML or torch.export, and check the file'
 EXAMPLES = '''
 tinyvit-zoo export cct_7_3x1 cct.onnx
 tinyvit-zoo export runs/a small.onnx --int8 --data c10=npz:FILE
+tinyvit-zoo export cct_2_3x2.digits micro.tflite --int8 --data digits
 tinyvit-zoo export --all 'cct*'
 '''
 
@@ -30,9 +33,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'model', metavar='MODEL', nargs='?', help='NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or '
         'the directory of a training run')
-    parser.add_argument('output', metavar='OUT', nargs='?', type=Path, help='NAME.onnx or, for torch.export, NAME.pt2')
+    parser.add_argument('output', metavar='OUT', nargs='?', type=Path, help=f'NAME and an ending: {endings()}')
     parser.add_argument('--any-size', action='store_true', help='take images of any size, if the model does')
-    parser.add_argument('--int8', action='store_true', help='quantize the weights of linear layers to 8 bits (ONNX)')
+    parser.add_argument('--int8', action='store_true', help='quantize to 8 bits: with --data weights and activations '
+                        '(ONNX, LiteRT), by its training images; else the weights of linear layers (ONNX)')
     parser.add_argument('--data', metavar='[KEY=]SOURCE', default='', help='check on test images too, and measure the '
                         'accuracy of the model and of the file on them')
     parser.add_argument('--img-size', type=positive, metavar='N', help='default: that of the weights')
@@ -46,16 +50,14 @@ def run(args: argparse.Namespace) -> str:
             raise ZooError('--all tries every model in every way: leave the other arguments out.')
         return _try_all(args.all)
     if not args.model or not args.output:
-        raise ZooError('Give MODEL and OUT (NAME.onnx or NAME.pt2), or --all.')
-    if args.output.suffix not in ('.onnx', '.pt2'):
-        raise ZooError(f'OUT is {args.output}, expected a name that ends in .onnx or .pt2.')
+        raise ZooError(f'Give MODEL and OUT, a name that ends in {endings()}; or --all.')
+    form = format_of(args.output)
     if not args.output.absolute().parent.is_dir():
         raise ZooError(f'There is no folder {args.output.parent}: make it, or choose another.')
-    if args.int8 and args.output.suffix != '.onnx':
-        raise ZooError('--int8 is for ONNX: give an OUT that ends in .onnx.')
+    if args.int8:
+        check_int8(args.output, bool(args.data))
     check_replaceable(args.output)
-    if args.output.suffix == '.onnx':
-        require_onnx()
+    form.require()
     loaded = resolve(args.model).load(img_size=args.img_size)
     report = export_with_preprocessing(loaded, args.output, args.any_size, args.int8, args.data)
     return _text(report, args.output)
@@ -63,11 +65,14 @@ def run(args: argparse.Namespace) -> str:
 
 def _text(report: dict[str, Any], output: Path) -> str:
     size = 'any size' if report['any_size'] else ' x '.join(map(str, report['input_size']))
-    kind = 'int8, before that ' if report['int8'] else ''
-    lines = [f'{output}: {report["model"]}, batches of images {size}, {output.stat().st_size / 1e6:.2f} MB',
+    batch = 'one image' if report['one_image'] else 'batches of images'
+    lines = [f'{output}: {report["model"]}, {batch} {size}, {report["bytes"] / 1e6:.2f} MB',
              f'{output.with_suffix(".json")}: its preprocessing and classes; the output is logits, probabilities are '
-             f'{report["probabilities"]}',
-             f'random images: {kind}within {report["largest_difference"]:.1e} of the model']
+             f'{report["probabilities"]}']
+    kind = f'int8 ({report["int8"]}), before that ' if report['int8'] else ''
+    lines.append(f'random images: {kind}within {report["largest_difference"]:.1e} of the model'
+                 if report['largest_difference'] is not None else
+                 f'not checked: {format_of(output).name} files run on their own platform alone')
     if measured := report.get('measured'):
         figure = 'ACC' if report['probabilities'].startswith('sigmoid') else 'top-1'
         lines.append(
@@ -82,7 +87,7 @@ def _try_all(patterns: Sequence[str]) -> str:
     names = [name for name in list_models() if not patterns or any(fnmatchcase(name, p) for p in patterns)]
     if not names:
         raise ZooError(f'No model matches {" ".join(patterns)}: `tinyvit-zoo list` shows all.')
-    require_onnx()
+    FORMATS['.onnx'].require()
     show('| model | ONNX | ONNX, any size | torch.export | int8, bytes of fp32 |\n|---|---|---|---|---|')
     for name in names:
         torch.manual_seed(0)
@@ -96,8 +101,10 @@ def _try(model: nn.Module, input_size: Sequence[int]) -> list[str]:
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         whole, small = Path(folder, 'a.onnx'), Path(folder, 'b.onnx')
-        for path, options in ((whole, {}), (Path(folder, 'c.onnx'), {'any_size': True}), (Path(folder, 'd.pt2'), {}),
-                              (small, {'int8': True})):
+        ways: list[tuple[Path, dict[str, Any]]] = [
+            (whole, {}), (Path(folder, 'c.onnx'), {'any_size': True}), (Path(folder, 'd.pt2'), {}),
+            (small, {'int8': True})]
+        for path, options in ways:
             try:
                 cells.append(f'{export(model, input_size, path, **options)["largest_difference"]:.0e}')
             except ZooError:

@@ -30,7 +30,8 @@ from ..runtime.text import Progress, one_line
 from ..version import __version__
 from ..weights import catalogue
 from ..weights.resolve import Loaded, Resolved, read_recipe, resolve
-from .export import TOLERANCE, difference, quiet, require_onnx, write_onnx
+from .export import TOLERANCE, difference, quiet
+from .formats import FORMATS, write_onnx
 
 RUNTIME = '1.30.0'      # of onnxruntime-web, and the digests of its files in the npm package
 INTEGRITY = {
@@ -54,7 +55,7 @@ def make_demo(specs: Sequence[str], output: Path, offline: bool = False) -> list
     `offline`: with the files of onnxruntime-web, fetched by npm the first time; else the page loads them from a CDN.
     """
     check_replaceable(output)
-    require_onnx()
+    FORMATS['.onnx'].require()
     if repeated := [spec for i, spec in enumerate(specs) if spec in specs[:i]]:
         raise ZooError(f'{repeated[0]} is given twice: leave one out.')
     found = [resolve(spec) for spec in specs]

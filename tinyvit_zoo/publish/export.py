@@ -1,4 +1,4 @@
-"""Export models to ONNX or torch.export, for normalized batches of any size, with their preprocessing beside the file.
+"""Export models to files of several formats (formats.py), with their preprocessing beside the file.
 
 The file gets its name only after it has given the model's logits on random and, where given, test images.
 """
@@ -6,60 +6,79 @@ import copy
 import hashlib
 import json
 import logging
+import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.splits import generator
 from ..errors import ZooError
 from ..measure.bench import Bench, open_bench_source
 from ..runtime.files import check_path, written_whole
-from ..runtime.text import one_line
 from ..runtime.world import World
 from ..version import __version__
 from ..weights.resolve import Loaded
+from .formats import Function, files_of, format_of
+from .int8 import check_int8, quantize
 
 TOLERANCE = 1e-4        # between two logits of float32
-Function = Callable[[Tensor], Tensor]
-
-
-def require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as e:
-        raise ZooError(f"ONNX needs {e.name}, which is not installed: pip install 'tinyvit-zoo[export]'.") from e
+_CALIBRATION = 256      # images
+_DRAW = 8               # keeps this draw apart from others with the same seed
 
 
 def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False,
                               data: str = '') -> dict[str, Any]:
-    """Write `output` (.onnx or .pt2) and, as .json, preprocessing and checks (`data`: on test images); return those."""
-    bench = None
+    """Write `output` and, as .json, preprocessing and checks; return those.
+
+    `data`: check on test images too; with `int8`, activations are quantized by its training images.
+    """
+    bench, images = None, None
     if data:
         bench = Bench(loaded, open_bench_source(data, 'test'), 'test', World(0, 1, torch.device('cpu')), None, 64)
         bench.check_classes('give the data it was trained on, or leave --data out')
-    beside = output.with_suffix('.json')
-    with written_whole(output, shared=True) as partial, written_whole(beside, shared=True) as partial_beside:
-        figures = export(loaded.model, loaded.cfg['input_size'], partial, any_size=any_size, int8=int8)
+        if int8:
+            images = _calibration_images(bench)
+    with ExitStack() as stack:
+        partial, partial_beside, *_ = (
+            stack.enter_context(written_whole(each, shared=True)) for each in _written(output))
+        figures = export(loaded.model, loaded.cfg['input_size'], partial, any_size, int8, images)
         report = {**_preprocessing(loaded), **figures}
-        if bench:
+        if bench and format_of(output).load:
             report['measured'] = {'data': data, **_compare(bench, load_exported(partial), strict=not int8)}
-        report['sha256'] = hashlib.sha256(partial.read_bytes()).hexdigest()
+        report['bytes'] = sum(each.stat().st_size for each in files_of(partial))
+        report['sha256'] = hashlib.sha256(b''.join(each.read_bytes() for each in files_of(partial))).hexdigest()
         partial_beside.write_text(json.dumps(report, indent=1), encoding='utf-8')
+        if output.is_dir():
+            shutil.rmtree(output)
     return report
 
 
+def _calibration_images(bench: Bench) -> Tensor:
+    """Return training images, drawn at random, as the model takes them."""
+    train = bench.source.train
+    chosen = torch.randperm(len(train), generator=generator(0, _DRAW))[:_CALIBRATION]
+    return torch.cat([images for images, _ in bench.batches(train.select(chosen))])
+
+
+def _written(output: Path) -> list[Path]:
+    """Return what an export writes: the file, its .json and, for OpenVINO, the weights beside."""
+    return [output.with_suffix(suffix) for suffix in (
+        output.suffix, '.json', *['.bin'] * (output.suffix == '.xml'))]
+
+
 def check_replaceable(output: Path) -> None:
-    """Raise ZooError if the .json beside `output` would replace something that no export wrote, or for an odd name."""
+    """Raise ZooError if an export to `output` would replace something that no export wrote, or for an odd name."""
     check_path(output)
     beside = output.with_suffix('.json')
-    if not beside.exists():
+    foreign = output if output.is_dir() else next((path for path in _written(output)[2:] if path.exists()), None)
+    if not beside.exists() and not foreign:
         return
+    beside = beside if beside.exists() else foreign or beside
     content = None
     with suppress(OSError, ValueError):
         content = json.loads(beside.read_text(encoding='utf-8'))
@@ -117,86 +136,42 @@ def quiet() -> Iterator[None]:
 
 
 @quiet()
-def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False,
-           int8: bool = False) -> dict[str, Any]:
-    """Write `path` (.onnx or .pt2); raise ZooError if it does not give the logits of the model."""
+def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False, int8: bool = False,
+           images: Tensor | None = None) -> dict[str, Any]:
+    """Write `path`, whose ending is the format; raise ZooError if it does not give the logits of the model.
+
+    `images`: to calibrate the 8 bits of activations by.
+    """
+    form = format_of(path)
+    if any_size and not form.any_size:
+        raise ZooError(f'{form.name} files take images of one size: leave --any-size out, or give an .onnx.')
+    if int8:
+        check_int8(path, images is not None)
     model = copy.deepcopy(model).eval()
     channels, height, width = input_size
     sizes = [(channels, height, width)]
     if any_size:
         sizes.append((channels, 2 * height, 3 * width))     # whole patches and windows, whatever they are
-    if path.suffix == '.onnx':
-        write_onnx(model, sizes[-1], path, any_size)
-    else:
-        program = _program(model, sizes[-1], any_size)
-        try:
-            torch.export.save(program, path)
-        except RuntimeError as e:   # torch's own writer has no OSError
-            raise ZooError(f'The exported file cannot be written ({one_line(e)}): make room.') from e
-    exported = load_exported(path)
-    worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
-    if not worst <= TOLERANCE:
-        raise ZooError(f'The exported file gives other logits than the model (by {worst:.1e}, expected at most '
-                       f'{TOLERANCE:g}): it was not written; export the other format, and tell the maintainers.')
+    form.write(model, sizes[-1], path, any_size)
+    worst = None
+    if form.load:
+        exported = load_exported(path)
+        worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
+        if not worst <= TOLERANCE:
+            raise ZooError(f'The exported file gives other logits than the model (by {worst:.1e}, expected at most '
+                           f'{TOLERANCE:g}): it was not written; export another format, and tell the maintainers.')
     if int8:
-        _quantize(path)
-    return {'format': path.suffix[1:], 'any_size': any_size, 'int8': int8, 'largest_difference': worst}
-
-
-def write_onnx(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False,
-               outputs: Sequence[str] = ('logits',)) -> None:
-    """Write `path`; the model's attention is set to its plain formula, which ONNX's runtimes fuse by themselves."""
-    module: Any
-    for module in model.modules():
-        if hasattr(module, 'fused_attn'):
-            module.fused_attn = False
-    program = _program(model, input_size, any_size)
-    try:
-        onnx: Any = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=['images'], output_names=list(outputs))
-        onnx.save(str(path), external_data=False)
-    except OSError:
-        raise
-    except Exception as e:  # the exporter has many of its own
-        raise ZooError(f'The model cannot be written as ONNX ({one_line(e)}): give an OUT ending in .pt2.') from e
-
-
-def _program(model: nn.Module, input_size: Sequence[int], any_size: bool) -> Any:
-    """Export with a free batch, and with free height and width for `any_size`."""
-    images = torch.randn(2, *input_size)
-    shape: dict[int, Any] = {0: torch.export.Dim('batch')}
-    if any_size:
-        shape.update({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC})
-    try:
-        with torch.no_grad():
-            return torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
-    except Exception as e:  # the exporter has many of its own
-        if any_size:
-            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave --any-size out.') from e
-        raise ZooError(f'torch.export cannot export the model ({one_line(e)}): tell the maintainers.') from e
-
-
-def _quantize(path: Path) -> None:
-    """Quantize linear weights to 8 bits by channel, activations dynamically; convolutions, attention stay float32."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    graph = onnx.load(path)
-    del graph.graph.value_info[:]   # torch noted them before it transposed weights; the quantiser trips
-    try:
-        quantize_dynamic(graph, path, op_types_to_quantize=['Gemm', 'MatMul'], per_channel=True,
-                         weight_type=QuantType.QInt8, extra_options={'MatMulConstBOnly': True})
-        load_exported(path)
-    except Exception as e:  # ONNX and its runtime have many of their own
-        raise ZooError(f'The model cannot be quantized ({one_line(e)}): leave --int8 out.') from e
+        quantize(path, images)
+    return {'format': path.suffix[1:], 'any_size': any_size, 'one_image': form.one_image,
+            'int8': int8 and ('weights' if images is None else 'weights and activations'), 'largest_difference': worst}
 
 
 def load_exported(path: Path) -> Function:
     """Return a function from images to the logits of an exported file, on the CPU."""
-    if path.suffix == '.pt2':
-        return torch.export.load(path).module()
-    import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
+    load = format_of(path).load
+    if not load:
+        raise ZooError(f'{path} cannot be run here: only its own platform runs {format_of(path).name} files.')
+    return load(path)
 
 
 @torch.inference_mode()
