@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import ZooError
 from ..models import list_models
 from ..publish.export import check_replaceable, export, export_with_preprocessing
-from ..publish.formats import FORMATS, endings, format_of
+from ..publish.formats import FORMATS, Format, endings, format_of
 from ..publish.int8 import check_int8
 from ..runtime.text import show
 from ..weights.resolve import resolve
@@ -41,7 +41,8 @@ def add(parser: argparse.ArgumentParser) -> None:
                         'accuracy of the model and of the file on them')
     parser.add_argument('--img-size', type=positive, metavar='N', help='default: that of the weights')
     parser.add_argument('--all', metavar='PATTERN', nargs='*', help='instead, try every model that matches (default: '
-                        'all of the zoo), with random weights, and print which export; keeps no file')
+                        'all of the zoo), with random weights, to all formats that are installed, and print a '
+                        'table; keeps no file')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -88,25 +89,36 @@ def _try_all(patterns: Sequence[str]) -> str:
     if not names:
         raise ZooError(f'No model matches {" ".join(patterns)}: `tinyvit-zoo list` shows all.')
     FORMATS['.onnx'].require()
-    show('| model | ONNX | ONNX, any size | torch.export | int8, bytes of fp32 |\n|---|---|---|---|---|')
+    formats = [form for form in FORMATS.values() if _installed(form)]
+    titles = ['model', *(form.name for form in formats), 'ONNX, any size', 'int8, bytes of fp32']
+    show(f'| {" | ".join(titles)} |\n{"|---" * len(titles)}|')
     for name in names:
         torch.manual_seed(0)
         model = timm.create_model(name, num_classes=10).eval()
-        show(f'| `{name}` | {" | ".join(_try(model, model.pretrained_cfg["input_size"]))} |')
+        show(f'| `{name}` | {" | ".join(_try(model, model.pretrained_cfg["input_size"], formats))} |')
     return ''
 
 
-def _try(model: nn.Module, input_size: Sequence[int]) -> list[str]:
+def _installed(form: Format) -> bool:
+    try:
+        form.require()
+    except ZooError:
+        return False
+    return True
+
+
+def _try(model: nn.Module, input_size: Sequence[int], formats: Sequence[Format]) -> list[str]:
     """Return largest differences, '-' where an export fails, and the size of the file in 8 bits."""
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         whole, small = Path(folder, 'a.onnx'), Path(folder, 'b.onnx')
         ways: list[tuple[Path, dict[str, Any]]] = [
-            (whole, {}), (Path(folder, 'c.onnx'), {'any_size': True}), (Path(folder, 'd.pt2'), {}),
+            *((Path(folder, f'a{form.suffix}'), {}) for form in formats), (Path(folder, 'c.onnx'), {'any_size': True}),
             (small, {'int8': True})]
         for path, options in ways:
             try:
-                cells.append(f'{export(model, input_size, path, **options)["largest_difference"]:.0e}')
+                worst = export(model, input_size, path, **options)['largest_difference']
+                cells.append('written' if worst is None else f'{worst:.0e}')
             except ZooError:
                 cells.append('-')
         if cells[-1] != '-':
