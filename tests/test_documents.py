@@ -1,6 +1,7 @@
 """What the README and the pages show runs: Python as it is, commands by their own parsers, and small ones to their end.
 
-Trainings are cut to an epoch; weights of the papers are replaced by random ones; exports are left to their own tests.
+Trainings are cut to an epoch, without curves; weights of the papers are replaced by random ones; exports are left to
+their own tests.
 """
 import argparse
 import contextlib
@@ -27,6 +28,7 @@ from tinyvit_zoo.cli import main as cli
 from tinyvit_zoo.methods import METHODS
 from tinyvit_zoo.models import _build
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
+from tinyvit_zoo.training.run_dir import Run
 from tinyvit_zoo.weights import save_weights, weight_file
 
 PAGES = documents.pages()
@@ -75,7 +77,7 @@ def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
     monkeypatch.setattr(_build, 'weight_file', random_weights)
     monkeypatch.setattr(api, 'export_with_preprocessing', lambda loaded, path, *rest: {})
-    monkeypatch.setitem(sys.modules, 'wandb', None)
+    monkeypatch.setattr(Run, 'draw', lambda self: None)
     return tmp_path
 
 
@@ -86,6 +88,8 @@ def run(argv: list[str]) -> tuple[int, str]:
         for option in ('--minutes', '--track'):
             if option in argv:
                 del argv[argv.index(option):argv.index(option) + 2]
+        if {'digits', 'cct_2_3x2.digits'} & {*argv} and '--fraction' not in argv:
+            argv += ['--fraction', '0.1']
         if '--output' in argv and '--resume' not in argv:
             shutil.rmtree(argv[argv.index('--output') + 1], ignore_errors=True)
     out = io.StringIO()

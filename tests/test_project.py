@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import tinyvit_zoo
+
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {  # test files without a file of the package, and their subject
     'layers/test_sl_layers.py': 'the layers of SPT/LSA: shifted.py, attention.py, windows.py of layers/',
@@ -65,10 +67,16 @@ def test_tests_lie_where_the_code_does() -> None:
 
 
 def test_the_readme_is_short_and_the_cards_speak_of_every_model() -> None:
-    import tinyvit_zoo
     readme, cards = ((ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'MODEL_CARDS.md'))
     assert readme.count('\n') <= 150
     assert all(f'`{name}' in cards for name in tinyvit_zoo.list_models())
+
+
+def test_forms_and_workflows_can_be_read() -> None:
+    yaml = pytest.importorskip('yaml')
+    found = [yaml.safe_load(path.read_text('utf-8')) for path in (*ROOT.glob('.github/*/*.yml'), ROOT / 'CITATION.cff')]
+    assert len(found) == 6 and all(found)
+    assert found[-1]['version'] == tinyvit_zoo.__version__
 
 
 @pytest.mark.slow

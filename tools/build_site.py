@@ -147,7 +147,7 @@ def model_page(name: str) -> str:
         model.eval()(torch.zeros(1, 3, *size, device='meta'))
     more = _choices(model, counted) if module_of(name) == 'mae_vit' else ''
     return PAGE.format(
-        name=name, about=_sentence(timm.models.model_entrypoint(name).__doc__ or family.__doc__ or ''),
+        name=name, about=_sentence(family.__doc__ or ''),
         paper=cfg.paper_name, link=f'https://arxiv.org/abs/{cfg.paper_ids.removeprefix("arXiv:")}',
         layout=layout(model, counted, shapes), params=counted.params, macs=counted.macs / 1e6,
         activations=counted.activations / 1e6, size=' x '.join(map(str, counted.input_size)),
