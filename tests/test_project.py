@@ -12,6 +12,7 @@ import tinyvit_zoo
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {  # test files without a file of the package, and their subject
+    'cli/test_jobs.py': 'several recipes by one `train --jobs`',
     'layers/test_sl_layers.py': 'the layers of SPT/LSA: shifted.py, attention.py, windows.py of layers/',
     'models/test_contract.py': 'the demands of timm on every family',
     'publish/test_hub_client.py': 'huggingface_hub and the Hub of the tests',
