@@ -164,7 +164,7 @@ def test_export(run: zoo.Classifier, tmp_path: Path) -> None:
     assert report['label_names'] == list(run.classes) and report['largest_difference'] < 1e-4
     assert report['output'] == 'logits' and report['probabilities'] == 'softmax(logits)'
     assert json.loads((tmp_path / 'a.json').read_text())['sha256'] == report['sha256']
-    with pytest.raises(ZooError, match=r'\.onnx or \.pt2'):
+    with pytest.raises(ZooError, match=r'\.onnx, \.pt2'):
         run.export(tmp_path / 'a.tf')
 
 

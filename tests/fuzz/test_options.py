@@ -61,7 +61,7 @@ BASES = {   # that succeed as they are, in a moment
     'analyze pooling': ['cct_2_3x2.digits', '--data', 'npz:set.npz', '--output', 'NEW'],
     'analyze temperatures': ['sl_vit.untrained'], 'analyze positions': ['cct_2_3x2.digits', '--output', 'NEW'],
     'analyze support': ['cct_2_3x2'], 'count': ['fast_cnn_half'], 'compare': ['fast_cnn_half', '--no-speed'],
-    'export': ['cct_2_3x2.digits', 'NEW/x.pt2'],
+    'export': ['cct_2_3x2.digits', 'NEW/x.pt2'], 'demo': ['cct_2_3x2.digits', '--output', 'NEW'],
     'publish': ['cct_2_3x2.digits', '--namespace', 'me', '--dry-run', '--output', 'NEW'], 'autoload': ['status']}
 
 

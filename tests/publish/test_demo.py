@@ -83,7 +83,7 @@ def test_preprocessing_is_timms_to_the_bit() -> None:
 @pytest.mark.skipif(not shutil.which('tsc'), reason="needs TypeScript's tsc")
 def test_the_pages_types_hold() -> None:
     command = ['tsc', '--checkJs', '--allowJs', '--noEmit', '--strict', '--target', 'es2022', '--module', 'es2022',
-               '--lib', 'es2022,dom,dom.iterable', '--types', '', *map(str, demo.PAGE.glob('*.js'))]
+               '--lib', 'es2022,dom,dom.iterable', *map(str, demo.PAGE.glob('*.js'))]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 

@@ -93,7 +93,7 @@ def test_encoders_of_every_family_come_back(model: str, tmp_path: Path) -> None:
     """
     size = 48 if 'lite' in model else 12
     recipe = Pretraining(name=f'{model}.x', about='', method='mae_lite', img_size=size, model_args={'depth': 2})
-    method = SelfSupervised.make_network(recipe, {}, torch.device('cpu'))
+    method = SelfSupervised.make_network(recipe, {'input_size': (3,)}, torch.device('cpu'))
     cfg = {'num_classes': 0, 'input_size': (3, size, size), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
     write_weights(tmp_path, recipe, cfg, method.kept().state_dict())
     classifier = timm.create_model(
@@ -306,7 +306,7 @@ def test_every_recipe_builds_its_method(recipe: Pretraining, monkeypatch: pytest
     if recipe.name in PRETRAININGS:     # whose cost is counted by the method, without values
         assert recipe.name not in RECIPES and f'method: {recipe.method}' in recipe_text(recipe.name)
     else:
-        assert SelfSupervised.make_network(recipe, {}, torch.device('cpu')).kept().num_classes == 0
+        assert SelfSupervised.make_network(recipe, {'input_size': (3,)}, torch.device('cpu')).kept().num_classes == 0
 
 
 def test_the_schedules_of_a_pretraining() -> None:
