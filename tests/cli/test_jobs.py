@@ -21,7 +21,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 echo "$OMP_NUM_THREADS $*" >> {tmp_path}/calls
 case "$*" in
 *--lr*) trap 'echo "tinyvit-zoo: stopped"; exit 143' TERM
-    touch {tmp_path}/waiting; while :; do sleep 0.05; done;;
+    touch {tmp_path}/waiting; for i in $(seq 100); do sleep 0.05; done;;
 *{NAMES[0]}*--seed*) echo "tinyvit-zoo: no room" >&2; exit 2;;
 esac
 echo "{NAMES[0]}: epoch 1"; echo "top-1 12 %"

@@ -20,7 +20,7 @@ def train_all(args: argparse.Namespace) -> str:
     names = [find_recipe(name).name for name in args.recipe]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ZooError(f'{twice} is given twice: train it again with another --seed and --output.')
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if os.environ.get('WORLD_SIZE', '1') != '1':
         raise ZooError('Several recipes do not go together with torchrun: give one recipe, or start without torchrun.')
     jobs = Jobs(names, args)
     codes = jobs.run()

@@ -1,4 +1,4 @@
-"""Ours for one GPU: the authors' images and mixing, with Muon and larger batches, in fewer epochs.
+"""Ours for one GPU: the authors' images and mixing, with Muon and larger batches, mostly in fewer epochs.
 
 The settings of Muon are those that made our weights of `cct_2_3x2` and `cct_4_3x2` on CPUs, the learning rate by the
 square root of the batch. `--minutes M` chooses the epochs that fit on the GPU at hand; schedules scale with them.
@@ -31,7 +31,7 @@ CCT_7_3X1_C10 = _ours(_FROM['cct_7_3x1.c10_300e'], 200, _CCT, **_NO_DROPOUT)
 CCT_7_3X1_C100 = _ours(_FROM['cct_7_3x1.c100_300e'], 200, _CCT, **_NO_DROPOUT)
 CCT_6_3X1_C10 = replace(
     CCT_7_3X1_C10, name='cct_6_3x1.c10',
-    about='Ours, for a GPU: as cct_7_3x1.c10. The authors\' is cct_6_3x1.c10_200e.')
+    about='Ours, for a GPU: the settings of cct_7_3x1.c10. The authors\' are in cct_6_3x1.c10_200e.')
 
 SPT_LSA = [_ours(_FROM[f'{model}.c10_300e'], 150, 'the authors\' images and mixing, with Muon, in half of their epochs')
            for model in ('sl_vit', 'sl_pit', 'sl_swin', 'sl_cait')]
