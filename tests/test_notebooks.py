@@ -1,22 +1,10 @@
-"""The notebooks of examples/ run from top to bottom, and hold their outputs."""
+"""The notebooks of examples/ hold their outputs. `.ci/run` runs them from top to bottom."""
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'examples').glob('*.ipynb'))
-
-
-@pytest.mark.slow
-def test_notebooks_run() -> None:
-    """One kernel runs all, so that torch is imported once; each begins with an empty namespace."""
-    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
-    cells = []
-    for path in NOTEBOOKS:
-        notebook = nbformat.read(path, as_version=4)
-        cells += [nbformat.v4.new_code_cell('%reset -f'), *notebook.cells]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    nbclient.NotebookClient(notebook, timeout=120, resources={'metadata': {'path': ROOT / 'examples'}}).execute()
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)

@@ -38,7 +38,7 @@ def size_of(model: torch.nn.Module, args: dict[str, Any]) -> tuple[int, int, int
 
 @pytest.mark.parametrize(('name', 'args', 'suffix'), [
     pytest.param(*case, suffix, marks=() if case in QUICK else pytest.mark.slow)
-    for suffix, cases in (('.onnx', CASES), ('.pt2', (*QUICK, CASES[7]))) for case in cases])
+    for suffix, cases in (('.onnx', CASES), ('.pt2', QUICK)) for case in cases])
 def test_an_export_gives_what_the_model_gives(name: str, args: dict[str, Any], suffix: str, tmp_path: Path) -> None:
     if suffix == '.onnx':
         pytest.importorskip('onnxruntime')
