@@ -1,15 +1,14 @@
-"""Draw accuracy against multiply-adds for MODEL_CARDS.md. The PNG holds its points, to tell whether it is stale."""
+"""Draw accuracy against multiply-adds for MODEL_CARDS.md. `update_docs.py` writes the picture."""
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyvit_zoo.publish.cards import cost, in_order
-from tinyvit_zoo.runtime.files import new_figure, require_matplotlib, write_picture
+from tinyvit_zoo.runtime.files import new_figure, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Point = dict[str, Any]      # name, panel, family, macs (millions), top1, measured
 PANELS = {'c10': 'CIFAR-10', 'c100': 'CIFAR-100'}      # the others share the third
@@ -32,17 +31,7 @@ def points() -> list[Point]:
     return shown
 
 
-def drawn(path: Path) -> list[Point] | None:
-    """Read the points of a picture, None if it is missing or holds none."""
-    from PIL import Image
-
-    if not path.is_file():
-        return None
-    with Image.open(path) as image:
-        return json.loads(getattr(image, 'text', {}).get('Description', 'null'))
-
-
-def draw(shown: list[Point], path: Path) -> None:
+def draw(shown: list[Point]) -> Figure:
     require_matplotlib()
     from matplotlib.lines import Line2D
 
@@ -57,8 +46,7 @@ def draw(shown: list[Point], path: Path) -> None:
     for fill, label in (('grey', 'measured by us'), ('white', 'published only')):
         handles.append(Line2D([], [], marker='o', linestyle='', color='grey', markerfacecolor=fill, label=label))
     figure.legend(handles=handles, loc='outside upper center', ncols=len(handles), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(figure, path, dpi=110, metadata={'Description': json.dumps(shown)})
+    return figure
 
 
 def _panel(axis: Axes, title: str, group: list[Point]) -> None:

@@ -1,13 +1,7 @@
-#!/usr/bin/env python3
-"""Draw the README's picture: photographs and a digit, and where the shipped weights look on them.
-
-    tools/plot_attention.py --out docs/images/attention.png
-
-Needs matplotlib and scikit-learn (`pip install 'tinyvit-zoo[train]'`). The photographs are those of examples/photos.
-"""
+"""Draw where shipped weights look on photographs and a digit. `update_docs.py` writes the picture."""
 from __future__ import annotations
 
-import argparse
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +13,18 @@ from torch import Tensor
 from tinyvit_zoo import Classifier, load
 from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.interpret.attention import attention_maps
-from tinyvit_zoo.runtime.files import new_figure, write_picture
+from tinyvit_zoo.runtime.files import new_figure
+from tinyvit_zoo.weights import catalogue
 
 PHOTOS = Path(__file__).resolve().parent.parent / 'examples' / 'photos'
 SHOWN = (('cct_4_3x2.c10', 'cat.jpg'), ('cct_2_3x2.c100', 'rocket.jpg'), ('cct_2_3x2.c100', 'coffee.jpg'),
          ('cct_2_3x2.digits', 'a digit'))
+
+
+def sources() -> list[list[str]]:
+    """Return the weights and images of the picture, with their digests."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in PHOTOS.iterdir()}
+    return [[weights, catalogue()[weights].sha256, name, digests.get(name, '')] for weights, name in SHOWN]
 
 
 def image_of(name: str) -> Image.Image:
@@ -44,9 +45,9 @@ def rollout(classifier: Classifier, image: Image.Image) -> tuple[Tensor, Tensor]
     return pixels, (heat - heat.min()) / (heat.max() - heat.min())
 
 
-def draw() -> Any:
-    figure, axes = new_figure(1, 2 * len(SHOWN), (1.5 * 2 * len(SHOWN), 2.0))
-    for (weights, name), left, right in zip(SHOWN, axes[0, ::2], axes[0, 1::2], strict=True):
+def draw(sources: list[list[str]]) -> Any:
+    figure, axes = new_figure(1, 2 * len(sources), (1.5 * 2 * len(sources), 2.0))
+    for (weights, _, name, _), left, right in zip(sources, axes[0, ::2], axes[0, 1::2], strict=True):
         classifier, image = load(weights, device='cpu'), image_of(name)
         pixels, heat = rollout(classifier, image)
         first, = classifier.predict(image)
@@ -58,9 +59,3 @@ def draw() -> Any:
         for axis in (left, right):
             axis.set(xticks=[], yticks=[])
     return figure
-
-
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, required=True)
-    write_picture(draw(), parser.parse_args().out, dpi=110)

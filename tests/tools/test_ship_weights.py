@@ -253,19 +253,25 @@ def test_each_stale_document_is_named(
     pytest.importorskip('matplotlib')
     point = {'name': 'cct_7_3x1.c10', 'panel': 'CIFAR-10', 'family': 'cct', 'macs': 1181.6, 'top1': 95.1,
              'measured': True}
-    state = {'points': [point, {**point, 'name': 'cct_2_3x2.x', 'macs': 35., 'measured': False}], 'table': 'rows\n',
-             'cards': 'cards\n'}
+    state = {'table': 'rows\n', 'cards': 'cards\n', 'costs': [('cct_7_3x1.c10', 'measured', 108.6, 95.1)],
+             'points': [point, {**point, 'name': 'cct_2_3x2.x', 'macs': 35., 'measured': False}],
+             'sources': update_docs.plot_attention.sources()[-1:]}
     for name in state:
-        monkeypatch.setattr(update_docs, name, lambda name=name: state[name])
+        owner = {'points': update_docs.plot_accuracy, 'sources': update_docs.plot_attention}.get(name, update_docs)
+        monkeypatch.setattr(owner, name, lambda name=name: state[name])
     monkeypatch.setattr(update_docs, 'ROOT', tmp_path)
-    for name, file in (('README', 'README.md'), ('CARDS', 'MODEL_CARDS.md'), ('PICTURE', 'images/a.png')):
+    for name, file in (('README', 'README.md'), ('CARDS', 'MODEL_CARDS.md'), ('IMAGES', 'images')):
         monkeypatch.setattr(update_docs, name, tmp_path / file)
     (tmp_path / 'README.md').write_text(f'before\n{update_docs.BEGIN}{update_docs.END}after\n')
     assert update_docs.main([]) == 0 and update_docs.main(['--check']) == 0
     assert 'rows' in (tmp_path / 'README.md').read_text() and (tmp_path / 'README.md').read_text().endswith('after\n')
     capsys.readouterr()
-    for name, value, file in (('table', 'other\n', 'README.md'), ('cards', 'other\n', 'MODEL_CARDS.md'),
-                              ('points', [{**point, 'top1': 95.2}], 'images/a.png')):
+    weights, _, *image = state['sources'][0]
+    for name, value, file in (
+            ('table', 'other\n', 'README.md'), ('cards', 'other\n', 'MODEL_CARDS.md'),
+            ('costs', [('cct_7_3x1.c10', 'measured', 108.6, 95.2)], 'images/cost.png'),
+            ('points', [{**point, 'top1': 95.2}], 'images/accuracy_macs.png'),
+            ('sources', [[weights, 'other weights', *image]], 'images/attention.png')):
         state[name] = value
         assert update_docs.main(['--check']) == 1
         assert capsys.readouterr().err == f'{file} is stale: run `python tools/update_docs.py`.\n'
@@ -275,7 +281,7 @@ def test_each_stale_document_is_named(
 def test_the_picture_shows_the_catalogue() -> None:
     """A point for each weight with a figure, filled where it is ours."""
     from tinyvit_zoo.weights import catalogue
-    shown = update_docs.drawn(update_docs.PICTURE)
+    shown = json.loads(update_docs.drawn_from(update_docs.IMAGES / 'accuracy_macs.png'))
     figures = {w.name: (w.measured or w.published)['top1'] for w in catalogue().values() if w.measured or w.published}
     assert {point['name'].partition(' ')[0]: point['top1'] for point in shown} == figures
     measured = {w.name for w in catalogue().values() if w.measured}

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> str:
     if args.plot_cost:
         if not dataset:
             raise ZooError('--plot-cost needs the data set of the accuracies: give --dataset.')
-        write_picture(comparison.plot_costs(_costs(rows, dataset), dataset), args.plot_cost)
+        write_picture(comparison.plot_costs(training_costs(rows, dataset), dataset), args.plot_cost)
     if args.speed:
         with join_world(args.device) as world:
             about = comparison.add_speeds(rows, world.device, args.batch_size, args.precision, args.seconds)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> str:
     return json.dumps({'machine': about, 'models': rows}, indent=2) if args.json else _text(rows, dataset, about)
 
 
-def _costs(rows: Sequence[dict[str, Any]], dataset: str) -> list[tuple[str, str, float, float]]:
+def training_costs(rows: Sequence[dict[str, Any]], dataset: str) -> list[tuple[str, str, float, float]]:
     """Return the recipes of the models with their accuracy, measured or published, and the cost of their training."""
     points = [(row['weights'], 'measured', row['measured']) for row in rows
               if row['weights'] in RECIPES and row['measured'] is not None]

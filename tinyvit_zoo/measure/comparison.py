@@ -213,6 +213,7 @@ def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) ->
         axes.annotate(recipe, (cost, top1), xytext=(offset, -3), ha=side, textcoords='offset points', fontsize=7)
     axes.set(xscale='log', xlabel='cost of the training, PFLOP', ylabel=f'top-1, %, {DATASETS[dataset].title}',
              title='filled: measured by us, hollow: published')
+    axes.xaxis.set_major_formatter('{x:,g}')
     axes.margins(x=0.25)
     axes.grid(alpha=0.3)
     return figure
