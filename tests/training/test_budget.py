@@ -68,11 +68,15 @@ def test_minutes_choose_epochs_that_repeat_the_run(
     """Speed is measured in steps that leave no trace; a resumed run keeps its epochs."""
     slow_steps(monkeypatch)
     timed = [*command, *data, '--output', str(tmp_path / 'timed')]
+    for left in ('.lock', '.partial-speed/recipe.json'):    # by a kill while it measured
+        (tmp_path / 'timed' / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'timed' / left).touch()
     assert main([*timed, '--minutes', SLOW]) == 0
     recipe = _recipe(tmp_path / 'timed')
     assert recipe['epochs'] == 4
     assert f'--epochs {recipe["epochs"]} repeats this run' in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ['timed']
+    assert not list((tmp_path / 'timed').glob('.partial*'))
     assert main([*command, *data, '--output', str(tmp_path / 'again'), '--epochs', str(recipe['epochs'])]) == 0
     assert _recipe(tmp_path / 'again') == recipe
     assert_same_bits(tmp_path / 'timed', tmp_path / 'again')
@@ -101,7 +105,7 @@ def test_pflop_choose_epochs(data: list[str], tmp_path: Path) -> None:
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(
         data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
-    assert main([*TRAIN, *data, '--output', str(tmp_path / 'run'), *more]) == 2
+    assert main([*TRAIN, *data, '--output', str(tmp_path / 'new' / 'run'), *more]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1 and not list(tmp_path.iterdir())
 

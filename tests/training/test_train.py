@@ -571,3 +571,4 @@ def test_a_dying_process_ends_the_job_with_its_error(data: str, tmp_path: Path) 
     done = torchrun(*training(data, tmp_path / 'two', *PLAIN, '--epochs', '500'), env={'PYTHONPATH': str(tmp_path)})
     assert done.returncode != 0 and time.monotonic() - begun < 120
     assert 'exitcode' in done.stderr and '7' in done.stderr
+    assert 'tinyvit-zoo: Another process of this training has ended' in done.stderr

@@ -77,6 +77,11 @@ def join_world(device: str) -> Iterator[World]:
         raise ZooError(f'The processes cannot be joined ({one_line(e)}): start them by torchrun.') from e
     try:
         yield World(rank, size, chosen)
+    except RuntimeError as e:
+        if not isinstance(e, dist.DistError) and 'gloo/transport' not in str(e):    # gloo has no type of its own
+            raise
+        raise ZooError('Another process of this training has ended: start all of them again with --resume, which goes '
+                       'on from the last checkpoint.') from e
     finally:
         dist.destroy_process_group()
 

@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..recipes.settings import AnyRecipe, override
+from ..runtime.files import PARTIAL, remove_partial
 from ..runtime.world import World, autocast_dtype, fast_kernels
 from .loop import Loop
 from .run_dir import Run
@@ -64,7 +63,10 @@ def fit_pflop(recipe: AnyRecipe, options: Any, cost: Callable[[AnyRecipe], float
 
 def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[Run], Loop],
                 finish: Callable[[Loop], Any], begun: float) -> AnyRecipe:
-    """Return the recipe with the epochs that fit in `options.minutes` since `begun`, all that a run does included."""
+    """Return the recipe with the epochs that fit in `options.minutes` since `begun`, all that a run does included.
+
+    It is measured in a folder in `options.output`, which is locked: what a kill leaves there, the next start removes.
+    """
     pace, limit = Pace(), 60 * _AIM * options.minutes
 
     def seconds(changed: Any) -> float:
@@ -80,12 +82,12 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
                 break
         return taken
     shortest = override(recipe, {**options.given, 'epochs': 1})
-    place = next(path for path in options.output.absolute().parents if path.is_dir())
     dtype = autocast_dtype(options.precision, world.device)
     with ExitStack() as stack, keep_freed_memory(world.device), fast_kernels(world.device, dtype):
-        folder = stack.enter_context(TemporaryDirectory(prefix='.tinyvit-zoo-', dir=place)) if world.first else ''
+        if world.first:
+            stack.callback(remove_partial, options.output)
         before = time.monotonic()
-        run = Run(Path(world.gather(folder)[0]), quiet=True)
+        run = Run(options.output / f'{PARTIAL}speed', quiet=True)
         stack.callback(run.close)
         loop = build(run)
         loop.task.begin()

@@ -5,7 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +49,7 @@ class Run:
         self.pictures = True
         self.rows: list[dict[str, Any]] = []    # of log.jsonl
         self.locked: IO[str] | None = None
+        self.made: list[Path] = []      # folders, the inner one first
         self.track = track if not quiet else ''
         self.tracking = tracker_module(self.track) if self.track else None
         self.tracker: Tracker | None = None
@@ -59,18 +60,25 @@ class Run:
         ZooError where it holds another run, or one that would be lost, or another process writes to it.
         """
         wanted = json.loads(json.dumps({'recipe': dataclasses.asdict(recipe), **facts}))
-        self.check(resume)
-        with naming_unwritable(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.locked = lock(self.folder)
-        self.check(resume)  # another may have begun it meanwhile
-        remove_partial(self.folder)
+        self.claim(resume)
         if not (self.folder / _RECIPE).exists():
             write_document(self.folder / _RECIPE, {**wanted, 'machine': machine()})
         else:
             self._check_same(type(recipe), wanted)
         if self.track:
             self.tracker = open_tracker(self.track, self.tracking, self.folder, wanted['recipe'])
+
+    def claim(self, resume: bool) -> None:
+        """Make the directory, lock it until `close`, and remove what a killed process has begun to write there."""
+        self.check(resume)
+        if self.locked:
+            return
+        self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        with naming_unwritable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.locked = lock(self.folder)
+        self.check(resume)  # another may have begun it meanwhile
+        remove_partial(self.folder)
 
     def _check_same(self, kind: type[BaseRecipe], wanted: dict[str, Any]) -> None:
         """Raise ZooError if the run in the directory is another one."""
@@ -95,12 +103,17 @@ class Run:
             raise ZooError(f'{self.folder} holds other files and no run: choose an empty or new --output.')
 
     def close(self) -> None:
-        """Let other processes write to the directory."""
+        """Let other processes write to the directory. One that was made, and holds nothing, is removed."""
         self._track(lambda tracker: tracker.close())
         self.tracker = None
         if self.locked:
             unlock(self.locked)
             self.locked = None
+            if self.made and not (self.folder / _RECIPE).exists():
+                with suppress(OSError):     # other files are there by now
+                    (self.folder / LOCK).unlink()
+                    for path in self.made:
+                        path.rmdir()
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which says that the training is over and its weights are on the disk."""

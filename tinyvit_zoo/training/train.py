@@ -2,7 +2,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,12 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     source, batches = open_images(recipe, options, world), None
     recipe = without_colours(recipe, source, options.given, world)
     check_size(recipe, len(source.train), len(source.class_names), world)
-    if options.minutes or options.pflop:
-        run.check(options.resume)
-        recipe, batches = _within_budget(recipe, options, source, world, start, begun)
-    task = make_task(recipe, options, source, world, start)
-    open_run(run, task, options, source)
     try:
+        if options.minutes or options.pflop:
+            _in_first(world, lambda: run.claim(options.resume))
+            recipe, batches = _within_budget(recipe, options, source, world, start, begun)
+        task = make_task(recipe, options, source, world, start)
+        open_run(run, task, options, source)
         return _go_on(run, task, batches, options, source)
     finally:
         run.close()
@@ -223,7 +223,7 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
 
 
 def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
-    """Open the run directory in the first process; where it is refused, that one says why and all end."""
+    """Open the run directory, in the first process."""
     world = task.world
     digest = hashlib.sha256(source.train.labels.numpy().tobytes()).hexdigest()[:16]
     facts: dict[str, Any] = {       # decide the weights beside the recipe: a resumed run must have the same
@@ -231,16 +231,23 @@ def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
         'val_fraction': source.val_fraction if options.val_fraction is None else options.val_fraction,
         'fraction': options.fraction, 'processes': world.size,
         'precision': options.precision, 'compile': options.compile}
+
+    def open_it() -> None:
+        facts['data']['contents'] = source.train.images.contents()[:16]
+        if task.distilled is not None:
+            tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
+            facts['teacher'] = tensors_digest(tensors)[:16]
+        run.open(task.recipe, facts, options.resume)
+    _in_first(world, open_it)
+
+
+def _in_first(world: World, act: Callable[[], None]) -> None:
+    """Act in the first process. Where that is refused, it says why and all end."""
     problem = ''
     if world.first:
         try:
-            facts['data']['contents'] = source.train.images.contents()[:16]
-            if task.distilled is not None:
-                tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
-                facts['teacher'] = tensors_digest(tensors)[:16]
-            run.open(task.recipe, facts, options.resume)
+            act()
         except ZooError as e:
-            run.close()
             problem = str(e)
     if world.gather(problem)[0]:
         raise ZooError(problem) if world.first else SystemExit(2)
