@@ -13,6 +13,7 @@ import PIL
 import pytest
 import timm
 import torch
+from browser import ARGS, CHROMIUM
 from PIL import Image
 from timm.data import create_transform
 
@@ -23,10 +24,6 @@ from tinyvit_zoo.measure.prediction import classify, load_classifier
 from tinyvit_zoo.publish import demo
 from tinyvit_zoo.weights import save_weights
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-        '--disable-component-update', '--disable-sync', '--headless', '--use-fake-device-for-media-stream',
-        '--use-fake-ui-for-media-stream']
 RUNTIME = cache_folder().parent / f'onnxruntime-web-{demo.RUNTIME}'
 THREE = [(90, 60), (150, 40), (200, 70), (190, 115), (140, 135), (195, 155), (205, 205), (150, 240), (85, 215)]
 needs_node = pytest.mark.skipif(not shutil.which('node'), reason='needs node')

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,9 @@ from torch import nn
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.publish.cards import card, recipe_text
-from tinyvit_zoo.publish.hub import _write_config, build_repository, push
+from tinyvit_zoo.publish.hub import _base_model, _write_config, build_repository, push
+from tinyvit_zoo.publish.web import write_preprocessing
+from tinyvit_zoo.recipes import RECIPES
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
 from tinyvit_zoo.weights.catalogue import pretrained_cfgs
 
@@ -42,7 +45,9 @@ needs_repeats = pytest.mark.skipif(
     not hasattr(huggingface_hub.utils, 'close_session'), reason='huggingface_hub before 1.0 gives up at once')
 ROOT = Path(__file__).parents[2]
 NAME, REPO = 'cvt_2_4.c10', 'org/cvt_2_4.c10'
-FILES = ['README.md', 'config.json', 'curves.png', 'log.jsonl', 'model.safetensors']
+DRAWN = [f'examples/{name}.png' for name in ('airplane', 'automobile', 'frog', 'horse', 'ship')]
+FILES = ['README.md', 'config.json', 'curves.png', *DRAWN, 'log.jsonl', 'model.safetensors', 'onnx/model.onnx',
+         'preprocessor_config.json']
 MEASURED = {'top1': 87.65, 'top5': 99.1, 'loss': 0.4321, 'images': 10000, 'on': 'test images of CIFAR-10',
             'date': '2026-01-02', 'command': 'tinyvit-zoo eval', 'machine': 'a machine'}
 
@@ -96,9 +101,17 @@ def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ship:
     return ship
 
 
+def without_onnx(weight: Weight, config: dict[str, Any], repo_id: str, folder: Path, source: object) -> tuple[str, str]:
+    (folder / 'onnx').mkdir()
+    (folder / 'onnx' / 'model.onnx').write_bytes(b'a graph')
+    write_preprocessing(config, folder)
+    return '', ''
+
+
 @pytest.fixture(autouse=True)
-def quick_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all else: one test draws."""
+def quick_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing and exporting take longer than all else: one test draws, those of test_web.py export."""
+    monkeypatch.setattr('tinyvit_zoo.publish.hub.write_for_the_web', without_onnx)
     if request.node.name != 'test_dry_run_writes_the_repository_and_asks_no_hub':
         monkeypatch.setattr('tinyvit_zoo.training.run_dir.Run.draw',
                             lambda run: (run.folder / 'curves.png').write_bytes(b'a picture'))
@@ -116,6 +129,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / 'folder'
     folder.mkdir()
     for name in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(f'---\nlicense: mit\n---\n{name}'.encode() * 1000)
     return folder
 
@@ -125,7 +139,7 @@ def quick(ship: Ship, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`publish` takes the files of `folder`."""
     ship()
     monkeypatch.setattr(
-        'tinyvit_zoo.publish.hub.build_repository', lambda weight, repo_id, to: shutil.copytree(folder, to))
+        'tinyvit_zoo.publish.hub.build_repository', lambda weight, repo_id, to, source: shutil.copytree(folder, to))
 
 
 def publish(*args: str, namespace: str = 'org') -> int:
@@ -135,6 +149,10 @@ def publish(*args: str, namespace: str = 'org') -> int:
 def same(one: nn.Module, other: nn.Module) -> bool:
     mine, yours = one.state_dict(), other.state_dict()
     return mine.keys() == yours.keys() and all(torch.equal(mine[name], yours[name]) for name in mine)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 def front_matter(readme: str) -> dict[str, Any]:
@@ -147,7 +165,7 @@ def test_dry_run_writes_the_repository_and_asks_no_hub(
     weight, target = ship(), tmp_path / 'out' / REPO
     assert publish(NAME, '--dry-run', '--output', str(tmp_path / 'out')) == 0
     assert capsys.readouterr().out == f'written {target}\n'
-    assert sorted(path.name for path in target.parent.rglob('*') if path.is_file()) == FILES
+    assert sorted(contents(target)) == FILES
     assert hashlib.sha256((target / 'model.safetensors').read_bytes()).hexdigest() == weight.sha256
     assert Image.open(target / 'curves.png').width > 500
     assert not hub.calls
@@ -159,12 +177,26 @@ def test_front_matter_holds_what_was_measured(built: Path) -> None:
     found = front_matter((built / 'README.md').read_text())
     assert (found['license'], found['library_name'], found['datasets']) == ('apache-2.0', 'timm', ['uoft-cs/cifar10'])
     assert {'image-classification', 'timm', 'arxiv:2104.05704'} <= set(found['tags'])
+    assert [each['src'] for each in found['widget']] == DRAWN and 'base_model' not in found
     (index,) = found['model-index']
     (result,) = index['results']
     assert index['name'] == NAME
     assert result['dataset'] == {'type': 'uoft-cs/cifar10', 'name': 'CIFAR-10', 'split': 'test'}
     assert [(m['name'], m['value']) for m in result['metrics']] == [
         ('Top-1 accuracy', 0.8765), ('Top-5 accuracy', 0.991), ('Loss', 0.4321)]
+
+
+@pytest.mark.parametrize(('fields', 'named'), [
+    ({'file': 'a.safetensors', 'origin': 'tinyvit_zoo'}, 'org/cvt_4_4.c10'), ({'hf_hub_id': 'they/it'}, 'they/it'),
+    ({'url': 'https://they.org/a.pth'}, None)])
+def test_what_the_weights_began_with_is_named_where_it_is_on_the_hub(
+        fields: dict[str, str], named: str | None, ship: Ship, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPES['cct_2_3x2.c10'], from_weights='cvt_4_4.c10')
+    base = Weight(**{'name': 'cvt_4_4.c10', 'dataset': 'c10', 'input_size': (3, 32, 32), 'crop_pct': 1.,
+                     'origin': 'they', 'recipe': '', **fields})
+    monkeypatch.setitem(RECIPES, NAME, recipe)
+    monkeypatch.setitem(catalogue(), base.name, base)  # type: ignore[arg-type]
+    assert _base_model(ship(), REPO) == named
 
 
 def test_readme_has_the_card_the_recipe_and_the_curves(built: Path) -> None:
@@ -294,7 +326,7 @@ def test_only_what_changed_is_pushed(hub: FakeHub, folder: Path) -> None:
 def test_what_others_put_there_stays(hub: FakeHub, folder: Path) -> None:
     hub.repositories[REPO] = [{'notes.md': b'by hand', 'README.md': b'old'}]
     assert push(HfApi(token=True), folder, REPO) == 'updated'
-    assert sorted(hub.files(REPO)) == [*FILES, 'notes.md'] and hub.files(REPO)['README.md'] != b'old'
+    assert sorted(hub.files(REPO)) == sorted([*FILES, 'notes.md']) and hub.files(REPO)['README.md'] != b'old'
 
 
 def test_all_is_every_weight_that_ships(
@@ -342,7 +374,7 @@ def test_a_failed_update_leaves_the_repository_whole(hub: FakeHub, folder: Path,
     with pytest.raises(ZooError):
         push(HfApi(token=True), folder, REPO)
     done = step == 'commit' and fault == 'late'  # it was taken, and the answer got lost
-    assert hub.files(REPO) == ({path.name: path.read_bytes() for path in folder.iterdir()} if done else old)
+    assert hub.files(REPO) == (contents(folder) if done else old)
     hub.faults = {}
     assert push(HfApi(token=True), folder, REPO) == ('unchanged' if done else 'updated')
 
@@ -353,7 +385,7 @@ def test_a_failed_update_leaves_the_repository_whole(hub: FakeHub, folder: Path,
 def test_a_fault_that_passes_is_ridden_out(hub: FakeHub, folder: Path, step: str, fault: int | str) -> None:
     hub.faults, hub.times = {step: fault}, 2
     assert push(HfApi(token=True), folder, REPO) == 'published'
-    assert hub.files(REPO) == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert hub.files(REPO) == contents(folder)
 
 
 def test_what_cannot_be_undone_is_said(hub: FakeHub, folder: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -69,7 +69,7 @@ def make_demo(specs: Sequence[str], output: Path, offline: bool = False) -> list
                 entries.append(_write_model(resolved, folder, [entry['title'] for entry in entries]))
                 progress.show(len(entries))
         page = {'made_by': f'tinyvit_zoo {__version__}', 'about': _ABOUT, 'runtime': _runtime(runtime, folder),
-                'models': entries, 'examples': _write_examples(found, folder / 'examples')}
+                'models': entries, 'examples': write_examples(found, folder / 'examples')}
         (folder / 'models.json').write_text(json.dumps(page, indent=1), encoding='utf-8')
         (folder / 'README.md').write_text(_readme(found, entries), encoding='utf-8')
         if output.is_dir():
@@ -175,8 +175,11 @@ def _frame(resolved: Resolved, labels: Sequence[str]) -> dict[str, float] | None
     return _FRAMES.get(_dataset(resolved), _MNIST) if list(labels) == list('0123456789') else None
 
 
-def _write_examples(found: Sequence[Resolved], folder: Path) -> list[dict[str, str]]:
-    """Write images that may be shown: scikit-learn's digits, those in the test folders of runs, else drawn ones."""
+def write_examples(found: Sequence[Resolved], folder: Path, known: Collection[str] = ()) -> list[dict[str, str]]:
+    """Write images that may be shown: scikit-learn's digits, those in the test folders of runs, else drawn ones.
+
+    `known`: of the drawn ones, those of these classes alone.
+    """
     folder.mkdir()
     examples: list[dict[str, str]] = []
     for source in dict.fromkeys(filter(None, map(_dataset, found))):
@@ -195,6 +198,8 @@ def _write_examples(found: Sequence[Resolved], folder: Path) -> list[dict[str, s
                 examples.append({'file': f'examples/{name}', 'title': _title(source, opened.class_names, test, i)})
     if not examples:
         for path in sorted((PAGE / 'examples').glob('*.png')):
+            if known and path.stem not in known:
+                continue
             shutil.copyfile(path, folder / path.name)
             examples.append({'file': f'examples/{path.name}', 'title': f'a drawn {path.stem}'})
     return examples

@@ -27,7 +27,7 @@ from .formats import Function, files_of, format_of
 from .int8 import check_int8, quantize
 
 TOLERANCE = 1e-4        # between two logits of float32
-_CALIBRATION = 256      # images
+CALIBRATION = 256      # images
 _DRAW = 8               # keeps this draw apart from others with the same seed
 
 
@@ -42,14 +42,14 @@ def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = Fal
         bench = Bench(loaded, open_bench_source(data, 'test'), 'test', World(0, 1, torch.device('cpu')), None, 64)
         bench.check_classes('give the data it was trained on, or leave --data out')
         if int8:
-            images = _calibration_images(bench)
+            images = calibration_images(bench)
     with ExitStack() as stack:
         partial, partial_beside, *_ = (
             stack.enter_context(written_whole(each, shared=True)) for each in _written(output))
         figures = export(loaded.model, loaded.cfg['input_size'], partial, any_size, int8, images)
         report = {**_preprocessing(loaded), **figures}
         if bench and format_of(output).load:
-            report['measured'] = {'data': data, **_compare(bench, load_exported(partial), strict=not int8)}
+            report['measured'] = {'data': data, **compare(bench, load_exported(partial), strict=not int8)}
         report['bytes'] = sum(each.stat().st_size for each in files_of(partial))
         report['sha256'] = hashlib.sha256(b''.join(each.read_bytes() for each in files_of(partial))).hexdigest()
         partial_beside.write_text(json.dumps(report, indent=1), encoding='utf-8')
@@ -58,10 +58,10 @@ def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = Fal
     return report
 
 
-def _calibration_images(bench: Bench) -> Tensor:
+def calibration_images(bench: Bench) -> Tensor:
     """Return training images, drawn at random, as the model takes them."""
     train = bench.source.train
-    chosen = torch.randperm(len(train), generator=generator(0, _DRAW))[:_CALIBRATION]
+    chosen = torch.randperm(len(train), generator=generator(0, _DRAW))[:CALIBRATION]
     return torch.cat([images for images, _ in bench.batches(train.select(chosen))])
 
 
@@ -102,7 +102,7 @@ def _preprocessing(loaded: Loaded) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
+def compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
     """Return the accuracy of the model and of the file, and how far they differ; ZooError if `strict` and too far."""
     correct, same, count, worst = [0., 0.], 0, 0, torch.zeros(())
     for images, labels in bench.batches('test'):

@@ -122,13 +122,27 @@ def write_onnx(model: nn.Module, input_size: Sequence[int], path: Path, any_size
     with _converting('ONNX'):
         onnx: Any = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=['images'], output_names=list(outputs))
+        for node in onnx.model.graph:
+            node.metadata_props.clear()     # they name files of this machine
         onnx.save(str(path), external_data=False)
 
 
 def _load_onnx(path: Path) -> Function:
     import onnxruntime
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def rename_input(path: Path, name: str) -> None:
+    """Give the input of an ONNX file another name."""
+    import onnx
+    content = onnx.load(path)
+    old = content.graph.input[0].name
+    content.graph.input[0].name = name
+    for node in content.graph.node:
+        node.input[:] = [name if each == old else each for each in node.input]
+    onnx.save(content, path)
 
 
 # -- OpenVINO: Intel's CPUs, GPUs and NPUs ---------------------------------------------------------------------------

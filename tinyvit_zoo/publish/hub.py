@@ -1,7 +1,8 @@
 """Publish weights of ours on the Hugging Face Hub: a repository each, pushed in one commit.
 
 Each is built in a folder and loaded back before anything is pushed. `ORG/NAME.TAG` holds the shipped file, byte for
-byte, as model.safetensors, config.json for timm and transformers, the card, and the log and curves of training.
+byte, as model.safetensors, config.json for timm and transformers, the card, the log and curves of training, ONNX files
+(web.py) and example images.
 """
 import json
 import shutil
@@ -18,14 +19,21 @@ from huggingface_hub.utils import validate_repo_id
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ..data.datasets import DATASETS
+from ..data.sources import Source
 from ..errors import ZooError, nearest
+from ..measure.bench import open_bench_source
 from ..measure.prediction import label_names
+from ..recipes import RECIPES
 from ..runtime.files import naming_unwritable, written_whole
 from ..runtime.packaged import read_packaged
 from ..training.run_dir import Run, read_log
 from ..weights import Weight, catalogue, read_weights, seal_config
 from ..weights.catalogue import FOLDER
+from ..weights.resolve import resolve
 from .cards import card, recipe_text
+from .demo import write_examples
+from .web import write_for_the_web
 
 _USAGE = '''## Usage
 
@@ -61,8 +69,11 @@ _FEATURES = '''print(output.shape)  # features: there is no classifier
 '''
 
 
-def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> Iterator[str]:
-    """Push a repository for each of the weights, or write it below `output`; build all first; yield a line for each."""
+def publish(weights: Sequence[Weight], namespace: str, output: Path | None, data: Sequence[str] = ()) -> Iterator[str]:
+    """Push a repository for each of the weights, or write it below `output`; build all first; yield a line for each.
+
+    `data`: `[KEY=]SOURCE` of what the weights were trained on, to calibrate 8 bits by.
+    """
     repositories = {f'{namespace}/{weight.name}': weight for weight in weights}
     try:
         if '/' in namespace:
@@ -74,21 +85,40 @@ def publish(weights: Sequence[Weight], namespace: str, output: Path | None) -> I
     for target in (output / repo_id for repo_id in repositories) if output else ():
         if target.exists():
             raise ZooError(f'{target} is there already: remove it, or choose another --output.')
+    sources = _sources(weights, data)
     with tempfile.TemporaryDirectory() as temp:
         folders = {repo_id: Path(temp, weight.name) for repo_id, weight in repositories.items()}
+        without = {}
         for repo_id, folder in folders.items():
+            weight = repositories[repo_id]
             with naming_unwritable(folder):
-                build_repository(repositories[repo_id], repo_id, folder)
+                without[repo_id] = build_repository(weight, repo_id, folder, sources.get(weight.dataset))
         api = HfApi(token=True, library_name='tinyvit_zoo')     # True: the token of the machine, which must be there
         for repo_id, folder in folders.items():
             if not output:
-                yield f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}'
+                yield f'{push(api, folder, repo_id)} {api.endpoint}/{repo_id}{without[repo_id]}'
                 continue
             with naming_unwritable(output / namespace):
                 (output / namespace).mkdir(parents=True, exist_ok=True)
             with written_whole(output / repo_id) as partial:
                 shutil.copytree(folder, partial)
-            yield f'written {output / repo_id}'
+            yield f'written {output / repo_id}{without[repo_id]}'
+
+
+def _sources(weights: Sequence[Weight], data: Sequence[str]) -> dict[str, Source]:
+    """Open what was given, and the data that need no files, for weights trained on it; by key of the table."""
+    keys, sources = {weight.dataset for weight in weights}, {}
+    for spec in data:
+        source = open_bench_source(spec, 'test')
+        if not source.info or source.info.key not in keys:
+            raise ZooError(f'None of the weights was trained on {source.name}: give --data of '
+                           f'{" or ".join(sorted(DATASETS[key].spec for key in keys))}.')
+        sources[source.info.key] = source
+    for key in keys - sources.keys():
+        if not DATASETS[key].place:
+            with suppress(ZooError):    # its library is not installed
+                sources[key] = open_bench_source(DATASETS[key].spec, 'test')
+    return sources
 
 
 def shipped(name: str | None = None) -> list[Weight]:
@@ -102,8 +132,8 @@ def shipped(name: str | None = None) -> list[Weight]:
                    f'There are: {", ".join(ours) or "none yet"}.')
 
 
-def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
-    """Write a new folder with the files of the repository, and load it back."""
+def build_repository(weight: Weight, repo_id: str, folder: Path, source: Source | None = None) -> str:
+    """Write a new folder with the files of the repository, and load it back; return what was left out and why."""
     if not (weight.measured and weight.trained):
         raise ZooError(f'{weight.name} has no measured figures or no training log, which its card needs.')
     model = timm.create_model(weight.name, pretrained=True)  # refuses a file that is not the catalogue's
@@ -116,18 +146,24 @@ def build_repository(weight: Weight, repo_id: str, folder: Path) -> None:
     run.draw()
     if not (folder / 'curves.png').exists():
         raise ZooError("The training's curves are drawn by matplotlib: pip install 'tinyvit-zoo[train]'.")
-    _write_config(model, folder / 'config.json')
-    (folder / 'README.md').write_text(readme(weight, model, repo_id), encoding='utf-8')
+    config = _write_config(model, folder / 'config.json')
+    web, without = write_for_the_web(weight, config, repo_id, folder, source)
+    examples = write_examples([resolve(weight.name)], folder / 'examples', config['label_names'] or ('none',))
+    (folder / 'README.md').write_text(readme(weight, model, repo_id, web, examples), encoding='utf-8')
     _check_same(weight, model, folder)
+    return without
 
 
-def _write_config(model: nn.Module, path: Path) -> None:
-    """Write timm's config as transformers needs it: labels on top, fp32 for a file in half precision."""
+def _write_config(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Write timm's config as transformers needs it: labels on top, fp32 for a file in half precision; return it."""
     names = label_names(model.pretrained_cfg) or None
     save_config_for_hf(model, str(path), model_config={'label_names': names, 'dtype': 'float32'})
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)  # transformers would give it to create_model twice
+    if names:
+        config['id2label'] = {str(i): name for i, name in enumerate(names)}     # of transformers.js
     path.write_text(json.dumps(seal_config(config), indent=2) + '\n', encoding='utf-8')
+    return config
 
 
 def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
@@ -143,19 +179,29 @@ def _check_same(weight: Weight, model: nn.Module, folder: Path) -> None:
                            f'ship it again with the tensor names of {weight.architecture}.')
 
 
-def readme(weight: Weight, model: nn.Module, repo_id: str) -> str:
+def readme(weight: Weight, model: nn.Module, repo_id: str, web: str, examples: Sequence[Mapping[str, str]]) -> str:
     """Return the card of the Hub: front matter, the card, usage, the recipe, the curves."""
     usage = _USAGE + (_FEATURES if weight.encoder else _CLASSES)
     return '\n'.join([
-        f'---\n{_front_matter(weight, model)}\n---\n',
+        f'---\n{_front_matter(weight, model, repo_id, examples)}\n---\n',
         f'# {weight.name}\n',
         card(weight),
         usage.replace('{repo_id}', repo_id),
+        *([web] if web else []),
         f'## Recipe\n\n```text\n{recipe_text(weight.recipe)}\n```\n',
         '## Training\n\n![Loss and accuracy over the epochs](curves.png)\n'])
 
 
-def _front_matter(weight: Weight, model: nn.Module) -> str:
+def _base_model(weight: Weight, repo_id: str) -> str | None:
+    """Return the repository of the weights that the training began with, if they have one."""
+    recipe = RECIPES.get(weight.recipe)
+    base = catalogue().get(recipe.from_weights) if recipe else None
+    if base and base.file and base.ours:
+        return f'{repo_id.partition("/")[0]}/{base.name}'
+    return base.hf_hub_id or None if base else None
+
+
+def _front_matter(weight: Weight, model: nn.Module, repo_id: str, examples: Sequence[Mapping[str, str]]) -> str:
     figures: Mapping[str, Any] = weight.measured or {}
     kinds = {'top1': ('accuracy', 'Top-1 accuracy'), 'top5': ('accuracy', 'Top-5 accuracy'), 'loss': ('loss', 'Loss')}
     results = [
@@ -170,7 +216,9 @@ def _front_matter(weight: Weight, model: nn.Module) -> str:
     return ModelCardData(license=cfg['license'], library_name='timm', pipeline_tag=task,
                          tags=[task, 'timm', 'transformers', 'tinyvit_zoo', cfg['paper_ids'].lower()],
                          datasets=[weight.data.hub_id] if weight.data.hub_id else None, model_name=weight.name,
-                         eval_results=results).to_yaml()
+                         base_model=_base_model(weight, repo_id), eval_results=results,
+                         widget=[{'src': each['file'], 'example_title': each['title']} for each in examples] or None,
+                         ).to_yaml()
 
 
 def push(api: HfApi, folder: Path, repo_id: str) -> str:
@@ -185,7 +233,8 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
             creating = True
             api.create_repo(repo_id)
             created = True
-        files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+        files = [CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+                 for path in sorted(folder.rglob('*')) if path.is_file()]
         message = f'{"Add" if created else "Update"} {repo_id.partition("/")[2]}'
         commit = api.create_commit(repo_id, files, commit_message=message, parent_commit=head)
     except BaseException as e:
