@@ -198,16 +198,16 @@ def test_mistakes_about_robustness_are_one_line(trained: Path, data: str, refuse
     (['runs/nothing'], 'There is no file or run directory runs/nothing'),
     (['nothing.safetensors'], 'There is no file or run directory nothing.safetensors'),
     (['cct_2_3x2=nothing.pth'], 'There is no weights file nothing.pth'),
-    ([], 'Give MODEL... or --all'),
-    (['resnet18', '--all'], 'Give MODEL... or --all'),
-    (['--all', '--knn'], '--all compares the test accuracy'),
+    ([], 'Give either MODEL... or --all'),
+    (['resnet18', '--all'], 'Give either MODEL... or --all'),
+    (['--all', '--knn'], '--all only compares the test accuracy'),
     (['resnet18', '--batch-size', '0'], "--batch-size: '0' is not a whole number"),
     (['resnet18', '--split', 'val'], 'has no val images, but train and test: give --split test'),
     (['cct_2_3x2.untrained', '--split', 'train', '--knn'], '--knn and --probe train on the training images'),
-    (['cct_2_3x2.untrained', '--fraction', '0.5'], '--fraction is the share'),
+    (['cct_2_3x2.untrained', '--fraction', '0.5'], '--fraction is for --knn'),
     (['cct_2_3x2.untrained'], 'cct_2_3x2.untrained has 10 classes, images has 4'),
     (['mae_vit_c10.untrained', '--img-size', '1'], 'this model takes 3 x 3 pixels and more'),
-    (['a', 'b', '--confusion', 'c.png'], '--confusion draws one model'),
+    (['a', 'b', '--confusion', 'c.png'], '--confusion plots one model'),
     (['a', '--confusion', 'c.bmp'], 'expected a name that ends in .png'),
     (['a', '--confusion', '/nowhere/c.png'], 'there is no folder /nowhere'),
     (['resnet18', '--precision', 'fp16'], 'precision fp16 is a thousand times slower'),
@@ -235,7 +235,7 @@ def test_too_little_memory_is_one_line(data: str, trained: Path, refused: Run, m
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate')
 
     monkeypatch.setattr('tinyvit_zoo.cli.eval.outputs', fail)
-    assert 'The memory of cpu is too small: take a smaller --batch-size' in refused(trained, '--data', data)
+    assert 'cpu is out of memory: use a smaller --batch-size' in refused(trained, '--data', data)
 
 
 def test_weights_of_timm_without_a_network_are_one_line(
@@ -272,7 +272,7 @@ def test_views_are_reported_apart(data: str, trained: Path, run: Run, refused: R
     assert record['top1'] == plain['top1'] and record['tta']['images'] == plain['images']
     assert record['tta']['views'] == 'flip+shift' and record['tta']['loss'] != plain['loss']
     assert f'  views     {record["tta"]["top1"]:.2f} %' in run(trained, '--data', data, '--tta', 'flip+shift')
-    assert 'must not be mirrored: give --tta shift' in refused('cct_2_3x2.digits', '--data', 'digits', '--tta', 'flip')
+    assert 'must not be mirrored: use --tta shift' in refused('cct_2_3x2.digits', '--data', 'digits', '--tta', 'flip')
 
 
 def test_a_figure_that_is_not_defined_has_a_dash(trained: Path, data: str, run: Run, tmp_path: Path) -> None:
@@ -282,4 +282,4 @@ def test_a_figure_that_is_not_defined_has_a_dash(trained: Path, data: str, run: 
     np.savez(tmp_path / 'a.npz', **{**arrays, 'test_images': arrays['test_images'][first],
                                     'test_labels': arrays['test_labels'][first]})
     out = run(trained, '--data', f'npz:{tmp_path / "a.npz"}', '--per-class')
-    assert 'AUROC     -, no class has images beside others' in out and '  AP ' in out
+    assert 'AUROC     -, needs images of two classes' in out and '  AP ' in out

@@ -62,12 +62,12 @@ def test_a_signal_is_passed_on(child: Path, capsys: pytest.CaptureFixture[str]) 
         main(['train', NAMES[1], NAMES[0], '--jobs', '1', '--lr', '1'])
     thread.join()
     out, err = capsys.readouterr()
-    assert stopped.value.code == 143 and err.count('\n') == 1 and '--resume continues' in err
+    assert stopped.value.code == 143 and err.count('\n') == 1 and 'continue with --resume' in err
     assert 'stopped' in out and (child / 'calls').read_text().count('\n') == 1      # the other has not begun
 
 
 @pytest.mark.parametrize(('more', 'said'), [
-    ([NAMES[0]], 'given twice'), (['cct_2_3x2.digit'], 'no recipe'), (['--jobs', '0', NAMES[1]], 'from 1 up')])
+    ([NAMES[0]], 'given twice'), (['cct_2_3x2.digit'], 'no recipe'), (['--jobs', '0', NAMES[1]], 'from 1 to 999,999,999')])
 def test_bad_input(child: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str) -> None:
     assert main(['train', NAMES[0], *more]) == 2
     err = capsys.readouterr().err

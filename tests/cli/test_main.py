@@ -113,7 +113,7 @@ def test_a_broken_plugin_is_one_line_and_breaks_no_command(
     assert main(['recipes', 'cct_7_3x1.c10']) == 0
     out, err = capsys.readouterr()
     assert 'cct_7_3x1.c10' in out and err.count('\n') == 1
-    assert 'the plugin broken_command is broken' in err and reason in err and 'update or uninstall' in err
+    assert 'The plugin broken_command is broken' in err and reason in err and 'update or uninstall' in err
 
 
 def test_a_plugin_that_is_no_command_may_use_its_words(run: Run, install: Callable[..., None]) -> None:

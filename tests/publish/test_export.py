@@ -167,7 +167,7 @@ def test_the_command_measures_and_writes_the_preprocessing(
     (['cct_2_3x9.untrained', 'a.pt2'], 'Did you mean cct_2_3x2'),
     (['cct_2_3x2.untrained', 'a.pt2', '--data', 'npz:/no/such.npz'], '/no/such.npz'),
     (['--all', 'nothing*'], 'No model matches'),
-    (['cct_2_3x2', '--all'], 'leave the other arguments out'),
+    (['cct_2_3x2', '--all'], 'leave out the other arguments'),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(
         argv: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -6,7 +6,7 @@ import pytest
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.recipes import Pretraining, Recipe
-from tinyvit_zoo.recipes.ranges import FROM_0, POSITIVE, SHARE, Choice, check_fields, limited
+from tinyvit_zoo.recipes.ranges import FROM_0, POSITIVE, SHARE, Choice, check_fields, setting
 
 RECIPE = Recipe(name='cct_2_3x2.x', about='')
 
@@ -30,7 +30,7 @@ def test_none_is_a_setting_left_out() -> None:
 def test_fields_carry_their_limits() -> None:
     @dataclass
     class Settings:
-        share: float = limited(0.5, SHARE)
+        share: float = setting(0.5, 'a share', SHARE)
         free: float = 7.
 
     check_fields(Settings(1., -1.))

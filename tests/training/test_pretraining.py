@@ -217,7 +217,7 @@ def test_a_chain_that_could_not_end_does_not_begin(tmp_path: Path, capsys: pytes
     assert run('train', 'mae_lite_vit_tiny.c100_mae', '--data', 'digits', '--output', str(tmp_path / 'run')) == 2
     assert 'pre-trained on other images' in capsys.readouterr().err and not (tmp_path / 'run').exists()
     assert run('train', 'cct_2_3x2.digits', '--pretraining', 'epochs=1') == 2
-    assert 'start with one' in capsys.readouterr().err
+    assert 'has none' in capsys.readouterr().err
 
 
 # -- distillation ------------------------------------------------------------------------------------------------------

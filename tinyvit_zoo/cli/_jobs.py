@@ -16,19 +16,19 @@ from ._options import Incomplete
 
 
 def train_all(args: argparse.Namespace) -> str:
-    """Train the recipes in OUTPUT/RECIPE; return a table. Incomplete where some fail, which ends no others."""
+    """Train the recipes in OUTPUT/RECIPE and return a table; Incomplete if some fail. The others go on."""
     names = [find_recipe(name).name for name in args.recipe]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ZooError(f'{twice} is given twice: train it again with another --seed and --output.')
+        raise ZooError(f'{twice} is given twice: run it again with another --seed and --output.')
     if os.environ.get('WORLD_SIZE', '1') != '1':
-        raise ZooError('Several recipes do not go together with torchrun: give one recipe, or start without torchrun.')
+        raise ZooError('torchrun trains one recipe: give one, or start without torchrun.')
     jobs = Jobs(names, args)
     codes = jobs.run()
     text = table([('recipe', 'output', 'last line'), *(
         (name, str(jobs.folder / name), jobs.last.get(name, '')) for name in names)], left=(0, 1, 2))
     if jobs.stopped:
         show(text)
-        print('tinyvit-zoo: stopped; the checkpoints are written, --resume continues.', file=sys.stderr)
+        print('tinyvit-zoo: stopped; the checkpoints are written; continue with --resume.', file=sys.stderr)
         raise SystemExit(128 + jobs.stopped)
     if failed := [name for name, code in zip(names, codes, strict=True) if code]:
         raise Incomplete(f'{len(failed)} of {len(names)} trainings failed: {", ".join(failed)}.', text)
@@ -55,7 +55,7 @@ class Jobs:
         self.stopped = 0                    # by a signal of this number
 
     def run(self) -> list[int]:
-        """Return the exit codes. A signal is passed on, and no further training begins."""
+        """Return the exit codes. Pass a signal on, and start no further training."""
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with ThreadPoolExecutor(self.at_once) as pool:

@@ -23,7 +23,7 @@ from ..training.train import Options
 
 
 class Incomplete(ZooError):
-    """A command that did a part of its work: `text` is what it prints all the same; it exits with code 1."""
+    """A command that did part of its work: it prints `text` and exits with code 1."""
 
     def __init__(self, problem: str, text: str) -> None:
         super().__init__(problem)
@@ -32,7 +32,7 @@ class Incomplete(ZooError):
 
 def positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) < 10 ** 9:
-        raise argparse.ArgumentTypeError(f'{text[:40]!r} is not a whole number from 1 up, of nine digits at most')
+        raise argparse.ArgumentTypeError(f'{text[:40]!r} is not a whole number from 1 to 999,999,999')
     return int(text)
 
 
@@ -52,7 +52,7 @@ def add_device(parser: Any) -> None:
 
 def add_img_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--img-size', type=positive, nargs='+', metavar='S', action=_Size,
-                        help='side, or height and width, of the images (default: those of the model)')
+                        help='image side, or height and width (default: of the model)')
 
 
 class _Size(argparse.Action):
@@ -65,40 +65,44 @@ class _Size(argparse.Action):
 def add_formats(parser: argparse.ArgumentParser, json_help: str) -> None:
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument('--json', action='store_true', help=json_help)
-    formats.add_argument('--csv', action='store_true', help='print CSV, a line a model')
+    formats.add_argument('--csv', action='store_true', help='print CSV, one line per model')
 
 
 # -- trainings ---------------------------------------------------------------------------------------------------------
 def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None:
-    """Add options of the machine at hand, and one for every field of the recipe, so that none is forgotten."""
-    parser.add_argument('--data', metavar='SOURCE', help='cifar10:DIR, npz:FILE, folder:DIR, digits, ... (default: '
-                                                         'digits if the recipe is for them)')
+    """Add the options of the machine, and one for every field of the recipe."""
+    parser.add_argument('--data', metavar='SOURCE', help='cifar10:DIR, npz:FILE, folder:DIR, digits, ... '
+                                                         '(default: digits, for recipes on digits)')
     parser.add_argument('--output', type=Path, metavar='DIR', help='run directory (default: runs/RECIPE)')
     parser.add_argument('--resume', action='store_true', help='continue the run in --output')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
-    parser.add_argument('--val-fraction', type=float, metavar='F', help='share of the training images held out for '
-                        'validation, if there are no validation images (default: 0.1 for --keep best, else 0)')
+    parser.add_argument('--val-fraction', type=float, metavar='F', help='share of the training images to hold out for '
+                        'validation, if the data have no such split (default: 0.1 for --keep best, else 0)')
     parser.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images to use')
     add_device(parser)
-    parser.add_argument('--precision', default='auto', choices=['auto', 'fp32', 'bf16', 'fp16'])
+    parser.add_argument('--precision', default='auto', choices=['auto', 'fp32', 'bf16', 'fp16'],
+                        help='auto: bf16 where the device supports it in hardware, else fp32')
     parser.add_argument('--compile', action='store_true', help='torch.compile the model, and on a GPU the augmentation')
     parser.add_argument('--no-graphs', dest='graphs', action='store_false',
-                        help='on a GPU, launch the kernels of a step one by one, not as a CUDA graph')
+                        help='do not capture steps as CUDA graphs')
     parser.add_argument('--loader', default='auto', choices=['auto', 'memory', 'stream'],
-                        help='keep images in memory on the device, or read them as needed')
-    parser.add_argument('--workers', type=int, metavar='N', help='processes that read images when streaming')
-    parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M', help='between two checkpoints')
-    parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS', help='default: twenty times in all')
-    parser.add_argument('--track', default='', choices=TRACKERS, help='log the figures there too')
+                        help='keep the images in device memory, or stream them (default: by their size)')
+    parser.add_argument('--workers', type=int, metavar='N', help='worker processes for streaming')
+    parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M',
+                        help='minutes between checkpoints (default: 1)')
+    parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS',
+                        help='epochs between evaluations (default: 20 evaluations in all)')
+    parser.add_argument('--track', default='', choices=TRACKERS, help='also log to this experiment tracker')
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument('--minutes', type=amount, metavar='M',
-                        help='train for as many epochs as fit in M minutes here, from start to end; the schedule '
-                             'scales with them. A resumed run keeps the epochs that it has')
+                        help='train for as many epochs as fit in M minutes on this machine; the schedule scales with '
+                             'them. A resumed run keeps its epochs')
     budget.add_argument('--pflop', type=amount, metavar='C',
-                        help='likewise, for as many as cost C PFLOP at most: epochs x images x 6 x multiply-adds')
-    group = parser.add_argument_group('settings', 'override fields of the recipe')
+                        help='train for as many epochs as C PFLOP allow: epochs x images x 6 x multiply-adds')
+    group = parser.add_argument_group('settings', 'override the recipe; --epochs also scales its schedule')
+    helps = {field.name: field.metadata.get('help', '').replace('%', '%%') for field in dataclasses.fields(kind)}
     for name in settings(kind):
-        group.add_argument(option(name), metavar=type_name(kind, name).upper(), dest=f'set_{name}')
+        group.add_argument(option(name), metavar=type_name(kind, name).upper(), dest=f'set_{name}', help=helps[name])
 
 
 def with_options(args: argparse.Namespace, recipe: AnyRecipe) -> tuple[AnyRecipe, Options]:
@@ -121,12 +125,12 @@ def image_source(data: str | None, recipe: BaseRecipe) -> str:
 
 
 def in_world(device: str, run: Callable[[World], object]) -> str:
-    """Run in this process's place among all; a signal exits with 128 plus its number."""
+    """Run as one of the processes of torchrun; a signal exits with 128 plus its number."""
     with join_world(device) as world:
         try:
             run(world)
         except Stopped as stop:
-            print(f'tinyvit-zoo: stopped by {signal.Signals(stop.args[0]).name}; the checkpoint is written, --resume '
-                  f'continues.', file=sys.stderr)
+            print(f'tinyvit-zoo: stopped by {signal.Signals(stop.args[0]).name}; the checkpoint is written; '
+                  f'continue with --resume.', file=sys.stderr)
             raise SystemExit(128 + stop.args[0]) from None
     return ''

@@ -19,7 +19,7 @@ from ..weights.resolve import resolve
 from ._options import add_device, positive
 
 NAME = 'analyze'
-SUMMARY = 'draw attention, similarity of layers and maps over images, and save the numbers'
+SUMMARY = 'plot attention, layer similarity and other analyses, and save the numbers'
 EXAMPLES = '''
 tinyvit-zoo analyze attention runs/a mae_vit_c10=b.safetensors --data cifar10:PATH
 tinyvit-zoo analyze maps cct_7_3x1 --files photos/
@@ -27,12 +27,12 @@ tinyvit-zoo analyze support sl_
 '''
 
 _KINDS = {      # summary and default of --images
-    'attention': ('show how far attention reaches and how spread it is, by layer and head', 256),
-    'similarity': ('compare the layers of a model, or of two, by minibatch CKA', 1024),
-    'maps': ('show where heads look on images, and attention rolled out through all layers', 4),
-    'pooling': ('show the weights of sequence pooling over images', 256),
-    'temperatures': ('show the learned temperatures of locality attention', 0),
-    'positions': ('show how similar position embeddings are', 0),
+    'attention': ('plot distance and entropy of attention by layer and head', 256),
+    'similarity': ('compare the layers of one or two models by minibatch CKA', 1024),
+    'maps': ('plot the attention maps of heads, and attention rollout', 4),
+    'pooling': ('plot the weights of sequence pooling', 256),
+    'temperatures': ('plot the learned temperatures of locality attention', 0),
+    'positions': ('plot the similarity of position embeddings', 0),
     'support': ('list the analyses that each model supports', 0),
 }
 
@@ -42,27 +42,30 @@ def add(parser: argparse.ArgumentParser) -> None:
     for name, (summary, images) in _KINDS.items():
         kind = kinds.add_parser(name, help=summary, description=f'{summary[0].upper()}{summary[1:]}.')
         kind.add_argument('models', metavar='MODEL', nargs='*' if name == 'support' else '+', help=(
-            "NAME[.TAG] of the zoo or timm's, NAME.untrained, NAME=FILE, or the directory of a training run"
-            if name != 'support' else 'start of a name, or a pattern with wildcards (default: all of the zoo)'))
+            'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME=FILE, or a run directory'
+            if name != 'support' else 'start of a name, or a pattern with wildcards (default: all)'))
         if name == 'support':
             continue
-        kind.add_argument('--output', type=Path, default=Path('analysis'), metavar='DIR', help='default: analysis')
-        kind.add_argument('--format', default='png', choices=['png', 'pdf', 'svg'], help='of the picture')
+        kind.add_argument('--output', type=Path, default=Path('analysis'), metavar='DIR', help='default: analysis/')
+        kind.add_argument('--format', default='png', choices=['png', 'pdf', 'svg'], help='default: png')
         add_device(kind)
         if images:
             kind.add_argument('--data', metavar='SOURCE', help='digits, npz:FILE, folder:DIR, cifar10:DIR, ...')
             kind.add_argument('--split', default='test', choices=['train', 'val', 'test'],
-                              help='of SOURCE (default: test)')
-            kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE', help='files and folders, not --data')
+                              help='split of SOURCE (default: test)')
+            kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE',
+                              help='image files and folders, instead of --data')
             kind.add_argument('--images', type=positive, default=images, metavar='N',
-                              help=f'drawn at random (default: {images})')
-            kind.add_argument('--seed', type=int, default=0, help='of the draw')
+                              help=f'number of random images (default: {images})')
+            kind.add_argument('--seed', type=int, default=0, help='seed of the random images')
         if name == 'similarity':
-            kind.add_argument('--batch-size', type=positive, default=256, metavar='N', help='images of one estimate')
+            kind.add_argument('--batch-size', type=positive, default=256, metavar='N',
+                              help='images per estimate (default: 256)')
         if name == 'maps':
-            kind.add_argument('--layer', type=int, default=-1, metavar='I', help='from 0, or from the end (-1: last)')
-            kind.add_argument('--query', metavar='ROW,COL', help='patch whose attention is shown (default: the class '
-                                                                 'token, or the mean of the patches)')
+            kind.add_argument('--layer', type=int, default=-1, metavar='I',
+                              help='layer to show (default: -1, the last)')
+            kind.add_argument('--query', metavar='ROW,COL', help='patch whose attention to show (default: the class '
+                                                                 'token, or the mean of all patches)')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> str:
     if args.kind == 'similarity' and len(args.models) > 2:
         raise ZooError(f'{len(args.models)} models are given, expected one or two.')
     if len(set(args.models)) < len(args.models):
-        raise ZooError('A model is given twice: leave one out.')
+        raise ZooError('A model is given twice: give it once.')
     options = _options(args)
     with join_world(args.device) as world:
         models = [resolve(spec).load(world.device) for spec in args.models]
@@ -93,7 +96,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     if args.kind != 'maps':
         return {}
     if args.query is not None and not re.fullmatch(r'\d+,\d+', args.query):
-        raise ZooError(f'--query is {args.query!r}, expected ROW,COL of a patch, such as 3,4.')
+        raise ZooError(f'--query is {args.query!r}, expected ROW,COL of a patch, e.g. 3,4.')
     return {'layer': args.layer, 'patch': args.query and tuple(map(int, args.query.split(',')))}
 
 

@@ -26,19 +26,20 @@ tinyvit-zoo compare resnet18 cct_7_3x1 sl_vit --dataset c10 --img-size 32 --devi
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', metavar='NAME[.TAG]', nargs='+',
-                        help='models of the zoo or of timm; wildcards match the zoo; the first is the baseline')
+                        help='models of the zoo or timm; wildcards match the zoo; the first is the baseline')
     parser.add_argument('--dataset', choices=DATASETS, metavar='SET',
-                        help=f'data set of the accuracies: {", ".join(DATASETS)} (default: that of the first weights)')
+                        help=f'data set of the accuracies: {", ".join(DATASETS)} (default: of the first weights)')
     add_img_size(parser)
-    parser.add_argument('--speed', action=argparse.BooleanOptionalAction, default=True, help='time inference')
-    parser.add_argument('--batch-size', type=positive, default=32, metavar='N', help='for timing (default: 32)')
+    parser.add_argument('--speed', action=argparse.BooleanOptionalAction, default=True,
+                        help='time inference, or not')
+    parser.add_argument('--batch-size', type=positive, default=32, metavar='N', help='of timing (default: 32)')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
-    parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'])
-    parser.add_argument('--seconds', type=duration, default=10., metavar='S', help='total time of timing (default: 10)')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the table as .png, .pdf or .svg')
+    parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'], help='default: fp32')
+    parser.add_argument('--seconds', type=duration, default=10., metavar='S', help='duration of timing (default: 10)')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='plot the table as .png, .pdf or .svg')
     parser.add_argument('--plot-cost', type=Path, metavar='FILE',
-                        help="draw accuracy over the cost of the training, the papers' too, where recipes say it")
-    add_formats(parser, 'print JSON in plain numbers, with the machine')
+                        help='plot accuracy over the cost of training, of our weights and the papers\'')
+    add_formats(parser, 'print JSON, with the machine')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> str:
     rows = [comparison.comparison_row(name, dataset, args.img_size) for name in names]
     if args.plot_cost:
         if not dataset:
-            raise ZooError('--plot-cost needs the data set of the accuracies: give --dataset.')
+            raise ZooError('--plot-cost needs a data set: give --dataset.')
         write_picture(comparison.plot_costs(training_costs(rows, dataset), dataset), args.plot_cost)
     if args.speed:
         with join_world(args.device) as world:
@@ -83,7 +84,7 @@ def _text(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, 
             low, high = row['ratio_range']
             lines[-1] += [f'{row["images_per_second"]:.1f}', f'{row["ratio"]:.2f}', f'{low:.2f}-{high:.2f}']
     on = f' on {DATASETS[dataset].title}' if dataset else ''
-    text = [table(lines, left=(0, 1)), '', f'Top-1 accuracy in %{on}: what we measured, what the paper says.']
+    text = [table(lines, left=(0, 1)), '', f'Top-1 accuracy in %{on}: measured by us, and published by the paper.']
     if about:
         text.append(f'Inference in turn, {comparison.conditions(about)}; ratio of speed to {rows[0]["name"]}, the '
                     f'range over {rows[0]["rounds"]} rounds.')

@@ -18,13 +18,13 @@ tinyvit-zoo count 'sl_*' resnet18 --img-size 64 --json
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', metavar='NAME', nargs='*',
-                        help='models of the zoo or of timm; wildcards match the zoo (default: all of the zoo)')
-    parser.add_argument('--num-classes', type=int, metavar='N', help='default: those of the model; 0: no head')
+                        help='models of the zoo or timm; wildcards match the zoo (default: all of the zoo)')
+    parser.add_argument('--num-classes', type=int, metavar='N', help='0: no head (default: of the model)')
     add_img_size(parser)
     parser.add_argument('--batch-size', type=positive, default=1, metavar='N', help='default: 1')
-    parser.add_argument('--fvcore', action='store_true', help="add what fvcore counts, as many papers' authors did")
-    parser.add_argument('--parts', action='store_true', help='add the parts of each model')
-    add_formats(parser, 'print a JSON list, in plain numbers')
+    parser.add_argument('--fvcore', action='store_true', help='add the count of fvcore, which many papers use')
+    parser.add_argument('--parts', action='store_true', help='add a line for each part of a model')
+    add_formats(parser, 'print JSON')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -55,10 +55,10 @@ def _text(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> str:
             lines += [[f'  {name}', '', '', f'{part["trainable"]:,}', f'{part["params"] - part["trainable"]:,}',
                        _millions(part['macs'])] + [''] * (len(lines[0]) - 6) for name, part in row['parts'].items()]
     images = f'a batch of {args.batch_size} images' if args.batch_size > 1 else 'one image'
-    text = [table(lines), '', f'For {images}, in fp32. Parameters are trained; fixed are other values of the model.',
-            'Memory: weights and what a pass holds; training with gradients, without an optimizer.']
+    text = [table(lines), '', f'For {images}, in fp32. Parameters are trainable; fixed values are not.',
+            'Memory: weights and activations; for training also gradients, without optimizer state.']
     if args.fvcore:
-        text.append('fvcore: with handles for what it does not know (unseen); it counts five for a value of a norm.')
+        text.append('fvcore: unseen are operators we added handles for; it counts 5 for each value of a norm.')
     return '\n'.join([*text, *(f'[{number}] {note}' for note, number in notes.items())])
 
 

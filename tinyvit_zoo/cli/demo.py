@@ -17,12 +17,12 @@ tinyvit-zoo demo runs/a runs/b --output page --offline
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('models', metavar='MODEL', nargs='+', help='NAME[.TAG] of the zoo or timm, NAME[.TAG]=FILE, or '
-                        'the directory of a training run; several are shown side by side')
-    parser.add_argument('--output', type=Path, metavar='DIR', required=True, help='a new folder, or that of an earlier '
-                        'demo; any web server can serve it, and it can be uploaded as a Space of Hugging Face')
-    parser.add_argument('--offline', action='store_true', help='put the files of onnxruntime-web into the folder too '
-                        '(14 MB, by npm); else the page loads them from cdn.jsdelivr.net')
-    parser.add_argument('--serve', action='store_true', help='then open the page, until Ctrl-C')
+                        'a run directory; several are shown side by side')
+    parser.add_argument('--output', type=Path, metavar='DIR', required=True, help='a new folder, or one of an earlier '
+                        'demo; serve it with any web server, or upload it as a Hugging Face Space')
+    parser.add_argument('--offline', action='store_true', help='include onnxruntime-web (14 MB, fetched by npm) '
+                        'instead of loading it from cdn.jsdelivr.net')
+    parser.add_argument('--serve', action='store_true', help='serve and open the page until Ctrl-C')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> str:
     size = sum(path.stat().st_size for path in args.output.rglob('*') if path.is_file()) / 1e6
     text = f'{args.output}: {len(entries)} model{"s" * (len(entries) > 1)}, {size:.1f} MB'
     if not args.serve:
-        return f'{text}; serve it by `python -m http.server --directory {args.output}`'
+        return f'{text}; serve it with `python -m http.server --directory {args.output}`'
     with serving(args.output) as server:
         address = f'http://127.0.0.1:{server.server_port}/'
         show(f'{text}\n{address} (Ctrl-C ends it)')

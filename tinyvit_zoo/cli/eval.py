@@ -21,7 +21,7 @@ from ..weights.resolve import resolve
 from ._options import add_device, positive
 
 NAME = 'eval'
-SUMMARY = 'measure the accuracy of weights on images, and of their features'
+SUMMARY = 'measure accuracy, features and robustness of weights'
 EXAMPLES = '''
 tinyvit-zoo eval cct_7_3x1 --data cifar10:PATH --per-class --confusion confusion.png
 tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe
@@ -32,7 +32,7 @@ _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
 # titles by option
 _MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'tta': 'views', 'corruptions': 'mCE', 'attack': 'attack'}
 _PICTURES = {'confusion': 'the confusion matrix', 'reliability': 'the accuracy over the predicted probability',
-             'mistakes': 'the most wrong images'}
+             'mistakes': 'the worst mistakes'}
 _RADIUS, _STEPS = 8., 20        # of attacks
 
 
@@ -40,33 +40,33 @@ _RADIUS, _STEPS = 8., 20        # of attacks
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'models', metavar='MODEL', nargs='*', help='NAME[.TAG] of the zoo or timm, NAME.untrained (random weights), '
-        'NAME[.TAG]=FILE, or the directory of a training run')
-    parser.add_argument('--all', action='store_true', help='instead, compare all weights for the given data sets with '
-                        'the catalogue; exit with code 1 if a figure differs')
+        'NAME[.TAG]=FILE, or a run directory')
+    parser.add_argument('--all', action='store_true', help='instead, compare all weights for the given data with the '
+                        'catalogue; exit with code 1 if a figure differs')
     parser.add_argument(
         '--data', metavar='[KEY=]SOURCE', action='append', required=True, help='digits, cifar10:DIR, npz:FILE, '
-        'folder:DIR, ...; KEY (c10, c100, ...) names the data set that a file holds; can be repeated with --all')
+        'folder:DIR, ...; KEY (c10, c100, ...) names the data set of a file; may be repeated with --all')
     parser.add_argument('--split', default='test', choices=['test', 'val', 'train'], help='default: test')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
-    measures = parser.add_argument_group('measures beside the accuracy')
-    measures.add_argument('--knn', action='store_true', help='classify frozen features by 20 nearest neighbours')
-    measures.add_argument('--probe', action='store_true', help='train a linear classifier on frozen features, its '
-                          'regularization chosen on a fifth of the training images')
-    measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images that '
-                          '--knn and --probe learn from (default: 1)')
-    measures.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for several '
-                          'views of each image, mirrored or moved by a pixel')
-    measures.add_argument('--calibrate', action='store_true', help='first fit the temperature of the probabilities to '
-                          'the validation images, those that a run held out, and keep it in the file of the weights')
+    measures = parser.add_argument_group('further measures')
+    measures.add_argument('--knn', action='store_true', help='classify frozen features by their 20 nearest neighbours')
+    measures.add_argument('--probe', action='store_true', help='train a linear classifier on frozen features; '
+                          'a fifth of the training images chooses its regularization')
+    measures.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the training images for '
+                          '--knn and --probe (default: 1)')
+    measures.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for views '
+                          'of each image, mirrored or shifted by a pixel')
+    measures.add_argument('--calibrate', action='store_true', help='first fit the temperature to the validation images '
+                          '(of a run: those it held out), and store it in the weight file')
     group = parser.add_argument_group('robustness')
     group.add_argument(
-        '--corruptions', metavar='DIR', nargs='?', const=True, help='measure the error on the fifteen corruptions of '
-        'CIFAR-10-C or CIFAR-100-C, unpacked in DIR; without DIR on similar ones of our own, made from --data')
+        '--corruptions', metavar='DIR', nargs='?', const=True, help='measure the error on CIFAR-10-C or CIFAR-100-C, '
+        'unpacked in DIR; without DIR, on similar corruptions of the images of --data')
     group.add_argument('--attack', choices=['fgsm', 'pgd'], help='measure the accuracy under adversarial attack')
     group.add_argument('--radius', type=float, nargs='+', metavar='R',
                        help=f'radii of the attack in grey levels (1/255) (default: {_RADIUS:g})')
     group.add_argument('--steps', type=int, metavar='N', help=f'steps of pgd (default: {_STEPS})')
-    group.add_argument('--plot', type=Path, metavar='FILE', help='draw both as .png, .pdf or .svg')
+    group.add_argument('--plot', type=Path, metavar='FILE', help='plot corruptions and attack as .png, .pdf or .svg')
     shown = parser.add_argument_group('output')
     shown.add_argument('--per-class', action='store_true', help='print the accuracy of each class')
     for option, picture in _PICTURES.items():
@@ -76,16 +76,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     shown.add_argument('--json', action='store_true', help='print JSON, with more fields')
     machine = parser.add_argument_group('computation')
     machine.add_argument('--precision', default='fp32', choices=['fp32', 'bf16', 'fp16', 'auto'],
-                         help='default: fp32, as for the figures of the catalogue')
+                         help='default: fp32, as in the catalogue')
     machine.add_argument('--batch-size', type=positive, default=256, metavar='N', help='default: 256')
     add_device(machine)
-    machine.add_argument('--img-size', type=positive, metavar='N', help='default: that of the weights')
+    machine.add_argument('--img-size', type=positive, metavar='N', help='image side (default: of the weights)')
 
 
 def run(args: argparse.Namespace) -> str:
     """Return the text to print. With --all, exit with code 1 where the catalogue is wrong."""
     _check(args)
-    torch.backends.cudnn.allow_tf32 = False     # fp32 is to be fp32
+    torch.backends.cudnn.allow_tf32 = False     # fp32 means fp32
     with join_world(args.device) as world:
         dtype = autocast_dtype(args.precision, world.device)
 
@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> str:
         if source.train.multi_label:
             _check_several(source, args)
         if source.train.images.deep and (args.corruptions or args.attack):
-            raise ZooError(f'--corruptions and --attack are for 8-bit grey or RGB images, and {source.name} has '
-                           f'others: leave them out.')
+            raise ZooError(f'--corruptions and --attack need 8-bit grey or RGB images, which {source.name} does not '
+                           f'have: leave them out.')
         for spec in args.models if args.calibrate else ():
             resolved = resolve(spec)
             held = open_bench_source(args.data[0], 'train', download=args.download, **resolved.held_out)
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> str:
         try:
             records = [_record(bench(spec, source), args) for spec in args.models]
         except torch.OutOfMemoryError as e:
-            raise ZooError(f'The memory of {world.device} is too small: take a smaller --batch-size.') from e
+            raise ZooError(f'{world.device} is out of memory: use a smaller --batch-size.') from e
         if args.plot and world.first:
             sets = f'; {records[0]["corruptions"]["source"]}' if 'corruptions' in records[0] else ''
             plot_robustness(records[0], f'{records[0]["model"]} on {records[0]["data"]}{sets}', args.plot)
@@ -120,32 +120,32 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ZooError for impossible options, before anything is read."""
     asked = any(getattr(args, name) for name in _MEASURES)
     if bool(args.models) == args.all:
-        raise ZooError('Give MODEL... or --all, one of the two: `tinyvit-zoo list --weights` shows all weights.')
+        raise ZooError('Give either MODEL... or --all: `tinyvit-zoo list --weights` lists all weights.')
     pictures = [name for name in _PICTURES if getattr(args, name)]
     if args.all and (asked or pictures or args.per_class or args.bootstrap or args.img_size or args.calibrate
                      or args.split != 'test'):
-        raise ZooError('--all compares the test accuracy with the catalogue, and nothing else: leave the other '
-                       'measures, pictures, --per-class, --bootstrap, --calibrate, --img-size and --split out.')
+        raise ZooError('--all only compares the test accuracy with the catalogue: leave out other measures, '
+                       'pictures, --per-class, --bootstrap, --calibrate, --img-size and --split.')
     if args.calibrate and args.img_size:
-        raise ZooError('--calibrate is for the image size of the weights: leave --img-size out.')
+        raise ZooError('--calibrate uses the image size of the weights: leave out --img-size.')
     if len(args.data) > 1 and not args.all:
-        raise ZooError('--data is given twice: give one data set (any number with --all).')
+        raise ZooError('--data is given twice: give one data set (with --all, any number).')
     if args.fraction != 1 and not (args.knn or args.probe):
-        raise ZooError('--fraction is the share of training images for --knn and --probe: give one of them.')
+        raise ZooError('--fraction is for --knn and --probe: give one of them.')
     if args.split == 'train' and (args.knn or args.probe):
         raise ZooError('--knn and --probe train on the training images: give --split test or val.')
     if (args.radius or args.steps is not None) and not args.attack:
         raise ZooError('--radius and --steps are for attacks: give --attack pgd.')
     if args.attack == 'fgsm' and args.steps is not None:
-        raise ZooError('--steps is for pgd, fgsm takes one: leave it out, or give --attack pgd.')
+        raise ZooError('--steps is for pgd, as fgsm takes one step: leave it out, or give --attack pgd.')
     if args.attack:
         _attacks(args)
     if args.plot and not (args.corruptions or args.attack):
-        raise ZooError('--plot draws --corruptions and --attack: give one of them.')
+        raise ZooError('--plot is for --corruptions and --attack: give one of them.')
     for option in ('plot', *pictures):
         if path := getattr(args, option):
             if len(args.models) > 1:
-                raise ZooError(f'--{option} draws one model: give one MODEL.')
+                raise ZooError(f'--{option} plots one model: give one MODEL.')
             check_picture(f'--{option}', path)
 
 
@@ -153,7 +153,7 @@ def _check_several(source: Source, args: argparse.Namespace) -> None:
     """Raise ZooError for measures and pictures that are of one label an image."""
     for name in ('confusion', 'mistakes', *_MEASURES):
         if getattr(args, name):
-            raise ZooError(f'--{name} is for one label an image, and {source.name} has several: leave it out.')
+            raise ZooError(f'--{name} needs one label per image, and {source.name} has several: leave it out.')
 
 
 def _attacks(args: argparse.Namespace) -> list[Any]:
@@ -184,7 +184,7 @@ def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any
     if name == 'tta':
         bench.check_classes()
         if 'flip' in args.tta and bench.source.info and not bench.source.info.mirrored:
-            raise ZooError(f'{bench.source.name} must not be mirrored: give --tta shift.')
+            raise ZooError(f'{bench.source.name} must not be mirrored: use --tta shift.')
         model = ViewAverage(bench.loaded.model, args.tta)
         return {'views': args.tta, **evaluate(model, bench.batches(), bench.world, bench.dtype)}
     if name == 'attack':
@@ -237,7 +237,7 @@ def _one(record: Mapping[str, Any]) -> str:
              ('data', f'{record["data"]}, {_COUNTED[record["split"]]} images')]
     if 'loss' in record:
         lines += [('images', f'{record["images"]:,}')]
-        lines += [(title, _figure(record, name) if name in record else '-, no class has images beside others')
+        lines += [(title, _figure(record, name) if name in record else '-, needs images of two classes')
                   for name, (title, _) in FORMATS.items() if name in record or name == 'auroc']
         if lacking := [row['class'] for row in record['classes'] if not row['images']]:
             means = f'{"balanced accuracy, " * ("top1" in record)}AUROC and AP'

@@ -32,29 +32,28 @@ tinyvit-zoo export --all 'cct*'
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'model', metavar='MODEL', nargs='?', help='NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or '
-        'the directory of a training run')
+        'a run directory')
     parser.add_argument('output', metavar='OUT', nargs='?', type=Path, help=f'NAME and an ending: {endings()}')
-    parser.add_argument('--any-size', action='store_true', help='take images of any size, if the model does')
-    parser.add_argument('--int8', action='store_true', help='quantize to 8 bits: with --data weights and activations '
-                        '(ONNX, LiteRT), by its training images; else the weights of linear layers (ONNX)')
-    parser.add_argument('--data', metavar='[KEY=]SOURCE', default='', help='check on test images too, and measure the '
-                        'accuracy of the model and of the file on them')
-    parser.add_argument('--img-size', type=positive, metavar='N', help='default: that of the weights')
-    parser.add_argument('--all', metavar='PATTERN', nargs='*', help='instead, try every model that matches (default: '
-                        'all of the zoo), with random weights, to all formats that are installed, and print a '
-                        'table; keeps no file')
+    parser.add_argument('--any-size', action='store_true', help='leave the image size open, if the model allows it')
+    parser.add_argument('--int8', action='store_true', help='quantize to 8 bits: with --data, weights and activations '
+                        '(ONNX, LiteRT), calibrated on training images; else the linear weights (ONNX)')
+    parser.add_argument('--data', metavar='[KEY=]SOURCE', default='', help='also measure the accuracy of the model and '
+                        'the file on the test images')
+    parser.add_argument('--img-size', type=positive, metavar='N', help='image side (default: of the weights)')
+    parser.add_argument('--all', metavar='PATTERN', nargs='*', help='instead, try every matching model (default: all) '
+                        'with random weights and all installed formats, and print a table; no file is kept')
 
 
 def run(args: argparse.Namespace) -> str:
     if args.all is not None:
         if any((args.model, args.output, args.data, args.img_size, args.int8, args.any_size)):
-            raise ZooError('--all tries every model in every way: leave the other arguments out.')
+            raise ZooError('--all tries every model and format: leave out the other arguments.')
         return _try_all(args.all)
     if not args.model or not args.output:
-        raise ZooError(f'Give MODEL and OUT, a name that ends in {endings()}; or --all.')
+        raise ZooError(f'Give MODEL and OUT, which ends in {endings()}; or --all.')
     form = format_of(args.output)
     if not args.output.absolute().parent.is_dir():
-        raise ZooError(f'There is no folder {args.output.parent}: make it, or choose another.')
+        raise ZooError(f'There is no folder {args.output.parent}: create it or choose another.')
     if args.int8:
         check_int8(args.output, bool(args.data))
     check_replaceable(args.output)
@@ -73,7 +72,7 @@ def _text(report: dict[str, Any], output: Path) -> str:
     kind = f'int8 ({report["int8"]}), before that ' if report['int8'] else ''
     lines.append(f'random images: {kind}within {report["largest_difference"]:.1e} of the model'
                  if report['largest_difference'] is not None else
-                 f'not checked: {format_of(output).name} files run on their own platform alone')
+                 f'not checked: {format_of(output).name} files only run on their own platform')
     if measured := report.get('measured'):
         figure = 'ACC' if report['probabilities'].startswith('sigmoid') else 'top-1'
         lines.append(

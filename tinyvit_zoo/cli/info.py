@@ -19,7 +19,7 @@ EXAMPLES = 'tinyvit-zoo info cct_7_3x1'
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('model', metavar='NAME[.TAG]', help='without TAG the default weights, those of pretrained=True')
+    parser.add_argument('model', metavar='NAME[.TAG]', help='without TAG: the default weights, as with pretrained=True')
     parser.add_argument('--json', action='store_true', help='print JSON, with more fields')
 
 
@@ -75,8 +75,8 @@ def _weight_lines(weights: dict[str, Any] | None) -> dict[str, str]:
     first = weights['sha256_at_first_use']
     return {
         'weights': f'{weights["kind"]}: {weights["source"]}',
-        'sha256': weights['sha256'] or (f'{first["sha256"]}, noted at the first use on {first["date"]}' if first else
-                                        'not known: noted at the first use'),
+        'sha256': weights['sha256'] or (f'{first["sha256"]}, of the first download, on {first["date"]}' if first else
+                                        'unknown until the first download'),
         'origin': weights['origin'], 'trained on': weights['dataset'], 'recipe': weights['recipe'],
         'published': f'{published["top1"]:.2f} % top-1 ({published["source"]})' if published else '',
         'measured': f'{measured["top1"]:.2f} % top-1 on {measured["on"]}, {measured["date"]}: {measured["command"]}'

@@ -21,9 +21,9 @@ tinyvit-zoo list '*c100*' --weights --json
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'pattern', metavar='PATTERN', nargs='?', default='*',
-        help='show names that match, with the wildcards * ? [abc]; cct is short for cct*')
+        help='names to show, with wildcards * ? [abc]; cct is short for cct*')
     parser.add_argument(
-        '--weights', action=argparse.BooleanOptionalAction, help='show only models with weights, or only those without')
+        '--weights', action=argparse.BooleanOptionalAction, help='show only models with weights, or without')
     parser.add_argument('--json', action='store_true', help='print JSON, with more fields')
 
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> str:
     models, count = len({r['architecture'] for r in records}), sum(r['weights'] is not None for r in records)
     return (f'{table(rows, left=(0, 2, 3, 6))}\n\n'
             f'Models: {models}, weights: {count}; the first weights of a model are its default.\n'
-            f'Top-1 accuracy in %: what the paper says, and what we measured (-: no figure).')
+            f'Top-1 accuracy in %: published by the paper, and measured by us (-: no figure).')
 
 
 def _matching(pattern: str, with_weights: bool | None) -> list[str]:
@@ -55,5 +55,6 @@ def _matching(pattern: str, with_weights: bool | None) -> list[str]:
     if not names:
         kind = {None: '', True: ' with weights', False: ' without weights'}[with_weights]
         known = dict.fromkeys(name for cfg in cfgs for name in (cfg.architecture.split('_')[0], cfg.architecture))
-        raise ZooError(f'No model{kind} matches {pattern!r}.{nearest(pattern.strip("*"), known)} `list` shows all.')
+        raise ZooError(f'No model{kind} matches {pattern!r}.{nearest(pattern.strip("*"), known)} '
+                       f'`tinyvit-zoo list` shows all.')
     return names

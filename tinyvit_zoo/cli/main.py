@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger('PIL').setLevel(logging.CRITICAL)     # likewise
     try:
         if odd := next((word for word in argv if word.endswith('=--') or '\0' in word), None):
-            raise ZooError(f'{odd!r} has no value that an option takes (see `tinyvit-zoo --help`)')
+            raise ZooError(f'{odd!r} is not a value of an option (see `tinyvit-zoo --help`)')
         args, unknown = _parser().parse_known_args(argv)
         if unknown:
             name = unknown[0].partition('=')[0]
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as e:
         if not isinstance(e, MemoryError) and 'memory' not in str(e):
             raise
-        return _complain(f'There is too little memory ({one_line(e)}): take smaller images, batches or models.')
+        return _complain(f'Out of memory ({one_line(e)}): use smaller images, batches or models.')
     except OSError as e:
-        return _complain(f'{e.filename or "A file cannot be read or written"}: {e.strerror or one_line(e)}')
+        return _complain(f'{e.filename or "Cannot read or write a file"}: {e.strerror or one_line(e)}')
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -126,6 +126,6 @@ def _plugin_commands() -> Iterator[Any]:
             _add(_Parser(prog='tinyvit-zoo').add_subparsers(), plugin)
             plugin.run  # noqa: B018  there, or AttributeError
         except (Exception, SystemExit) as e:  # whatever another package raises
-            _complain(f'the plugin {entry.value} is broken ({type(e).__name__}: {e}): update or uninstall its package.')
+            _complain(f'The plugin {entry.value} is broken ({type(e).__name__}: {e}): update or uninstall its package.')
         else:
             yield plugin

@@ -13,7 +13,7 @@ from ..training.run_dir import read_result
 from ..weights.resolve import read_recipe
 
 NAME = 'plot-fractions'
-SUMMARY = 'plot accuracy over the share of the training images, from runs'
+SUMMARY = 'plot the accuracy of runs over their share of the training images'
 EXAMPLES = 'tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'
 
 
@@ -27,7 +27,7 @@ class _Run(NamedTuple):
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('runs', metavar='RUN', nargs='+', type=Path, help='run directories of `tinyvit-zoo train '
-                        '--fraction F`; runs of one recipe and one fraction (other seeds) are averaged')
+                        '--fraction F`; seeds of one recipe and fraction are averaged')
     parser.add_argument('--output', type=Path, default=Path('fractions.png'), metavar='FILE', help='.png, .pdf or .svg '
                         '(default: fractions.png)')
 
@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> str:
     check_picture('--output', args.output)
     runs = [_read(folder) for folder in args.runs]
     if others := {run.data for run in runs} - {runs[0].data}:
-        raise ZooError(f'Runs are of different data ({runs[0].data}, {", ".join(sorted(others))}): give runs on one.')
+        raise ZooError(f'The runs have different data ({runs[0].data}, {", ".join(sorted(others))}): give runs on one.')
     if len({run.fraction for run in runs}) == 1:
-        raise ZooError(f'All runs trained on {runs[0].fraction:.0%} of the images: add some of another --fraction.')
+        raise ZooError(f'All runs trained on {runs[0].fraction:.0%} of the images: add runs of another --fraction.')
     runs.sort(key=lambda run: run.fraction)
     figure, ((axes,),) = new_figure(1, 1, (6, 4))
     rows: list[tuple[str, ...]] = [('recipe', 'fraction', 'images', 'runs', 'top-1, %', 'lowest to highest')]
@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> str:
 def _read(folder: Path) -> _Run:
     run = read_recipe(folder)
     if not (folder / 'result.json').is_file():
-        raise ZooError(f'{folder} is a run that has not ended (no result.json): give finished runs of `train`.')
+        raise ZooError(f'{folder} is not finished (no result.json): give finished runs of `train`.')
     figures = read_result(folder)['figures']
     if 'test' not in figures:
-        raise ZooError(f'{folder} has no test accuracy, its data had no test images: give runs that have one.')
+        raise ZooError(f'{folder} has no test accuracy, as its data had no test images: give other runs.')
     read = {**run, 'test': figures['test']}
     if problem := fault(read, {'fraction': float, 'data': dict, 'test': {'top1': float}}, 'it'):
-        raise ZooError(f'{folder} is damaged ({problem}): take it from a copy of the run.')
+        raise ZooError(f'{folder} is damaged ({problem}): restore it from a copy.')
     start = run['recipe'].get('from_weights')
     series = run['recipe']['name'] + (f' from {start}' if start else '')
     return _Run(series, run['fraction'], run['data']['images'], run['data']['source'], figures['test']['top1'])

@@ -24,20 +24,20 @@ tinyvit-zoo predict cct_2_3x2 photos/ --weights trained.safetensors --device cud
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('model', metavar='MODEL', help='NAME[.TAG], without TAG the default weights, those of '
-                        'pretrained=True; or the directory of a training run')
+    parser.add_argument('model', metavar='MODEL', help='NAME[.TAG] (without TAG: the default weights), or a run '
+                        'directory')
     parser.add_argument(
-        'images', metavar='IMAGE', nargs='+', type=Path, help='a file, or a folder, which is searched recursively')
-    parser.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for several views '
-                        'of each image, mirrored or moved by a pixel')
-    parser.add_argument('--topk', type=positive, metavar='K', help='classes to show (default: 5; all above 50 %% for '
-                        'weights that give an image several labels)')
+        'images', metavar='IMAGE', nargs='+', type=Path, help='a file, or a folder (searched recursively)')
+    parser.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for views of '
+                        'each image, mirrored or shifted by a pixel')
+    parser.add_argument('--topk', type=positive, metavar='K', help='classes to show (default: 5; for '
+                        'multi-label weights all above 50 %%)')
     parser.add_argument('--batch-size', type=positive, default=32, metavar='N', help='default: 32')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, mps, ... (default: cpu)')
     parser.add_argument(
         '--weights', type=Path, metavar='FILE',
-        help='load this .safetensors, .pth or .zip file; size, normalization and classes are those of its metadata, '
-             'else those of NAME.TAG')
+        help='load this .safetensors, .pth or .zip file; size, normalization and classes come from its metadata, '
+             'else from NAME.TAG')
     parser.add_argument('--json', action='store_true', help='print JSON, with more fields')
 
 

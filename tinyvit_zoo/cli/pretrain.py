@@ -7,7 +7,7 @@ from ..training.train import train
 from ._options import add_options, in_world, with_options
 
 NAME = 'pretrain'
-SUMMARY = 'pre-train an encoder without labels, for `train --from` to start from'
+SUMMARY = 'pre-train an encoder without labels, for `train --from`'
 EXAMPLES = '''
 tinyvit-zoo pretrain mae_small --model ssl_vit --data folder:photos --output runs/a
 tinyvit-zoo train --from runs/a --data folder:photos --output runs/b
@@ -16,9 +16,9 @@ tinyvit-zoo pretrain mae_vit_c10.c10_mae --data cifar10:PATH
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('recipe', metavar='METHOD', help=f'{", ".join(PRETRAINING_PRESETS)}, with --model; or a recipe '
-                                                         f'of `tinyvit-zoo recipes`')
-    parser.add_argument('--model', metavar='NAME', help='encoder to pre-train on images of your own')
+    parser.add_argument('recipe', metavar='METHOD', help=f'{", ".join(PRETRAINING_PRESETS)}, with --model; or a '
+                                                         f'recipe of `tinyvit-zoo recipes`')
+    parser.add_argument('--model', metavar='NAME', help='encoder to pre-train on your own images')
     add_options(parser, Pretraining)
 
 

@@ -11,7 +11,7 @@ from ._jobs import train_all
 from ._options import add_options, in_world, positive, with_options
 
 NAME = 'train'
-SUMMARY = 'train the weights of a recipe, or fine-tune weights on images of your own'
+SUMMARY = 'train a recipe, or fine-tune weights on your own images'
 EXAMPLES = '''
 tinyvit-zoo train cct_2_3x2.digits
 tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a
@@ -24,15 +24,15 @@ torchrun --nproc-per-node 4 -m tinyvit_zoo train cct_7_3x1.c10 --data cifar10:PA
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('recipe', metavar='RECIPE', nargs='*',
-                        help='weights to train: see `tinyvit-zoo recipes`; several at once, in OUTPUT/RECIPE')
-    parser.add_argument('--jobs', type=positive, metavar='N', help='trainings at once (default: all RECIPEs)')
+                        help='see `tinyvit-zoo recipes`; several train at once, each in OUTPUT/RECIPE')
+    parser.add_argument('--jobs', type=positive, metavar='N', help='recipes to train at once (default: all)')
     parser.add_argument(
-        '--model', metavar='NAME[.TAG]', help='fine-tune these weights instead (without TAG the default ones)')
+        '--model', metavar='NAME[.TAG]', help='fine-tune these weights instead (without TAG: the default weights)')
     parser.add_argument(
         '--from', dest='start', metavar='RUN_OR_WEIGHTS', default='',
-        help='start from these weights, as --from-weights does; the run of a pre-training also sets the model')
+        help='start from these weights, like --from-weights; a pre-training run also sets the model')
     parser.add_argument('--pretraining', nargs='+', metavar='SETTING=VALUE', default=[],
-                        help='override settings of the pre-training that the recipe starts with: epochs=100')
+                        help='override settings of the pre-training of the recipe: epochs=100')
     add_options(parser, Recipe)
 
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> str:
     first = pretraining_of(recipe)
     if first is None:
         if args.pretraining:
-            raise ZooError(f'--pretraining is for recipes that start with one, and {recipe.name} does not.')
+            raise ZooError(f'--pretraining is for recipes with a pre-training; {recipe.name} has none.')
         return in_world(args.device, lambda world: train(recipe, options, world))
     first = override(first, parse_assignments(args.pretraining))
     return in_world(args.device, lambda world: train_from_pretraining(first, recipe, options, world))
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> str:
 
 def _recipe(args: argparse.Namespace) -> Recipe:
     if args.recipe and args.model:
-        raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all) or --model NAME, one of the two.')
+        raise ZooError('Give either RECIPE (`tinyvit-zoo recipes` lists them) or --model NAME.')
     if args.recipe:
         recipe = find_recipe(args.recipe[0])
         return dataclasses.replace(recipe, from_weights=args.start) if args.start else recipe

@@ -8,59 +8,60 @@ To add a recipe from outside: `RECIPES[recipe.name] = recipe`, or `PRETRAININGS`
         lr=1e-3, warmup_epochs=5, crop_scale=(0.6, 1.), smoothing=0.1, mixup=0.2)
 """
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ZooError
-from .ranges import BELOW_1, FINITE, FROM_0, FROM_1, PART, POSITIVE, SEED, SHARE, Choice, check_fields, limited
+from .ranges import BELOW_1, FINITE, FROM_0, FROM_1, PART, POSITIVE, SEED, SHARE, Choice, check_fields, setting
 
 SCHEDULES = Choice(('cosine', 'later_cosine', 'linear'))
+SCHEDULE_HELP = 'cosine from epoch 0 on; later_cosine or linear after the warm-up'
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseRecipe:
     """The settings of every recipe. Its name is that of the weights it makes: `architecture.tag`.
 
-    `about` says where it comes from, and what was chosen where that is silent. Lengths are in epochs, each one pass
-    over the training images. The learning rate is that of the whole batch, over all processes.
+    `about` says where the recipe comes from, and which settings are our choice. Lengths are in epochs, each one pass
+    over the training images. The learning rate is for the whole batch, over all processes.
     """
     name: str
     about: str
     published: float | None = None      # the paper's top-1
-    dataset: str = ''                   # key of tinyvit_zoo.data.datasets.DATASETS: normalisation; '' computes it
-    # where the paper's are not those of `dataset`
-    mean: tuple[float, float, float] | None = limited(None, FINITE.of(3))
-    std: tuple[float, float, float] | None = limited(None, POSITIVE.of(3))
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    img_size: int = limited(32, FROM_1)
-    crop_pct: float = limited(1., PART)
+    dataset: str = setting('', 'data set whose mean and std to use: c10, c100, ... (default: measured)')
+    mean: tuple[float, float, float] | None = setting(None, 'mean of each channel, in place of that', FINITE.of(3))
+    std: tuple[float, float, float] | None = setting(None, 'standard deviation, likewise', POSITIVE.of(3))
+    model_args: Mapping[str, Any] = setting({}, "arguments of the model: \"{'drop_path_rate': 0.1}\"")
+    img_size: int = setting(32, 'side of the images in pixels', FROM_1)
+    crop_pct: float = setting(1., 'center crop of the evaluation, as a share of the side', PART)
 
-    epochs: int = limited(300, FROM_1)  # of the schedule; the cool-down comes after them
-    batch_size: int = limited(128, FROM_1)
-    accumulate: int = limited(1, FROM_1)  # parts a batch goes through the model in
-    opt: str = 'adamw'                  # timm's names
-    lr: float = limited(5e-4, FROM_0)
-    momentum: float = limited(0.9, SHARE)  # of SGD
-    betas: tuple[float, float] = limited((0.9, 0.999), BELOW_1.of(2))
-    weight_decay: float = limited(0.05, FROM_0)
-    weight_decay_end: float | None = limited(None, FROM_0)  # to where it goes, as half a cosine; None: constant
-    decay_all: bool = False             # decay biases, norms, tables and tokens too
-    # its beginning cut off by the warm-up; 'later_cosine': after it; or 'linear'
-    schedule: str = limited('cosine', SCHEDULES)
-    warmup_epochs: float = limited(10., FROM_0)
-    warmup_lr: float = limited(0., FROM_0)
-    min_lr: float = limited(0., FROM_0)
-    cooldown_epochs: int = limited(0, FROM_0)  # at min_lr
-    clip: float = limited(0., FROM_0)  # largest norm of a gradient
-    clip_mode: str = limited('norm', Choice(('norm', 'tensor')))  # of all tensors together, or of each: 'tensor'
+    epochs: int = setting(300, 'epochs, warm-up included, cool-down not', FROM_1)
+    batch_size: int = setting(128, 'images in a step, over all processes', FROM_1)
+    accumulate: int = setting(1, 'parts that a batch is split into, to save memory', FROM_1)
+    opt: str = setting('adamw', "timm's name of the optimizer: adamw, nmuon, sgd, ...")
+    lr: float = setting(5e-4, 'peak learning rate, for the whole batch', FROM_0)
+    momentum: float = setting(0.9, 'momentum of SGD or Muon', SHARE)
+    betas: tuple[float, float] = setting((0.9, 0.999), 'betas of Adam or AdamW', BELOW_1.of(2))
+    weight_decay: float = setting(0.05, 'weight decay', FROM_0)
+    weight_decay_end: float | None = setting(None, 'weight decay at the end, along half a cosine', FROM_0)
+    decay_all: bool = setting(False, 'decay biases, norms, position tables and tokens too')
+    schedule: str = setting('cosine', SCHEDULE_HELP, SCHEDULES)
+    warmup_epochs: float = setting(10., 'epochs of linear warm-up', FROM_0)
+    warmup_lr: float = setting(0., 'learning rate at the start of the warm-up', FROM_0)
+    min_lr: float = setting(0., 'learning rate at the end', FROM_0)
+    cooldown_epochs: int = setting(0, 'additional epochs at --min-lr', FROM_0)
+    clip: float = setting(0., 'maximum norm of the gradients (0: no clipping)', FROM_0)
+    clip_mode: str = setting('norm', 'norm: of all gradients together; tensor: of each', Choice(('norm', 'tensor')))
 
-    flip: float = limited(0.5, SHARE)
-    crop_padding: int = limited(0, FROM_0)
-    crop_scale: tuple[float, float] | None = limited(None, POSITIVE.of(2))
-    crop_ratio: tuple[float, float] = limited((3 / 4, 4 / 3), POSITIVE.of(2))
-    crop_interpolation: str = 'bilinear'
-    color_jitter: tuple[float, float, float, float] | None = limited(None, FROM_0.of(4))
+    flip: float = setting(0.5, 'probability of a horizontal flip', SHARE)
+    crop_padding: int = setting(0, 'pixels of padding before a random crop', FROM_0)
+    crop_scale: tuple[float, float] | None = setting(None, 'area of random resized crops: (0.6, 1.0)', POSITIVE.of(2))
+    crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), 'aspect ratio of random resized crops', POSITIVE.of(2))
+    crop_interpolation: str = setting('bilinear', 'bilinear, bicubic or random')
+    color_jitter: tuple[float, float, float, float] | None = setting(
+        None, 'strength of random brightness, contrast, saturation and hue', FROM_0.of(4))
 
-    seed: int = limited(0, SEED)
+    seed: int = setting(0, 'random seed', SEED)
 
     @property
     def model(self) -> str:
@@ -97,35 +98,34 @@ class BaseRecipe:
 @dataclass(frozen=True, kw_only=True)
 class Recipe(BaseRecipe):
     """A supervised training: a classifier from scratch, or from weights."""
-    from_weights: str = ''              # NAME.TAG, a file, a run directory, or the pre-training that makes them
+    from_weights: str = setting('', 'weights to start from: NAME.TAG, a file, a run, or a pre-training recipe')
+    layer_decay: float = setting(1., 'learning rate of a layer, relative to the next one', PART)
+    ema: float = setting(0., 'decay of the moving average of the weights, per step (0: none)', SHARE)
+    teacher: str = setting('', 'model to distil: NAME[.TAG] of the zoo or timm, NAME=FILE, or a run directory')
+    distill_weight: float = setting(0.9, "weight of the teacher's loss; the rest goes to the labels'", SHARE)
+    temperature: float = setting(2., 'temperature of distillation', POSITIVE)
+    whiten: bool = setting(False, 'fix the first convolution to filters that whiten training patches')
+    sizes: tuple[int, ...] = setting((), 'image sizes during training, in equal parts: (24, 28, 32)')
+    keep: str = setting('last', 'weights to keep: last, ema, or best on validation images',
+                        Choice(('last', 'ema', 'best')))
 
-    layer_decay: float = limited(1., PART)
-    ema: float = limited(0., SHARE)  # decay of the averaged weights, per step
-    teacher: str = ''                   # distil its logits: NAME[.TAG] of the zoo or timm, NAME=FILE, a run directory
-    distill_weight: float = limited(0.9, SHARE)  # of the teacher's loss; the labels' has the rest
-    temperature: float = limited(2., POSITIVE)  # of both softmaxes in the teacher's loss
-    whiten: bool = False                # fix the first convolution to filters that whiten training patches
-    sizes: tuple[int, ...] = ()         # image sizes over the training, in equal parts: (24, 28, 32); () is img_size
-    # the weights kept: 'last', 'ema', or 'best' of a validation split
-    keep: str = limited('last', Choice(('last', 'ema', 'best')))
+    balance: str = setting('none', 'for rare classes: none, loss (class weights) or sampling (equally often)',
+                           Choice(('none', 'loss', 'sampling')))
+    multi_label_loss: str = setting('bce', 'loss of multi-label images: bce, or asymmetric (easy negatives count less)',
+                                    Choice(('bce', 'asymmetric')))
+    smoothing: float = setting(0., 'label smoothing', SHARE)
+    mixup: float = setting(0., 'mixup alpha (0: off)', FROM_0)
+    cutmix: float = setting(0., 'CutMix alpha (0: off)', FROM_0)
+    mix_prob: float = setting(1., 'probability of mixing', SHARE)
+    mix_switch_prob: float = setting(0.5, 'probability of CutMix where both are on', SHARE)
+    mix_mode: str = setting('batch', 'draw one mixture per batch, or per image (elem)', Choice(('batch', 'elem')))
+    mix_off_epoch: int = setting(0, 'stop mixing at this epoch (0: never)', FROM_0)
 
-    # what rare classes count: as many images as they have, as much as others in the 'loss', or as often by 'sampling'
-    balance: str = limited('none', Choice(('none', 'loss', 'sampling')))
-    # where images have several labels: binary cross-entropy, or one that easy negatives count less in
-    multi_label_loss: str = limited('bce', Choice(('bce', 'asymmetric')))
-    smoothing: float = limited(0., SHARE)
-    mixup: float = limited(0., FROM_0)
-    cutmix: float = limited(0., FROM_0)
-    mix_prob: float = limited(1., SHARE)
-    mix_switch_prob: float = limited(0.5, SHARE)
-    mix_mode: str = limited('batch', Choice(('batch', 'elem')))  # one mixture a batch, or one an image: 'elem'
-    mix_off_epoch: int = limited(0, FROM_0)  # no mixing from here on; 0: never off
-
-    auto_augment: str = ''
-    erase: float = limited(0., SHARE)
-    erase_mode: str = 'pixel'
-    erase_area: tuple[float, float] = limited((0.02, 1 / 3), POSITIVE.of(2))
-    erase_aspect: tuple[float, float] = limited((0.3, 1 / 0.3), POSITIVE.of(2))
+    auto_augment: str = setting('', "cifar10, svhn, imagenet, or timm's RandAugment: rand-m9-mstd0.5-inc1")
+    erase: float = setting(0., 'probability of random erasing', SHARE)
+    erase_mode: str = setting('pixel', 'fill erased areas with noise (pixel) or the mean colour (const)')
+    erase_area: tuple[float, float] = setting((0.02, 1 / 3), 'share of the image that is erased', POSITIVE.of(2))
+    erase_aspect: tuple[float, float] = setting((0.3, 1 / 0.3), 'aspect ratio of erased areas', POSITIVE.of(2))
 
     def check(self) -> None:
         super().check()
@@ -139,7 +139,7 @@ class Recipe(BaseRecipe):
 class Pretraining(BaseRecipe):
     """A training without labels: an encoder for a supervised recipe to begin with (its `from_weights`)."""
     method: str                         # a name of tinyvit_zoo.methods.METHODS
-    method_args: Mapping[str, Any] = field(default_factory=dict)    # arguments of its constructor
-    teacher: str = ''                   # whose attention is distilled: a model of timm's or ours, NAME[.TAG]
-    teacher_weights: str = ''           # its weights, a file or a run directory; '': those that its name stands for
-    schedule: str = limited('later_cosine', SCHEDULES)
+    method_args: Mapping[str, Any] = setting({}, "arguments of the method: \"{'mask_ratio': 0.6}\"")
+    teacher: str = setting('', 'model whose attention to distil: NAME[.TAG] of the zoo or timm')
+    teacher_weights: str = setting('', 'its weights, a file or a run directory (default: those of its name)')
+    schedule: str = setting('later_cosine', SCHEDULE_HELP, SCHEDULES)

@@ -52,9 +52,12 @@ FINITE = Range('finite', math.isfinite)
 SEED = Range('from -2**63 to 2**64 - 1, as torch takes it', lambda v: -2 ** 63 <= v < 2 ** 64)
 
 
-def limited(default: Any, allowed: Range | Choice) -> Any:
-    """Make a dataclass field with a default and allowed values, for `check_fields`."""
-    return field(default=default, metadata={'allowed': allowed})
+def setting(default: Any, about: str = '', allowed: Range | Choice | None = None) -> Any:
+    """Make a dataclass field with a default, a help text, and allowed values for `check_fields`."""
+    metadata = {'help': about, **({'allowed': allowed} if allowed else {})}
+    if default == {}:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def check_fields(instance: Any) -> None:

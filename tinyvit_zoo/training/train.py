@@ -19,7 +19,7 @@ from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
 from ..models import check_name, list_models
 from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, Recipe
-from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, limited
+from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, setting
 from ..recipes.settings import AnyRecipe, override
 from ..runtime.files import write_whole
 from ..runtime.text import show
@@ -52,12 +52,12 @@ class Options:
     compile: bool = False
     graphs: bool = True             # on a GPU
     loader: str = 'auto'            # 'memory' or 'stream'
-    workers: int | None = limited(None, Range(f'0 to {MOST_WORKERS}', lambda v: 0 <= v <= MOST_WORKERS))
-    checkpoint_minutes: float = limited(1., FROM_0_TO_INFINITY)
-    eval_every: int = limited(0, FROM_0)    # epochs; 0: twenty times in all
+    workers: int | None = setting(None, allowed=Range(f'0 to {MOST_WORKERS}', lambda v: 0 <= v <= MOST_WORKERS))
+    checkpoint_minutes: float = setting(1., allowed=FROM_0_TO_INFINITY)
+    eval_every: int = setting(0, allowed=FROM_0)    # epochs; 0: twenty times in all
     track: str = ''                 # tensorboard, wandb, mlflow or trackio
-    minutes: float | None = limited(None, POSITIVE)     # that the run may take: they set the epochs
-    pflop: float | None = limited(None, POSITIVE)       # likewise
+    minutes: float | None = setting(None, allowed=POSITIVE)     # that the run may take: they set the epochs
+    pflop: float | None = setting(None, allowed=POSITIVE)       # likewise
     begun: float | None = None      # time.monotonic() when the minutes began; None: as `train` is called
     given: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe that do not scale with the epochs
     command: str = ''               # as it was given; '': the recipe's
