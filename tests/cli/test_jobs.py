@@ -67,7 +67,7 @@ def test_a_signal_is_passed_on(child: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(('more', 'said'), [
-    ([NAMES[0]], 'given twice'), (['cct_2_3x2.digit'], 'no recipe'), (['--jobs', '0', NAMES[1]], 'from 1 to 999,999,999')])
+    ([NAMES[0]], 'given twice'), (['cct_2_3x2.digit'], 'no recipe'), (['--jobs', '0', NAMES[1]], 'from 1 to 999,999')])
 def test_bad_input(child: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str) -> None:
     assert main(['train', NAMES[0], *more]) == 2
     err = capsys.readouterr().err

@@ -467,7 +467,7 @@ def test_a_wrong_namespace_is_refused(
 @pytest.mark.parametrize(('args', 'said'), [
     (['cct_7_3x1.shi_c10_300e'], 'is not ours to publish (SHI-Labs/Compact-Transformers, https://shi-labs.com/'),
     (['cvt_2_4.c11'], "no weights 'cvt_2_4.c11' to publish. Did you mean cvt_2_4.c10"),
-    ([], 'Give either NAME.TAG or --all'), ([NAME, '--all'], 'Give NAME.TAG or --all'),
+    ([], 'Give either NAME.TAG or --all'), ([NAME, '--all'], 'Give either NAME.TAG or --all'),
     ([NAME, '--output', 'x'], '--output is for --dry-run'),
 ])
 def test_what_cannot_be_published_is_refused(

@@ -152,7 +152,7 @@ def test_the_commands(run: zoo.Classifier, tmp_path: Path, capsys: pytest.Captur
     assert 'ACC ' in out and 'micro F1' in out and 'recall' in out and 'left' in out and 'top-1' not in out
     for option in (['--confusion', str(tmp_path / 'b.png')], ['--knn'], ['--attack', 'fgsm']):
         assert main(['eval', str(run.folder), *data, *option]) == 2
-        assert f'{option[0]} is for one label an image' in capsys.readouterr().err
+        assert f'{option[0]} needs one label per image' in capsys.readouterr().err
     assert main(['eval', 'cct_2_3x2.digits', *data]) == 2
     Image.fromarray(DATA['test'][0][3]).save(tmp_path / 'a.png')
     assert main(['predict', 'cct_2_3x2', str(tmp_path / 'a.png'), '--topk', '1']) == 0
