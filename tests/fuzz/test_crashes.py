@@ -1,10 +1,14 @@
 """A training or pre-training killed at any operation on its files, or on a disk that is full at any write, resumes to
-the same bits. By default some of the moments, with TINYVIT_FUZZ more or all of them."""
+the same bits; what other commands write is there whole or not at all, and the next try succeeds. By default some of
+the moments, with TINYVIT_FUZZ more or all of them."""
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
+import writers
 from forked import KILLED, KINDS, Server
 from fuzz_cases import FACTOR
 from training_cases import assert_same_bits, write_npz
@@ -34,3 +38,31 @@ def test_it_resumes_to_the_same_bits(name: str, kind: str, server: Server, tmp_p
         assert_same_bits(whole, output)
         left = {path.name for path in output.iterdir()} ^ {path.name for path in whole.iterdir()}
         assert all(name.startswith('checkpoint') for name in left), (at, left)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('name', list(writers.COMMANDS)[:None if FACTOR > 1 else 2])
+def test_files_are_there_whole_or_not_at_all(name: str, kind: str, server: Server, tmp_path: Path) -> None:
+    out, file = tmp_path / 'out', tmp_path / 'old.safetensors'
+    safetensors.torch.save_file({'a': torch.zeros(3)}, file)
+    command = [writers.__file__, *(word.replace('OUT', str(out)).replace('FILE', str(file))
+                                   for word in writers.COMMANDS[name])]
+
+    def run(at: int = 0) -> tuple[int, str, int, set[str]]:
+        return *server.run(command, out, kind, at), {str(path.relative_to(out)) for path in out.rglob('*')
+                                                     if not path.is_dir()}
+    out.mkdir()
+    code, error, operations, whole = run()
+    assert code == 0 and operations, error
+    for at in sorted(random.Random(FACTOR).sample(range(1, operations + 1), min(operations, round(FACTOR)))):
+        if at % 2 or name == 'publish':     # else there is an earlier one
+            shutil.rmtree(out)
+            out.mkdir()
+        before = {str(path.relative_to(out)) for path in out.rglob('*') if not path.is_dir()}
+        code, error, _, left = run(at)
+        assert code == {'kill': KILLED, 'full': 2}[kind] and error.count('\n') == (kind == 'full'), (at, code, error)
+        assert left == before or kind == 'kill', (at, left)
+        if name == 'publish' and left >= whole:     # it replaces nothing
+            continue
+        code, error, _, after = run()
+        assert code == 0 and after == whole, (at, code, error, after ^ whole)

@@ -10,23 +10,49 @@ from tinyvit_zoo import ZooError
 from tinyvit_zoo.runtime.files import write_whole, written_whole
 
 
-@pytest.mark.parametrize('shared', [False, True])
-def test_the_file_appears_at_the_end(tmp_path: Path, shared: bool) -> None:
+def test_the_file_appears_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / 'a.png'
     path.write_bytes(b'old')
-    with written_whole(path, shared) as partial:
+    with written_whole(path) as partial:
         assert partial.parent == tmp_path and partial.suffix == '.png' and partial.name.startswith('.')
-        assert (str(os.getpid()) in partial.name) == shared
         partial.write_bytes(b'new')
         assert path.read_bytes() == b'old'
     assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / 'repository' / 'old').mkdir(parents=True)
     with written_whole(tmp_path / 'repository') as partial:
         partial.mkdir()
         (partial / 'a').touch()
+        assert (tmp_path / 'repository' / 'old').exists()
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*')] == ['repository', 'repository/a']
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        with written_whole(tmp_path / 'a[1].png') as partial:
+            partial.mkdir()
+            (partial / 'b').touch()
+            os._exit(0)
+    left = tmp_path / written_name(tmp_path / 'a[1].png', child)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    others = [left.with_name(left.name + 'x'), tmp_path / written_name(tmp_path / 'a[1].png', os.getppid())]
+    for path in others:
+        path.touch()
+    with written_whole(tmp_path / 'a[1].png') as partial:   # not waited for: it counts as living
+        partial.touch()
+    assert left.exists()
+    os.waitpid(child, 0)
+    write_whole(tmp_path / 'a[1].png', b'')
+    assert {*tmp_path.iterdir()} == {*others, tmp_path / 'a[1].png'}
+
+
+def written_name(path: Path, process: int) -> str:
+    with written_whole(path) as partial:
+        partial.touch()
+    return partial.name.replace(f'-{os.getpid()}-', f'-{process}-')
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])

@@ -16,7 +16,7 @@ from tinyvit_zoo.weights import fetch, save_weights, weight_file
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers by the name: whole, cut short, without end, slow, or a redirection."""
+    """Answers by the name: whole, cut short, without end, slow, a byte at a time, or a redirection."""
     content = b''
 
     def do_GET(self) -> None:
@@ -30,6 +30,9 @@ class Server(http.server.BaseHTTPRequestHandler):
         if kind == 'slow':
             threading.Event().wait(2)
         with contextlib.suppress(OSError):  # the client has gone
+            for byte in self.content if kind == 'drip' else b'':
+                self.wfile.write(bytes([byte]))
+                threading.Event().wait(0.1)
             for _ in range(1000 if kind == 'endless' else 1):
                 self.wfile.write(self.content[:len(self.content) // 2] if kind == 'cut' else self.content)
 
@@ -63,7 +66,7 @@ def load(url: str) -> nn.Module:
 
 @pytest.mark.parametrize('name, words', [
     ('cut', 'broke off'), ('huge', 'has more than 0.0 GB'), ('endless', 'has more than'), ('slow', 'timed out'),
-    ('elsewhere', 'is not fetched'), ('none', '404')])
+    ('drip', 'too few bytes'), ('elsewhere', 'is not fetched'), ('none', '404')])
 def test_what_does_not_come_whole_is_not_kept(name: str, words: str, address: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=words) as error:
         load(f'{address}/{name}.safetensors')

@@ -338,7 +338,7 @@ def _write(path: Path, content: Tensor | str = '') -> None:
     """Write decoded pixels, or text; warn if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path, shared=True) as partial, open(partial, 'wb') as file:
+        with written_whole(path) as partial, open(partial, 'wb') as file:
             if isinstance(content, str):
                 file.write(content.encode())
             else:

@@ -72,8 +72,6 @@ def make_demo(specs: Sequence[str], output: Path, offline: bool = False) -> list
                 'models': entries, 'examples': write_examples(found, folder / 'examples')}
         (folder / 'models.json').write_text(json.dumps(page, indent=1), encoding='utf-8')
         (folder / 'README.md').write_text(_readme(found, entries), encoding='utf-8')
-        if output.is_dir():
-            shutil.rmtree(output)
     return entries
 
 
@@ -87,7 +85,7 @@ def check_replaceable(output: Path) -> None:
     names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
     ours = {'README.md', 'models.json', 'models', 'examples', 'runtime', *(path.name for path in PAGE.iterdir())}
     content = None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads((output / 'models.json').read_text(encoding='utf-8'))
     if not isinstance(content, dict) or 'made_by' not in content or names - ours:
         other = ', '.join(sorted(names - ours or names)[:3])
@@ -229,7 +227,7 @@ def runtime_folder() -> Path:
         raise ZooError('--offline fetches onnxruntime-web by npm, which is not installed: install Node.js, or leave '
                        '--offline out.')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder, shared=True) as partly:
+    with written_whole(folder) as partly:
         partly.mkdir()
         command = ['npm', 'pack', '--silent', f'onnxruntime-web@{RUNTIME}']
         result = subprocess.run(command, cwd=partly, capture_output=True, text=True)
@@ -245,7 +243,6 @@ def runtime_folder() -> Path:
         archives[0].unlink()
         if not is_whole(partly):
             raise ZooError(f'npm gave another onnxruntime-web {RUNTIME} than the one published: check its registry.')
-        shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 

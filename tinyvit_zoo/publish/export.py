@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,8 +43,8 @@ def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = Fal
         if int8:
             images = calibration_images(bench)
     with ExitStack() as stack:
-        partial, partial_beside, *_ = (
-            stack.enter_context(written_whole(each, shared=True)) for each in _written(output))
+        partial, *_, partial_beside = (
+            stack.enter_context(written_whole(each)) for each in _written(output))
         figures = export(loaded.model, loaded.cfg['input_size'], partial, any_size, int8, images)
         report = {**_preprocessing(loaded), **figures}
         if bench and format_of(output).load:
@@ -53,8 +52,6 @@ def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = Fal
         report['bytes'] = sum(each.stat().st_size for each in files_of(partial))
         report['sha256'] = hashlib.sha256(b''.join(each.read_bytes() for each in files_of(partial))).hexdigest()
         partial_beside.write_text(json.dumps(report, indent=1), encoding='utf-8')
-        if output.is_dir():
-            shutil.rmtree(output)
     return report
 
 
@@ -66,21 +63,21 @@ def calibration_images(bench: Bench) -> Tensor:
 
 
 def _written(output: Path) -> list[Path]:
-    """Return what an export writes: the file, its .json and, for OpenVINO, the weights beside."""
+    """Return what an export writes: the file, for OpenVINO the weights beside, and .json, which is there first."""
     return [output.with_suffix(suffix) for suffix in (
-        output.suffix, '.json', *['.bin'] * (output.suffix == '.xml'))]
+        output.suffix, *['.bin'] * (output.suffix == '.xml'), '.json')]
 
 
 def check_replaceable(output: Path) -> None:
     """Raise ZooError if an export to `output` would replace something that no export wrote, or for an odd name."""
     check_path(output)
     beside = output.with_suffix('.json')
-    foreign = output if output.is_dir() else next((path for path in _written(output)[2:] if path.exists()), None)
+    foreign = output if output.is_dir() else next((path for path in _written(output)[1:-1] if path.exists()), None)
     if not beside.exists() and not foreign:
         return
     beside = beside if beside.exists() else foreign or beside
     content = None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads(beside.read_text(encoding='utf-8'))
     if not isinstance(content, dict) or 'made_by' not in content or content.get('format') != output.suffix[1:]:
         raise ZooError(f'{beside} exists and is not from an export to {output.name}: choose another name.')

@@ -1,5 +1,7 @@
 """Write files whole or not at all; draw pictures with matplotlib, without touching the state of pyplot."""
+import glob
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -9,24 +11,53 @@ from typing import Any
 from ..errors import ZooError
 
 PARTIAL = '.partial-'    # begins the name of a file that is being written
+_PARTIAL_HERE, _ASIDE = f'{PARTIAL}{platform.node()}-', '~'     # then the process, and the name
 KINDS = ('.png', '.pdf', '.svg')
 
 
 @contextmanager
-def written_whole(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a path beside `path`, of its ending, renamed to it at the end, and removed after an error."""
-    # shared: several processes may write `path` at once
-    partial = path.with_name(f'{PARTIAL}{os.getpid() if shared else ""}{path.name}')
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path`, of its ending, renamed to it at the end, and removed after an error.
+
+    A folder is written in the place of a folder. What processes that have been killed left of `path` is removed.
+    """
+    partial = path.with_name(f'{_PARTIAL_HERE}{os.getpid()}-{path.name}')
+    aside = partial.with_name(f'{partial.name}{_ASIDE}')
     try:
         with naming_unwritable(path):
+            for each in _left_of(path):
+                _remove(each)
             yield partial
             for each in (*partial.rglob('*'), partial):
                 _sync(each)
+            if partial.is_dir() and path.is_dir():
+                os.replace(path, aside)
             os.replace(partial, path)
             _sync(path.parent)  # or a power cut may undo the renaming, and keep what is written after it
     finally:
         with suppress(OSError):
             _remove(partial)
+            _remove(aside)
+
+
+def _left_of(path: Path) -> Iterator[Path]:
+    """Yield what processes of this machine that have ended began to write in the place of `path`."""
+    for each in path.parent.glob(f'{glob.escape(_PARTIAL_HERE)}*-{glob.escape(path.name)}*'):
+        number, _, name = each.name.removeprefix(_PARTIAL_HERE).partition('-')
+        if name.removesuffix(_ASIDE) == path.name and number.isdecimal() and _has_ended(int(number)):
+            yield each
+
+
+def _has_ended(process: int) -> bool:
+    if os.name == 'nt':     # os.kill would end it
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return process == os.getpid()   # an earlier one of this number
 
 
 @contextmanager
@@ -48,9 +79,9 @@ def check_path(path: Path) -> None:
         raise ZooError(f'{path} has a null byte in its name: choose another name.')
 
 
-def write_whole(path: Path, content: bytes, shared: bool = False) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write `content` beside `path`, then rename it."""
-    with written_whole(path, shared) as partial:
+    with written_whole(path) as partial:
         partial.write_bytes(content)
 
 

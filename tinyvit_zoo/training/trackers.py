@@ -4,7 +4,6 @@ Where figures go is what the tracker's own environment variables say (WANDB_MODE
 resumed run goes on in the same tracked run: `track.json` in the run directory keeps its id.
 """
 import importlib
-import json
 import os
 import time
 import uuid
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ZooError
-from ..runtime.files import write_whole
+from ..runtime.documents import read_document, write_document
 from ..runtime.text import one_line
 
 PROJECT = 'tinyvit_zoo'     # where the tracker groups runs; its environment variables choose another
@@ -110,11 +109,9 @@ def tracker_module(name: str) -> Any:
 def open_tracker(name: str, module: Any, folder: Path, settings: Mapping[str, Any]) -> Tracker:
     """Begin a tracked run for a run directory, or go on with its own."""
     path = folder / _ID
-    try:
-        key = str(json.loads(path.read_text(encoding='utf-8'))['id'])
-    except (OSError, ValueError, LookupError, TypeError):
-        key = uuid.uuid4().hex[:8]
-        write_whole(path, json.dumps({'id': key}).encode())
+    if not path.exists():
+        write_document(path, {'id': uuid.uuid4().hex[:8]})
+    key = read_document(path, {'id': str}, 'remove it, and another tracked run begins')['id']
     try:
         return _TRACKERS[name][0](module, folder, settings, key)
     except Exception as e:  # each library has its own

@@ -7,6 +7,7 @@ import http.client
 import itertools
 import os
 import re
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from .files import LARGEST, check_sha256, file_sha256, read_weights, unwrap
 SECONDS = 30.       # without an answer
 _SCHEMES = ('https',)
 _CHUNK = 1 << 20
+_LEAST = 1000.      # bytes a second, after that
 _NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')    # as timm prefers them
 _ENDINGS = ('.safetensors', '.pth', '.pth.tar', '.bin')
 
@@ -118,7 +120,7 @@ def _download(url: str, path: Path) -> None:
     with ExitStack() as stack:
         chunks = _answer(stack, url, path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path, shared=True) as partial:
+        with written_whole(path) as partial:
             with open(partial, 'wb') as file:
                 file.writelines(chunks)
             try:
@@ -158,9 +160,9 @@ def _response(opener: urllib.request.OpenerDirector, url: str) -> Any:
 def _chunks(response: Any, url: str) -> Iterator[bytes]:
     """Yield the content of an answer; ZooError unless it comes whole and is not too large."""
     stated, done = response.headers.get('Content-Length') or '', 0
-    length = int(stated) if stated.isdecimal() else 0   # where the server does not say it
+    length = int(stated[:20]) if stated.isdecimal() else 0  # where the server does not say it
     try:
-        while chunk := response.read(_CHUNK):
+        while chunk := _piece(response):
             done += len(chunk)
             if max(done, length) > LARGEST:
                 raise ZooError(f'{url} has more than {LARGEST / 1e9:.1f} GB, which no weights of a small model take: '
@@ -171,6 +173,16 @@ def _chunks(response: Any, url: str) -> Iterator[bytes]:
         reason = one_line(e)
     if reason:
         raise ZooError(f'{url} broke off ({reason}): nothing is kept of it; try again.')
+
+
+def _piece(response: Any) -> bytes:
+    """Read _CHUNK bytes, fewer at the end; TimeoutError where they come too slowly."""
+    piece, begun = bytearray(), time.monotonic()
+    while len(piece) < _CHUNK and (more := response.read1(_CHUNK - len(piece))):
+        piece += more
+        if len(piece) < _LEAST * (time.monotonic() - begun - SECONDS):
+            raise TimeoutError('timed out: too few bytes came')
+    return bytes(piece)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -204,7 +216,7 @@ def _check_note(path: Path, url: str) -> None:
     if note is None:
         content = f'{digest} {datetime.date.today()} {where}\n'
         if os.access(path.parent, os.W_OK):  # a cache that others keep has no note
-            write_whole(path.with_name(beside), content.encode(), shared=True)
+            write_whole(path.with_name(beside), content.encode())
     elif note.url != where:
         raise ZooError(f'{path} is from {note.url}, not from {url}: delete it and {beside}, or give another cache_dir.')
     elif note.sha256 != digest:

@@ -206,7 +206,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     header['__metadata__'] = dict(sorted(header['__metadata__'].items()))  # the library's order is random
     text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
     text += b' ' * (-len(text) % 8)  # tensors stay aligned
-    write_whole(Path(path), len(text).to_bytes(8, 'little') + text + saved[end:], shared=True)
+    write_whole(Path(path), len(text).to_bytes(8, 'little') + text + saved[end:])
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
