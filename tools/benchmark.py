@@ -9,6 +9,7 @@
     tools/benchmark.py augment --model cct_7_3x1 --device cuda --precision bf16 --compile
     tools/benchmark.py training cct_2_3x2.c10_200e --precision bf16
     tools/benchmark.py record cct_7_3x1.c10_94 --data cifar10:PATH --device cuda
+    tools/benchmark.py runtimes cct_2_3x2 sl_vit --batch-sizes 1 128
     tools/benchmark.py pretraining mae_vit_c10 --methods mae_small moco_v3
 
 `models` times each model beside its plain implementation (tools/plain.py), which is first checked to give the same
@@ -33,6 +34,9 @@ products of the step reach (tools/bench_training.py).
 `pretraining` times a step of each method that supports a model, beside a supervised step with crop and flip, on the
 same images, and prints the memory of each (tools/bench_pretraining.py).
 
+`runtimes` exports each model to the formats that are installed and times their runtimes beside PyTorch, eager and
+compiled, on the CPU, and prints a table in Markdown (tools/bench_runtimes.py).
+
 `record` trains a recipe with ten seeds and prints the seconds of training, the accuracy, and how many reach the target;
 evaluation, saving and a first training, which compiles, are not timed (tools/bench_record.py).
 """
@@ -52,6 +56,7 @@ import torch
 from bench_models import add_models, add_scaling, bench_models, bench_scaling, check_models, check_scaling
 from bench_pretraining import add_pretraining, bench_pretraining, check_pretraining
 from bench_record import add_record, bench_record
+from bench_runtimes import add_runtimes, bench_runtimes, check_runtimes
 from PIL import Image
 from plain import plain
 from timm.data import auto_augment, create_transform
@@ -172,7 +177,8 @@ def check(args: argparse.Namespace) -> None:
         for name in args.names:
             plain(timm.create_model(find_recipe(name).model))
     else:
-        {'models': check_models, 'scaling': check_scaling, 'pretraining': check_pretraining}[args.what](args)
+        {'models': check_models, 'scaling': check_scaling, 'pretraining': check_pretraining,
+         'runtimes': check_runtimes}[args.what](args)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -194,6 +200,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     training.add_argument('--batch-sizes', nargs='+', type=positive, default=[], help="default: the recipe's")
     augment.add_argument('--batch-size', type=int, default=512)
     add_pretraining(commands.add_parser('pretraining', help='a step of each method beside a supervised one'))
+    add_runtimes(commands.add_parser('runtimes', help='exported files beside PyTorch, by their runtimes'))
     add_record(commands.add_parser('record', help='the time to an accuracy, over seeds'))
     for command in commands.choices.values():
         command.add_argument('--device', default='cpu')
@@ -211,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         print_row(row)
 
     bench = {'models': bench_models, 'scaling': bench_scaling, 'augment': bench_augment, 'training': bench_trainings,
-             'pretraining': bench_pretraining, 'record': bench_record}
+             'pretraining': bench_pretraining, 'record': bench_record, 'runtimes': bench_runtimes}
     try:
         with join_world(args.device) as world:
             check(args)

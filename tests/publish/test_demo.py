@@ -22,6 +22,7 @@ from tinyvit_zoo.data.images import as_channels, cache_folder
 from tinyvit_zoo.interpret.attention import attention_maps, pooling_weights
 from tinyvit_zoo.measure.prediction import classify, load_classifier
 from tinyvit_zoo.publish import demo
+from tinyvit_zoo.publish.export import load_exported
 from tinyvit_zoo.weights import save_weights
 
 RUNTIME = cache_folder().parent / f'onnxruntime-web-{demo.RUNTIME}'
@@ -231,6 +232,36 @@ def test_the_page_fits_a_phone_and_names_its_controls(page: Any) -> None:
     assert nameless == []
 
 
+def test_forty_models_are_listed_with_their_sizes_and_loaded_on_demand(folder: Path, page: Any, tmp_path: Path) -> None:
+    several = shutil.copytree(folder, tmp_path / 'page')
+    told = json.loads((several / 'models.json').read_text(encoding='utf-8'))
+    told['models'] = [{**told['models'][i % 2], 'title': f'model {i}'} for i in range(40)]
+    (several / 'models.json').write_text(json.dumps(told), encoding='utf-8')
+    with demo.serving(several, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        other = page.context.browser.new_page(viewport={'width': 390, 'height': 844})
+        other.goto(f'http://127.0.0.1:{server.server_port}/')
+        other.wait_for_selector('body[data-ready]')
+        labels = other.locator('#models label').all_inner_texts()
+        assert len(labels) == 40 and all(label.endswith(' MB)') for label in labels)
+        assert other.locator('article').count() == other.locator('#models input:checked').count() == 3
+        assert other.locator('#results').bounding_box()['y'] < 844     # the list does not push the results away
+        other.locator('#models input').nth(39).check()
+        other.wait_for_selector('article:nth-of-type(4)')
+        assert other.evaluate('document.documentElement.scrollWidth <= innerWidth')
+        other.close()
+        server.shutdown()
+
+
+def test_another_size(several: str, tmp_path: Path) -> None:
+    for library in ('onnxruntime', 'onnxscript'):
+        pytest.importorskip(library)
+    assert main(['demo', several, '--output', str(tmp_path / 'page'), '--img-size', '16']) == 0
+    told, = json.loads((tmp_path / 'page' / 'models.json').read_text())['models']
+    assert told['input_size'] == [3, 16, 16]
+    assert load_exported(tmp_path / 'page' / told['file'])(torch.zeros(1, 3, 16, 16)).shape == (1, 12)
+
+
 def test_the_folder_is_a_space(folder: Path) -> None:
     import yaml
     _, head, _ = (folder / 'README.md').read_text(encoding='utf-8').split('---\n', 2)
@@ -249,6 +280,7 @@ def test_the_folder_is_a_space(folder: Path) -> None:
     (['ssl_vit.hananshafi_c10_selfdistill'], 'has no classes to show'),
     (['cct_2_3x2.digits', 'cct_2_3x2.digits'], 'is given twice'),
     (['no/such/run'], 'no/such/run'),
+    (['vit_lite_2_4.untrained', '--img-size', '2'], '(2, 2) pixels are too few'),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(
         models: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

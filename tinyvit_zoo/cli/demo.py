@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..publish.demo import make_demo, serving
 from ..runtime.text import show
+from ._options import positive
 
 NAME = 'demo'
 SUMMARY = 'make a web page that classifies images in the browser'
@@ -20,13 +21,15 @@ def add(parser: argparse.ArgumentParser) -> None:
                         'a run directory; several are shown side by side')
     parser.add_argument('--output', type=Path, metavar='DIR', required=True, help='a new folder, or one of an earlier '
                         'demo; serve it with any web server, or upload it as a Hugging Face Space')
+    parser.add_argument('--img-size', type=positive, metavar='N', help='image size of all models (default: that of '
+                        'the weights)')
     parser.add_argument('--offline', action='store_true', help='include onnxruntime-web (14 MB, fetched by npm) '
                         'instead of loading it from cdn.jsdelivr.net')
     parser.add_argument('--serve', action='store_true', help='serve and open the page until Ctrl-C')
 
 
 def run(args: argparse.Namespace) -> str:
-    entries = make_demo(args.models, args.output, args.offline)
+    entries = make_demo(args.models, args.output, args.offline, args.img_size)
     size = sum(path.stat().st_size for path in args.output.rglob('*') if path.is_file()) / 1e6
     text = f'{args.output}: {len(entries)} model{"s" * (len(entries) > 1)}, {size:.1f} MB'
     if not args.serve:

@@ -49,10 +49,12 @@ _EXAMPLES, _EXAMPLE_SIDE = 8, 256
 _ABOUT = f'Made by tinyvit_zoo {__version__}; inference by onnxruntime-web {RUNTIME}.'
 
 
-def make_demo(specs: Sequence[str], output: Path, offline: bool = False) -> list[dict[str, Any]]:
+def make_demo(specs: Sequence[str], output: Path, offline: bool = False, img_size: int | None = None,
+              ) -> list[dict[str, Any]]:
     """Write the folder `output`, or replace a demo there; return an entry of models.json for each model.
 
     `offline`: with the files of onnxruntime-web, fetched by npm the first time; else the page loads them from a CDN.
+    `img_size`: if not that of the weights.
     """
     check_replaceable(output)
     FORMATS['.onnx'].require()
@@ -66,7 +68,7 @@ def make_demo(specs: Sequence[str], output: Path, offline: bool = False) -> list
         entries: list[dict[str, Any]] = []
         with Progress(len(found), 'exporting', lines=False) as progress:
             for resolved in found:
-                entries.append(_write_model(resolved, folder, [entry['title'] for entry in entries]))
+                entries.append(_write_model(resolved, folder, [entry['title'] for entry in entries], img_size))
                 progress.show(len(entries))
         page = {'made_by': f'tinyvit_zoo {__version__}', 'about': _ABOUT, 'runtime': _runtime(runtime, folder),
                 'models': entries, 'examples': write_examples(found, folder / 'examples')}
@@ -92,11 +94,12 @@ def check_replaceable(output: Path) -> None:
         raise ZooError(f'{output} holds other files ({other}): choose another --output, or empty it.')
 
 
-def _write_model(resolved: Resolved, folder: Path, titles: Sequence[str]) -> dict[str, Any]:
+def _write_model(
+        resolved: Resolved, folder: Path, titles: Sequence[str], img_size: int | None) -> dict[str, Any]:
     """Export a model into `folder`; return what the page has to know of it."""
     if not resolved.untrained and resolved.cfg.get('num_classes') == 0:     # before anything is fetched
         raise ZooError(f'{resolved.spec} has no classes to show: it is an encoder, to train a classifier from.')
-    loaded = resolved.load()
+    loaded = resolved.load(img_size=img_size)
     cfg, names = loaded.cfg, label_names(loaded.model.pretrained_cfg)
     count = int(loaded.model.num_classes)
     _check(loaded, count)

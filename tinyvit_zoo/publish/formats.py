@@ -129,7 +129,9 @@ def write_onnx(model: nn.Module, input_size: Sequence[int], path: Path, any_size
 
 def _load_onnx(path: Path) -> Function:
     import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
@@ -158,7 +160,8 @@ def _write_openvino(model: nn.Module, input_size: Sequence[int], path: Path, any
 
 def _load_openvino(path: Path) -> Function:
     import openvino
-    compiled = openvino.compile_model(openvino.Core().read_model(path), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    compiled = openvino.compile_model(openvino.Core().read_model(path), 'CPU', {
+        'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': torch.get_num_threads()})
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
@@ -179,7 +182,7 @@ def _pooling_weights(pool: SequencePool, x: Tensor) -> Tensor:
 
 def _load_litert(path: Path) -> Function:
     from ai_edge_litert.interpreter import Interpreter
-    interpreter = Interpreter(str(path))
+    interpreter = Interpreter(str(path), num_threads=torch.get_num_threads())
     interpreter.allocate_tensors()
     (given,), (wanted,) = interpreter.get_input_details(), interpreter.get_output_details()
     (scale, zero), (out_scale, out_zero) = given['quantization'], wanted['quantization']    # scale 0: of float32
