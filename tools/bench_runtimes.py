@@ -119,11 +119,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for name, batch in dict.fromkeys((row['model'], row['batch']) for row in rows):
         found = {row['contender']: row for row in rows if (row['model'], row['batch']) == (name, batch)}
         best = min(row['median_ms'] for row in found.values())
-        times = {title: f'{row["median_ms"]:.3g}' for title, row in found.items()}
-        cells = [f'**{times[title]}**' if found[title]['median_ms'] == best else times[title]
-                 if title in found else '' for title in titles]
+        bold = {title: '**' * (row['median_ms'] == best) for title, row in found.items()}
+        times = [f'{bold[title]}{found[title]["median_ms"]:.3g}{bold[title]}' if title in found else ''
+                 for title in titles]
         sizes = [f'{found[title]["megabytes"]:.1f}' if title in found else '-' for title in ('ONNX', 'ONNX, int8')]
-        lines.append([f'`{name}`', str(found[titles[0]]['pixels']), ', '.join(sizes), str(batch), *cells])
+        lines.append([f'`{name}`', str(found[titles[0]]['pixels']), ', '.join(sizes), str(batch), *times])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n\n' + _summary(rows, titles)
 
 

@@ -3,6 +3,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,6 +298,13 @@ def test_other_files_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(['demo', 'cct_2_3x2.digits', '--output', str(tmp_path)]) == 2
     assert 'holds other files (thesis.tex)' in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ['models.json', 'thesis.tex']
+
+
+def test_without_the_extra_the_command_is_named(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    assert main(['demo', 'cct_2_3x2.digits', '--output', str(tmp_path / 'page')]) == 2
+    assert "pip install 'tinyvit-zoo[export]'" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_without_npm_the_command_is_named(

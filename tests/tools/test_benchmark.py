@@ -20,6 +20,7 @@ from tinyvit_zoo.measure.counting import peak_memory
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
 import bench_models
+import bench_runtimes
 import bench_training
 import benchmark
 import plain
@@ -196,3 +197,14 @@ def test_time_to_an_accuracy(data: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert out.count('1 epochs of') == 3 and 'n = 2: top-1 ' in out and ' 2 of 2 at 10 % or above' in out
     row, = json.loads((tmp_path / 'a.json').read_text())['results']
     assert len(row['all_top1']) == 2 and 0 < row['seconds'] < 60 and row['reached'] == 2
+
+
+def test_the_table_of_runtimes_names_the_fastest_and_leaves_out_what_takes_one_image() -> None:
+    times = {1: {'PyTorch': 2., 'ONNX': 1., 'LiteRT': 1.5}, 128: {'PyTorch': 90., 'ONNX': 100.}}
+    rows = [{'model': 'cct_2_3x2', 'pixels': 32, 'batch': batch, 'contender': title, 'median_ms': ms,
+             'ratio': times[batch]['PyTorch'] / ms, 'megabytes': 1.13}
+            for batch in times for title, ms in times[batch].items()]
+    lines = bench_runtimes.table(rows).splitlines()
+    assert lines[2:4] == ['| `cct_2_3x2` | 32 | 1.1, - | 1 | 2 | **1** | 1.5 |',
+                          '| `cct_2_3x2` | 32 | 1.1, - | 128 | **90** | 100 |  |']
+    assert lines[-1] == 'Speed beside PyTorch, median over the models, batch 128: PyTorch 1.00, ONNX 0.90.'

@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import ZooError
 from ..models import list_models
 from ..publish.export import check_replaceable, export, export_with_preprocessing
-from ..publish.formats import FORMATS, Format, endings, files_of, format_of
+from ..publish.formats import FORMATS, Format, endings, format_of
 from ..publish.int8 import check_int8
 from ..runtime.text import show
 from ..weights.resolve import resolve
@@ -89,12 +89,14 @@ def _try_all(patterns: Sequence[str]) -> str:
         raise ZooError(f'No model matches {" ".join(patterns)}: `tinyvit-zoo list` shows all.')
     FORMATS['.onnx'].require()
     formats = [form for form in FORMATS.values() if _installed(form)]
-    titles = ['model', *(form.name for form in formats), 'ONNX, any size', 'ONNX, int8']
+    titles = ['model', 'MB', *(form.name for form in formats), 'ONNX, any size', 'int8, bytes of fp32']
     show(f'| {" | ".join(titles)} |\n{"|---" * len(titles)}|')
     for name in names:
         torch.manual_seed(0)
         model = timm.create_model(name, num_classes=10).eval()
-        show(f'| `{name}` | {" | ".join(_try(model, model.pretrained_cfg["input_size"], formats))} |')
+        megabytes = 4 * sum(p.numel() for p in model.parameters()) / 1e6
+        cells = [f'`{name}`', f'{megabytes:.1f}', *_try(model, model.pretrained_cfg['input_size'], formats)]
+        show(f'| {" | ".join(cells)} |')
     return ''
 
 
@@ -107,18 +109,19 @@ def _installed(form: Format) -> bool:
 
 
 def _try(model: nn.Module, input_size: Sequence[int], formats: Sequence[Format]) -> list[str]:
-    """Return a cell for each way to export a model."""
+    """Return largest differences, '-' where an export fails, and the size of the file in 8 bits."""
+    cells = []
     with tempfile.TemporaryDirectory() as folder:
-        cells = [tried(model, input_size, Path(folder, f'a{form.suffix}')) for form in formats]
-        cells.append(tried(model, input_size, Path(folder, 'b.onnx'), any_size=True))
-        return [*cells, tried(model, input_size, Path(folder, 'c.onnx'), int8=True)]
-
-
-def tried(model: nn.Module, input_size: Sequence[int], path: Path, **options: Any) -> str:
-    """Return the size in MB and, but for 8 bits, the largest difference of an export; '-' where it fails."""
-    try:
-        worst = export(model, input_size, path, **options)['largest_difference']
-    except ZooError:
-        return '-'
-    size = f'{sum(each.stat().st_size for each in files_of(path)) / 1e6:.1f}'
-    return size if worst is None or 'int8' in options else f'{size}, {worst:.0e}'
+        whole, small = Path(folder, 'a.onnx'), Path(folder, 'b.onnx')
+        ways: list[tuple[Path, dict[str, Any]]] = [
+            *((Path(folder, f'a{form.suffix}'), {}) for form in formats), (Path(folder, 'c.onnx'), {'any_size': True}),
+            (small, {'int8': True})]
+        for path, options in ways:
+            try:
+                worst = export(model, input_size, path, **options)['largest_difference']
+                cells.append('written' if worst is None else f'{worst:.0e}')
+            except ZooError:
+                cells.append('-')
+        if cells[-1] != '-':
+            cells[-1] = f'{small.stat().st_size / whole.stat().st_size:.0%}'
+    return cells
