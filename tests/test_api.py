@@ -90,7 +90,7 @@ def test_classes_are_compared_by_name(run: zoo.Classifier, capsys: pytest.Captur
     half = images[chosen], (labels[chosen] == 0).astype(int)
     assert run.evaluate({'train': half, 'class_names': ['light', 'dark']}) == expected
     assert expected.classes[1].auroc is None and expected.classes[0].images == 4
-    with pytest.raises(ZooError, match=r'has blue among its classes, which .* does not know \(it knows dark, gr'):
+    with pytest.raises(ZooError, match=r'has the classes blue, which .* does not know \(it knows dark, gr'):
         run.evaluate({'train': half, 'class_names': ['blue', 'dark']})
     for i, name in enumerate(('dark', 'grey', 'light')):
         for split in ('train', *['test'] * (i > 0)):
@@ -154,7 +154,7 @@ def test_the_temperature_is_kept_with_the_weights(run: zoo.Classifier, tmp_path:
     assert again.calibrate(DATA) == pytest.approx(temperature, rel=1e-5)        # the images that were held out
     assert again.predict(first)[0].probabilities == pytest.approx(before, abs=1e-5)
     assert again.calibrate(DATA['test']) != temperature
-    for classifier, message in ((run, 'no validation images'), (zoo.load('cct_2_3x2.digits'), 'no file that can keep')):
+    for classifier, message in ((run, 'no validation images'), (zoo.load('cct_2_3x2.digits'), 'no file to store')):
         with pytest.raises(ZooError, match=message):
             classifier.calibrate(DATA)
 
@@ -189,7 +189,7 @@ def test_a_recipe_by_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('keywords, message', [
     ({'epochz': 1}, "no setting 'epochz'. Did you mean epochs"), ({'epochs': '3'}, "epochs is '3': expected a"),
-    ({'minutes': 1, 'epochs': 2}, 'one of them or --epochs'), ({'lr': -1.}, 'lr is -1.0'),
+    ({'minutes': 1, 'epochs': 2}, 'give one of them'), ({'lr': -1.}, 'lr is -1.0'),
     ({'minutes': -1}, 'minutes is'), ({'precision': 'x'}, 'precision'), ({'crop_scale': 5}, 'crop_scale is 5'),
     ({'model_args': 3}, 'model_args is 3'), ({'lr': 10 ** 5000}, 'lr is a int that cannot be printed, expected'),
     ({'track': 'x' * 20_000}, 'track is .* expected a shorter')])
@@ -204,7 +204,7 @@ def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> N
     damaged = zoo.load(run.folder, 'cpu')
     with torch.no_grad():
         next(damaged.model.parameters()).fill_(torch.nan)
-    with pytest.raises(ZooError, match='no finite numbers'):
+    with pytest.raises(ZooError, match='not finite'):
         damaged.predict(DATA['test'][0][0])
 
 

@@ -434,7 +434,7 @@ def test_status_says_on_off_and_whose(environment: Environment) -> None:
     environment.call('switch_on')
     assert environment.say(fields).startswith('True|True|True|autoload is on for this installation')
     environment.file.write_text(environment.file.read_text().replace('tinyvit_zoo/_startup.py', 'other/_startup.py'))
-    assert environment.say(fields).startswith('True|False|True|autoload is on, but not for this installation')
+    assert environment.say(fields).startswith('True|False|True|autoload is on for another installation')
     environment.call('switch_on')
     assert environment.say(fields).startswith('True|True|')
 

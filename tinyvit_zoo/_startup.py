@@ -90,8 +90,8 @@ def warn(error: BaseException) -> None:
     try:
         import warnings
         reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-        warnings.warn(f'tinyvit_zoo autoload failed ({reason}); timm goes on without its models. To turn it off: '
-                      '`tinyvit-zoo autoload off`, or delete tinyvit_zoo_autoload.pth from site-packages.',
+        warnings.warn(f'tinyvit_zoo autoload failed ({reason}); timm works without its models. To turn it off: '
+                      f'`tinyvit-zoo autoload off`, or delete tinyvit_zoo_autoload.pth from site-packages.',
                       RuntimeWarning, stacklevel=2)
     except Exception:  # warnings may be errors: `import timm` goes on all the same
         pass

@@ -152,7 +152,7 @@ class Classifier:
             images, names = open_split(data, split or 'test')
             if names and names != self.classes:
                 raise ZooError(f'The data have other classes ({", ".join(names[:3])}, ...) than {self.title} '
-                               f'({", ".join(self.classes[:3])}, ...), or another order: number them alike.')
+                               f'({", ".join(self.classes[:3])}, ...), or in another order: use the same numbering.')
             if not images.multi_label and int(images.labels.max()) >= len(self.classes):
                 raise ZooError(f'The data have labels up to {int(images.labels.max())}, expected 0 to '
                                f'{len(self.classes) - 1}, the classes of {self.title}.')
@@ -168,7 +168,7 @@ class Classifier:
         `topk`: so many classes; by default five, or those above 0.5 where an image may have several labels.
         """
         if not self.classes:
-            raise ZooError(f'{self.title} has no classes to predict: it is an encoder, to train a classifier from.')
+            raise ZooError(f'{self.title} has no classes to predict: it is an encoder; train a classifier from it.')
         try:
             items = [images] if _is_one(images, self._loaded.cfg['input_size'][0]) else list(images)
         except TypeError as e:
@@ -178,7 +178,7 @@ class Classifier:
         for i, top in enumerate(classify(self.model, self.classes, items, topk, batch_size, self._loaded.readout)):
             if isinstance(top, str):
                 name = items[i] if isinstance(items[i], (str, Path)) else f'Image {i}'
-                raise ZooError(f'{name} cannot be read as an image ({top}): mend it or leave it out.')
+                raise ZooError(f'{name} cannot be read as an image ({top}): fix it or leave it out.')
             found.append(Prediction(*(tuple(row[key] for row in top) for key in ('label', 'index', 'probability'))))
         return found
 
@@ -211,7 +211,7 @@ class Classifier:
                 plot_confusion(figures.confusion, self.classes, title, paths[-2])
                 plot_mistakes(logits / (figures.temperature or 1), labels, images, self.classes, title, paths[-1])
         if not paths:
-            raise ZooError(f'There is nothing to show of {self.title}: call evaluate(data) first.')
+            raise ZooError(f'Nothing to show for {self.title}: call evaluate(data) first.')
         display_pictures(paths)
         return paths
 
@@ -295,7 +295,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
             else:
                 training.train(recipe, options, world)
         except Stopped as stop:
-            text = f'Stopped; the checkpoint is written, resume=True with output={str(options.output)!r} goes on.'
+            text = f'Stopped; the checkpoint is written: continue with resume=True and output={str(options.output)!r}.'
             if stop.args[0] == signal.SIGINT:
                 raise KeyboardInterrupt(text) from None
             raise SystemExit(128 + stop.args[0]) from None

@@ -40,8 +40,8 @@ class Status:
         if not self.on:
             return f'autoload is off: there is no {self.path}'
         if not self.ours:
-            return (f'autoload is on, but not for this installation: {self.path} points elsewhere; '
-                    '`tinyvit-zoo autoload on` rewrites it, `off` removes it')
+            return (f'autoload is on for another installation: {self.path} points elsewhere; `tinyvit-zoo autoload on` '
+                    f'rewrites it, `off` removes it')
         return f'autoload is on for this installation: {self.path}'
 
 

@@ -305,7 +305,7 @@ def test_mix_without_mixing_smooths() -> None:
     ({'crop_scale': (0.8, 1.), 'crop_padding': 4}, 'one of them'),
     ({'color_jitter': (0.4, 0.4, 0.4, 0.6)}, 'colour jitter'),
     ({'blur': 0.5, 'blur_sigma': (2., 0.1)}, 'blur_sigma'),
-    ({'std': (0.2, 0.2)}, 'do not normalize'),
+    ({'std': (0.2, 0.2)}, 'cannot normalize'),
 ])
 def test_mistakes_are_named(kwargs: dict, text: str) -> None:
     with pytest.raises(ZooError) as caught:
@@ -316,7 +316,7 @@ def test_mistakes_are_named(kwargs: dict, text: str) -> None:
 def test_mistakes_at_the_call_are_named() -> None:
     augment = augmentation((32, 32), MEAN, STD)
     for images, text in ((torch.zeros(2, 3, 32, 32), 'takes uint8 images'), (batch(1)[0], 'takes uint8 images'),
-                         (batch(1, 32, 32, 4), 'Images of 4 channels do not go with a mean of 3')):
+                         (batch(1, 32, 32, 4), 'Images of 4 channels do not fit a mean of 3')):
         with pytest.raises(ZooError, match=text):
             augment(images, generator())
     with pytest.raises(ZooError, match='The generator is on cpu'):

@@ -61,11 +61,11 @@ def test_csv_has_what_json_has(run: Run) -> None:
 def test_count_refuses_in_one_line(refused: Run) -> None:
     assert 'Did you mean cct_7_3x1' in refused('count', 'cct_7_3x1x')
     assert "matches 'xct_*'" in refused('count', 'xct_*')
-    assert 'this model takes 8 x 8 pixels and more' in refused('count', 'sl_swin', '--img-size', '4')
+    assert 'this model needs at least 8 x 8' in refused('count', 'sl_swin', '--img-size', '4')
     assert 'num_classes is -1' in refused('count', 'sl_vit', '--num-classes', '-1')
     assert 'one side, or height and width' in refused('count', 'sl_vit', '--img-size', '8', '8', '8')
     assert 'no weights' in refused('count', 'cct_7_3x1.nothing')
-    assert 'nest_tiny cannot be built so: `patch_size` must divide' in refused('count', 'nest_tiny', '--img-size', '30')
+    assert 'nest_tiny cannot be built like this: `patch_size`' in refused('count', 'nest_tiny', '--img-size', '30')
     assert 'VisionTransformer cannot take 1 x 3 x 8 x 8' in refused('count', 'vit_tiny_patch16_224', '--img-size', '8')
 
 

@@ -110,7 +110,7 @@ def test_calibration_by_the_command(data: str, trained: Path, run: Run, refused:
     assert '  ECE ' in out and re.search(r'  ECE at T  0\.\d{4}, temperature \d+\.\d{3}\n', out)
     assert 'ECE at T' in run(tmp_path / 'run', '--data', data) and 'ECE at T' not in run(trained, '--data', data)
     assert '--img-size' in refused(trained, '--data', data, '--calibrate', '--img-size', 16)
-    assert 'no file that can keep' in refused('cct_2_3x2.digits', '--data', data, '--calibrate')
+    assert 'no file to store' in refused('cct_2_3x2.digits', '--data', data, '--calibrate')
 
 
 def test_a_table_of_runs_and_encoders(data: str, trained: Path, run: Run) -> None:
@@ -206,7 +206,7 @@ def test_mistakes_about_robustness_are_one_line(trained: Path, data: str, refuse
     (['cct_2_3x2.untrained', '--split', 'train', '--knn'], '--knn and --probe train on the training images'),
     (['cct_2_3x2.untrained', '--fraction', '0.5'], '--fraction is for --knn'),
     (['cct_2_3x2.untrained'], 'cct_2_3x2.untrained has 10 classes, images has 4'),
-    (['mae_vit_c10.untrained', '--img-size', '1'], 'this model takes 3 x 3 pixels and more'),
+    (['mae_vit_c10.untrained', '--img-size', '1'], 'this model needs at least 3 x 3'),
     (['a', 'b', '--confusion', 'c.png'], '--confusion plots one model'),
     (['a', '--confusion', 'c.bmp'], 'expected a name that ends in .png'),
     (['a', '--confusion', '/nowhere/c.png'], 'there is no folder /nowhere'),
@@ -226,7 +226,7 @@ def test_mistakes_in_the_data(data: str, refused: Run, spec: str, expected: str)
 def test_weights_of_other_classes_are_not_counted(refused: Run) -> None:
     """As many classes, but not one of the same name."""
     pytest.importorskip('sklearn')
-    assert 'tells other classes apart (airplane, automobile, ...) than digits has (0, 1, ...)' in refused(
+    assert 'has other classes (airplane, automobile, ...) than digits (0, 1, ...)' in refused(
         'cct_2_3x2.c10', '--data', 'digits')
 
 
@@ -254,15 +254,15 @@ def test_all_wants_to_know_which_data_set_it_is(data: str, refused: Run) -> None
 def test_files_that_are_not_what_they_should_be(data: str, trained: Path, refused: Run, tmp_path: Path) -> None:
     file, unnamed = trained / 'weights.safetensors', tmp_path / 'unnamed.safetensors'
     save_weights({'x': torch.zeros(1)}, unnamed)
-    assert 'does not say whose weights it holds: write NAME=' in refused(unnamed, '--data', data)
+    assert 'does not name its model: write NAME=' in refused(unnamed, '--data', data)
     assert 'do not fit' in refused(f'cct_4_3x2={file}', '--data', data)
     assert 'resnet18 cannot be loaded from' in refused(f'resnet18={file}', '--data', data)
     (tmp_path / 'cut.safetensors').write_bytes(file.read_bytes()[:5000])
     assert 'damaged' in refused(f'cct_2_3x2={tmp_path / "cut.safetensors"}', '--data', data)
     (tmp_path / 'begun').mkdir()
-    assert 'is no run directory' in refused(tmp_path / 'begun', '--data', data)
+    assert 'is not a run directory' in refused(tmp_path / 'begun', '--data', data)
     (tmp_path / 'begun' / 'recipe.json').write_text((trained / 'recipe.json').read_text())
-    assert 'a run that has not ended' in refused(tmp_path / 'begun', '--data', data)
+    assert 'an unfinished run' in refused(tmp_path / 'begun', '--data', data)
 
 
 # -- views at test time ------------------------------------------------------------------------------------------------

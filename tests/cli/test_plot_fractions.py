@@ -40,7 +40,7 @@ def test_mistakes_are_one_line_and_draw_nothing(tmp_path: Path, capsys: pytest.C
     open_ended = write_run(tmp_path / 'open', 0.5, None)
     other = write_run(tmp_path / 'other', 0.5, 60., source='cifar100')
     for argv, said in (
-            ((whole, tmp_path), 'is no run directory'), ((whole, open_ended), 'is not finished'),
+            ((whole, tmp_path), 'is not a run directory'), ((whole, open_ended), 'is not finished'),
             ((whole, whole), 'All runs trained on 100%'), ((whole, other), 'different data (cifar10, cifar100)'),
             ((whole, half, '--output', 'a.bmp'), 'a.bmp')):
         code, out, err = run(capsys, *argv)

@@ -140,7 +140,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch(
         count: int, world_size: int, size: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         ranks = [make(numbered(count), 8, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert caplog.messages == [f'{count} training images are less than a batch: an epoch is one of {size}.']
+    assert caplog.messages == [f'{count} training images are less than a batch: an epoch is one batch of {size}.']
     assert [len(batch) for batches in ranks for batch in labels_of(batches)] == [size // world_size] * world_size
     assert all(len(batches) == 1 and batches.num_images == size for batches in ranks)
 
@@ -149,7 +149,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch(
     (dict(world_size=3), 'multiple of the 3 processes'),
     (dict(batch_size=0), 'batch_size is 0'),
     (dict(rank=2, world_size=2), 'rank is 2, expected 0 to 1'),
-    (dict(world_size=8, split=numbered(5)), 'cannot be shared among 8'),
+    (dict(world_size=8, split=numbered(5)), 'too few for 8'),
     (dict(mode='steam'), 'Did you mean stream'),
     (dict(channels=4), 'channels is 4'),
 ])
@@ -293,8 +293,8 @@ def test_a_file_that_vanished_is_named_in_one_line(workers: int, tmp_path: Path)
         path.unlink()
     with pytest.raises(ZooError) as caught:
         epoch_of(batches)
-    assert str(root) in str(caught.value) and 'cannot be read any more' in str(caught.value)
-    assert '\n' not in str(caught.value) and str(caught.value).endswith('mend it and resume.')
+    assert str(root) in str(caught.value) and 'can no longer be read' in str(caught.value)
+    assert '\n' not in str(caught.value) and str(caught.value).endswith('fix it and resume.')
 
 
 def test_memory_and_stream_give_the_same_pixels(tmp_path: Path) -> None:

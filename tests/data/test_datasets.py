@@ -50,7 +50,7 @@ def test_a_row_serves_cards_and_the_hub(key: str) -> None:
     row, weight = DATASETS[key], replace(catalogue()['cct_2_3x2.digits'], dataset=key)
     model = SimpleNamespace(pretrained_cfg={'license': 'apache-2.0', 'paper_ids': 'arXiv:2104.05704'})
     assert f'| training data | {row.about} |' in cards.card(weight)
-    matter = hub._front_matter(weight, model)
+    matter = hub._front_matter(weight, model, 'org/name', [])
     assert f'name: {row.title}\n' in matter and f'type: {row.hub_id or key}\n' in matter
     assert ('datasets:' in matter) == bool(row.hub_id)
 
@@ -84,5 +84,5 @@ def test_a_row_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert spec_of('stripes') == 'stripes:PATH' and spec_of('of my own') == 'folder:PATH'
     with pytest.raises(ZooError, match='expected stripes:PATH'):
         open_source('stripes')
-    with pytest.raises(ZooError, match='not fetched by this program'):
+    with pytest.raises(ZooError, match='cannot be downloaded here'):
         open_source(f'stripes:{tmp_path}', download=True)

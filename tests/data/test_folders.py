@@ -111,7 +111,7 @@ def test_one_folder_is_split_the_same_for_every_seed(tmp_path: Path) -> None:
     ({'test/a': 1, 'test/b': 1, 'training/a': 2, 'x/a': 2}, 'test, training, x and no train'),
     ({'train': 3, 'test': 3}, 'train has no folders and 3 loose images'),
     ({'pets/cat': 2, 'pets/dog': 2}, 'give folder:.*pets'),
-    ({'a': 1, 'b': 1}, 'too few to hold a fifth out'),
+    ({'a': 1, 'b': 1}, 'too few to hold out a fifth'),
 ])
 def test_folder_in_a_wrong_layout(layout: dict[str, int], message: str, tmp_path: Path) -> None:
     fakes.image_folder(tmp_path, layout)

@@ -68,17 +68,17 @@ def test_hugging_face_datasets() -> None:
 
 
 @pytest.mark.parametrize('data, message', [
-    ((COLOUR, LABELS[:4]), '6 train images and 4 labels'), ((COLOUR.astype(float), LABELS), 'expected 0 to 1'),
+    ((COLOUR, LABELS[:4]), '6 train images but 4 labels'), ((COLOUR.astype(float), LABELS), 'expected 0 to 1'),
     ((COLOUR.astype(np.int64), LABELS), 'expected uint8'), ((COLOUR[:0], LABELS[:0]), 'no pixels'),
     ((COLOUR, LABELS.astype(str)), 'labels are'), ((COLOUR, LABELS - 1), 'labels are'), (5, 'a int: expected'),
     ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((np.zeros((6, 20, 20, 20), np.uint8), LABELS), 'expected uint8'),
     ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
     ({'train': (COLOUR, LABELS), 'tset': 1}, "the keys 'train', 'tset'"), ((COLOUR, [None] * 6), 'labels are'),
-    ([Image.fromarray(x) for x in COLOUR], 'no pairs'), ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
-    ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, with images'),
-    (([[1], [1, 2]], [0, 1]), 'no array of numbers'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'no array of'),
+    ([Image.fromarray(x) for x in COLOUR], 'not pairs'), ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
+    ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, and optionally'),
+    (([[1], [1, 2]], [0, 1]), 'not an array'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'not an array'),
     ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'),
-    (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), 'none')])
+    (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), 'are empty')])
 def test_what_cannot_be_data_is_one_line(data: Any, message: str) -> None:
     with pytest.raises(ZooError, match=message) as error:
         open_source(data)

@@ -69,7 +69,7 @@ def test_download_is_passed_on_and_its_failure_is_one_line(tmp_path: Path, monke
     monkeypatch.setattr('torchvision.datasets.CIFAR10.download', download)
     assert 'no route to host' in refusal(f'cifar10:{tmp_path}', download=True)
     assert asked == [tmp_path]
-    assert 'is not fetched' in refusal(f'folder:{tmp_path}', download=True)
+    assert 'cannot be downloaded' in refusal(f'folder:{tmp_path}', download=True)
 
 
 @pytest.mark.parametrize('name, module', [('svhn:x', 'scipy'), ('digits', 'sklearn'), ('hf:x', 'datasets')])
@@ -114,7 +114,7 @@ def test_npz_rgb_without_validation(tmp_path: Path) -> None:
     (dict(train_images=None, train_labels=None), 'expected train_images'),
     (dict(test_images=None), 'one of test_images and test_labels'),
     (dict(train_labels=np.zeros((20, 14), int)), 'images of 0 out of 14 classes'),
-    (dict(train_labels=np.full((20, 14), 2)), 'expected 0 and 1, a column for each class'),
+    (dict(train_labels=np.full((20, 14), 2)), 'expected a column of 0 and 1 for each class'),
     (dict(train_labels=np.arange(19) % 4), 'for 20 images'),
     (dict(train_labels=np.linspace(0, 1, 20)), 'float64'),
     (dict(train_labels=np.arange(20) % 4 - 1), 'has train labels from -1 to 2'),

@@ -99,7 +99,7 @@ def medmnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_set_by_its_name(medmnist: Path) -> None:
-    with pytest.raises(ZooError, match=r'breastmnist\.npz is not there: give --download'):
+    with pytest.raises(ZooError, match=r'breastmnist\.npz does not exist: give --download'):
         open_source('medmnist:breastmnist')
     source = open_source('medmnist:breastmnist', download=True)
     assert source.class_names == ('malignant', 'benign') and source.val is not None and len(source.test or ()) == 6

@@ -135,7 +135,7 @@ def test_no_other_format_is_decoded(folder: Path) -> None:
     """Pillow hands PostScript to Ghostscript, which runs programs."""
     for kind in ('EPS', 'PDF', 'ICO', 'PCX'):
         Image.new('RGB', (8, 8)).save(folder / f'{kind}.png', kind)
-        assert 'no image, or of no kind' in problem_of(folder / f'{kind}.png')
+        assert 'not an image that Pillow' in problem_of(folder / f'{kind}.png')
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

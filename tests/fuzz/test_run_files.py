@@ -94,9 +94,9 @@ def test_what_is_no_file_of_that_kind(tmp_path: Path) -> None:
     """Neither deep nesting nor a file that never ends is followed."""
     for content in ('[' * 100_000, '{"recipe": ' * 50_000, '9' * 10_000, '"\\ud800"', '\0', 'NaN'):
         (tmp_path / 'a').write_text(content)
-        assert outcome(lambda: read_document(tmp_path / 'a', {'a': str}, 'mend it'))[1]
+        assert outcome(lambda: read_document(tmp_path / 'a', {'a': str}, 'fix it'))[1]
     write_document(tmp_path / 'a', {'a': 'x'})
     (tmp_path / 'a').write_text((tmp_path / 'a').read_text().replace('sha256', 'shA256'))
-    assert outcome(lambda: read_document(tmp_path / 'a', {'a': str}, 'mend it'))[1]
+    assert outcome(lambda: read_document(tmp_path / 'a', {'a': str}, 'fix it'))[1]
     (tmp_path / 'b').symlink_to('/dev/zero')
-    assert outcome(lambda: read_document(tmp_path / 'b', {'a': str}, 'mend it'))[1]
+    assert outcome(lambda: read_document(tmp_path / 'b', {'a': str}, 'fix it'))[1]

@@ -131,5 +131,5 @@ def test_positions_alike_are_found_alike() -> None:
         found = position_similarity(model)
         same = torch.eye(cols)[None, :, None].expand(rows, cols, rows, cols)
         torch.testing.assert_close(found, same)
-    with pytest.raises(ZooError, match='nothing is added'):
+    with pytest.raises(ZooError, match='no positions are added'):
         position_similarity(create('ssl_swin'))

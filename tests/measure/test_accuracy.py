@@ -126,9 +126,9 @@ def test_a_weight_that_ships_has_to_be_there(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_what_cannot_be_had_is_told_in_few_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = check_all([entry(f'm.lost{i}', 'c10', None) for i in range(5)], monkeypatch, tmp_path, 80.5, False)
-    assert text.splitlines()[-1] == 'And 3 more: --json has all.' and text.count('No network') == 2
+    assert text.splitlines()[-1] == 'And 3 more: see --json.' and text.count('No network') == 2
 
 
 def test_no_weight_for_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match='no weight with classes for c10: it has some for c100'):
+    with pytest.raises(ZooError, match='no classifier for c10: it has some for c100'):
         check_all([entry('m.c', 'c100', 1.)], monkeypatch, tmp_path, 80.5, False)

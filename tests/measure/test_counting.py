@@ -149,7 +149,7 @@ def test_sizes_given_or_built_for() -> None:
     assert count(model, 32).input_size == (1, 32, 32) and count(model, (16, 32)).input_size == (1, 16, 32)
     with pytest.raises(ZooError, match='This model takes 32 x 32 pixels'):
         count(timm.create_model('cct_2_3x2', device='meta'), 48)
-    with pytest.raises(ZooError, match='Linear does not state its input size'):
+    with pytest.raises(ZooError, match='Linear has no default input size'):
         count(nn.Linear(3, 3))
     with pytest.raises(ZooError, match='cannot take 1 x 4 x 32 x 32'):
         count(timm.create_model('resnet18', device='meta'), (4, 32, 32))

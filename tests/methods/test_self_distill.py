@@ -56,7 +56,7 @@ def test_a_teacher_that_says_nothing_is_named() -> None:
     assert method.trouble() == ''
     method.temperature.fill_(1e4)
     method(*views)
-    assert 'says the same of every image' in method.trouble()
+    assert 'gives the same output for every image' in method.trouble()
 
 
 def test_pairs_without_local_views_and_of_equal_weight() -> None:
@@ -238,7 +238,7 @@ def test_what_cannot_be_combined_is_refused() -> None:
     import timm
 
     for name, kwargs, reason in (
-            ('mae_lite_vit_tiny_rpe', dict(img_size=32, depth=1), 'take mae_lite_vit_tiny'),
+            ('mae_lite_vit_tiny_rpe', dict(img_size=32, depth=1), 'use mae_lite_vit_tiny'),
             ('ssl_vit', dict(img_size=6), '3 x 3 pixels'),
             ('mae_vit_c10', dict(img_size=33, depth=1), '16 x 16 pixels: .*divisible')):
         encoder = timm.create_model(name, num_classes=0, **kwargs)

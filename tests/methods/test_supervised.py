@@ -56,7 +56,7 @@ def test_the_teacher_sees_the_images_as_it_was_trained_on_them(tmp_path: Path) -
     torch.testing.assert_close(teach((pixels - first) / second), expected, atol=1e-5, rtol=1e-4)
     small = F.interpolate(pixels, size=(24, 24), mode='bilinear', antialias=True)
     assert teach((small - first) / second).shape == (2, 4)
-    with pytest.raises(ZooError, match='knows 4 classes and the images have 3'):
+    with pytest.raises(ZooError, match='has 4 classes, but the images have 3'):
         Teacher(str(file), {**cfg, 'num_classes': 3}, CPU, None)
     with pytest.raises(ZooError, match=r'has other classes \(a, b, c, ...\) than'):
         Teacher(str(file), {**cfg, 'label_names': ['a', 'b', 'd', 'c']}, CPU, None)
@@ -88,13 +88,13 @@ def test_a_student_is_trained_and_resumed_to_the_same_bits(
 
 @pytest.mark.parametrize('options, words', [
     (['--teacher', 'fast_cnn_half.untrained'], 'has no weights'),
-    (['--teacher', 'cct_2_3x2.digits'], 'knows 10 classes and the images have 4'),
+    (['--teacher', 'cct_2_3x2.digits'], 'has 10 classes, but the images have 4'),
     (['--teacher', 'no_model'], 'There is no model'),
     (['--sizes', '(24, 32)'], r'its last must be img_size, 16'),
     (['--sizes', '(0, 16)'], 'sizes is 0'),
     (['--sizes', '(12.5, 16)'], 'cannot take images of 12.5 pixels'),
     (['--sizes', '16'], r'expected a value like \(24, 28, 32\)'),
-    (['--whiten', 'true', '--from-weights', 'cct_2_3x2.digits'], 'give one of the two'),
+    (['--whiten', 'true', '--from-weights', 'cct_2_3x2.digits'], 'give only one of them'),
 ])
 def test_bad_values_are_one_line_and_leave_nothing(
         data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
@@ -115,7 +115,7 @@ def test_sizes_that_a_model_cannot_take(
         data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(data, tmp_path / 'run', '--sizes', '(8, 16)', model='fast_cnn') == 2
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'cannot take images of 8 pixels, of sizes (8, 16)' in error
+    assert error.count('\n') == 1 and 'cannot take images of 8 pixels from sizes (8, 16)' in error
     assert not (tmp_path / 'run').exists()
 
 
@@ -137,7 +137,7 @@ def test_whitened_patches_are_uncorrelated(name: str, filters: int) -> None:
 
 
 def test_whitening_needs_a_convolution() -> None:
-    with pytest.raises(ZooError, match='begins with a convolution, and LocalViT does not'):
+    with pytest.raises(ZooError, match='begins with a convolution, unlike LocalViT'):
         whiten_first_conv(timm.create_model('sl_vit', depth=1), torch.randn(2, 3, 32, 32))
 
 

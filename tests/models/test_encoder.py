@@ -111,8 +111,8 @@ def test_masking_compiles_to_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize('name, words', [
     ('cct_2_3x2', 'cannot be masked'), ('sl_cait', 'cannot be masked'), ('sl_t2t', 'cannot be masked'),
-    ('ssl_cait', 'cannot be masked'), ('ssl_swin', 'no plain encoder'), ('sl_pit', 'no plain encoder'),
-    ('resnet18', 'no plain encoder'),
+    ('ssl_cait', 'cannot be masked'), ('ssl_swin', 'not a plain encoder'), ('sl_pit', 'not a plain encoder'),
+    ('resnet18', 'not a plain encoder'),
 ])
 def test_models_that_cannot_be_masked_are_refused(name: str, words: str) -> None:
     model = timm.create_model(name, img_size=32) if name in list_models() else timm.create_model(name)
@@ -216,7 +216,7 @@ def test_what_cannot_be_recorded_is_refused() -> None:
         pass
     with pytest.raises(ZooError, match='logits of MixedAttention'), record(timm.create_model('sl_cait'), logits=[0]):
         pass
-    with pytest.raises(ZooError, match='LocalPiT is no plain encoder'), record(timm.create_model('sl_pit')):
+    with pytest.raises(ZooError, match='LocalPiT is not a plain encoder'), record(timm.create_model('sl_pit')):
         pass
     model.set_grad_checkpointing(True)
     with pytest.raises(ZooError, match=r'set_grad_checkpointing\(False\)'), record(model, inputs=[0]):

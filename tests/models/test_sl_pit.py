@@ -158,6 +158,6 @@ def test_pretrained_loading_adapts_size_channels_and_classes() -> None:
 
 
 def test_a_size_without_tokens_says_which_sizes_have_some() -> None:
-    with pytest.raises(ZooError, match='no token in the last stage: this model takes 8 x 8 pixels and more'):
+    with pytest.raises(ZooError, match='no token in the last stage: this model needs at least 8 x 8'):
         timm.create_model('sl_pit', img_size=(32, 7))
     assert timm.create_model('plain_pit', img_size=2)(torch.zeros(1, 3, 2, 2)).shape == (1, 10)

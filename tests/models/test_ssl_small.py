@@ -182,9 +182,9 @@ def test_too_small_a_view(name: str, kwargs: dict, least: int) -> None:
     model = timm.create_model(name, **kwargs)
     with pytest.raises(AssertionError, match=f'{least} pixels a side and more'):
         model(torch.zeros(1, 3, 32, least - 1))
-    with pytest.raises(ZooError, match=f'takes {least} x {least} pixels and more'):
+    with pytest.raises(ZooError, match=f'at least {least} x {least}'):
         timm.create_model(name, img_size=(32, least - 1))
-    with pytest.raises(ZooError, match=f'takes {least} x {least} pixels and more'):
+    with pytest.raises(ZooError, match=f'at least {least} x {least}'):
         model.set_input_size(least - 1)
 
 

@@ -222,7 +222,7 @@ def test_the_webcam_and_the_switches(page: Any, said: list[str]) -> None:
     assert page.locator('#video').is_hidden()
     assert len(results(page, lambda: page.locator('#models input').nth(1).uncheck())) == 1
     results(page, lambda: page.uncheck('#looks'))
-    assert page.locator('article').count() == 1 and 'Where it looks' not in page.inner_text('#results')
+    assert page.locator('article').count() == 1 and 'No attention map' not in page.inner_text('#results')
     assert said == []
 
 

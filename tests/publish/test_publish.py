@@ -170,7 +170,7 @@ def test_dry_run_writes_the_repository_and_asks_no_hub(
     assert Image.open(target / 'curves.png').width > 500
     assert not hub.calls
     assert publish(NAME, '--dry-run', '--output', str(tmp_path / 'out')) == 2
-    assert f'{target} is there already' in capsys.readouterr().err
+    assert f'{target} already exists' in capsys.readouterr().err
 
 
 def test_front_matter_holds_what_was_measured(built: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_flipped_bit_on_the_hub_or_in_the_cache_is_refused(hub: FakeHub, ship:
     timm.create_model(f'hf-hub:{REPO}', pretrained=True)
     cached = next((tmp_path / 'cache').rglob('model.safetensors')).resolve()
     cached.write_bytes(wholes['model.safetensors'][:-1] + b'x')
-    with pytest.raises(ZooError, match='will be fetched again'):
+    with pytest.raises(ZooError, match='to download it again'):
         timm.create_model(f'hf-hub:{REPO}', pretrained=True)
 
 
@@ -390,7 +390,7 @@ def test_a_fault_that_passes_is_ridden_out(hub: FakeHub, folder: Path, step: str
 
 def test_what_cannot_be_undone_is_said(hub: FakeHub, folder: Path) -> None:
     hub.faults = {'commit': 500, 'delete': 500}
-    with pytest.raises(ZooError, match=f'An empty {REPO} may be left there; the same command can be repeated'):
+    with pytest.raises(ZooError, match=f'An empty {REPO} may remain there; the same command can be repeated'):
         push(HfApi(token=True), folder, REPO)
     hub.faults = {}
     assert push(HfApi(token=True), folder, REPO) == 'updated'
@@ -401,7 +401,7 @@ def test_somebody_elses_repository_is_not_deleted(
     """It comes into being between the look and the creation."""
     monkeypatch.setattr(HfApi, 'model_info', lambda api, repo_id: SimpleNamespace(sha=None))
     hub.repositories[REPO] = [{'README.md': b'theirs'}]
-    with pytest.raises(ZooError, match='somebody created it meanwhile'):
+    with pytest.raises(ZooError, match='it was created meanwhile'):
         push(HfApi(token=True), folder, REPO)
     assert hub.files(REPO) == {'README.md': b'theirs'}
 
@@ -435,10 +435,10 @@ def with_token(token: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 @pytest.mark.usefixtures('quick')
 @pytest.mark.parametrize(('change', 'said'), [
-    (offline, 'HF_HUB_OFFLINE is set: unset it, or take --dry-run'),
+    (offline, 'HF_HUB_OFFLINE is set: unset it, or use --dry-run'),
     (unreachable, 'http://127.0.0.1:9 cannot be reached'),
     (without_token, 'there is no token: run `hf auth login`, or set HF_TOKEN'),
-    (with_token('hf_unknown'), 'says 401, it does not know the token'),
+    (with_token('hf_unknown'), 'returned 401, the token is unknown'),
     (with_token('hf_ä\x01'), 'was not pushed'),
 ])
 def test_nothing_is_pushed_without_a_way(
@@ -454,8 +454,8 @@ def test_nothing_is_pushed_without_a_way(
 @pytest.mark.usefixtures('quick')
 @pytest.mark.parametrize(('namespace', 'said'), [
     ('nobody', 'says 403, the token may not write there'),
-    ('org/team', "'org/team' cannot be a namespace"), ('no space', 'cannot be a namespace'),
-    ('', 'cannot be a namespace'),
+    ('org/team', "'org/team' is not a namespace"), ('no space', 'is not a namespace'),
+    ('', 'is not a namespace'),
 ])
 def test_a_wrong_namespace_is_refused(
         hub: FakeHub, capsys: pytest.CaptureFixture[str], namespace: str, said: str) -> None:

@@ -31,7 +31,7 @@ def test_other_text_is_refused(name: str, text: str, expected: str) -> None:
 def test_settings_of_a_pretraining() -> None:
     assert parse_assignments(['epochs=5', 'batch-size=64']) == {'epochs': 5, 'batch_size': 64}
     for text in ('epochs', 'epoch=5', 'seed=1'):
-        with pytest.raises(ZooError, match='no SETTING=VALUE'):
+        with pytest.raises(ZooError, match='not a SETTING=VALUE'):
             parse_assignments([text])
 
 

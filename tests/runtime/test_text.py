@@ -10,7 +10,7 @@ from tinyvit_zoo.runtime.text import one_line, table
 @pytest.mark.parametrize(('error', 'expected'), [
     (ValueError('a\n  b  c'), 'a b c'), (ValueError(), 'ValueError'), (KeyError('model'), "KeyError: 'model'"),
     (FileNotFoundError(2, 'No such file or directory', '/a'), 'No such file or directory'),
-    (UnidentifiedImageError('cannot identify image file /a'), 'no image, or of no kind that Pillow reads'),
+    (UnidentifiedImageError('cannot identify image file /a'), 'not an image that Pillow reads'),
     (ValueError('a ' * 200), 'a ' * 80),
 ])
 def test_an_error_on_one_line(error: Exception, expected: str) -> None:

@@ -178,7 +178,7 @@ def test_benchmark_refuses_in_one_line(refused: Run, tmp_path: Path) -> None:
     assert "sl_vit has no option 'spd'" in refused('models', 'sl_vit', '--without', 'spd')
     for option in (('--without', 'spt'), ('--products',)):
         assert 'leave out --baseline' in refused('models', 'sl_vit', '--baseline', 'plain_vit', *option)
-    assert 'this model takes 8 x 8' in refused('scaling', 'sl_swin', '--img-sizes', '32', '4')
+    assert 'this model needs at least 8 x 8' in refused('scaling', 'sl_swin', '--img-sizes', '32', '4')
     assert 'cannot take 1 x 3 x 8 x 8' in refused('scaling', 'vit_tiny_patch16_224', '--img-sizes', '8')
     if not torch.cuda.is_available():
         assert "Device 'cuda' cannot be used here" in refused('models', 'sl_vit', '--device', 'cuda')

@@ -148,7 +148,7 @@ def test_refused_in_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize('options, words', [
-    (['--img-size', '8'], 'takes 16 x 16 pixels and more'), (['--global-pool', 'foo'], "expected '' or 'avg'"),
+    (['--img-size', '8'], 'at least 16 x 16'), (['--global-pool', 'foo'], "expected '' or 'avg'"),
     (['--model-args', "{'foo': 1}"], 'cannot be made'), (['--model-args', 'foo'], 'expected a dictionary'),
 ])
 def test_options_that_cannot_be_are_one_line(

@@ -124,11 +124,11 @@ def test_images_of_digits_are_not_mirrored(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize('method, more, said', [
-    ('moco_v3', ['--accumulate', '2'], 'take accumulate 1'), ('moco_v3', ['--batch-size', '1'], 'batch_size of 2'),
+    ('moco_v3', ['--accumulate', '2'], 'use accumulate 1'), ('moco_v3', ['--batch-size', '1'], 'batch_size of 2'),
     ('self_distill', ['--method-args', "{'local_view': 2}"], 'local_views'),
     ('self_distill', ['--img-size', '6'], 'does not take local views of 3 x 3 pixels'),
     ('self_distill', ['--model', 'mae_lite_vit_tiny_rpe', '--model-args', '{}', '--img-size', '32'],
-     'take mae_lite_vit_tiny'),
+     'use mae_lite_vit_tiny'),
     ('moco_v3', ['--model-args', "{'global_pool': ''}"], 'not pooled')])
 def test_what_cannot_be_run_is_refused(
         method: str, more: list[str], said: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def test_a_training_and_what_it_leaves(run: zoo.Classifier, tmp_path: Path) -> N
     assert figures.scalars() == pytest.approx(result['test'], rel=1e-4)
     assert [path.name for path in again.show(tmp_path)] == ['curves.png', 'reliability.png']
     card = (run.folder / 'card.md').read_text()
-    assert 'any number of them an image' in card and 'sigmoid(logits / ' in card and '| ACC, % |' in card
+    assert 'any number per image' in card and 'sigmoid(logits / ' in card and '| ACC, % |' in card
     every = again.predict(DATA['test'][0], topk=3)
     above = again.predict(DATA['test'][0])
     assert [found.labels for found in above] == [
@@ -159,8 +159,8 @@ def test_the_commands(run: zoo.Classifier, tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize('keywords, message', [
-    ({'balance': 'sampling'}, "take 'loss'"), ({'teacher': 'resnet18'}, 'a teacher is for one'),
-    ({'balance': 'loss', 'multi_label_loss': 'asymmetric'}, "take multi_label_loss 'bce'"),
+    ({'balance': 'sampling'}, "by 'loss'"), ({'teacher': 'resnet18'}, 'leave out the teacher'),
+    ({'balance': 'loss', 'multi_label_loss': 'asymmetric'}, "needs multi_label_loss 'bce'"),
     ({'multi_label_loss': 'focal'}, "expected 'bce' or 'asymmetric'")])
 def test_what_several_labels_cannot_have(keywords: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=message):
@@ -172,5 +172,5 @@ def test_the_asymmetric_loss(tmp_path: Path) -> None:
     keywords = {**SMALL, 'epochs': 1, 'warmup_epochs': 0, 'multi_label_loss': 'asymmetric', 'mixup': 0., 'cutmix': 0.}
     found = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', **keywords)
     assert found.result['figures']['test']['auroc'] > 0.4
-    with pytest.raises(ZooError, match='one label an image: leave it out'):
+    with pytest.raises(ZooError, match='one label per image: leave it out'):
         zoo.train('cct_2_3x2', 'digits', output=tmp_path / 'b', **{**SMALL, 'multi_label_loss': 'asymmetric'})

@@ -190,7 +190,7 @@ def test_a_finished_run_that_lost_its_end_makes_it_again(
     path = tmp_path / 'run' / name
     path.write_bytes(path.read_bytes()[:100])
     assert pretrained(data, tmp_path / 'run', '--resume') == 0
-    assert 'is made again' in capsys.readouterr().out
+    assert 'Repeating the end' in capsys.readouterr().out
     assert_same_bits(finished, tmp_path / 'run')
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_recipe_is_one_line(finished: Path, data: str, tmp_path: Path,
 
 def test_a_chain_that_could_not_end_does_not_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more, words in ((['--keep', 'x'], 'keep'), (['--mix-mode', 'x'], 'mix_mode'),
-                        (['--pretraining', 'method=mae_lite'], 'no SETTING=VALUE'),
+                        (['--pretraining', 'method=mae_lite'], 'not a SETTING=VALUE'),
                         (['--pretraining', 'epochs=many'], 'expected a whole number')):
         assert chain(tmp_path / 'run', *more) == 2
         error = capsys.readouterr().err
@@ -240,13 +240,13 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
 # -- what is refused ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('argv, words', [
     (['mae_smal', '--model', 'vit_lite_2_4'], 'Did you mean mae_small'), (['mae_small'], '--model is missing'),
-    (['mae_vit_c10.c10_mae', '--model', 'mae_vit_c10'], 'leave --model out'),
+    (['mae_vit_c10.c10_mae', '--model', 'mae_vit_c10'], 'leave out --model'),
     (['mae_vit_c10.c10_100e'], 'is a supervised training'), (['mae_small', '--model', 'vit_lit'], 'no model'),
-    (['mae_small', '--model', 'cct_2_3x2'], 'Or a joint-embedding method'),
+    (['mae_small', '--model', 'cct_2_3x2'], 'Or use moco_v3'),
     (['mae_small', '--model', 'vit_lite_2_4', '--method-args', "{'alpha': 1.}"], "no argument 'alpha'"),
     (['mae_small', '--model', 'vit_lite_2_4', '--method-args', "{'mask_ratio': 1.}"], 'leaves none'),
-    (['mae_small', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_2_4'], 'no use for a teacher'),
-    (['d_mae', '--model', 'vit_lite_2_4'], 'name one by --teacher'),
+    (['mae_small', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_2_4'], 'does not use a teacher'),
+    (['d_mae', '--model', 'vit_lite_2_4'], 'give --teacher'),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lit'], "no model 'vit_lit'"),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_4_4', '--teacher-weights', 'no.pth'], 'no.pth'),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'resnet18'], 'resnet18 cannot be a teacher'),
@@ -258,7 +258,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     *((['mae_small', '--model', 'vit_lite_2_4', '--method-args', f'{{{args}}}'], words) for args, words in (
         ("'mask_ratio': 'a'", "mask_ratio is 'a'"), ("'decoder_depth': -1", 'decoder_depth is -1'),
         ("'decoder_heads': 0", 'decoder_heads is 0'))),
-    *(([method, '--model', model], f'{kind} is no plain encoder') for method in ('mae_small', 'mae_lite')
+    *(([method, '--model', model], f'{kind} is not a plain encoder') for method in ('mae_small', 'mae_lite')
       for model, kind in (('sl_swin', 'LocalSwin'), ('plain_swin', 'LocalSwin'), ('ssl_swin', 'SslSwin'))),
     (['mae_small', '--model', 'vit_lite_2_4', '--model-args', "{'foo': 1}"], "argument 'foo'"),
     (['mae_small', '--model', 'vit_lite_2_4', '--crop-interpolation', 'foo'], "interpolation is 'foo'"),
@@ -374,7 +374,7 @@ def test_without_matplotlib_there_are_no_pictures(
         data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     assert pretrained(data, tmp_path / 'run', '--epochs', '1', '--warmup-epochs', '0') == 0
-    assert capsys.readouterr().out.count('No pictures without matplotlib') == 1
+    assert capsys.readouterr().out.count('Pictures need matplotlib') == 1
     assert not (tmp_path / 'run' / 'reconstructions').exists()
 
 

@@ -106,7 +106,7 @@ def test_what_cannot_begin_is_one_line(tmp_path: Path) -> None:
         def __getattr__(self, name: str) -> Any:
             raise ConnectionError('no login\nhere')
 
-    with pytest.raises(ZooError, match=r'Tracking by wandb cannot begin \(no login here\)') as error:
+    with pytest.raises(ZooError, match=r'Tracking by wandb cannot start \(no login here\)') as error:
         open_tracker('wandb', Module(), tmp_path, {})
     assert '\n' not in str(error.value)
     with pytest.raises(ZooError, match='expected tensorboard, wandb, mlflow, trackio'):

@@ -240,7 +240,7 @@ def test_two_processes_do_not_write_to_one_run(
     while not ready.exists():
         time.sleep(0.01)
     assert run(data, stopped, '--resume') == 2
-    assert f'is written to by process {holding} on' in capsys.readouterr().err
+    assert f'is in use by process {holding} on' in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in stopped.iterdir() if path.name != '.lock'}
     os.kill(holding, signal.SIGKILL)    # the lock goes with it
     server.wait(holding)
@@ -262,7 +262,7 @@ def test_weights_that_the_last_step_spoils(
     assert run(data, tmp_path / 'run', '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '96',
                '--mix-off-epoch', '0') == 2
     error = capsys.readouterr().err
-    assert ('became' in error or 'no finite numbers' in error) and error.count('\n') == 1
+    assert ('became' in error or 'not finite' in error) and error.count('\n') == 1
     assert not {path.name for path in (tmp_path / 'run').iterdir()} & {'result.json', 'weights.safetensors'}
 
 
@@ -324,7 +324,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         '--mean', '(0.5, 0.5, 0.5)', '--std', '(0.5, 0, 0.5)']), ('mean is (1, 1)', ['--mean', '(1, 1)']),
     ('give both or neither', ['--mean', '(0.5, 0.5, 0.5)']), ("argument 'foo'", ['--model-args', "{'foo': 1}"]),
     ('drop_path_rate is 2', ['--model-args', "{'drop_path_rate': 2}"]),
-    ('it comes from the images', ['--model-args', "{'num_classes': 5}"]),
+    ('comes from the images', ['--model-args', "{'num_classes': 5}"]),
     ('depth is 0', ['--model-args', "{'depth': 0}"]),
     ("embed_dim is 'a'", ['--model-args', "{'embed_dim': 'a'}"]), ('as torch takes it', [
         '--seed', '99999999999999999999']), ('cooldown_epochs is -1', ['--cooldown-epochs', '-1', '--epochs', '1']),

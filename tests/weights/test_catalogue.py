@@ -168,7 +168,7 @@ def test_a_file_that_is_not_the_promised_one_is_refused(
         with monkeypatch.context() as patched:
             patched.setattr(_build, 'read_weights', lambda *args: pytest.fail('was read before it was checked'))
             said = refused(lambda: timm.create_model('cct_2_3x2', pretrained=True, pretrained_cfg_overlay=overlay))
-        assert str(found) in said and 'not the file that the catalogue promises' in said
+        assert str(found) in said and 'not the file in the catalogue' in said
     if kind == 'file':
         path.unlink()
         said = refused(lambda: timm.create_model('cct_2_3x2', pretrained=True, pretrained_cfg_overlay=overlay))

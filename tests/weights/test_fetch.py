@@ -66,7 +66,7 @@ def load(url: str) -> nn.Module:
 
 @pytest.mark.parametrize('name, words', [
     ('cut', 'broke off'), ('huge', 'has more than 0.0 GB'), ('endless', 'has more than'), ('slow', 'timed out'),
-    ('drip', 'too few bytes'), ('elsewhere', 'is not fetched'), ('none', '404')])
+    ('drip', 'too few bytes'), ('elsewhere', 'is not downloaded'), ('none', '404')])
 def test_what_does_not_come_whole_is_not_kept(name: str, words: str, address: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=words) as error:
         load(f'{address}/{name}.safetensors')

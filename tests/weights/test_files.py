@@ -166,7 +166,7 @@ class Bomb:
 def test_code_is_refused_and_not_run(zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('BOMB_TARGET', str(tmp_path / 'boom'))
     torch.save({**STATE, 'bomb': Bomb()}, tmp_path / 'w.pth', _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ZooError, match='refused, nothing in it was run') as error:
+    with pytest.raises(ZooError, match='is refused') as error:
         load(tmp_path / 'w.pth')
     one_line(error)
     assert not (tmp_path / 'boom').exists()

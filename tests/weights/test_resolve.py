@@ -90,7 +90,7 @@ def test_another_size_is_tried() -> None:
 @pytest.mark.parametrize('spec, words', [
     ('cct_2_3x9', 'Did you mean cct_2_3x2'), ('cct_2_3x2.c11', 'Did you mean c10'),
     ('none.pth', 'There is no file or run directory none.pth'), ('no/run', 'There is no file or run directory no/run'),
-    ('cct_2_3x2=none.pth', 'There is no weights file none.pth'), ('.', 'is no run directory'),
+    ('cct_2_3x2=none.pth', 'There is no weights file none.pth'), ('.', 'is not a run directory'),
 ])
 def test_mistakes(spec: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,7 +101,7 @@ def test_mistakes(spec: str, words: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_without_metadata_and_weights_that_are_missing(tmp_path: Path) -> None:
     save_weights({'a': torch.zeros(1)}, tmp_path / 'w.safetensors')
-    with pytest.raises(ZooError, match='does not say whose weights it holds'):
+    with pytest.raises(ZooError, match='does not name its model'):
         resolve(tmp_path / 'w.safetensors')
     with pytest.raises(ZooError, match='There are no weights of cvt_2_4: give cvt_2_4=FILE, or '):
         resolve('cvt_2_4').create()

@@ -37,7 +37,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _affine(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Constant, Constant]:
     """Return the factor and the offset that normalize 0..255, [C, 1, 1]; ZooError where they cannot."""
     if len(mean) != len(std) or not min(std) > 0:
-        raise ZooError(f'Mean {mean} and deviation {std} do not normalize: expected as many, deviations above 0.')
+        raise ZooError(f'Mean {mean} and deviation {std} cannot normalize: expected equal lengths and deviations above '
+                       f'0.')
     scale, bias = [[[1 / (255 * s)]] for s in std], [[[-m / s]] for m, s in zip(mean, std, strict=True)]
     return Constant(scale), Constant(bias)
 
@@ -94,7 +95,7 @@ class Augment:
         if images.dtype not in (torch.uint8, torch.int32) or images.ndim != 4:
             raise ZooError(f'Augmentation takes uint8 images [B, C, H, W], got {images.dtype} {list(images.shape)}.')
         if self.channels not in (1, images.shape[1]):
-            raise ZooError(f'Images of {images.shape[1]} channels do not go with a mean of {self.channels}.')
+            raise ZooError(f'Images of {images.shape[1]} channels do not fit a mean of {self.channels}.')
         if generator.device.type != images.device.type:
             raise ZooError(f'The generator is on {generator.device}, expected the device of images, {images.device}.')
 
@@ -143,7 +144,7 @@ class _Crop:
         return torch.where(flip[:, None, None, None], images.flip(3), images) if self.flip else images
 
     def _boxes(self, u: Tensor, size: tuple[int, int], scale: Range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw boxes; where no attempt fits, take the largest one in the middle with an allowed ratio, as timm."""
+        """Draw boxes; where no attempt fits, use the largest one in the middle with an allowed ratio, as timm."""
         h, w = size
         widths, heights = _sides(u[2:2 + _ATTEMPTS], u[2 + _ATTEMPTS:], scale, self.ratio, h * w)
         fits = (heights <= h) & (widths <= w)

@@ -157,7 +157,8 @@ class RandAugment(Policy):
         self.weights, self.choices = Constant([[w] for w in weights], torch.float32), len(names)
         self.weighted = bool(weights)
         if weights and self.count > len(weights):
-            raise ZooError(f'{text!r} has {self.count} layers, t{chosen} repeats none: take n{len(weights)} at most.')
+            raise ZooError(f'{text!r} has {self.count} layers, but t{chosen} repeats no operation: use n{len(weights)} '
+                           f'at most.')
         self.interpolation, self.fill = interpolation, Constant(fill, torch.float32)
         self.uniforms = (len(weights) or self.count) + 4 * self.count
 
@@ -224,5 +225,5 @@ def make_policy(text: str, size: tuple[int, int], interpolation: str, fill: Sequ
         return RandAugment(text, size, interpolation, fill)
     if text not in LEARNED:
         raise ZooError(f'There is no augmentation policy {text!r}.{nearest(text, [*LEARNED, "rand"])} '
-                       f'Expected {", ".join(LEARNED)} or timm\'s grammar, as rand-m9-mstd0.5-inc1.')
+                       f'Expected {", ".join(LEARNED)} or timm\'s grammar, e.g. rand-m9-mstd0.5-inc1.')
     return AutoAugment(text, size)

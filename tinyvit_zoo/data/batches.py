@@ -83,7 +83,7 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
     if split.images.deep:
         stream_transform = None     # they are no Pillow images
     elif channels not in (1, 3):
-        raise ZooError(f'channels is {channels}, and the images are grey or RGB: expected 1 or 3, weights for such.')
+        raise ZooError(f'channels is {channels}, but the images are grey or RGB: use weights for 1 or 3 channels.')
     order = _Order(len(split), batch_size, train, seed, rank, world_size, split.labels if balanced else None)
     if mode == 'auto':
         mode = 'memory' if fits_in_memory(split, size, channels, device) else 'stream'
@@ -123,9 +123,10 @@ class _Order(Sampler):
         if train and count < batch_size:
             batch_size = count - count % world_size
             if not batch_size:
-                raise ZooError(f'{count} training images cannot be shared among {world_size} processes: start fewer.')
+                raise ZooError(f'{count} training images are too few for {world_size} processes: start fewer.')
             if rank == 0:
-                _logger.warning('%d training images are less than a batch: an epoch is one of %d.', count, batch_size)
+                _logger.warning('%d training images are less than a batch: an epoch is one batch '
+                                'of %d.', count, batch_size)
         self._count, self._batch_size, self._train, self._seed = count, batch_size, train, seed
         self._rank, self._world_size = rank, world_size
         self._weights = None if balanced is None else 1 / balanced.bincount().double()[balanced]
@@ -181,7 +182,7 @@ class _Samples(Dataset):
                 return fitted(pixels, self.size, self.channels).clone(), self.split.labels[i]
             image = as_channels(self.split.read(i), self.channels)
         except Exception as e:  # it could be read when all were checked
-            raise ZooError(f'{self.split.name(i)} cannot be read any more ({one_line(e)}): mend it and resume.') from e
+            raise ZooError(f'{self.split.name(i)} can no longer be read ({one_line(e)}): fix it and resume.') from e
         if self.transform is None:
             return torch.from_numpy(pixels_of(image, self.size).copy()), self.split.labels[i]
         with seeded(self.seed, _AUGMENT, epoch, i):
@@ -261,7 +262,7 @@ def _naming_dead_workers() -> Iterator[None]:
 
 
 def _dead(reason: str) -> ZooError:
-    return ZooError(f'A process that loads images died, hangs or cannot be started ({reason}): take fewer --workers.')
+    return ZooError(f'A process that loads images died, hangs or cannot be started ({reason}): use fewer --workers.')
 
 
 @contextlib.contextmanager

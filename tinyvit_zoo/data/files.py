@@ -76,7 +76,7 @@ class Finder:
             for path, _, _ in os.walk(self._root):      # real folders come before links to them
                 self._paths[_place(os.stat(path))] = path
         if self._paths and self._paths.setdefault(_place(state), entry.path) != entry.path:
-            return self._skip('links to folders that are read already', entry)
+            return self._skip('links to folders that were already read', entry)
         return True
 
     def _is_file(self, entry: 'os.DirEntry[str]') -> bool:
@@ -105,7 +105,7 @@ def _entries(folder: Path) -> 'list[os.DirEntry[str]]':
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith('.')]
     except OSError as e:
-        raise ZooError(f'{folder} cannot be read ({e.strerror}): mend or remove it.') from e
+        raise ZooError(f'{folder} cannot be read ({e.strerror}): fix or remove it.') from e
 
 
 def is_image(name: str) -> bool:
@@ -145,13 +145,13 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
             if (stated := _stated_members(path)) is not None and stated != len(members):
-                raise ValueError(f'{stated} arrays are stated, {len(members)} can be found')
+                raise ValueError(f'its index lists {stated} arrays, {len(members)} are there')
             for info in members.values():
                 archive.open(info).close()  # compares the names of both headers
             members = {name: info for name, info in members.items() if wanted(name)}
             size, free = sum(info.file_size for info in members.values()), free_memory()
             if size > free:
-                raise ZooError(f'{path} holds {size / 2 ** 30:.1f} GiB of arrays, and {free / 2 ** 30:.1f} GiB of '
+                raise ZooError(f'{path} holds {size / 2 ** 30:.1f} GiB of arrays, but {free / 2 ** 30:.1f} GiB of '
                                f'memory are free: give a smaller set, or a folder of files.')
             for name, info in members.items():
                 with archive.open(info) as file:
@@ -161,7 +161,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]
     except ZooError:
         raise
     except Exception as e:  # zipfile, zlib, its other codecs and NumPy each have their own
-        raise ZooError(f'{path} is damaged or no .npz of plain arrays ({one_line(e)}): use numpy.savez.') from e
+        raise ZooError(f'{path} is damaged or not an .npz of plain arrays ({one_line(e)}): use numpy.savez.') from e
     return arrays
 
 
@@ -181,7 +181,7 @@ def map_npy(path: Path) -> np.ndarray:
             raise ValueError('no regular file')
         return np.lib.format.open_memmap(path, mode='r')
     except Exception as e:  # NumPy has many
-        raise ZooError(f'{path} is no array of numbers, or damaged ({one_line(e)}): fetch it again.') from e
+        raise ZooError(f'{path} is not an array of numbers, or damaged ({one_line(e)}): download it again.') from e
 
 
 def free_memory(device: torch.device | None = None) -> int:

@@ -47,7 +47,7 @@ def hold_out(everything: Split, title: str, classes: int) -> tuple[Split, Split]
     """Split images that have no split of their own: a fifth, always the same, is for testing."""
     held = draw(everything.labels, round(_TEST_SHARE * len(everything)), _TEST_SEED)
     if not held.any():
-        raise ZooError(f'{title} has {len(everything)} images in {classes} classes, too few to hold a fifth out.')
+        raise ZooError(f'{title} has {len(everything)} images in {classes} classes, too few to hold out a fifth.')
     return everything.select(~held), everything.select(held)
 
 
@@ -87,7 +87,7 @@ def _annotated(path: Path, ids: Sequence[str]) -> Split:
     rows = _rows(path)
     wrong = next((i for i, row in enumerate(rows, 1) if len(row) < 2 or row[1] not in ids), None)
     if wrong or not rows:
-        raise ZooError(f'{path}, line {wrong or 1}, is not a file name, a tab and a class of train: unpack it again.')
+        raise ZooError(f'{path}, line {wrong or 1}, is not a file name, a tab and a training class: unpack it again.')
     folder = path.parent / 'images'
     missing = {row[0] for row in rows} - set(os.listdir(folder) if folder.is_dir() else ())
     if missing:

@@ -47,7 +47,7 @@ def open_hub(name: str) -> Parts:
     try:
         splits = datasets.load_dataset(name)
     except Exception as e:  # the network, the Hub and each format have their own
-        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): name another, or a folder.') from e
+        raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): use another, or a folder.') from e
     return hub_parts(name, splits)
 
 

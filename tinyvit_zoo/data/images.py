@@ -95,7 +95,7 @@ class ArrayImages(Images):
         if channels == self.channels:
             return pixels.permute(0, 3, 1, 2)
         if self.deep or channels != 1:
-            raise ZooError(f'{self.title} has {self.channels} channels, expected {channels}, as the weights take.')
+            raise ZooError(f'{self.title} has {self.channels} channels, expected {channels} as the weights.')
         red, green, blue = pixels.int().unbind(-1)     # to the bit as Pillow does (ITU-R 601)
         return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8).unsqueeze(1)
 
@@ -290,7 +290,7 @@ def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int],
             raise
     if bad:
         more = f', and {len(bad) - 10} more' if len(bad) > 10 else ''
-        raise ZooError(f'{len(bad)} of {len(indices)} images cannot be read; mend or remove them: '
+        raise ZooError(f'{len(bad)} of {len(indices)} images cannot be read; fix or remove them: '
                        f'{", ".join(text for text, _ in bad[:10])}{more}.') from bad[0][1]
 
 
@@ -316,7 +316,7 @@ def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, p
             reason = f'it holds {array.dtype} {array.shape}'
         except (ZooError, LookupError) as e:
             reason = one_line(e.__cause__ or e)
-        _logger.warning('The cached images %s are damaged (%s): they are made again.', path, reason)
+        _logger.warning('The cached images %s are damaged (%s): decoding them again.', path, reason)
     pixels = decode(images, size, channels, progress=progress)
     _write(path, pixels)
     return pixels
@@ -344,5 +344,5 @@ def _write(path: Path, content: Tensor | str = '') -> None:
             else:
                 np.savez(file, images=content.numpy())
     except (OSError, ZooError) as e:
-        _logger.warning('Decoded images cannot be kept in %s (%s): set TINYVIT_ZOO_CACHE to another folder, or they '
-                        'are decoded at every start.', path.parent, one_line(e.__cause__ or e))
+        _logger.warning('Decoded images cannot be kept in %s (%s): they are decoded at every start unless '
+                        'TINYVIT_ZOO_CACHE names another folder.', path.parent, one_line(e.__cause__ or e))

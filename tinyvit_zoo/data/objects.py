@@ -40,7 +40,7 @@ class DatasetImages(Images):
     def pixels_at(self, i: int) -> Tensor:
         pixels = deep_pixels(self._image(i))
         if pixels is None or (len(pixels), pixels.dtype) != (self.channels, self.dtype):
-            raise ValueError('it has other channels or bits than the first')
+            raise ValueError('its channels or bits differ from the first image')
         return pixels
 
     def read(self, i: int) -> Image.Image:
@@ -59,7 +59,7 @@ def as_image(image: Any) -> Image.Image:
         return upright(image.copy())    # it is turned in place
     pixels = as_pixels(image, 'The image', batch=False)
     if is_deep(pixels.shape[2] if pixels.ndim == 3 else 1, pixels.dtype):
-        raise ValueError('it has 16 bits or other channels, and the first image has not')
+        raise ValueError('its bits or channels differ from the first image')
     return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
 
 
@@ -82,7 +82,7 @@ def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
     try:
         pixels = (values if isinstance(values, Tensor) else as_tensor(np.asarray(values))).detach().cpu()
     except Exception as e:  # arrays of objects, ragged lists, tensors without values
-        raise ZooError(f'{title}: got {type(values).__name__}, which is no array of numbers ({one_line(e)}): expected '
+        raise ZooError(f'{title}: got {type(values).__name__}, not an array of numbers ({one_line(e)}): expected '
                        f'uint8, uint16 or floats of 0 to 1.') from e
     pixels = pixels.to(torch.int32) if pixels.dtype == torch.uint16 else pixels
     deep = str(getattr(values, 'dtype', '')).endswith('uint16')
@@ -121,7 +121,8 @@ def open_split(data: Any, name: str) -> tuple[Split, tuple[str, ...]]:
     if isinstance(data, (tuple, list)) and len(data) == 2:
         pixels, numbers = as_pixels(data[0], f'The {name} images'), _labels(data[1], name)
         if len(pixels) != len(numbers):
-            raise ZooError(f'There are {len(pixels)} {name} images and {len(numbers)} labels: expected as many.')
+            raise ZooError(f'There are {len(pixels)} {name} images but {len(numbers)} labels: expected one label per '
+                           f'image.')
         return Split(ArrayImages(pixels, name), numbers), ()
     if not hasattr(data, '__getitem__') or not hasattr(data, '__len__') or isinstance(data, Mapping):
         raise ZooError(f'The {name} images are a {type(data).__name__}: expected {_FORMS}.')
@@ -131,9 +132,9 @@ def open_split(data: Any, name: str) -> tuple[Split, tuple[str, ...]]:
         if labels is not None and len(labels) != count:     # a Subset has none of its own
             labels = None
     except Exception as e:
-        raise ZooError(f'The {name} images have no length or labels ({_raised(e)}): mend the dataset.') from e
+        raise ZooError(f'The {name} images have no length or labels ({_raised(e)}): fix the dataset.') from e
     if not count:
-        raise ZooError(f'The {name} images are none: expected one or more.')
+        raise ZooError(f'The {name} images are empty: expected one or more.')
     labels = [_label(data, i, name) for i in range(count)] if labels is None else labels
     names = names_of(getattr(data, 'classes', None)) or ()
     return Split(DatasetImages(data, name), _labels(labels, name)), names
@@ -162,11 +163,11 @@ def _label(data: Any, i: int, name: str) -> Any:
     try:
         item = _item(data, i)
     except ValueError as e:
-        raise ZooError(f'Item {i} of the {name} images cannot be read ({e}): mend the dataset.') from e.__cause__
+        raise ZooError(f'Item {i} of the {name} images cannot be read ({e}): fix the dataset.') from e.__cause__
     try:
         _, label = item
     except (TypeError, ValueError) as e:
-        raise ZooError(f'The {name} images are a {type(data).__name__} whose items are no pairs of an image and a '
+        raise ZooError(f'The {name} images are a {type(data).__name__} whose items are not pairs of an image and a '
                        f'label ({e}): expected {_FORMS}.') from e
     return label
 
@@ -174,8 +175,8 @@ def _label(data: Any, i: int, name: str) -> Any:
 def as_hot(array: np.ndarray, title: str) -> np.ndarray:
     """Return labels [N, C] of 0 and 1, a column for each class, as uint8."""
     if array.dtype.kind not in 'iufb' or not np.isin(array, (0, 1)).all():
-        raise ZooError(f'{title} are {array.dtype} {list(array.shape)}: expected 0 and 1, a column for each class, '
-                       f'where an image may have several.')
+        raise ZooError(f'{title} are {array.dtype} {list(array.shape)}: expected a column of 0 and 1 for each class '
+                       f'(multi-label).')
     return array.astype(np.uint8)
 
 
@@ -185,7 +186,7 @@ def _labels(values: Any, name: str) -> Tensor:
     try:
         array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     except (TypeError, ValueError) as e:
-        raise ZooError(f'The {name} labels are no numbers ({e}): expected one whole number for each image.') from e
+        raise ZooError(f'The {name} labels are not numbers ({e}): expected one whole number for each image.') from e
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 2 and len(array):

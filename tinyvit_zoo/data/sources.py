@@ -76,7 +76,7 @@ def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., 
     if val_fraction and source.val is None:
         mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
         if not mask.any():
-            raise ZooError(f'val_fraction takes none of {len(source.train)} images (one a class stays): give more.')
+            raise ZooError(f'val_fraction takes none of {len(source.train)} images (one per class is kept): give more.')
         source = replace(source, train=source.train.select(~mask), val=source.train.select(mask),
                          val_fraction=val_fraction)
     if fraction < 1:
@@ -104,7 +104,7 @@ def _open(spec: str, download: bool) -> Source:
         assert train is not None
         return _source(name, Parts(train, val, test), row)
     if download and place and name not in ('hf', 'medmnist'):
-        raise ZooError(f'{name} is not fetched by this program: give {known[name]} without download.')
+        raise ZooError(f'{name} cannot be downloaded here: give {known[name]} without download.')
     if opener:
         return _source(name, (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(place), row)
     if name == 'hf':
@@ -130,8 +130,7 @@ def _open_objects(data: Any) -> Source:
         raise ZooError(f'class_names is {shown(named)}, expected a name for each class.')
     if given.get('train') is None or given.keys() - {*SPLITS}:
         keys = ', '.join(map(shown, given))
-        raise ZooError(f'The data have the keys {keys}: expected train, with images, and, where there are any, val, '
-                       f'test and class_names.')
+        raise ZooError(f'The data have the keys {keys}: expected train, and optionally val, test and class_names.')
     splits = {name: open_split(given[name], name) for name in SPLITS if given.get(name) is not None}
     train, own = splits['train']
     val, test = (splits[name][0] if name in splits else None for name in SPLITS[1:])
@@ -200,7 +199,7 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
     if images is None and labels is None:
         return None
     if images is None or labels is None:
-        raise ZooError(f'{path} has one of {name}_images and {name}_labels: expected both.')
+        raise ZooError(f'{path} has only one of {name}_images and {name}_labels: expected both.')
     channels = images.shape[3] if images.ndim == 4 else 1
     if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or channels > MOST:
         raise ZooError(f'{path}: {name}_images are {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] '

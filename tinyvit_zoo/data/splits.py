@@ -96,8 +96,8 @@ class Parts(NamedTuple):
                            f'classes or more{"" if self.train.multi_label else ", numbered from 0 without a gap"}.')
         for name, split in (('train', self.train), ('val', self.val), ('test', self.test)):
             if split and split.index is None and len(split.images) != len(split):
-                raise ZooError(f'{title} has {len(split.images)} {name} images and {len(split)} labels: expected as '
-                               f'many.')
+                raise ZooError(f'{title} has {len(split.images)} {name} images but {len(split)} labels: expected one '
+                               f'label per image.')
             if split and split.labels.ndim != labels.ndim:
                 raise ZooError(f'{title} has {name} images of {"several labels" if split.multi_label else "one label"} '
                                f'each, and the training images have {"one" if split.multi_label else "several"}.')

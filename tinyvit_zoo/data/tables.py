@@ -35,8 +35,8 @@ def open_csv(place: str) -> Parts:
     missing = [row['path'] for row in rows if not os.path.isfile(path.parent / row['path'])]
     if missing:
         some = printable(missing[0]) + ', ...' * (len(missing) > 1)
-        raise ZooError(f'{len(missing)} of {len(rows)} images of {path} are not there ({some}): '
-                       f'expected paths relative to {path.absolute().parent}.')
+        raise ZooError(f'{len(missing)} of {len(rows)} images of {path} do not exist ({some}): expected paths relative '
+                       f'to {path.absolute().parent}.')
     splits = {}
     for name in dict.fromkeys(row['split'] for row in rows):
         part = [row for row in rows if row['split'] == name]
@@ -113,7 +113,7 @@ def medmnist_file(name: str, download: bool) -> tuple[Path, tuple[str, ...]]:
     info, path = flat[flag], Path(medmnist.info.DEFAULT_ROOT, f'{name}.npz')
     if not path.is_file():
         if not download:
-            raise ZooError(f'{path} is not there: give --download to fetch it (from Zenodo).')
+            raise ZooError(f'{path} does not exist: give --download to fetch it (from Zenodo).')
         try:
             getattr(medmnist, info['python_class'])(split='train', download=True, size=int(size) if size else None)
         except Exception as e:  # the network and the package have their own

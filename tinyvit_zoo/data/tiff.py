@@ -40,7 +40,7 @@ def by_tifffile(source: Path | BytesIO) -> BytesIO:
     try:
         import tifffile
     except ImportError as e:
-        raise ValueError("no TIFF that Pillow reads; tifffile may: pip install 'tinyvit-zoo[tiff]'") from e
+        raise ValueError("not a TIFF that Pillow reads; tifffile may: pip install 'tinyvit-zoo[tiff]'") from e
     logging.getLogger('tifffile').setLevel(logging.CRITICAL)    # what is wrong is an exception too
     content = source.getvalue() if isinstance(source, BytesIO) else source.read_bytes()
     with tifffile.TiffFile(BytesIO(content), _multifile=False) as file:     # never another file that this one names
@@ -50,7 +50,7 @@ def by_tifffile(source: Path | BytesIO) -> BytesIO:
         if page.photometric not in (_GREY, _RGB) or series.axes.replace('S', '')[-2:] != 'YX':
             raise ValueError(f'its pixels are {page.photometric!s}, {series.axes}: expected grey or RGB')
         if math.prod(series.shape) > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise ValueError(f'it has {math.prod(series.shape):,} pixels, as a bomb would')
+            raise ValueError(f'it has {math.prod(series.shape):,} pixels, too many for an image')
         array = series.asarray()
     array = np.moveaxis(array, -1, -3) if series.axes.endswith('S') else array
     channels = array.reshape(-1, *array.shape[-2:])

@@ -35,11 +35,11 @@ class Analysis:
 def open_images(data: str | None = None, split: str = 'test', files: Sequence[Path] | None = None) -> Split:
     """Open the split of a data source, or files and folders."""
     if bool(data) == bool(files):
-        raise ZooError('Give --data SOURCE (digits, npz:FILE, folder:DIR, ...) or --files IMAGE..., one of the two.')
+        raise ZooError('Give --data SOURCE (digits, npz:FILE, folder:DIR, ...) or --files IMAGE..., but not both.')
     if data:
         images = getattr(open_source(data), split)
         if images is None:
-            raise ZooError(f'{data} has no {split} images: take another --split.')
+            raise ZooError(f'{data} has no {split} images: use another --split.')
         return images
     paths = [str(path.absolute()) for path in image_files(files or ())]
     return Split(with_depth(FileImages(Path('/'), paths)), torch.zeros(len(paths), dtype=torch.int64))
@@ -54,7 +54,8 @@ def _batches(loaded: Loaded, images: Split, batch_size: int) -> Iterator[Tensor]
     """Yield the images in order, preprocessed as the weights expect [B, C, H, W], and show progress."""
     channels, *size = loaded.cfg['input_size']
     if channels not in (1, 3) and not images.images.deep:
-        raise ZooError(f'{loaded.title} takes images of {channels} channels, and these are grey or RGB: give others.')
+        raise ZooError(f'{loaded.title} takes images of {channels} channels, but these are grey or RGB: give other '
+                       f'images.')
     transform = None if images.images.deep else evaluation_transform(loaded.cfg)
     device = next(loaded.model.parameters()).device
     with Progress(len(images), loaded.title, lines=False) as progress:
@@ -68,7 +69,7 @@ def _batches(loaded: Loaded, images: Split, batch_size: int) -> Iterator[Tensor]
                         continue
                     batch.append(transform(as_channels(images.read(i), channels)))
                 except Exception as e:  # every decoder has its own errors for a damaged file
-                    raise ZooError(f'{images.name(i)} cannot be read ({one_line(e)}): mend or leave it out.') from e
+                    raise ZooError(f'{images.name(i)} cannot be read ({one_line(e)}): fix or leave it out.') from e
             yield torch.stack(batch).to(device)
             progress.show(start + len(batch))
 
@@ -102,7 +103,7 @@ def analyze_similarity(models: Sequence[Loaded], images: Split, batch_size: int 
     names = dict(zip('ab', (feature_names(m.model) for m in models), strict=False))
     size = min(batch_size, len(images))
     if size < LEAST:
-        raise ZooError(f'Layers are compared on {size} images at a time, expected {LEAST} or more: give more images.')
+        raise ZooError(f'Layers are compared on {size} images per batch, expected {LEAST} or more: give more images.')
     images = images.select(torch.arange(len(images) // size * size))    # whole batches
     first, *other = ((m.model, _batches(m, images, size)) for m in models)
     cka = similarity(*first, *(other[0] if other else ()))
@@ -114,7 +115,7 @@ def analyze_similarity(models: Sequence[Loaded], images: Split, batch_size: int 
     flat = [name for letter, each in names.items()
             for name, value in zip(each, cka[letter * 2].diagonal(), strict=False) if not value]
     if flat:
-        lines.append(f'Features that tell the images apart no better than chance, given as 0: {", ".join(flat)}.')
+        lines.append(f'Features no better than chance at telling images apart, shown as 0: {", ".join(flat)}.')
     return [Analysis('\n'.join(lines), {'-'.join(titles): arrays}, plots.plot_similarity(cka, titles))]
 
 
@@ -166,7 +167,7 @@ def analyze_temperatures(models: Sequence[Loaded]) -> list[Analysis]:
     values = {m.title: attention.temperatures(m.model) for m in models}
     lines = []
     for title, layers in values.items():
-        lines += [f'{title}: {len(layers)} layers; what multiplies the logits of a head, over where it started',
+        lines += [f'{title}: {len(layers)} layers; temperature of each head, relative to its start',
                   *(f'{name:20} {"  ".join(f"{value:.3f}" for value in heads)}' for name, heads in layers.items())]
     arrays = {title: {'layers': list(layers), 'temperature': attention.ragged([*layers.values()])}
               for title, layers in values.items()}
@@ -181,8 +182,8 @@ def analyze_positions(models: Sequence[Loaded]) -> list[Analysis]:
         right, below = (f'{values.mean():.3f}' if values.numel() else '-' for values in (
             near.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)
             for near in (cosine[:, :-1, :, 1:], cosine[:-1, :, 1:])))
-        text = (f'{loaded.title}: {cosine.shape[0]} x {cosine.shape[1]} positions, cosine {cosine.mean():.3f} in the '
-                f'mean, {right} with the neighbour to the right, {below} with that below')
+        text = (f'{loaded.title}: {cosine.shape[0]} x {cosine.shape[1]} positions, cosine {cosine.mean():.3f} on '
+                f'average, {right} with the neighbour to the right, {below} with that below')
         figure = plots.plot_positions(cosine, f'{loaded.title}: positions')
         analyses.append(Analysis(text, {loaded.title: {'similarity': cosine.numpy()}}, figure))
     return analyses
@@ -207,4 +208,5 @@ def unsupported(model: Any) -> dict[str, str]:
 def check_supported(loaded: Loaded, kind: str) -> None:
     need, why_not = _NEEDS[kind]
     if why := why_not(loaded.model):
-        raise ZooError(f"{loaded.title} has no {need}: {why}. `tinyvit-zoo analyze support` lists models' analyses.")
+        raise ZooError(f"{loaded.title} has no {need}: {why}. `tinyvit-zoo analyze support` lists what each model "
+                       f"supports.")

@@ -27,7 +27,7 @@ _MASKED = -1e30         # logits below are masked
 def attention_layers(model: nn.Module) -> list[Layer]:
     """Return the blocks, all with attention that can be read."""
     if why := no_attention(model):
-        raise ZooError(f'The attention of {type(model).__name__} cannot be read: {why}. Take {KNOWN}.')
+        raise ZooError(f'The attention of {type(model).__name__} cannot be read: {why}. Use {KNOWN}.')
     return block_layers(model)
 
 
@@ -168,9 +168,9 @@ def no_rollout(model: Any) -> str:
     """Return why a model's attention cannot be rolled out; '' where it can."""
     layers = attention_layers(model)
     if any(layer.mixes_heads for layer in layers):
-        return 'its heads are mixed behind the softmax, by numbers of either sign, so that attention is no share'
+        return 'its heads are mixed after the softmax with weights of either sign'
     if not any(layer.name.startswith('blocks.') for layer in layers):
-        return 'its tokens are merged between the stages'
+        return 'its tokens are merged between stages'
     return ''
 
 
@@ -228,7 +228,7 @@ def _select_query(layer: Layer, attention: Tensor, patch: tuple[int, int] | None
         return f'patch {patch[0]}, {patch[1]}', attention[:, :, layer.prefix + patch[0] * cols + patch[1]]
     if layer.prefix:
         return 'the class token', attention[:, :, 0]
-    return 'all patches, in the mean', attention.mean(2)
+    return 'the mean of all patches', attention.mean(2)
 
 
 def readout(model: Any, tokens: Tensor) -> Tensor:
@@ -306,7 +306,7 @@ class Looking(nn.Module):
 def no_temperatures(model: Any) -> str:
     """Return why a model has no learned temperatures; '' where it has."""
     learned = any(getattr(layer.attention, 'temperature', None) is not None for layer in block_layers(model))
-    return '' if learned else 'it has no locality attention, as sl_* have (lsa=True)'
+    return '' if learned else 'it has no locality attention (lsa=True), unlike sl_*'
 
 
 @torch.no_grad()

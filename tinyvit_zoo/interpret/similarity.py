@@ -23,7 +23,7 @@ _CONSTANT = 1e-10       # share of the features' energy below which their varian
 def feature_names(model: Any) -> list[str]:
     """Return the names of the features that `see_features` shows, from the image on."""
     if why := no_features(model):
-        raise ZooError(f'The features of {type(model).__name__} cannot be read: {why}. Take {KNOWN}.')
+        raise ZooError(f'The features of {type(model).__name__} cannot be read: {why}. Use {KNOWN}.')
     return [layer.name for layer in _patch_layers(model)] or [info['module'] for info in model.feature_info]
 
 
@@ -66,7 +66,7 @@ def unbiased_hsic(a: Tensor, b: Tensor) -> Tensor:
     """Estimate HSIC between all Gram matrices [A, n, n], [B, n, n] -> [A, B]; by chance it may be negative."""
     n = a.shape[-1]
     if n < LEAST:
-        raise ZooError(f'A batch has {n} images, expected {LEAST} or more: the estimate divides by (n - 3).')
+        raise ZooError(f'A batch has {n} images, expected {LEAST} or more, as the estimate divides by (n - 3).')
     off = 1 - torch.eye(n, dtype=a.dtype, device=a.device)
     a, b = a * off, b * off
     rows_a, rows_b = a.sum(2), b.sum(2)
@@ -108,7 +108,7 @@ def no_positions(model: Any) -> str:
     """Return why a model has no position embedding; '' where it has."""
     if not block_layers(model):
         return 'its tokens are not known'
-    return 'nothing is added to its tokens' if getattr(model, 'pos_embed', None) is None else ''
+    return 'no positions are added to its tokens' if getattr(model, 'pos_embed', None) is None else ''
 
 
 @torch.no_grad()

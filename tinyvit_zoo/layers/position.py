@@ -25,7 +25,7 @@ def sincos2d_table(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0, 
     prefix tokens are zero. Values are rounded to single precision, as in the authors' files.
     """
     if dim % 4:
-        raise ZooError(f'A sine-cosine table of two dimensions takes a width that is a multiple of 4, not {dim}.')
+        raise ZooError(f'2D sine-cosine positions need a width that is a multiple of 4, not {dim}.')
     frequency = 10000. ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
     rows, cols = (torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency for length in grid)
     rows = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, grid[1], -1)  # [height, width, dim / 2]

@@ -25,7 +25,7 @@ def shift_diagonally(x: Tensor, distance: int) -> Tensor:
 def patch_grid(img_size: Tuple[int, int], patch: int) -> Tuple[int, int]:
     """Return rows and columns of full patches in an image; ZooError if there are none."""
     if min(img_size) < patch:
-        raise ZooError(f'{tuple(img_size)} pixels are too few: this tokenizer takes {patch} x {patch} pixels and more.')
+        raise ZooError(f'{tuple(img_size)} pixels are too few: this tokenizer needs at least {patch} x {patch}.')
     return img_size[0] // patch, img_size[1] // patch
 
 

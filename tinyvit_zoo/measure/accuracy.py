@@ -105,11 +105,11 @@ def calibrate(bench: Bench, file: Path | None) -> Readout:
     """Fit the temperature of weights to the bench's validation images, and write it into their file."""
     title, source = bench.loaded.title, bench.source
     if not file or file.suffix != '.safetensors':
-        raise ZooError(f'{title} has no file that can keep a temperature: give a run directory, or NAME=FILE with a '
+        raise ZooError(f'{title} has no file to store a temperature in: give a run directory, or NAME=FILE with a '
                        f'.safetensors file.')
     if source.val is None:
-        raise ZooError(f'{source.name} has no validation images to fit a temperature to, and those for training or '
-                       f'testing will not do: give data that has some, or train with --val-fraction 0.1.')
+        raise ZooError(f'{source.name} has no validation images to fit a temperature to: give data with a validation '
+                       f'split, or train with --val-fraction 0.1.')
     bench.check_classes()
     readout = replace(bench.loaded.readout, temperature=fit_temperature(
         *outputs(bench.loaded.model, bench.batches('val'), bench.world, bench.dtype)))
@@ -126,14 +126,15 @@ def check_catalogue(specs: Sequence[str], make_bench: Callable[[str, Source], Be
     for spec in specs:
         source = open_bench_source(spec, 'test', **options)
         if not source.info:
-            raise ZooError(f'{spec} does not name its dataset: write KEY={spec}, KEY one of {", ".join(DATASETS)}.')
+            raise ZooError(f'{spec} does not name its data set: write KEY={spec}, with KEY one of '
+                           f'{", ".join(DATASETS)}.')
         if source.info.key in sources:
-            raise ZooError(f'--data gives {source.info.key} twice: leave one out.')
+            raise ZooError(f'--data gives {source.info.key} twice: give it once.')
         sources[source.info.key] = source
     classifiers = [w for w in catalogue().values() if not w.encoder]
     weights = [w for w in classifiers if w.dataset in sources]
     if not weights:
-        raise ZooError(f'The catalogue has no weight with classes for {", ".join(sources)}: it has some for '
+        raise ZooError(f'The catalogue has no classifier for {", ".join(sources)}: it has some for '
                        f'{", ".join(sorted({w.dataset for w in classifiers}))}.')
     return [_check_weight(w, sources[w.dataset], make_bench) for w in weights]
 
@@ -168,5 +169,5 @@ def check_table(rows: Sequence[Mapping[str, Any]]) -> str:
     counts = [(name, sum(row['outcome'] == name for row in rows)) for name in _OUTCOMES]
     reasons = [f'{row["weights"]}: {row["reason"]}' for row in rows if row['reason']]
     if len(reasons) > 3:
-        reasons[2:] = [f'And {len(reasons) - 2} more: --json has all.']
+        reasons[2:] = [f'And {len(reasons) - 2} more: see --json.']
     return '\n'.join([table(lines, left=(0, 1, 4)), '', ', '.join(f'{name}: {n}' for name, n in counts if n), *reasons])

@@ -107,10 +107,10 @@ class Bench:
         title, source = self.loaded.title, self.source
         count = getattr(self.loaded.model, 'num_classes', 0)
         if not count:
-            return f'{title} has no classes, it is an encoder'
+            return f'{title} is an encoder without classes'
         if unknown := self._unknown_classes:
             known = self.loaded.label_names
-            return (f'{source.name} has {_some(unknown)} among its classes, which {title} does not know (it knows '
+            return (f'{source.name} has the classes {_some(unknown)}, which {title} does not know (it knows '
                     f'{_some(known)})')
         if count != self.num_classes:
             return f'{title} has {count} classes, {source.name} has {self.num_classes}'
@@ -120,8 +120,8 @@ class Bench:
                     f'{kinds[source.train.multi_label]}')
         names, known = self.loaded.label_names, source.info.label_names if source.info else ()
         if names and known and not set(names) & set(known):
-            return (f'{title} tells other classes apart ({names[0]}, {names[1]}, ...) than {source.name} has '
-                    f'({known[0]}, {known[1]}, ...)')
+            return (f'{title} has other classes ({names[0]}, {names[1]}, ...) than {source.name} ({known[0]}, '
+                    f'{known[1]}, ...)')
         return ''
 
     def check_classes(self, advice: str = 'give the data it was trained on') -> None:

@@ -28,13 +28,11 @@ _BLUE = '#2b6cb0'
 Step = Callable[[], object]
 
 # Why a paper's figure differs from the count. A test checks each reason against every figure.
-NO_PRODUCTS = ("The paper leaves out attention's two products, q k^T and what the values are weighted with (and then "
-               "is right within rounding and 0.1 %).")
-NORMS = 'The paper adds one for each value that comes out of a LayerNorm.'
-SLIPS = "The paper adds one for each value that comes out of a LayerNorm, and its own counter has slips in this family."
-PADDING = ("The figure is of the authors' code, which pads a map that is smaller than a window, and projects the "
-           "padding too.")
-NO_ATTENTION = 'The paper has "below 270": a counter that does not know the attention modules skips them whole.'
+NO_PRODUCTS = ("The paper leaves out the two matrix products of attention; without them the counts agree to 0.1 %.")
+NORMS = 'The paper adds one for each output value of a LayerNorm.'
+SLIPS = "The paper adds one for each output value of a LayerNorm, and its counter has errors in this family."
+PADDING = ("The figure is from the authors' code, which pads maps smaller than a window, and projects the padding too.")
+NO_ATTENTION = 'The paper has "below 270": a counter that does not know the attention modules skips them.'
 
 # In millions, as printed: (image size, classes), figures, reasons
 PAPERS: dict[tuple[int, int], dict[str, tuple[float, str]]] = {
@@ -81,7 +79,7 @@ def make_model(
     except ZooError:
         raise
     except (TypeError, RuntimeError, ValueError, AssertionError) as e:  # timm's own ways to refuse
-        raise ZooError(f'{name} cannot be built so: {one_line(e)}') from e
+        raise ZooError(f'{name} cannot be built like this: {one_line(e)}') from e
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------
@@ -126,8 +124,8 @@ def comparison_row(name: str, dataset: str | None, img_size: tuple[int, int] | N
     weights = [weight_of(cfg) for cfg in get_arch_pretrained_cfgs(architecture).values() if tag in ('', cfg.tag)]
     fitting = [w for w in weights if w and w.dataset == dataset and not w.encoder]
     if tag and not fitting and any(w and not w.encoder for w in weights):
-        raise ZooError(f'{name} has no accuracy on {dataset}, which the others are compared on: compare weights of one '
-                       f'data set (--dataset), or leave its tag out.')
+        raise ZooError(f'{name} has no accuracy on {dataset}, unlike the others: compare weights of one data set '
+                       f'(--dataset), or leave out its tag.')
     weight = next((w for w in fitting if w.measured), fitting[0] if fitting else None)
     size = img_size or (weight.input_size[1:] if weight else None)
     model = make_model(architecture, DATASETS[dataset].num_classes if dataset else None, size, device='meta')
@@ -211,7 +209,7 @@ def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) ->
     for recipe, _, cost, top1 in points:
         side, offset = ('left', 6) if cost <= middle else ('right', -6)
         axes.annotate(recipe, (cost, top1), xytext=(offset, -3), ha=side, textcoords='offset points', fontsize=7)
-    axes.set(xscale='log', xlabel='cost of the training, PFLOP', ylabel=f'top-1, %, {DATASETS[dataset].title}',
+    axes.set(xscale='log', xlabel='training cost, PFLOP', ylabel=f'top-1, %, {DATASETS[dataset].title}',
              title='filled: measured by us, hollow: published')
     axes.xaxis.set_major_formatter('{x:,g}')
     axes.margins(x=0.25)

@@ -19,7 +19,7 @@ SEVERITIES = 5
 def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator) -> Tensor:
     """Corrupt uint8 images [B, C, H, W] with `severity` 1 to 5; the generator is on their device."""
     if name not in _CORRUPTIONS:
-        raise ZooError(f'There is no corruption {name!r}.{nearest(name, CORRUPTIONS)} Take {", ".join(CORRUPTIONS)}.')
+        raise ZooError(f'There is no corruption {name!r}.{nearest(name, CORRUPTIONS)} Use {", ".join(CORRUPTIONS)}.')
     if severity not in range(1, SEVERITIES + 1):
         raise ZooError(f'severity is {severity}, expected 1 to {SEVERITIES}.')
     _, apply, strengths = _CORRUPTIONS[name]

@@ -91,7 +91,7 @@ def image_size(model: Any, given: InputSize = None) -> tuple[int, int, int]:
         sides = (given, given) if isinstance(given, int) else given[-2:]
         channels = given[0] if not isinstance(given, int) and len(given) == 3 else channels
     if len(sides) != 2:
-        raise ZooError(f'{type(model).__name__} does not state its input size: give input_size.')
+        raise ZooError(f'{type(model).__name__} has no default input size: give input_size.')
     return channels, *sides
 
 
@@ -209,7 +209,7 @@ def check_memory(title: str, device: torch.device, batch: int, image_bytes: floa
     needed, free = batch * image_bytes / 2 ** 30, free_memory(device) / 2 ** 30
     if needed > free:
         raise ZooError(f'{title} takes about {needed:,.0f} GiB of memory for a batch of {batch}, and {free:,.0f} GiB '
-                       f'are free: take smaller images or a smaller batch.')
+                       f'are free: use smaller images or a smaller batch.')
     print(f'{title} takes about {needed:,.1f} GiB of memory for a batch of {batch}, and {macs / 1e9:,.0f} G '
           f'multiply-adds an image.', file=sys.stderr, flush=True)
 

@@ -97,13 +97,13 @@ def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: 
     logits, labels = logits.detach().cpu().float(), labels.cpu()
     if logits.shape[1] != len(names) or len(logits) != len(labels) or not len(labels):
         raise ZooError(f'There are logits {list(logits.shape)}, {len(labels)} labels and {len(names)} classes: '
-                       f'expected a label for each row, one at least, and a column for each class.')
+                       f'expected one label for each row and one column for each class.')
     check_finite(logits)
     if labels.ndim == 2:
         return multi_label_figures(logits, labels, names, bootstrap, seed, readout)
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
         raise ZooError(f'There are labels from {int(labels.min())} to {int(labels.max())}: expected 0 to '
-                       f'{len(names) - 1}, those of the classes.')
+                       f'{len(names) - 1}.')
     sample = _Sample(logits.double().softmax(1).numpy(), labels.numpy())
     every = np.ones(len(labels))
     aurocs, precisions = sample.aurocs(every), sample.average_precisions(every)

@@ -36,14 +36,14 @@ def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
     """
     resolved = resolve(f'{name}={weights}' if weights else name)
     if resolved.untrained:
-        raise ZooError(f'There are no weights of {resolved.architecture}: give some by --weights FILE.')
+        raise ZooError(f'There are no weights for {resolved.architecture}: give --weights FILE.')
     if not weights and not resolved.cfg['num_classes']:
-        raise ZooError(f'{name} has no classes to predict: it is an encoder, to train a classifier from.')
+        raise ZooError(f'{name} has no classes to predict: it is an encoder; train a classifier from it.')
     model = resolved.create().to(device).eval()
     count = int(model.num_classes)
     if not count:
-        raise ZooError(f'{weights} does not state its classes, nor does {name}: expected a file of our training, or a '
-                       f'NAME.TAG with classes.')
+        raise ZooError(f'{weights} and {name} have no classes: give a file trained by this package, or a NAME.TAG with '
+                       f'classes.')
     labels = label_names(model.pretrained_cfg)
     return model, labels if len(labels) == count else [str(i) for i in range(count)], resolved.readout
 

@@ -21,7 +21,7 @@ from .accuracy import evaluate
 from .bench import Bench
 from .corruptions import CORRUPTIONS, FAMILY, SEVERITIES, corrupt
 
-_OURS = "corruptions of this package's own, not the official set"
+_OURS = "corruptions by this package, not the official set"
 _EXTRA = 'extra'        # family of the corruptions that the official sets have beyond the fifteen
 _SEVERITIES = range(1, SEVERITIES + 1)
 
@@ -81,15 +81,15 @@ def open_published(folder: Path, num_classes: int) -> Published:
     labels = np.asarray(map_npy(folder / 'labels.npy'))
     if labels.ndim != 1 or labels.dtype.kind not in 'iu' or not len(labels) or len(labels) % SEVERITIES:
         raise ZooError(f'{folder / "labels.npy"} is {labels.dtype} {list(labels.shape)}: expected a whole number for '
-                       f'each image, the same ones for all five severities.')
+                       f'each image, the same for all five severities.')
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ZooError(f'{folder / "labels.npy"} has classes {labels.min()} to {labels.max()}, the model has '
-                       f'{num_classes}: give the set of its classes.')
+        raise ZooError(f'{folder / "labels.npy"} has classes {labels.min()} to {labels.max()}, but the model has '
+                       f'{num_classes}: give the set with its classes.')
     for name in files:
         pixels = map_npy(folder / f'{name}.npy')
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) != len(labels):
             raise ZooError(f'{folder / name}.npy is {pixels.dtype} {list(pixels.shape)}, expected uint8 '
-                           f'[{len(labels)}, H, W, 3]: fetch it again.')
+                           f'[{len(labels)}, H, W, 3]: download it again.')
     names = (*CORRUPTIONS, *(name for name in files if name not in CORRUPTIONS))
     return Published(folder, torch.from_numpy(labels.astype(np.int64)), names)
 
@@ -106,7 +106,7 @@ class Attack:
         if self.name not in ('fgsm', 'pgd'):
             raise ZooError(f'There is no attack {self.name!r}: expected fgsm or pgd.')
         if not 0 <= self.radius < math.inf:
-            raise ZooError(f'radius is {self.radius:g}, expected grey levels from 0 (no change) up; 8 is usual.')
+            raise ZooError(f'radius is {self.radius:g}, expected 0 or more grey levels; 8 is usual.')
         if not 1 <= self.steps <= 10_000:
             raise ZooError(f'steps is {self.steps}, expected 1 to 10,000.')
 
@@ -180,7 +180,7 @@ def errors_table(figures: Mapping[str, Any]) -> str:
     rows = [(f'{name:20}{FAMILY.get(name, _EXTRA):9}', [*row, sum(row) / len(row)]) for name, row in errors.items()]
     for title, row in [*rows, ('mean of the fifteen', [*means, figures['mce']])]:
         lines.append(f'{title:29}' + ''.join(f'{value:7.2f}' for value in row))
-    return '\n'.join([*lines, f'{"images as they are":64}{figures["clean"]:7.2f}'])
+    return '\n'.join([*lines, f'{"clean images":64}{figures["clean"]:7.2f}'])
 
 
 def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:

@@ -17,7 +17,7 @@ def feature_width(encoder: Any) -> int:
     if encoder.num_classes:
         raise ZooError(f'The encoder has a classifier of {encoder.num_classes} classes: create it with num_classes=0.')
     if not encoder.global_pool:
-        raise ZooError("The encoder's features are not pooled (global_pool=''): take global_pool='avg', for one.")
+        raise ZooError("The encoder's features are not pooled (global_pool=''): use e.g. global_pool='avg'.")
     return int(encoder.head_hidden_size)
 
 
@@ -30,7 +30,7 @@ def require_size(encoder: Any, size: tuple[int, int]) -> None:
             encoder.eval()(torch.zeros(1, encoder.in_chans, *size, device=weight.device, dtype=weight.dtype))
     except (ZooError, AssertionError, RuntimeError) as e:
         raise ZooError(f'{type(encoder).__name__} does not take local views of {size[0]} x {size[1]} pixels: '
-                       f'{str(e).splitlines()[0]} Or: larger images, no local views, or moco_v3, which has none.'
+                       f'{str(e).splitlines()[0]} Use larger images, no local views, or moco_v3.'
                        ) from e
     encoder.train(training)
 

@@ -37,7 +37,7 @@ class MaskedAutoencoder(MaskedModel):
                  mlp_ratio: float = 4., mask_ratio: float = 0.75, normalize_targets: bool = True) -> None:
         super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         if not isinstance(encoder.pos_embed, nn.Parameter):
-            raise ZooError(f'{type(encoder).__name__} has fixed positions of its own: take mae_small, or learned ones.')
+            raise ZooError(f'{type(encoder).__name__} has fixed positions: use mae_small, or learned positions.')
         length = self.prefix + self.num_patches
         self.register_buffer('decoder_pos_embed', torch.empty(1, length, decoder_dim, **get_device_dtype(encoder)))
         self.init_weights()
@@ -82,8 +82,8 @@ class DistilledAutoencoder(MaskedAutoencoder):
         both = [(model.num_prefix_tokens, patch_grid(model)[1]) for model in (encoder, teacher)]
         if both[0] != both[1]:
             student, other = (f'{prefix} + {rows} x {cols}' for prefix, (rows, cols) in both)
-            raise ZooError(f'The student has {student} tokens and its teacher {other}: their attention can be compared '
-                           f'only where these are the same. Take another teacher, or images of another size.')
+            raise ZooError(f'The student has {student} tokens, but its teacher {other}: their attention cannot be '
+                           f'compared. Use another teacher or image size.')
         if not 0 <= decoder_block < len(encoder.blocks):
             raise ZooError(f'decoder_block is {decoder_block}, expected 0 (none) to {len(encoder.blocks) - 1}.')
         dd = get_device_dtype(encoder)

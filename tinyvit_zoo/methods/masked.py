@@ -16,7 +16,7 @@ from ..models import encode, image_size, require_plain
 from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
 from .method import Method
 
-_OR_JOINT = 'Or a joint-embedding method (moco_v3, self_distill), which takes any model.'
+_OR_JOINT = 'Or use moco_v3 or self_distill, which take any model.'
 
 
 def random_keep(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,8 @@ class MaskedModel(Method):
         self.prefix = int(encoder.num_prefix_tokens)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         if not 1 <= int(self.num_patches * (1 - mask_ratio)) < self.num_patches:
-            raise ZooError(f'mask_ratio {mask_ratio:g} of {self.num_patches} patches leaves none to see or to predict.')
+            raise ZooError(f'mask_ratio {mask_ratio:g} of {self.num_patches} patches leaves none visible or none to '
+                           f'predict.')
         for unused in (encoder.get_classifier(), getattr(encoder, 'attn_pool', None)):
             if isinstance(unused, nn.Module):  # nothing here trains it
                 unused.requires_grad_(False)
@@ -156,8 +157,8 @@ class MaskedModel(Method):
 def _require_encoder(encoder: Any) -> None:
     name = type(encoder).__name__
     if encoder.num_classes or list(getattr(encoder, 'fc_norm', nn.Identity()).parameters()):
-        raise ZooError(f'The encoder of a masked autoencoder has no classifier and ends in its norm, and this {name} '
-                       f"does not: create it with num_classes=0, global_pool='token'.")
+        raise ZooError(f'The encoder of a masked autoencoder must end in its norm, without a classifier: create this '
+                       f"{name} with num_classes=0, global_pool='token'.")
     weight = next(encoder.parameters())
     probe = torch.zeros(1, encoder.in_chans, *image_size(encoder), device=weight.device, dtype=weight.dtype)
     training = encoder.training
@@ -169,8 +170,8 @@ def _require_encoder(encoder: Any) -> None:
     finally:
         encoder.train(training)
     if encoder.pos_embed is None:
-        raise ZooError(f'This {name} has no table of positions, so that a masked autoencoder could not tell its '
-                       f'patches apart: create it with one, or take a joint-embedding method.')
+        raise ZooError(f'This {name} has no position embedding, which a masked autoencoder needs: create it with one, '
+                       f'or use moco_v3 or self_distill.')
 
 
 def patch_grid(encoder: Any) -> tuple[int, tuple[int, int]]:

@@ -24,7 +24,7 @@ class Method(nn.Module):
     """
     encoder: Any
     whole_batches = False       # compares the images of a batch, which cannot be split
-    own_views = False           # has no use for the recipe's padding, aspect ratio and colours
+    own_views = False           # does not use the recipe's padding, aspect ratio and colours
     distilled: Any = None       # a trained model whose outputs the loss compares with
     pictures = 0                # how many images `drawn` shows at a checkpoint
 
@@ -144,11 +144,11 @@ def check_model(recipe: BaseRecipe) -> Any:
     for depth in depths if isinstance(depths, (tuple, list)) else (depths,):
         FROM_1.check(depth=depth)
     if 'num_classes' in recipe.model_args:
-        raise ZooError('num_classes is no matter of model_args, it comes from the images: leave it out.')
+        raise ZooError('num_classes comes from the images: leave it out of model_args.')
     try:
         return create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
     except ZooError:
         raise
     except Exception as e:  # constructors raise errors of all kinds for arguments that are not theirs
-        raise ZooError(f'{recipe.model} cannot be made with the model_args {dict(recipe.model_args)}: {e}. Expected '
-                       f'arguments of its constructor that its name does not fix.') from e
+        raise ZooError(f'{recipe.model} cannot be built with the model_args {dict(recipe.model_args)}: {e}. Expected '
+                       f'arguments of its constructor that its name leaves open.') from e

@@ -98,7 +98,7 @@ def _mlp(*widths: int) -> nn.Sequential:
 
 def _init_as_authors(encoder: Any) -> None:
     if encoder.pos_embed is None:
-        raise ZooError('The encoder has no table of positions, and MoCo-v3 fixes one: create it with one.')
+        raise ZooError('The encoder has no position embedding, which MoCo-v3 needs: create it with one.')
     table = encoder.pos_embed
     with torch.no_grad():
         table.copy_(sincos2d_table(

@@ -147,7 +147,7 @@ class SelfDistillation(Method):
         """Report uniform targets of the teacher, at which the loss is ln(num_prototypes)."""
         if self._confidence is None or self._confidence.item() * len(self.centre) > 1.5:
             return ''
-        return ('the teacher says the same of every image. Try a lower teacher_temperature, a lower momentum '
+        return ('the teacher gives the same output for every image. Try a lower teacher_temperature, a lower momentum '
                 '(--method-args) or a higher --lr')
 
     def kept(self) -> nn.Module:

@@ -52,23 +52,22 @@ class SelfSupervised(Task):
             if name not in known or name in ('encoder', 'teacher'):
                 raise ZooError(f'{recipe.method} has no argument {name!r} (method_args).{nearest(name, known)}')
         if ('teacher' in known) != bool(recipe.teacher):
-            raise ZooError(f'{recipe.method} learns from a teacher: name one by --teacher, with --teacher-weights FILE.'
-                           if 'teacher' in known else f'{recipe.method} has no use for a teacher: leave it out.')
+            raise ZooError(f'{recipe.method} needs a teacher: give --teacher and --teacher-weights FILE.'
+                           if 'teacher' in known else f'{recipe.method} does not use a teacher: leave it out.')
         unused = [name for name in ('crop_padding', 'crop_ratio', 'color_jitter')
                   if method.own_views and getattr(recipe, name) != getattr(Pretraining, name)]
         if unused:
-            raise ZooError(f'{recipe.method} makes its own views and has no use for {", ".join(unused)}: leave it out.')
+            raise ZooError(f'{recipe.method} makes its own views and does not use {", ".join(unused)}: leave it out.')
         if method.whole_batches and (recipe.accumulate > 1 or recipe.batch_size < 2):
-            raise ZooError(f'{recipe.method} tells the images of a batch apart, all at once: take accumulate 1 and a '
-                           f'batch_size of 2 or more (they are {recipe.accumulate} and {recipe.batch_size}).')
+            raise ZooError(f'{recipe.method} contrasts the images of a batch: use accumulate 1 and a batch_size of 2 '
+                           f'or more (not {recipe.accumulate} and {recipe.batch_size}).')
         method.check_encoder(timm.create_model(recipe.model, device='meta'))
         check_model(recipe)
 
     @classmethod
     def check_images(cls, recipe: Pretraining, source: Source) -> None:
         if source.train.images.deep and recipe.teacher:
-            raise ZooError(f'{source.name} is not 8-bit grey or RGB, and a teacher takes such images: take a method '
-                           f'without one.')
+            raise ZooError(f'{source.name} is not 8-bit grey or RGB, as a teacher needs: use a method without one.')
 
     @classmethod
     def make_network(cls, recipe: Pretraining, cfg: Mapping[str, Any], device: torch.device) -> Method:
@@ -131,7 +130,7 @@ class SelfSupervised(Task):
             self.say(f'The encoder has collapsed: the spread of its features fell from {before["spread"]:.1e} to '
                      f'{figures["spread"]:.1e}. Try a lower --lr, a longer --warmup-epochs or a larger --batch-size.')
         elif trouble := self.network.trouble():
-            self.say(f'Nothing is learned any more: {trouble}.')
+            self.say(f'Training has collapsed: {trouble}.')
         self.figures['last'] = figures
         return figures
 
@@ -151,7 +150,7 @@ class SelfSupervised(Task):
         encoder = sum(p.numel() for p in self.network.encoder.parameters())
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         return (f'{self.recipe.method}, {encoder:,} parameters in the encoder, {trained:,} trained; {source.name}, '
-                f'{len(source.train)} images without their labels')
+                f'{len(source.train)} images, without labels')
 
     def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
         last, before = (self.figures[key]['knn_top1'] for key in ('last', 'untrained'))
@@ -161,8 +160,7 @@ class SelfSupervised(Task):
     def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
         rows = ''.join(f'| {name} | {self.figures[key]["knn_top1"]:.2f} | {self.figures[key]["spread"]:.2f} |\n'
                        for name, key in (('random weights', 'untrained'), ('these', 'last')))
-        return {'note': f' An encoder without classifier, pre-trained by {self.recipe.method}; no label was learned '
-                        f'from.',
+        return {'note': f' An encoder without classifier, pre-trained by {self.recipe.method} without labels.',
                 'table': f'| encoder | k-NN top-1, % | spread of the features |\n|---|---|---|\n{rows}',
                 'use': '`tinyvit-zoo train --from DIR --data SOURCE` fine-tunes it. ', 'classes': ''}
 
@@ -188,12 +186,12 @@ def make_teacher(recipe: Pretraining) -> Any:
     """Make the model whose attention is distilled; all its weights must be there."""
     name = recipe.teacher
     if not timm.is_model(name):
-        raise ZooError(f'There is no model {name!r} to be a teacher.{nearest(name, timm.list_models())}')
+        raise ZooError(f'There is no teacher {name!r}.{nearest(name, timm.list_models())}')
     args = {'num_classes': 0, 'img_size': recipe.img_size, 'global_pool': 'token'}
     try:
         require_plain(timm.create_model(name, device='meta', **args))
     except Exception as e:  # models of other kinds have other arguments
-        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels: {e} Take a plain ViT.') from e
+        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels: {e} Use a plain ViT.') from e
     if not recipe.teacher_weights:
         try:
             return timm.create_model(name, pretrained=True, **args)

@@ -57,7 +57,7 @@ class Supervised(Task):
     def check(cls, recipe: Recipe) -> None:
         model = check_model(recipe)
         if recipe.whiten and recipe.from_weights:
-            raise ZooError('whiten replaces weights that from_weights loads: give one of the two.')
+            raise ZooError('whiten replaces weights of from_weights: give only one of them.')
         if recipe.whiten:
             first_conv(model)
         if recipe.sizes:
@@ -67,29 +67,29 @@ class Supervised(Task):
         if recipe.from_weights and not Path(recipe.from_weights).exists():
             cfg = get_arch_pretrained_cfgs(recipe.model).get(recipe.from_weights)
             if cfg is None or not cfg.has_weights:
-                raise ZooError(f'There are no weights {recipe.from_weights!r} to begin {recipe.model} with: give a '
+                raise ZooError(f'There are no weights {recipe.from_weights!r} to start {recipe.model} from: give a '
                                f'file or a run directory by --from-weights.')
 
     @classmethod
     def check_images(cls, recipe: Recipe, source: Source) -> None:
         if source.train.images.deep and recipe.teacher:
-            raise ZooError(f'{source.name} is not 8-bit grey or RGB, and a teacher takes such images: leave it out.')
+            raise ZooError(f'{source.name} is not 8-bit grey or RGB, as a teacher needs: leave it out.')
         if not source.train.multi_label:
             if recipe.multi_label_loss != 'bce':
-                raise ZooError(f'multi_label_loss is {recipe.multi_label_loss!r}, and {source.name} has one label an '
+                raise ZooError(f'multi_label_loss is {recipe.multi_label_loss!r}, and {source.name} has one label per '
                                f'image: leave it out.')
             return
-        named = f'{source.name} has several labels an image, and '
+        named = f'{source.name} has several labels per image: '
         if recipe.balance == 'sampling':
-            raise ZooError(f"{named}balance 'sampling' is for one: take 'loss'.")
+            raise ZooError(f"{named}replace balance 'sampling' by 'loss'.")
         if recipe.balance == 'loss' and recipe.multi_label_loss == 'asymmetric':
-            raise ZooError(f"{named}balance 'loss' weights the binary cross-entropy: take multi_label_loss 'bce'.")
+            raise ZooError(f"{named}balance 'loss' needs multi_label_loss 'bce'.")
         if recipe.teacher:
-            raise ZooError(f'{named}a teacher is for one: leave it out.')
+            raise ZooError(f'{named}leave out the teacher.')
         if recipe.keep == 'best' and source.val and not ((source.val.labels > 0).any(0) & (source.val.labels == 0).any(
                 0)).any():
-            raise ZooError(f'{named}the best weights are chosen by the AUROC of the validation images, which have no '
-                           f"class that some have and some lack: give more, or keep 'last'.")
+            raise ZooError(f"{named}keep 'best' needs the AUROC, but no class has positive and negative images: "
+                           f"give more, or keep 'last'.")
 
     @classmethod
     def make_network(cls, recipe: Recipe, cfg: Mapping[str, Any], device: torch.device) -> nn.Module:
@@ -209,10 +209,10 @@ class Supervised(Task):
                  for name, split in figures.items()]
         scaled = [f'{split["calibration_error"]:.4f} to {split["calibrated_error"]:.4f} ({name} images)'
                   for name, split in figures.items() if 'calibrated_error' in split]
-        calibration = 'Probabilities are not calibrated: there are no validation images to fit a temperature to.'
+        calibration = 'Probabilities are not calibrated, as there are no validation images.'
         if scaled:
-            calibration = (f'Probabilities are of logits / {figures["val"]["temperature"]:.4g}, fitted to the '
-                           f'validation images: calibration error {", ".join(scaled)}.')
+            calibration = (f'Probabilities are calibrated on the validation images (temperature '
+                           f'{figures["val"]["temperature"]:.4g}): calibration error {", ".join(scaled)}.')
         return [f'Weights, curves and card are in {folder}.', calibration, *lines]
 
     def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
@@ -235,7 +235,7 @@ import tinyvit_zoo
 weights = dict(file='weights.safetensors')
 model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
 ```
-{probabilities}''', 'classes': f', {self.cfg["num_classes"]} classes' + ', any number of them an image' * self.several}
+{probabilities}''', 'classes': f', {self.cfg["num_classes"]} classes' + ', any number per image' * self.several}
 
     def state_dict(self) -> dict[str, Any]:
         average = self.average.state_dict() if self.average is not None else {}
@@ -262,7 +262,7 @@ def check_sizes(model: Any, recipe: Recipe) -> None:
         try:
             model(torch.zeros(2, model.in_chans, size, size, device='meta'))
         except (RuntimeError, TypeError, ValueError, AssertionError, ZooError) as e:
-            raise ZooError(f'{recipe.model} cannot take images of {size} pixels, of sizes {recipe.sizes} '
+            raise ZooError(f'{recipe.model} cannot take images of {size} pixels from sizes {recipe.sizes} '
                            f'({one_line(e)}): give others.') from e
 
 
@@ -284,8 +284,8 @@ class Teacher:
         self.model, self.device, self.dtype = loaded.model.requires_grad_(False), device, dtype
         classes, names = self.model.num_classes, list(loaded.label_names)
         if classes != cfg['num_classes']:
-            raise ZooError(f'The teacher {spec} knows {classes} classes and the images have {cfg["num_classes"]}: '
-                           f'train a teacher on these images first, and give its run directory.')
+            raise ZooError(f'The teacher {spec} has {classes} classes, but the images have {cfg["num_classes"]}: train '
+                           f'a teacher on these images first, and give its run directory.')
         if names and list(cfg['label_names']) != names:
             raise ZooError(f'The teacher {spec} has other classes ({", ".join(names[:3])}, ...) than the images '
                            f'({", ".join(cfg["label_names"][:3])}, ...): train a teacher on these images first.')
@@ -333,6 +333,6 @@ def first_conv(network: Any) -> nn.Conv2d:
     name = network.pretrained_cfg.get('first_conv') or ''
     conv = network.get_submodule(name) if isinstance(name, str) else None
     if not isinstance(conv, nn.Conv2d) or conv.groups > 1:
-        raise ZooError(f'whiten needs a model that begins with a convolution, and {type(network).__name__} does not: '
-                       f'leave it out.')
+        raise ZooError(f'whiten needs a model that begins with a convolution, unlike {type(network).__name__}: leave '
+                       f'it out.')
     return conv

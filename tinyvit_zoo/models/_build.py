@@ -118,7 +118,7 @@ def _check_memory(variant: str, model: nn.Module) -> None:
     """Raise ZooError if a model, given on the meta device, is larger than any weights that are read, or than memory."""
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 2 ** 30
     if size > (most := min(free_memory(), LARGEST) / 2 ** 30):
-        raise ZooError(f'{variant} of this size takes {size:,.1f} GiB of memory, expected {most:,.1f} at most: take '
+        raise ZooError(f'{variant} of this size takes {size:,.1f} GiB of memory, expected {most:,.1f} at most: use '
                        f'smaller arguments.')
 
 
@@ -194,9 +194,9 @@ def check_tag(variant: str, tag: str) -> None:
 def _fetch_advice(variant: str, cfg: Mapping[str, Any], cache_dir: str | Path | None) -> str:
     where = 'or pass pretrained_cfg_overlay=dict(file=PATH)'
     if cfg.get('hf_hub_id'):
-        return (f'The weights of {variant} are neither cached nor to be had: {cfg["hf_hub_id"]} on the Hub '
+        return (f'The weights of {variant} are neither cached nor available: {cfg["hf_hub_id"]} on the Hub '
                 f'(cache {cache_dir or hub_constants.HF_HUB_CACHE}). Connect, {where}')
-    return (f'The weights of {variant} are neither cached nor to be had: {cfg.get("url")}. '
+    return (f'The weights of {variant} are neither cached nor available: {cfg.get("url")}. '
             f'Connect, put the file at {url_cache(str(cfg.get("url")), cache_dir)}, {where}')
 
 

@@ -73,8 +73,8 @@ class StagedTransformer(TokenTransformer):
 
     def _check_size(self, img_size: tuple[int, int]) -> None:
         if min(img_size) < self.least_size:
-            raise ZooError(f'A {img_size[0]} x {img_size[1]} image leaves no token in the last stage: this model takes '
-                           f'{self.least_size} x {self.least_size} pixels and more.')
+            raise ZooError(f'A {img_size[0]} x {img_size[1]} image leaves no token in the last stage: this model needs '
+                           f'at least {self.least_size} x {self.least_size} pixels.')
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         self._check_size(to_2tuple(img_size))

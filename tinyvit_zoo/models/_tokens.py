@@ -99,7 +99,7 @@ class TokenTransformer(nn.Module):
         self.num_early_tokens = 0 if late_class_token else num_prefix_tokens  # of the blocks' inputs
         self.grad_checkpointing = False
         self.map_features = False  # whether features are maps [B, H, W, C], not tokens
-        self.dynamic_img_size = False  # as timm's: take images of any size, with positions to match
+        self.dynamic_img_size = False  # as timm's: use images of any size, with positions to match
 
     def _init_tokens(
             self, tokenizer: Any, dim: int, pos_drop_rate: float, pos_embed: str = 'learnable', **dd: Any) -> None:

@@ -53,14 +53,14 @@ def require_plain(model: nn.Module) -> None:
     for base in (VisionTransformer, TokenTransformer):
         if isinstance(model, base) and type(model).forward_features is base.forward_features:
             return
-    raise ZooError(f'{type(model).__name__} is no plain encoder (one sequence of tokens, one stack): take {_PLAIN}.')
+    raise ZooError(f'{type(model).__name__} is not a plain encoder (one sequence of tokens, one stack): use {_PLAIN}.')
 
 
 def _rows(model: Any, keep: Tensor, batch: int) -> Tensor:
     """Return the rows of the sequence to keep [B, prefix + K]: the prefix, then the patches."""
     if isinstance(model, TokenTransformer):
         if not getattr(model.tokenizer, 'cuts_patches', False) or model.num_early_tokens != model.num_prefix_tokens:
-            raise ZooError(f'{type(model).__name__} has no patches side by side and cannot be masked: take {_PLAIN}.')
+            raise ZooError(f'{type(model).__name__} has overlapping patches and cannot be masked: use {_PLAIN}.')
     if keep.ndim != 2 or len(keep) != batch or keep.dtype != torch.int64:
         raise ZooError(f'keep is {list(keep.shape)} of {keep.dtype}, expected [{batch}, K] of torch.int64.')
     prefix = model.num_prefix_tokens
@@ -82,7 +82,7 @@ def record(model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] 
     """Record tensors of the blocks with these indices (negative: from the end); a second pass overwrites the first."""
     require_plain(model)
     if model.grad_checkpointing:
-        raise ZooError('Nothing can be recorded of blocks that are computed twice: call set_grad_checkpointing(False).')
+        raise ZooError('Recording needs blocks that are computed once: call set_grad_checkpointing(False).')
     seen = Recording()
 
     def keep_input(index: int, block: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -102,7 +102,8 @@ def record(model: nn.Module, inputs: Sequence[int] = (), outputs: Sequence[int] 
             block = _block(model, index)
             attn: Any = getattr(block, 'attn', None) or getattr(block, 'self_attn', None)
             if not isinstance(attn, SelfAttention) and type(attn) is not Attention:
-                raise ZooError(f'The logits of {type(attn).__name__} cannot be read, only those of plain attention.')
+                raise ZooError(f'The logits of {type(attn).__name__} cannot be recorded, only those of plain '
+                               f'attention.')
             hooks.callback(attn.register_forward_pre_hook(partial(keep_logits, index), with_kwargs=True).remove)
         yield seen
 
@@ -131,11 +132,11 @@ def image_size(model: Any) -> tuple[int, int]:
 def take_any_size(model: Any) -> None:
     """Make the model interpolate its positions to images of any size; weights and results at its own size stay."""
     if isinstance(model, RelativeViT):
-        raise ZooError('RelativeViT has relative positions of one grid, for one image size: take mae_lite_vit_tiny.')
+        raise ZooError('RelativeViT has relative positions for one image size: use mae_lite_vit_tiny.')
     if isinstance(model, VisionTransformer) and isinstance(model.patch_embed, PatchEmbed):
         # as the constructor does for `dynamic_img_size=True`
         model.patch_embed.strict_img_size = model.patch_embed.flatten = False
         model.patch_embed.output_fmt = Format.NHWC
     elif not isinstance(model, (TokenTransformer, FastCNN)):
-        raise ZooError(f'{type(model).__name__} takes no images of any size: take one of `tinyvit-zoo list`.')
+        raise ZooError(f'{type(model).__name__} does not take images of any size: use one of `tinyvit-zoo list`.')
     model.dynamic_img_size = True

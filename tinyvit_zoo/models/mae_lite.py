@@ -95,7 +95,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionTransformer
     if kind:
         classes = getattr(model, 'pretrained_cfg', {}).get('num_classes', 0)
         if 'head.weight' not in tensors and 0 < classes == model.num_classes:
-            raise ZooError(f'A file of {kind} pre-training has no classifier (head.weight is missing): say so with '
+            raise ZooError(f'A file of {kind} pre-training has no classifier (head.weight is missing): use '
                            f'pretrained_cfg_overlay=dict(file=PATH, num_classes=0).')
         tensors = _fitted_encoder(tensors, model, kind, source_size)
     grid = source_grid(tensors.get('pos_embed'), model, source_size)
@@ -137,7 +137,7 @@ def _fitted_encoder(tensors: Mapping[str, Tensor], model: VisionTransformer, kin
         tensors = without(tensors, rf'^{extra}|^norm\.', 'the extra block of D2-MAE, and a norm of its block 8')
         fresh.append('norm.')
     if 'norm.weight' not in own:
-        tensors = without(tensors, r'^norm\.', 'this model has its norm behind the mean')
+        tensors = without(tensors, r'^norm\.', 'this model has its norm after the mean')
     tensors = dict(tensors)
     if 'pos_embed' not in tensors:  # it is fixed in pre-training, so that a file need not hold it
         grid = model.patch_embed.dynamic_feat_size(source_size) if source_size else model.patch_embed.grid_size
@@ -149,7 +149,7 @@ def _fitted_encoder(tensors: Mapping[str, Tensor], model: VisionTransformer, kin
         names += [name for name in own if '.rel_pos.' in name]
     names = [name for name in names if name not in tensors]
     if names:
-        _logger.warning('Not in a file of %s pre-training, so that they start fresh: %s', kind, ', '.join(names))
+        _logger.warning('Not in files of %s pre-training, hence initialized: %s', kind, ', '.join(names))
     return {**tensors, **{name: own[name] for name in names}}
 
 
@@ -174,7 +174,7 @@ def build_vision(variant: str, pretrained: bool, model_cls: Any, filter_fn: Filt
     """Build a timm ViT; `own_args` names the arguments that timm's exports are to record."""
     size, patch, pool = to_2tuple(kwargs.get('img_size') or 224), kwargs['patch_size'], kwargs.get('global_pool')
     if min(size) < patch:
-        raise ZooError(f'{size[0]} x {size[1]} pixels are too few: this model takes {patch} x {patch} pixels and more.')
+        raise ZooError(f'{size[0]} x {size[1]} pixels are too few: this model needs at least {patch} x {patch}.')
     if pool is not None and pool not in _POOLS:
         raise ZooError(f'global_pool is {pool!r:.80}, expected {" or ".join(map(repr, _POOLS))}.')
     model = build_model(model_cls, variant, pretrained, filter_fn, **kwargs)
@@ -185,7 +185,8 @@ def build_vision(variant: str, pretrained: bool, model_cls: Any, filter_fn: Filt
 def timm_export(model: Any) -> dict[str, Any]:
     """Return arguments for timm: `save_for_hf(model, folder, **timm_export(model))`, to be loaded without the zoo."""
     if type(model) is not VisionTransformer:
-        raise ZooError(f"{type(model).__name__} is not timm's: export it under its own name, without timm_export.")
+        raise ZooError(f"{type(model).__name__} is not a class of timm: export it under its own name, without "
+                       f"timm_export.")
     size = {192: 'tiny', 384: 'small'}.get(model.embed_dim, 'base')
     cfg = dict(architecture=f'vit_{size}_patch16_224')
     return dict(model_config=dict(pretrained_cfg=cfg), safe_serialization=True)

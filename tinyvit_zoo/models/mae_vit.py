@@ -36,7 +36,7 @@ CHOSEN = dict(
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: VisionTransformer,
                          source_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-    """Fit our tensors, bare or wrapped, to the image size of `model`; take the encoder of a masked autoencoder."""
+    """Fit our tensors, bare or wrapped, to the image size of `model`; use the encoder of a masked autoencoder."""
     return fit_positions(encoder_tensors(unwrap(state_dict))[0], model, source_size)
 
 

@@ -150,8 +150,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: LocalT2T,
     weight = tensors.get('tokenizer.steps.0.attn.qkv.weight')
     chans = getattr(model, 'pretrained_cfg', {}).get('input_size', (model.in_chans,))[0]
     if weight is not None and model.in_chans != chans and weight.shape[-1] != 9 * model.tokenizer.widths[0]:
-        raise ZooError(f'T2T weights for {chans} channels cannot serve images of {model.in_chans}: create the model '
-                       f'with in_chans={chans} and bring the images to {chans} channels (repeat a single one).')
+        raise ZooError(f'T2T weights for {chans} channels do not fit in_chans={model.in_chans}: create the model with '
+                       f'in_chans={chans} and convert the images (repeat a single channel).')
     return tensors
 
 

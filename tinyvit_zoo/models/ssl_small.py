@@ -174,7 +174,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: Any,
 
     A self-distillation's checkpoint gives the teacher's backbone, or the student's without a teacher.
     """
-    tensors = without(unwrap(state_dict), r'^mlphead\.', 'the projection head, which only the pre-training uses')
+    tensors = without(unwrap(state_dict), r'^mlphead\.', 'the projection head of the pre-training')
     strange = [name for name in tensors if not name.startswith('backbone.')]
     if 0 < len(strange) < len(tensors):
         raise ZooError(f'The checkpoint of backbone.* and mlphead.* also holds {", ".join(strange[:5])}: omit it.')

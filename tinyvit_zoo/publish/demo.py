@@ -59,7 +59,7 @@ def make_demo(specs: Sequence[str], output: Path, offline: bool = False, img_siz
     check_replaceable(output)
     FORMATS['.onnx'].require()
     if repeated := [spec for i, spec in enumerate(specs) if spec in specs[:i]]:
-        raise ZooError(f'{repeated[0]} is given twice: leave one out.')
+        raise ZooError(f'{repeated[0]} is given twice: give it once.')
     found = [resolve(spec) for spec in specs]
     runtime = runtime_folder() if offline else None
     with written_whole(output) as folder:
@@ -81,7 +81,7 @@ def check_replaceable(output: Path) -> None:
     """Raise ZooError if `output` holds anything but an earlier demo."""
     check_path(output)
     if not output.absolute().parent.is_dir():
-        raise ZooError(f'There is no folder {output.absolute().parent}: make it, or choose another --output.')
+        raise ZooError(f'There is no folder {output.absolute().parent}: create it or choose another --output.')
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
@@ -122,10 +122,10 @@ def _check(loaded: Loaded, classes: int) -> None:
     if not classes:
         raise ZooError(f'{loaded.title} has no classes to show: it is an encoder, to train a classifier from.')
     if channels not in (1, 3):
-        raise ZooError(f'{loaded.title} takes images of {channels} channels, and a browser has grey and RGB ones.')
+        raise ZooError(f'{loaded.title} takes images of {channels} channels, but a browser has grey and RGB images.')
     if loaded.cfg['interpolation'] not in _INTERPOLATIONS:
         raise ZooError(f'{loaded.title} resizes by {loaded.cfg["interpolation"]!r}, expected one of '
-                       f'{", ".join(_INTERPOLATIONS)}: the page has no other.')
+                       f'{", ".join(_INTERPOLATIONS)}: as the page has no other.')
     try:
         with torch.no_grad():
             loaded.model(torch.zeros(1, channels, height, width))
@@ -139,7 +139,7 @@ def _export(loaded: Loaded, path: Path) -> tuple[str, list[float]]:
     """Write the model with where it looks, if that is defined, and check both; return its name and the stride."""
     if why := no_look(loaded.model):
         _write_checked(loaded, loaded.model, ('logits',), path)
-        return f'Where it looks cannot be shown: {why}.', []
+        return f'No attention map: {why}.', []
     model = Looking(loaded.model)
     _write_checked(loaded, model, ('logits', 'looks'), path)
     return model.kind, list(model.layers[-1].stride)
@@ -155,8 +155,8 @@ def _write_checked(loaded: Loaded, model: nn.Module, names: Sequence[str], path:
     worst = difference(lambda images: flat(session.run(None, {'images': images.numpy()})),
                        lambda images: flat(model(images) if names[1:] else [model(images)]), loaded.cfg['input_size'])
     if not worst <= TOLERANCE:
-        raise ZooError(f'The exported {loaded.title} gives other outputs than the model (by {worst:.1e}, expected at '
-                       f'most {TOLERANCE:g}): no demo was written; tell the maintainers.')
+        raise ZooError(f'The exported {loaded.title} differs from the model (by {worst:.1e}, expected at most '
+                       f'{TOLERANCE:g}): no demo was written; please report it.')
 
 
 def integrity(path: Path) -> str:
@@ -228,7 +228,7 @@ def runtime_folder() -> Path:
         return folder
     if not shutil.which('npm'):
         raise ZooError('--offline fetches onnxruntime-web by npm, which is not installed: install Node.js, or leave '
-                       '--offline out.')
+                       'out --offline.')
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(folder) as partly:
         partly.mkdir()
@@ -237,7 +237,7 @@ def runtime_folder() -> Path:
         archives = [*partly.glob('*.tgz')]
         if result.returncode or not archives:
             reason = ' '.join((result.stderr or result.stdout).split())[:200]
-            raise ZooError(f'`{" ".join(command)}` failed ({reason}): connect to the network, or leave --offline out.')
+            raise ZooError(f'`{" ".join(command)}` failed ({reason}): connect to the network, or leave out --offline.')
         with tarfile.open(archives[0]) as archive:
             for name in INTEGRITY:
                 member = archive.extractfile(f'package/dist/{name}')
@@ -245,7 +245,7 @@ def runtime_folder() -> Path:
                 (partly / name).write_bytes(member.read())
         archives[0].unlink()
         if not is_whole(partly):
-            raise ZooError(f'npm gave another onnxruntime-web {RUNTIME} than the one published: check its registry.')
+            raise ZooError(f'npm returned an onnxruntime-web {RUNTIME} with another digest: check its registry.')
     return folder
 
 

@@ -80,7 +80,7 @@ def check_replaceable(output: Path) -> None:
     with suppress(OSError, ValueError, RecursionError):
         content = json.loads(beside.read_text(encoding='utf-8'))
     if not isinstance(content, dict) or 'made_by' not in content or content.get('format') != output.suffix[1:]:
-        raise ZooError(f'{beside} exists and is not from an export to {output.name}: choose another name.')
+        raise ZooError(f'{beside} exists, but not from an export to {output.name}: choose another name.')
 
 
 def _preprocessing(loaded: Loaded) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
         worst = torch.maximum(worst, (logits[0] - logits[1]).abs().max())  # keeps NaN
         count += len(labels)
     if strict and not worst <= TOLERANCE:
-        raise ZooError(f'The exported file gives other logits than the model on {bench.source.name} (by {worst:.1e}, '
-                       f'expected at most {TOLERANCE:g}): it was not written; tell the maintainers.')
+        raise ZooError(f'The exported file differs from the model on {bench.source.name} (by {worst:.1e}, expected at '
+                       f'most {TOLERANCE:g}): it was not written; please report it.')
     return {'images': count, 'top1_model': 100 * correct[0] / count, 'top1': 100 * correct[1] / count,
             'same_class': 100 * same / count, 'largest_difference': worst.item()}
 
@@ -141,7 +141,7 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
     """
     form = format_of(path)
     if any_size and not form.any_size:
-        raise ZooError(f'{form.name} files take images of one size: leave --any-size out, or give an .onnx.')
+        raise ZooError(f'{form.name} files take one image size: leave out --any-size, or export to .onnx.')
     if int8:
         check_int8(path, images is not None)
     model = copy.deepcopy(model).eval()
@@ -155,8 +155,8 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
         exported = load_exported(path)
         worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
         if not worst <= TOLERANCE:
-            raise ZooError(f'The exported file gives other logits than the model (by {worst:.1e}, expected at most '
-                           f'{TOLERANCE:g}): it was not written; export another format, and tell the maintainers.')
+            raise ZooError(f'The exported file differs from the model (by {worst:.1e}, expected at most '
+                           f'{TOLERANCE:g}): it was not written; export another format, and please report it.')
     if int8:
         quantize(path, images)
     return {'format': path.suffix[1:], 'any_size': any_size, 'one_image': form.one_image,

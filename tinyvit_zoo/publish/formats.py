@@ -47,7 +47,7 @@ class Format:
 def format_of(path: Path) -> Format:
     """Return the format of a file by its ending."""
     if path.suffix not in FORMATS:
-        raise ZooError(f'OUT is {path}, expected a name that ends in {endings()}.')
+        raise ZooError(f'OUT is {path}, expected a name ending in {endings()}.')
     return FORMATS[path.suffix]
 
 
@@ -81,8 +81,8 @@ def program_of(model: nn.Module, input_size: Sequence[int], any_size: bool = Fal
             return torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
     except Exception as e:  # the exporter has many of its own
         if any_size:
-            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave --any-size out.') from e
-        raise ZooError(f'torch.export cannot export the model ({one_line(e)}): tell the maintainers.') from e
+            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave out --any-size.') from e
+        raise ZooError(f'torch.export cannot export the model ({one_line(e)}): please report it.') from e
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def _write_program(model: nn.Module, input_size: Sequence[int], path: Path, any_
     try:
         torch.export.save(program, path)
     except RuntimeError as e:   # torch's own writer has no OSError
-        raise ZooError(f'The exported file cannot be written ({one_line(e)}): make room.') from e
+        raise ZooError(f'The exported file cannot be written ({one_line(e)}): free disk space.') from e
 
 
 def _load_program(path: Path) -> Function:

@@ -81,10 +81,10 @@ def publish(weights: Sequence[Weight], namespace: str, output: Path | None, data
         for repo_id in repositories:
             validate_repo_id(repo_id)
     except errors.HFValidationError as e:
-        raise ZooError(f'{namespace!r} cannot be a namespace of the Hub: name an organization or a user.') from e
+        raise ZooError(f'{namespace!r} is not a namespace of the Hub: give an organization or a user.') from e
     for target in (output / repo_id for repo_id in repositories) if output else ():
         if target.exists():
-            raise ZooError(f'{target} is there already: remove it, or choose another --output.')
+            raise ZooError(f'{target} already exists: remove it or choose another --output.')
     sources = _sources(weights, data)
     with tempfile.TemporaryDirectory() as temp:
         folders = {repo_id: Path(temp, weight.name) for repo_id, weight in repositories.items()}
@@ -246,7 +246,7 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
                 left = False
         if not isinstance(e, Exception):
             raise
-        after = f'An empty {repo_id} may be left there' if left else 'Nothing was published or changed'
+        after = f'An empty {repo_id} may remain there' if left else 'Nothing was published or changed'
         raise ZooError(f'{repo_id} was not pushed: {_reason(e, api)} {after}; the same command can be repeated.') from e
     return 'published' if created else 'unchanged' if commit.oid == head else 'updated'
 
@@ -261,11 +261,11 @@ def _status(error: BaseException | None) -> int:
 
 
 _ADVICE = {
-    401: 'it does not know the token: run `hf auth login`, or set HF_TOKEN.',
-    403: 'the token may not write there: take a namespace of yours, or a token with write access to it.',
-    404: 'there is nothing there that the token may see: check the namespace and the token.',
-    409: 'somebody created it meanwhile: try again.',
-    412: 'somebody changed it meanwhile: try again.',
+    401: 'the token is unknown: run `hf auth login`, or set HF_TOKEN.',
+    403: 'the token may not write there: use your own namespace, or a token with write access.',
+    404: 'not found with this token: check the namespace and the token.',
+    409: 'it was created meanwhile: try again.',
+    412: 'it was changed meanwhile: try again.',
     429: 'too many requests: wait some minutes.',
 }
 
@@ -275,10 +275,10 @@ def _reason(error: Exception, api: HfApi) -> str:
     if isinstance(error, errors.LocalTokenNotFoundError):
         return 'there is no token: run `hf auth login`, or set HF_TOKEN.'
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return 'HF_HUB_OFFLINE is set: unset it, or take --dry-run.'
+        return 'HF_HUB_OFFLINE is set: unset it, or use --dry-run.'
     if status := _status(error):
-        other = 'it is out of order: try again later.' if status >= 500 else 'it refuses the request.'
-        return f'{api.endpoint} says {status}, {_ADVICE.get(status, other)}'
+        other = 'the server failed: try again later.' if status >= 500 else 'the request was refused.'
+        return f'{api.endpoint} returned {status}, {_ADVICE.get(status, other)}'
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

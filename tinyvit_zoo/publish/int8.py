@@ -15,7 +15,7 @@ def check_int8(path: Path, calibrated: bool) -> None:
     if path.suffix not in ('.onnx', '.tflite'):
         raise ZooError('--int8 is for ONNX and LiteRT: give an OUT that ends in .onnx or .tflite.')
     if path.suffix == '.tflite' and not calibrated:
-        raise ZooError('--int8 of LiteRT needs images to calibrate by: give --data SOURCE.')
+        raise ZooError('--int8 of LiteRT needs calibration images: give --data SOURCE.')
 
 
 def quantize(path: Path, images: Tensor | None) -> None:
@@ -31,7 +31,7 @@ def quantize(path: Path, images: Tensor | None) -> None:
         assert load
         load(path)
     except Exception as e:  # the libraries have many of their own
-        raise ZooError(f'The model cannot be quantized ({one_line(e)}): leave --int8 out.') from e
+        raise ZooError(f'The model cannot be quantized ({one_line(e)}): leave out --int8.') from e
 
 
 def _graph(path: Path) -> Any:

@@ -77,17 +77,17 @@ class BaseRecipe:
         for name in ('model_args', 'method_args'):
             given = getattr(self, name, {})
             if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-                raise ZooError(f"{name} is {given!r}, expected values by the names of arguments, like {{'depth': 3}}.")
+                raise ZooError(f"{name} is {given!r}, expected arguments by name, e.g. {{'depth': 3}}.")
         if self.crop_padding > self.img_size:
             raise ZooError(f'crop_padding is {self.crop_padding}, expected at most the {self.img_size} pixels of the '
                            f'images.')
         if (self.mean is None) != (self.std is None):
             raise ZooError(f'mean is {self.mean} and std is {self.std}: give both or neither.')
         if self.epochs <= self.warmup_epochs:
-            raise ZooError(f'warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs: take fewer.')
+            raise ZooError(f'warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs: use fewer.')
         if self.weight_decay_end is not None and not self.weight_decay:
-            raise ZooError(f'weight_decay is 0, and weight_decay_end {self.weight_decay_end:g}: parameters that are '
-                           f'not decayed at first never are. Begin with 1e-8.')
+            raise ZooError(f'weight_decay is 0, and weight_decay_end {self.weight_decay_end:g}: parameters without '
+                           f'decay at first stay without it. Start at 1e-8.')
 
     def command(self, data: str) -> str:
         """Return the command line that trains it on the source `data`."""
@@ -132,7 +132,7 @@ class Recipe(BaseRecipe):
         for size in self.sizes:
             FROM_1.check(sizes=size)
         if self.keep == 'ema' and not self.ema:
-            raise ZooError("keep is 'ema', and nothing is averaged: give --ema 0.999.")
+            raise ZooError("keep is 'ema', but nothing is averaged: give --ema 0.999.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ def parse_assignments(texts: typing.Iterable[str]) -> dict[str, Any]:
         name = name.replace('-', '_')
         known = [name for name in settings(Pretraining) if name not in ('seed', 'method')]
         if not equals or name not in known:
-            raise ZooError(f'--pretraining {text} is no SETTING=VALUE of a pre-training.{nearest(name, known)} '
+            raise ZooError(f'--pretraining {text} is not a SETTING=VALUE of a pre-training.{nearest(name, known)} '
                            f'Expected e.g. epochs=100.')
         changes[name] = parse(Pretraining, name, value)
     return changes

@@ -17,7 +17,7 @@ _NAMES = {str: 'a text', int: 'a whole number', float: 'a number', bool: 'true o
 def write_document(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` with a digest; ZooError if a number in it is not finite."""
     if name := next(not_finite(content), ''):
-        raise ZooError(f'{path} cannot be written: {name} is no finite number.')
+        raise ZooError(f'{path} cannot be written: {name} is not a finite number.')
     plain = json.loads(json.dumps(content))
     write_whole(path, json.dumps({**plain, _DIGEST: digest(plain)}, indent=1).encode())
 
@@ -27,7 +27,7 @@ def read_document(path: Path, shape: Mapping[str, Any], advice: str) -> dict[str
     # files of earlier versions have no digest
     try:
         if path.stat().st_size > _MOST_BYTES or not path.is_file():
-            raise ValueError('it is no file of such a size')
+            raise ValueError('it is not a file of that size')
         content = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(content, dict):
             renamed = [value for value in content.values() if isinstance(value, str) and len(value) == 64]

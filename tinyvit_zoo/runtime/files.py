@@ -66,7 +66,7 @@ def naming_unwritable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise ZooError(f'{path} cannot be written ({e.strerror or e}): make room, or choose another place.') from e
+        raise ZooError(f'{path} cannot be written ({e.strerror or e}): free space, or choose another place.') from e
 
 
 def check_path(path: Path) -> None:
@@ -74,7 +74,7 @@ def check_path(path: Path) -> None:
     try:
         os.fsencode(path).decode('utf-8')
     except UnicodeError as e:
-        raise ZooError(f'{path} is no name in UTF-8: choose another name.') from e
+        raise ZooError(f'{path} is not valid UTF-8: choose another name.') from e
     if '\0' in str(path):
         raise ZooError(f'{path} has a null byte in its name: choose another name.')
 
@@ -121,7 +121,7 @@ def check_picture(option: str, path: Path) -> None:
     if path.suffix not in KINDS:
         raise ZooError(f'{option} is {path}, expected a name that ends in {" or ".join(KINDS)}.')
     if not path.absolute().parent.is_dir():
-        raise ZooError(f'{option} is {path}, but there is no folder {path.parent}: make it, or choose another.')
+        raise ZooError(f'{option} is {path}, but there is no folder {path.parent}: create it or choose another.')
     require_matplotlib()
 
 

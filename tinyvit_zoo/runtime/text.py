@@ -19,7 +19,7 @@ LINE_SECONDS = 10.      # between two lines where no bar can be shown
 def one_line(error: BaseException, most: int = 160) -> str:
     """Return the first `most` characters of an error's text on one line; with its type where that is a bare word."""
     if isinstance(error, UnidentifiedImageError):
-        return 'no image, or of no kind that Pillow reads'  # its text repeats the file's name
+        return 'not an image that Pillow reads'  # its text repeats the file's name
     text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:most]
     return text if ' ' in text else ': '.join(filter(None, (type(error).__name__, text)))
 
@@ -47,7 +47,7 @@ def show(text: str) -> None:
         raise
     except OSError as e:
         drop(sys.stdout)
-        raise ZooError(f'Standard output cannot be written ({e.strerror or e}): make room.') from e
+        raise ZooError(f'Standard output cannot be written ({e.strerror or e}): free disk space.') from e
 
 
 def drop(stream: Any) -> None:

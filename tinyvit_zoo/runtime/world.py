@@ -66,7 +66,7 @@ def join_world(device: str) -> Iterator[World]:
         size, rank, local = (int(os.environ.get(key, default)) for key, default in (
             ('WORLD_SIZE', 1), ('RANK', 0), ('LOCAL_RANK', 0)))
     except ValueError as e:
-        raise ZooError(f'WORLD_SIZE, RANK and LOCAL_RANK are to be whole numbers ({e}): torchrun sets them.') from e
+        raise ZooError(f'WORLD_SIZE, RANK and LOCAL_RANK must be whole numbers ({e}): torchrun sets them.') from e
     chosen = choose_device(device, local if size > 1 else None)
     if size == 1:
         yield World(0, 1, chosen)
@@ -74,14 +74,13 @@ def join_world(device: str) -> Iterator[World]:
     try:
         dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
     except (ValueError, RuntimeError) as e:     # torch's, of missing or odd addresses and ranks
-        raise ZooError(f'The processes cannot be joined ({one_line(e)}): start them by torchrun.') from e
+        raise ZooError(f'The processes cannot connect ({one_line(e)}): start them by torchrun.') from e
     try:
         yield World(rank, size, chosen)
     except RuntimeError as e:
         if not isinstance(e, dist.DistError) and 'gloo/transport' not in str(e):    # gloo has no type of its own
             raise
-        raise ZooError('Another process of this training has ended: start all of them again with --resume, which goes '
-                       'on from the last checkpoint.') from e
+        raise ZooError('Another process of this training has ended: start all of them again with --resume.') from e
     finally:
         dist.destroy_process_group()
 
@@ -96,7 +95,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except Exception as e:  # each kind of device has its own errors
-        raise ZooError(f'Device {name!r} cannot be used here: {str(e).splitlines()[0]} Take --device cpu.') from e
+        raise ZooError(f'Device {name!r} cannot be used here: {str(e).splitlines()[0]} Use --device cpu.') from e
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device
@@ -114,7 +113,7 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
     if name not in _FORMATS:
         raise ZooError(f'precision is {name!r}, expected auto, {", ".join(_FORMATS)}.')
     if name == 'fp16' and device.type == 'cpu':
-        raise ZooError('precision fp16 is a thousand times slower on a CPU: take bf16, fp32 or auto.')
+        raise ZooError('precision fp16 is a thousand times slower on a CPU: use bf16, fp32 or auto.')
     return _FORMATS[name]
 
 

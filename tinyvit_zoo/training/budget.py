@@ -102,8 +102,8 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
     fitting = fit_epochs(recipe, options.given, seconds, limit)
     if fitting is None:
         least = seconds(shortest) / 60
-        raise ZooError(f'--minutes {options.minutes:g} is too short: here one epoch takes {least:.2g} minutes, start, '
-                       f'evaluation and saving included. Give --minutes {1.2 * least:.2g}, or a smaller --fraction.')
+        raise ZooError(f'--minutes {options.minutes:g} is too short: one epoch takes {least:.2g} minutes here, with '
+                       f'start, evaluation and saving. Give --minutes {1.2 * least:.2g}, or a smaller --fraction.')
     return fitting
 
 

@@ -40,7 +40,7 @@ class Loop:
                  graphs: bool = True) -> None:
         recipe, world = task.recipe, task.world
         if not len(batches):
-            raise ZooError(f'The training data hold less than one batch of {recipe.batch_size} images: take a smaller '
+            raise ZooError(f'The training data hold less than one batch of {recipe.batch_size} images: use a smaller '
                            f'--batch-size.')
         self.task, self.batches, self.run = task, batches, run
         self.recipe, self.world, self.dtype = recipe, world, task.dtype
@@ -218,11 +218,11 @@ class Loop:
                 self.run.rewind([])
             return False
         if len(state['random']) != self.world.size:
-            raise ZooError(f'The run was made by {len(state["random"])} processes, this is {self.world.size}: resume '
-                           f'it with as many, or begin anew in another --output.')
+            raise ZooError(f'The run has {len(state["random"])} processes, this is {self.world.size}: resume it with '
+                           f'as many, or start over in another --output.')
         if state.get('streamed', self.batches.streamed) != self.batches.streamed:
-            raise ZooError(f'The run was made by --loader {"stream" if state["streamed"] else "memory"}, which draws '
-                           f'other augmentations than this one: resume it so, or begin anew in another --output.')
+            raise ZooError(f'The run was made by --loader {"stream" if state["streamed"] else "memory"}, with other '
+                           f'random augmentations: resume it with that, or start over in another --output.')
         self.epoch, self.batch, self.step = state['epoch'], state['batch'], state['step']
         self.seconds = state['seconds']
         self.losses = list(state['losses'].to(self.world.device))

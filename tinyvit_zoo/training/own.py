@@ -39,7 +39,8 @@ def pretraining_recipe(method: str | Pretraining, model: str = '') -> Pretrainin
     if isinstance(method, Pretraining) or method not in PRETRAINING_PRESETS:
         recipe = method if isinstance(method, Pretraining) else find_pretraining(method)
         if model:
-            raise ZooError(f'{recipe.name} has its model: leave --model out, or take {", ".join(PRETRAINING_PRESETS)}.')
+            raise ZooError(f'{recipe.name} fixes its model: leave out --model, or use '
+                           f'{", ".join(PRETRAINING_PRESETS)}.')
         return recipe
     if not model:
         raise ZooError(f'--model is missing: give the encoder for {method} to pre-train.')
@@ -59,10 +60,10 @@ def without_colours(recipe: BaseRecipe, source: Source, given: Mapping[str, Any]
         return recipe
     wanted = [name for name in _COLOURS if getattr(recipe, name, None)]
     if asked := [name for name in wanted if name in given]:
-        raise ZooError(f'{asked[0]} is for 8-bit grey or RGB images, and {source.name} has others: leave it out.')
+        raise ZooError(f'{asked[0]} needs 8-bit grey or RGB images, which {source.name} does not have: leave it out.')
     views = isinstance(recipe, Pretraining) and METHODS[recipe.method].own_views
     if (wanted or views) and world.first:
-        left = [*wanted, *['the colours and the blur of its views'] * views]
+        left = [*wanted, *['colour and blur augmentation'] * views]
         show(f'{source.name} is not 8-bit grey or RGB: trained without {" and ".join(left)}.')
     changes: dict[str, Any] = {name: '' if name == 'auto_augment' else None for name in wanted}
     return replace(recipe, **changes)

@@ -98,9 +98,9 @@ class Run:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""
         if (self.folder / _RECIPE).exists():
             if not resume:
-                raise ZooError(f'{self.folder} holds a run: go on by --resume, or choose another --output.')
+                raise ZooError(f'{self.folder} holds a run: continue with --resume, or choose another --output.')
         elif self.folder.exists() and any(_foreign(path) for path in self.folder.iterdir()):
-            raise ZooError(f'{self.folder} holds other files and no run: choose an empty or new --output.')
+            raise ZooError(f'{self.folder} holds other files but no run: choose an empty or new --output.')
 
     def close(self) -> None:
         """Let other processes write to the directory. One that was made, and holds nothing, is removed."""
@@ -128,7 +128,7 @@ class Run:
             read_weights(self.folder / 'weights.safetensors')
             return result
         except ZooError as e:
-            self.say(f'The end of the run is made again: {e}')
+            self.say(f'Repeating the end of the run: {e}')
             return None
 
     def say(self, text: str) -> None:
@@ -162,7 +162,7 @@ class Run:
                 act(self.tracker)
         except Exception as e:  # each library has its own
             self.tracker = None
-            self.say(f'Tracking by {self.track} has failed ({one_line(e)}): the run goes on without it.')
+            self.say(f'Tracking by {self.track} has failed ({one_line(e)}): the run continues without it.')
 
     def rewind(self, rows: list[dict[str, Any]]) -> None:
         """Log these epochs alone: a resumed run does those after them again, and mends what a kill has left."""
@@ -186,7 +186,7 @@ class Run:
             return new_figure(rows, columns, size)
         except ZooError:
             if self.pictures:
-                self.say("No pictures without matplotlib: pip install 'tinyvit-zoo[train]'.")
+                self.say("Pictures need matplotlib: pip install 'tinyvit-zoo[train]'.")
             self.pictures = False
             return None, None
 
@@ -247,7 +247,7 @@ def _foreign(path: Path) -> bool:
 def read_result(folder: Path) -> dict[str, Any]:
     """Read the result.json of a finished run."""
     shape = {'figures': dict, 'machine': dict}      # a piece that is gone with the digest takes the machine along
-    return read_document(folder / _RESULT, shape, 'go on with the run by --resume, which writes it again')
+    return read_document(folder / _RESULT, shape, 'continue the run with --resume, which writes it again')
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -263,7 +263,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         if problem and number == len(lines) and not line.endswith(b'\n'):
             break
         if problem:
-            raise ZooError(f'{path}, line {number} is damaged ({problem}): take the file from a copy of the run, or '
+            raise ZooError(f'{path}, line {number} is damaged ({problem}): restore it from a copy of the run, or '
                            f'remove it.')
         rows.append(row)
     return rows
@@ -300,7 +300,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] 
         digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(body).digest() == digest:
             return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
-        say(f'{path} is damaged: the one before it is used.')
+        say(f'{path} is damaged: using the one before it.')
     if paths:
-        raise ZooError(f'No checkpoint in {folder} is sound ({len(paths)} damaged): remove them to begin anew.')
+        raise ZooError(f'No checkpoint in {folder} is sound ({len(paths)} damaged): remove them to start over.')
     return None

@@ -115,4 +115,4 @@ def open_tracker(name: str, module: Any, folder: Path, settings: Mapping[str, An
     try:
         return _TRACKERS[name][0](module, folder, settings, key)
     except Exception as e:  # each library has its own
-        raise ZooError(f'Tracking by {name} cannot begin ({one_line(e)}): see its settings, or leave it out.') from e
+        raise ZooError(f'Tracking by {name} cannot start ({one_line(e)}): check its settings, or leave it out.') from e

@@ -74,7 +74,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     check_recipe(replace(recipe, from_weights=str(start)) if start else recipe)  # type: ignore[call-arg]
     check_fields(options)
     if 'epochs' in options.given and (options.minutes or options.pflop):
-        raise ZooError('--minutes and --pflop choose the epochs: give one of them or --epochs.')
+        raise ZooError('--minutes, --pflop and --epochs all set the epochs: give one of them.')
     run = Run(options.output, quiet=not world.first, track=options.track)
     source, batches = open_images(recipe, options, world), None
     recipe = without_colours(recipe, source, options.given, world)
@@ -100,13 +100,14 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
     batches = batches or training_batches(task, options, source)
     loop = make_loop(task, batches, options, source, run)
     if options.resume:
-        run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: from the beginning.')
+        run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: starting from the '
+                                                                       'beginning.')
     precision = str(task.dtype or torch.float32).removeprefix('torch.')
     run.say(f'{recipe.name}: {task.headline(source)}; {recipe.total_epochs} epochs of {len(batches)} steps, '
             f'{precision} on {world.size} x {world.device}.'
-            f'{" The same seed gives the same figures to rounding only." if world.device.type != "cpu" else ""}')
+            f'{" The same seed gives the same figures up to rounding." if world.device.type != "cpu" else ""}')
     if options.minutes or options.pflop:
-        run.say(f'The epochs are as many as fit: --epochs {recipe.epochs} repeats this run.')
+        run.say(f'The epochs fit the budget: --epochs {recipe.epochs} repeats this run.')
     if not loop.step:
         task.begin()
     with keep_freed_memory(world.device), fast_kernels(world.device, task.dtype):
@@ -169,8 +170,9 @@ def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: W
 def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
     """Pre-train in OUTPUT/pretraining, then train in OUTPUT. A resumed chain goes on with the stage it was in."""
     if options.minutes or options.pflop:
-        raise ZooError(f'{recipe.name} begins with a pre-training, {first.name}, and --minutes and --pflop are for one '
-                       f'training: give --epochs and --pretraining epochs=N, or pre-train first and give --from DIR.')
+        raise ZooError(f'{recipe.name} starts with the pre-training {first.name}, but --minutes and --pflop are for '
+                       f'one training: give --epochs and --pretraining epochs=N, or pre-train first and give --from '
+                       f'DIR.')
     check_recipe(replace(recipe, from_weights=''))
     check_recipe(first)
     Run(options.output).check(options.resume)
@@ -189,8 +191,8 @@ def pretraining_of(recipe: Recipe) -> Pretraining | None:
     if first is None or Path(recipe.from_weights).exists() or first.name in list_models(pretrained=True):
         return None
     if first.dataset != recipe.dataset:
-        raise ZooError(f'{recipe.name} begins from {first.name}, which is pre-trained on other images: make that first '
-                       f'(`{first.command(spec_of(first.dataset))}`) and give it by --from DIR.')
+        raise ZooError(f'{recipe.name} starts from {first.name}, which is pre-trained on other images: run that first '
+                       f'(`{first.command(spec_of(first.dataset))}`) and give --from DIR.')
     return replace(first, seed=recipe.seed, model_args={**first.model_args, **without_rates(recipe.model_args)})
 
 
@@ -210,14 +212,14 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
         source = open_source(options.data, download=options.download, val_fraction=fraction, fraction=options.fraction,
                              seed=recipe.seed)
     if source.val_fraction and options.val_fraction is None and world.first:
-        show(f'{fraction:.0%} of the training images are held out for validation, to choose the best weights by: '
-             f'--val-fraction sets the share.')
+        show(f'{fraction:.0%} of the training images are held out to choose the best weights: --val-fraction sets the '
+             f'share.')
     if best and source.val is None:
-        raise ZooError("keep is 'best', and there are no validation images to choose by: give --val-fraction 0.1.")
+        raise ZooError("keep is 'best', but there are no validation images: give --val-fraction 0.1.")
     TASKS[type(recipe)].check_images(recipe, source)
     if isinstance(recipe, Pretraining) and not (source.val or source.test):
         if not draw(source.train.labels, len(source.train) // 5, 0).any():
-            raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold a fifth out for the k-NN '
+            raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold out a fifth for the k-NN '
                            f'accuracy: give more, or test images too.')
     return source
 

@@ -62,7 +62,7 @@ def weight_file(cfg: Mapping[str, Any], cache_dir: str | Path | None = None) -> 
         path = _from_hub(hub_id, cfg.get('hf_hub_filename'), cache_dir)
         sha256 = sha256 or path.resolve().name      # the Hub's own digest of large files
         if re.fullmatch('[0-9a-f]{64}', sha256):
-            check_sha256(path, sha256, f'delete {path.resolve()}, and it will be fetched again')
+            check_sha256(path, sha256, f'delete {path.resolve()} to download it again')
         return path
     return _from_url(url, sha256, cache_dir) if url else None
 
@@ -110,7 +110,7 @@ def _from_url(url: str, sha256: str, cache_dir: str | Path | None) -> Path:
             raise OSError('HF_HUB_OFFLINE is set')
         _download(url, path)
     if sha256:
-        check_sha256(path, sha256, 'delete it, and it will be fetched again')
+        check_sha256(path, sha256, 'delete it to download it again')
     else:
         _check_note(path, url)
     return path
@@ -126,7 +126,7 @@ def _download(url: str, path: Path) -> None:
             try:
                 unwrap(read_weights(partial, verified=True))
             except ZooError as e:
-                raise ZooError(f'Nothing is kept of {url}: {str(e).replace(str(partial), "it")}') from e
+                raise ZooError(f'Nothing was saved from {url}: {str(e).replace(str(partial), "it")}') from e
 
 
 def _answer(stack: ExitStack, url: str, path: Path) -> Iterator[bytes]:
@@ -141,8 +141,8 @@ def _answer(stack: ExitStack, url: str, path: Path) -> Iterator[bytes]:
             return itertools.chain([first], chunks)
         pages.append(Page(first))
         address = pages[-1].confirmed(address) if drive_id(url) else ''
-    raise ZooError(f'{url} gives a web page ({pages[-1].reason}), no file: nothing is kept of it. Try again later, or '
-                   f'save the file in a browser as {path}.')
+    raise ZooError(f'{url} returned a web page ({pages[-1].reason}), not a file. Try again later, or save the file in '
+                   f'a browser as {path}.')
 
 
 def _response(opener: urllib.request.OpenerDirector, url: str) -> Any:
@@ -165,14 +165,14 @@ def _chunks(response: Any, url: str) -> Iterator[bytes]:
         while chunk := _piece(response):
             done += len(chunk)
             if max(done, length) > LARGEST:
-                raise ZooError(f'{url} has more than {LARGEST / 1e9:.1f} GB, which no weights of a small model take: '
-                               f'nothing is kept of it.')
+                raise ZooError(f'{url} has more than {LARGEST / 1e9:.1f} GB, too much for a small model: nothing was '
+                               f'saved.')
             yield chunk
         reason = '' if length in (0, done) else f'{done:,} of {length:,} bytes came'
     except (OSError, http.client.HTTPException) as e:
         reason = one_line(e)
     if reason:
-        raise ZooError(f'{url} broke off ({reason}): nothing is kept of it; try again.')
+        raise ZooError(f'The download of {url} broke off ({reason}): try again.')
 
 
 def _piece(response: Any) -> bytes:
@@ -193,8 +193,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def _check_scheme(url: str) -> None:
     if urllib.parse.urlparse(url).scheme not in _SCHEMES:
-        raise ZooError(f'{url} is not fetched, because anybody on the way could change it: expected https://..., or a '
-                       f'file by pretrained_cfg_overlay=dict(file=PATH).')
+        raise ZooError(f'{url} is not downloaded, as plain http can be tampered with: expected https://..., or a file '
+                       f'by pretrained_cfg_overlay=dict(file=PATH).')
 
 
 # -- the note of the first use -----------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def read_note(path: Path) -> Note | None:
 
 def _check_note(path: Path, url: str) -> None:
     """Raise ZooError if a cached file is another one than at its first use; note its digest if this is that."""
-    digest, note = file_sha256(path, 'delete it, and it will be fetched again'), read_note(path)
+    digest, note = file_sha256(path, 'delete it to download it again'), read_note(path)
     beside, where = f'{path.name}.sha256', url.replace(' ', '%20')
     if note is None:
         content = f'{digest} {datetime.date.today()} {where}\n'
@@ -221,4 +221,4 @@ def _check_note(path: Path, url: str) -> None:
         raise ZooError(f'{path} is from {note.url}, not from {url}: delete it and {beside}, or give another cache_dir.')
     elif note.sha256 != digest:
         raise ZooError(f'{path} has changed since {note.date} (sha256 {digest[:12]}, it was {note.sha256[:12]}): '
-                       f'delete it, and it will be fetched again; delete {beside} too if you trust the new file.')
+                       f'delete it to download it again; delete {beside} too if you trust the new file.')

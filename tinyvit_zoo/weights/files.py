@@ -49,8 +49,8 @@ def read_weights(path: str | Path, verified: bool = False) -> dict[str, Any]:
         if metadata.get(_TENSORS) not in (None, tensors_digest(tensors)):
             raise ValueError('the digest of its tensors does not match')
         if not (verified or _sealed(metadata)):
-            _logger.warning('%s is of an earlier version, which wrote no digest of classes and preprocessing: damage '
-                            'to them goes unnoticed. %s', printable(str(path)), _advice(path))
+            _logger.warning('%s is of an earlier version, without a digest of classes and preprocessing: damage to '
+                            'them goes unnoticed. %s', printable(str(path)), _advice(path))
         return tensors
 
 
@@ -66,8 +66,8 @@ def read_cfg(path: str | Path) -> dict[str, Any]:
     try:
         cfg = json.loads(metadata.get('pretrained_cfg', '{}'))
     except (ValueError, RecursionError) as e:
-        raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): fetch it again.') from e
-    where = f'{path} is damaged or of another version: in its pretrained_cfg'
+        raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): download it again.') from e
+    where = f'{path} is damaged or too new: in its pretrained_cfg'
     check_cfg(cfg, where)
     if not _sealed(metadata):
         _check_unsealed(metadata, cfg, where)
@@ -103,12 +103,12 @@ def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], str | Path]]:
         names = ''
         with suppress(Exception):  # works for the zip format only
             names = f' ({", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:3])})'
-        raise ZooError(f'{path} is refused, nothing in it was run: it is damaged or holds Python objects beside tensors'
-                       f'{names}. Save it again as a dictionary of tensors, preferably as safetensors.') from e
+        raise ZooError(f'{path} is refused: it is damaged or holds Python objects beside tensors{names}; nothing was '
+                       f'executed. Save it as a dictionary of tensors, preferably as safetensors.') from e
     except OSError as e:
-        raise ZooError(f'{path} cannot be read ({one_line(e)}): give a file that can.') from e
+        raise ZooError(f'{path} cannot be read ({one_line(e)}): give a readable file.') from e
     except Exception as e:  # every reader has its own errors for a damaged file
-        raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): fetch it again.') from e
+        raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): download it again.') from e
 
 
 def _unzipped(file: IO[bytes], path: Path) -> tuple[IO[bytes], str] | None:
@@ -118,8 +118,8 @@ def _unzipped(file: IO[bytes], path: Path) -> tuple[IO[bytes], str] | None:
     with zipfile.ZipFile(file) as archive:
         size = sum(member.file_size for member in archive.infolist())
         if size > LARGEST or (size > LARGEST >> 4 and size > 20 * path.stat().st_size):
-            raise ZooError(f'{path} is refused: unpacked it has {size / 1e9:.1f} GB, which no weights of a small model '
-                           f'take. Save its tensors as safetensors.')
+            raise ZooError(f'{path} is refused: unpacked it has {size / 1e9:.1f} GB, too much for a small model. Save '
+                           f'its tensors as safetensors.')
         if broken := archive.testzip():
             raise ValueError(f'the checksum of {broken} does not match')
         names = [n for n in archive.namelist() if not n.endswith('/') and not n.startswith('__MACOSX')
@@ -144,7 +144,7 @@ def _metadata(file: IO[bytes]) -> dict[str, str]:
     file.seek(0)
     metadata = header.get('__metadata__', {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError('its metadata are not texts')
+        raise ValueError('its metadata are not strings')
     if _stated_digest(metadata, _METADATA) not in (None, _metadata_digest(metadata)):
         raise ValueError('the digest of its metadata does not match')
     return metadata
@@ -165,8 +165,8 @@ def _stated_digest(content: Mapping[str, Any], name: str) -> Any:
 def _read_torch(file: IO[bytes], path: str | Path, verified: bool) -> dict[str, Any]:
     """Read PyTorch's own format: a zip, or a bare pickle."""
     if not zipfile.is_zipfile(file) and not verified:
-        _logger.warning('%s is of the format that PyTorch wrote before 2020, which has no checksum: damage to its '
-                        'numbers goes unnoticed. %s', printable(str(path)), _advice(path))
+        _logger.warning('%s has the format of PyTorch before 1.6, without a checksum: damage to its numbers goes '
+                        'unnoticed. %s', printable(str(path)), _advice(path))
     file.seek(0)
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():     # options; inert
         warnings.simplefilter('ignore')     # torch's, of damaged files
@@ -189,7 +189,7 @@ def unwrap(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise ZooError(f'The checkpoint holds a tensor named {str(name)[:40]!r} ({tensor.layout}, {tensor.dtype}, '
-                           f'{tensor.device}): expected plain tensors, each under the name of a parameter.')
+                           f'{tensor.device}): expected plain tensors, by the names of parameters.')
     for prefix in (*_PREFIXES, *_PREFIXES):  # in either order
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -228,8 +228,8 @@ def check_sha256(path: str | Path, sha256: str, advice: str) -> None:
     """Raise ZooError with the advice unless the file has this digest."""
     digest = file_sha256(path, advice)
     if digest != sha256:
-        raise ZooError(f'{path} is not the file that the catalogue promises (sha256 {digest[:12]}, expected '
-                       f'{sha256[:12]}): {advice}.')
+        raise ZooError(f'{path} is not the file in the catalogue (sha256 {digest[:12]}, expected {sha256[:12]}): '
+                       f'{advice}.')
 
 
 def file_sha256(path: str | Path, advice: str) -> str:
@@ -292,11 +292,11 @@ def _check_unsealed(metadata: Mapping[str, str], cfg: Mapping[str, Any], where: 
         raise ZooError(f'{where} there is nothing, and other metadata are there.')
     numbers = [number for name in ('mean', 'std') for number in cfg.get(name, ())] + [cfg.get('crop_pct', 1)]
     if not all(0 <= number <= 1 for number in numbers) or len({*cfg.get('input_size', (3, 1))[1:]}) > 1:
-        raise ZooError(f'{where} mean, std or crop_pct are not from 0 to 1, or the images not square.')
+        raise ZooError(f'{where} mean, std or crop_pct are not from 0 to 1, or the images are not square.')
 
 
 _CONFIG = 'config_sha256'
-_SEAL = 'or seal what you changed yourself (tinyvit_zoo.weights.seal_config)'
+_SEAL = 'or seal your own changes (tinyvit_zoo.weights.seal_config)'
 
 
 def seal_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,9 +311,9 @@ def check_config(path: Path) -> bool:
         config = json.loads(path.read_text(encoding='utf-8'))
         stated = _stated_digest(config, _CONFIG)
     except Exception as e:  # timm has read it
-        raise ZooError(f'{path} is damaged ({one_line(e)}): fetch it again.') from e
+        raise ZooError(f'{path} is damaged ({one_line(e)}): download it again.') from e
     if stated not in (None, seal_config(config)[_CONFIG]):
-        raise ZooError(f'{path} is damaged (its digest does not match): fetch it again, {_SEAL}.')
+        raise ZooError(f'{path} is damaged (its digest does not match): download it again, {_SEAL}.')
     return stated is not None
 
 

@@ -47,9 +47,9 @@ def read_readout(path: str | Path) -> Readout:
         good = readout.temperature is None or 0 < readout.temperature < math.inf
         good = good and isinstance(readout.multi_label, bool)
     except (ValueError, TypeError, RecursionError) as e:
-        raise ZooError(f'{path} is damaged or of another version (its {_KEY} is {text[:80]}): fetch it again.') from e
+        raise ZooError(f'{path} is damaged or too new (its {_KEY} is {text[:80]}): download it again.') from e
     if not good:
-        raise ZooError(f'{path} is damaged (its {_KEY} is {text[:80]}): fetch it again.')
+        raise ZooError(f'{path} is damaged (its {_KEY} is {text[:80]}): download it again.')
     return readout
 
 

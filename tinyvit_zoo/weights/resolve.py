@@ -19,7 +19,7 @@ from ..runtime.text import one_line
 from .files import read_cfg, read_metadata
 from .readout import PLAIN, Readout, read_readout
 
-_FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or the directory of a training run'
+_FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or a run directory'
 _RECIPE_DOCUMENT = {
     'recipe': {'name': str}, 'data?': {'source': str, 'images': int, 'labels?': str}, 'val_fraction?': float,
     'fraction?': float, 'processes?': int, 'precision?': str, 'compile?': bool, 'machine?': dict}
@@ -115,7 +115,7 @@ class Resolved:
         """Load the weights, at another image size than theirs where `img_size` is given."""
         model = self.create(img_size)
         if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
-            raise ZooError(f'{self.name} has no forward_features and forward_head: take a classifier of timm\'s.')
+            raise ZooError(f'{self.name} has no forward_features and forward_head: use a classifier of timm\'s.')
         cfg = resolve_model_data_config(model)
         if img_size:
             cfg['input_size'] = (cfg['input_size'][0], img_size, img_size)
@@ -125,7 +125,8 @@ class Resolved:
             except ZooError:
                 raise
             except Exception as e:  # every architecture has its own
-                raise ZooError(f'{self.name} cannot take --img-size {img_size} ({one_line(e)}): give another.') from e
+                raise ZooError(f'{self.name} cannot take --img-size {img_size} ({one_line(e)}): give another '
+                               f'size.') from e
         stated = model.pretrained_cfg if ':' in self.name else {} if self.untrained else self.cfg
         return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or (),
                       self.readout)
@@ -144,11 +145,11 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
         recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
         name = name or recipe['name'].partition('.')[0]
         if not file.is_file():
-            raise ZooError(f'{path} is a run that has not ended (no {file.name}): `train --resume` goes on with it.')
+            raise ZooError(f'{path} is an unfinished run (no {file.name}): continue it with `train --resume`.')
     elif path.is_file():
         name, file = name or read_metadata(path).get('recipe', '').partition('.')[0], path
         if not name:
-            raise ZooError(f'{path} does not say whose weights it holds: write NAME={path}.')
+            raise ZooError(f'{path} does not name its model: write NAME={path}.')
     elif place != spec:
         raise ZooError(f'There is no weights file {path}: expected {_FORMS}.')
     elif path.suffix in _FILES or ('/' in spec and ':' not in spec):
@@ -167,8 +168,8 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """Read the recipe.json of a run directory: 'recipe', and the data and options it was made with."""
     path = folder / 'recipe.json'
     if not path.is_file():
-        raise ZooError(f'{folder} is no run directory (it has no {path.name}): expected {_FORMS}.')
-    advice = 'take it from a copy of the run, or train anew in another --output'
+        raise ZooError(f'{folder} is not a run directory (it has no {path.name}): expected {_FORMS}.')
+    advice = 'restore it from a copy of the run, or train again in another --output'
     content = read_document(path, _RECIPE_DOCUMENT, advice)
     try:
         check_types(Pretraining if 'method' in content['recipe'] else Recipe, content['recipe'])
