@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 _WARM_UP = 3                # steps of a kind that run as they are: they allocate the optimizer's state, compile, cache
-CAPTURABLE = ('adam', 'adamw', 'sgd', 'nesterov', 'momentum', 'muon', 'nmuon')   # optimizers
 
 
 class CudaGraph:
