@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Point = dict[str, Any]      # name, panel, family, macs (millions), top1, measured
 PANELS = {'c10': 'CIFAR-10', 'c100': 'CIFAR-100'}      # the others share the third
 COLOURS = {'vit_lite': 'tab:green', 'cvt': 'tab:orange', 'cct': 'tab:blue', 'sl': 'tab:red', 'plain': 'tab:brown',
-           'ssl': 'tab:purple', 'mae': 'tab:pink'}
+           'ssl': 'tab:purple', 'mae': 'tab:pink', 'fast_cnn': 'tab:gray'}
 
 
 def points() -> list[Point]:
