@@ -106,4 +106,4 @@ def test_info_shows_the_note(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path.parent.mkdir()
     path.with_name(f'{path.name}.sha256').write_text(f'{"ab" * 32} 2026-01-02 https://there\n')
     assert main(['info', 'cct_2_3x2.shi_c10_200e']) == 0
-    assert f'{"ab" * 32}, noted at the first use on 2026-01-02' in capsys.readouterr().out
+    assert f'{"ab" * 32}, of the first download, on 2026-01-02' in capsys.readouterr().out

@@ -206,8 +206,10 @@ def plot_costs(points: Sequence[tuple[str, str, float, float]], dataset: str) ->
             axes.scatter([cost for *_, cost, _ in chosen], [top1 for *_, top1 in chosen], s=size, edgecolors=f'C{i}',
                          facecolors=f'C{i}' if kind == 'measured' else 'none')
     middle = (min(cost for *_, cost, _ in points) * max(cost for *_, cost, _ in points)) ** 0.5
+    near = 0.03 * (max(top1 for *_, top1 in points) - min(top1 for *_, top1 in points))
     for recipe, _, cost, top1 in points:
-        side, offset = ('left', 6) if cost <= middle else ('right', -6)
+        covered = any(cost < other < 10 * cost and abs(height - top1) < near for *_, other, height in points)
+        side, offset = ('left', 6) if cost <= middle and not covered else ('right', -6)
         axes.annotate(recipe, (cost, top1), xytext=(offset, -3), ha=side, textcoords='offset points', fontsize=7)
     axes.set(xscale='log', xlabel='training cost, PFLOP', ylabel=f'top-1, %, {DATASETS[dataset].title}',
              title='filled: measured by us, hollow: published')
