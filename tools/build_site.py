@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -32,18 +32,17 @@ from tinyvit_zoo.weights import Weight, catalogue
 training_cost = cache(cards.training_cost)     # a second each
 FAMILIES = {    # module: title, what it is
     'compact': ('Compact transformers', '''ViT-Lite, CVT and CCT, named `family_depth_tokenizer`: `cct_7_3x1` has 7
-blocks and one 3x3 convolution as tokenizer, `vit_lite_7_4` has patches of 4 x 4. `pos_embed='learnable'`, `'sine'` or
-`'none'`.'''),
+blocks and one 3x3 convolution as tokenizer, `vit_lite_7_4` has patches of 4 x 4. `pos_embed=` takes `'learnable'`,
+`'sine'` or `'none'`.'''),
     'sl_': ('Shifted patches and locality attention', '''ViT, CaiT, PiT, Swin and T2T, each plain (`plain_*`) and with
-both add-ons (`sl_*`); `_64` for 64 pixels. `spt=` and `lsa=` turn each add-on on or off:
-[what they do](../spt_lsa.md).'''),
-    'ssl_small': ('Self-supervised small ViTs', '''They take views of half the size, or any other, as they come.
-`pretrained=True` gives the authors' self-distilled encoder without a classifier; `num_classes=10` adds a new one.'''),
-    'mae_vit': ('MAE-ViT', '''A plain ViT for 36 pixels, with patches of 3, meant to be
-[pre-trained](../self_supervised.md).'''),
-    'mae_lite': ('MAE-Lite', '''Small ViTs for 224 pixels, pre-trained on ImageNet. All but `_rpe` are timm's own
-VisionTransformer. Tags that end in a number of epochs are encoders; the others are fine-tuned on ImageNet.'''),
-    'fast_cnn': ('Fast CNNs', 'Small convolutional networks: the baseline, and teachers.'),
+both add-ons (`sl_*`); `_64` is for 64 pixels. `spt=` and `lsa=` switch each add-on: [what they do](../spt_lsa.md).'''),
+    'ssl_small': ('Self-supervised small ViTs', '''Models that take images of several sizes.
+`pretrained=True` loads the authors' self-distilled encoder without a classifier; `num_classes=10` adds a new one.'''),
+    'mae_vit': ('MAE-ViT', '''A plain ViT for 36 pixels with patches of 3, for
+[pre-training](../self_supervised.md).'''),
+    'mae_lite': ('MAE-Lite', '''Small ViTs for 224 pixels, pre-trained on ImageNet. All but `_rpe` are timm's
+VisionTransformer. Tags that end in epochs are encoders; the others are fine-tuned on ImageNet.'''),
+    'fast_cnn': ('Fast CNNs', 'Small convolutional networks, as baselines and teachers.'),
 }
 PAGE = '''# {name}
 {about} From [{paper}]({link}).
@@ -53,7 +52,7 @@ PAGE = '''# {name}
 | parameters | multiply-adds | activations | input | classes |
 |---|---|---|---|---|
 | {params:,} | {macs:,.1f} M | {activations:,.2f} M | {size} | {classes} |
-
+{speed}
 ## Load
 ```python
 import timm
@@ -62,28 +61,37 @@ import tinyvit_zoo
 
 model = timm.create_model('{name}', pretrained={pretrained}, num_classes=4)
 ```
-`img_size=`, `in_chans=` and `num_classes=` take other values, weights included: [loading](../loading.md).
 ```bash
-tinyvit-zoo info {name}
 tinyvit-zoo train --model {name} --data folder:photos --minutes 10
+tinyvit-zoo export {name}{untrained} {name}.onnx
 ```
 
+## Common tasks
+| task | code |
+|---|---|
+| change the image size | {sizes} |
+| grey images or more channels | `in_chans=1`: weights of the first layer are adapted{t2t} |
+| change the classes | `num_classes=4` replaces the head; `0` removes it: the output is [B, {width}] |
+| get features | `model.forward_features(images)`: [B, {features}]; [feature maps](../ecosystem.md#timm-features_only) |
+| train only the head | `model.requires_grad_(False)`, then `model.get_classifier().requires_grad_(True)` |
+| fine-tune | the command above, or any training loop; `--layer-decay 0.75` lowers the rate layer by layer |
+| export | the command above; [other formats](../export.md) |
+
 {weights}{recipes}{more}'''
-CHOICES = '''## What was chosen
-Neither code nor weights were published. What the paper leaves open, and our choice:
+CHOICES = '''## Our choices
+Neither code nor weights were published. Where the paper leaves settings open, we chose:
 
 | | |
 |---|---|
 {rows}
-The paper says "below 0.27G" multiply-adds. An image takes {true:.3f}G: the sum of the linear layers, the convolution
-and both products inside the attentions. A counter that does not see the attention modules finds {blind:.3f}G, the
-patches and the MLPs alone, which explains the paper's figure.
+The paper says "below 0.27G" multiply-adds. An image takes {true:.3f}G: linear layers, convolution and both
+products of attention. A counter that skips the attention modules finds {blind:.3f}G, which explains the paper's figure.
 '''
 REASONS = {
-    'num_heads': '16 channels each, as other ViTs of this width have',
-    'qkv_bias': "the paper: no bias in some layers; a key's changes nothing, a value's is one with the projection's",
-    'global_pool': 'the token is there for the class, so it is what is read',
-    'weight_init': 'truncated normal of .02, as ViTs have it',
+    'num_heads': '16 channels per head, as in other ViTs of this width',
+    'qkv_bias': 'the paper has none in some layers; for keys it has no effect, for values it joins the projection',
+    'global_pool': 'the class token is there for classification',
+    'weight_init': 'truncated normal of .02, as usual for ViTs',
 }
 
 
@@ -129,8 +137,8 @@ def families() -> dict[str, list[str]]:
 
 
 def models_page() -> str:
-    text = ('# Models\nTop-1 accuracy in percent. *Published* by the papers; *measured* by us. Weights in bold are '
-            'those of `pretrained=True`; those with a measured figure ship with the package.\n')
+    text = ('# Models\nTop-1 accuracy in percent: *published* by the papers, *measured* by us. `pretrained=True` loads '
+            'the weights in bold. Weights with a measured figure ship with the package.\n')
     for title, about in FAMILIES.values():
         rows = ''.join(update_docs.rows(name) for name in families()[title])
         rows = re.sub(r'`((\w+)(\.\w+)?)`', r'[`\1`](\2.md)', rows)
@@ -143,16 +151,43 @@ def model_page(name: str) -> str:
     weights, family = update_docs.weights_of(name), sys.modules[timm.models.model_entrypoint(name).__module__]
     size = cfg.input_size[1:]
     counted = cost.counted(name, size[0], model.num_classes)
+    images = torch.zeros(1, 3, *size, device='meta')
     with recorded_shapes(model) as shapes, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, *size, device='meta'))
+        model.eval()(images)
+        features = model.forward_features(images)
     more = _choices(model, counted) if module_of(name) == 'mae_vit' else ''
     return PAGE.format(
         name=name, about=_sentence(family.__doc__ or ''),
         paper=cfg.paper_name, link=f'https://arxiv.org/abs/{cfg.paper_ids.removeprefix("arXiv:")}',
-        layout=layout(model, counted, shapes), params=counted.params, macs=counted.macs / 1e6,
+        layout=layout(model, counted, shapes), untrained='' if weights else '.untrained', sizes=_sizes(name, model),
+        features=', '.join(map(str, features.shape[1:])), width=model.num_features,
+        t2t=', but only to 3 channels' if '_t2t' in name else '', params=counted.params, macs=counted.macs / 1e6,
         activations=counted.activations / 1e6, size=' x '.join(map(str, counted.input_size)),
-        classes=model.num_classes or 'none', pretrained=bool(weights), weights=_weights(weights),
+        classes=model.num_classes or 'none', speed=_speed(weights), pretrained=bool(weights),
+        weights=_weights(weights),
         recipes=_recipes(name), more=f'{_analyses(model)}{more}')
+
+
+def _sizes(name: str, model: nn.Module) -> str:
+    """Return which image sizes the model takes, and how."""
+    own = model.pretrained_cfg['input_size'][-1]  # type: ignore[index]
+    for least in (4, 8, 16, 32):
+        with suppress(Exception), torch.no_grad():
+            images = torch.zeros(1, 3, least, least, device='meta')
+            timm.create_model(name, img_size=least, device='meta').eval()(images)
+            break
+    text = f'`img_size=64`, from {least} pixels; positions of the weights are resized'
+    with suppress(Exception), torch.no_grad():
+        model(torch.zeros(1, 3, own + 16, own + 16, device='meta'))
+        text = f'not needed: the model takes images of any size from {least} pixels'
+    return text
+
+
+def _speed(weights: list[Weight]) -> str:
+    """Return the measured speed of the first weights that have one, as a line of the table."""
+    measured = next((w.measured['throughput'] for w in weights if w.measured and 'throughput' in w.measured), None)
+    return (f'\n**Speed**: {measured["images_per_second"]:,.0f} images/s in inference (fp32, batch '
+            f'{measured["batch_size"]}; {measured["machine"]}, {measured["date"]}).\n') if measured else ''
 
 
 def _sentence(text: str) -> str:
@@ -161,7 +196,7 @@ def _sentence(text: str) -> str:
 
 def _weights(weights: list[Weight]) -> str:
     if not weights:
-        return '## Weights\nNone yet: `pretrained=True` is an error. A recipe below, or your own images, make some.\n\n'
+        return '## Weights\nNone yet: `pretrained=True` is an error. Train by a recipe below, or on your images.\n\n'
     text = f'## Weights\n{update_docs.HEAD}{"".join(update_docs.row(w.name, w.default) for w in weights)}\n'
     for weight in weights:
         body = card(weight)
@@ -234,8 +269,8 @@ def layout(model: nn.Module, counted: Count, shapes: dict[str, tuple[int, ...]])
 
 # -- datasets and recipes ----------------------------------------------------------------------------------------------
 def datasets_page() -> str:
-    text = ('# Datasets\n`--data` takes these by name. For your own images, see [the sources](own_images.md#data); for '
-            'a new dataset, [extending](extending.md#a-dataset).\n')
+    text = ('# Datasets\n`--data` takes these by name. For your own images, see [data sources](own_images.md#data); to '
+            'add one, [extending](extending.md#a-dataset).\n')
     for data in DATASETS.values():
         weights = [w.name for w in catalogue().values() if w.dataset == data.key]
         links = ', '.join(f'[`{name}`](models/{name.partition(".")[0]}.md)' for name in weights)
@@ -250,10 +285,10 @@ def datasets_page() -> str:
 
 
 def recipes_page() -> str:
-    return (f'# All recipes\nA recipe makes the weights of its name: `tinyvit-zoo train NAME --data SOURCE`; '
-            f'`tinyvit-zoo recipes NAME` shows its settings. The cost is in PFLOP: epochs x images x 6 x multiply-adds '
-            f'of one image.\n\n## Classifiers\n{_recipe_table(list(RECIPES.values()))}\n'
-            f'## Encoders\nWith `tinyvit-zoo pretrain NAME`; a classifier whose recipe names one runs it first.\n\n'
+    return (f'# All recipes\n`tinyvit-zoo train NAME --data SOURCE` trains the weights of that name; `tinyvit-zoo '
+            f'recipes NAME` shows all settings. The cost is in PFLOP: epochs x images x 6 x multiply-adds of one '
+            f'image.\n\n## Classifiers\n{_recipe_table(list(RECIPES.values()))}\n'
+            f'## Encoders\n`tinyvit-zoo pretrain NAME`; recipes of classifiers that need an encoder run this first.\n\n'
             f'{_recipe_table(list(PRETRAININGS.values()))}')
 
 

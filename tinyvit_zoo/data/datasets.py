@@ -82,20 +82,20 @@ DATASETS = {row.key: row for row in (
         'svhn', Torchvision('SVHN', 'train_32x32.mat', *_NAMED), mirrored=False, hub_id='ufldl-stanford/svhn',
         num_train=73_257,
         about='SVHN (Netzer et al., 2011): 73,257 training and 26,032 test images, 32 px, of digits on house numbers, '
-              'neighbouring digits in view. For non-commercial use.'),
+              'partly with neighbouring digits. For non-commercial use.'),
     Dataset(
         'timnet', 'Tiny-ImageNet', 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), _CLASSES['timnet'],
         'tiny_imagenet', 'tinyvit_zoo.data.folders:open_tiny_imagenet', hub_id='zh-plus/tiny-imagenet',
         num_train=100_000,
-        about='Tiny-ImageNet (Stanford CS231n): 100,000 training and 10,000 validation images of 200 classes, ImageNet '
-              'images made 64 px small. The validation images are what figures are measured on. '
+        about='Tiny-ImageNet (Stanford CS231n): 100,000 training and 10,000 validation images of 200 classes, from '
+              'ImageNet, reduced to 64 px. Figures are measured on the validation images. '
               "ImageNet's terms: non-commercial research."),
     Dataset(
         'cinic10', 'CINIC-10', 10, (0.47889, 0.47228, 0.43047), (0.24206, 0.23828, 0.25875), _CLASSES['c10'],
         'cinic10', 'tinyvit_zoo.data.folders:open_cinic10', hub_id='flwrlabs/cinic10',
         num_train=90_000,
-        about='CINIC-10 (Darlow et al., 2018): 90,000 images each for training, validation and test, 32 px, CIFAR-10 '
-              'and, for the larger part, ImageNet images made small, with the noise that brings.'),
+        about='CINIC-10 (Darlow et al., 2018): 90,000 images each for training, validation and test, 32 px, from '
+              'CIFAR-10 and, mostly, reduced ImageNet images, with some label noise.'),
     Dataset(
         'stl10', 'STL-10', 10, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), _CLASSES['stl10'],
         'stl10', Torchvision('STL10', 'stl10_binary', *_NAMED),
@@ -117,15 +117,15 @@ DATASETS = {row.key: row for row in (
         'digits', 'digits', 10, (0.3087,) * 3, (0.3482,) * 3, _DIGITS,
         'digits', 'tinyvit_zoo.data.sources:open_digits', place='', mirrored=False,
         num_train=1_437,
-        about='The test part of the Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), as '
-              'scikit-learn brings it: 1,797 images of 8 x 8 pixels, grey, enlarged here. CC BY 4.0. A toy: its '
-              'figures say little of other images.'),
+        about='The test part of the Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), from '
+              'scikit-learn: 1,797 grey images of 8 x 8 pixels, enlarged here. CC BY 4.0. A toy data set: its figures '
+              'say little about other images.'),
     Dataset(
         'in1k', 'ImageNet-1k', 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), hub_id='ILSVRC/imagenet-1k',
         num_train=1_281_167,
         about='ImageNet-1k (Russakovsky et al., 2015): 1.28 million training and 50,000 validation images of 1,000 '
-              'classes from the web, more from North America and Europe than from elsewhere, people among them. The '
-              'validation images are what figures are measured on. Terms: non-commercial research.'),
+              'classes from the web, mostly from North America and Europe, including people. Figures are measured on '
+              'the validation images. Terms: non-commercial research.'),
 )}
 
 

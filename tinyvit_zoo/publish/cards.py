@@ -34,10 +34,10 @@ def _use(weight: Weight) -> str:
     data = weight.data
     classes = f' ({", ".join(data.label_names)})' if 0 < len(data.label_names) <= 10 else ''
     if weight.encoder:
-        return (f'Extracts features of images like those of {data.title}; a start for training on labels. It has no '
-                f'classifier.')
-    return (f'Classifies images into the {data.num_classes} classes of {data.title}{classes}; a start for fine-tuning '
-            f"on one's own images.")
+        return (f'Extracts features of images like those of {data.title}, as a start for training with labels. It has '
+                f'no classifier.')
+    return (f'Classifies images into the {data.num_classes} classes of {data.title}{classes}, or serves as a start for '
+            f'fine-tuning on your own images.')
 
 
 def _figures(weight: Weight) -> dict[str, str]:
@@ -46,20 +46,20 @@ def _figures(weight: Weight) -> dict[str, str]:
     measured = published = throughput = ''
     if ours:
         top5 = f', {ours["top5"]:.2f} % top-5' if 'top5' in ours else ''
-        measured = (f'{ours["top1"]:.2f} % top-1{top5}, loss {ours["loss"]:.4f}, {ours["on"]} ({ours["images"]:,}), '
-                    f'the file as it is loaded, fp32; {ours["date"]}, {ours["machine"]}: `{ours["command"]}`')
+        measured = (f'{ours["top1"]:.2f} % top-1{top5}, loss {ours["loss"]:.4f}, {ours["on"]} ({ours["images"]:,}), as '
+                    f'loaded, in fp32; {ours["date"]}, {ours["machine"]}: `{ours["command"]}`')
         if speed := ours.get('throughput'):
             throughput = (f'{speed["images_per_second"]:,.0f} images/s, inference, fp32, batch {speed["batch_size"]}; '
                           f'{speed["machine"]}, {speed["date"]}')
     if paper:
-        of = "the recipe's, trained by its authors: " if weight.ours else ''
+        of = "for the authors' training: " if weight.ours else ''
         published = f'{of}{paper["top1"]:.2f} % top-1 ({paper["source"]})'
     default = timm.get_pretrained_cfg(weight.architecture).tag == weight.tag
     return {
         'load': f"`timm.create_model('{weight.name}', pretrained=True)`{'; the default' if default else ''}",
         'measured': measured, 'published': published, 'difference': _difference(weight),
-        'size': f'{counted.params:,} parameters; {counted.macs / 1e6:,.2f} M multiply-adds per image, attention '
-                f'included, norms and activations not',
+        'size': f'{counted.params:,} parameters; {counted.macs / 1e6:,.2f} M multiply-adds per image, including '
+                f'attention',
         'throughput': throughput}
 
 
@@ -93,9 +93,9 @@ def _making(weight: Weight) -> dict[str, str]:
         and (r.model, r.dataset) == (weight.architecture, weight.dataset)), '')
     licence = f"{cfg.license}, of the authors' repository"
     if weight.ours:
-        licence = f"{cfg.license} for the weights; the images remain their makers'"
+        licence = f"{cfg.license} for the weights; the images keep their own terms"
     elif cfg.license == 'unknown':
-        licence = 'the authors state none: ask them'
+        licence = 'none stated by the authors: ask them'
     return {
         'input': f'{" x ".join(map(str, weight.input_size))} pixels from 0 to 1, `crop_pct` {cfg.crop_pct:g}, '
                  f'{cfg.interpolation} resizing; mean {mean}, std {std}',
@@ -106,8 +106,8 @@ def _making(weight: Weight) -> dict[str, str]:
 def _limits(weight: Weight) -> str:
     classes = '' if weight.encoder else ' Every image is assigned to one of its classes.'
     note = f' {weight.note}' if weight.note else ''
-    return (f'**Limits.** Trained at {weight.input_size[-1]} px: finer detail of larger images is lost, smaller images '
-            f'were not seen.{classes} Not for decisions about people. Not tested on noisy, shifted or attacked '
+    return (f'**Limits.** Trained at {weight.input_size[-1]} px: larger images lose detail, smaller ones were not '
+            f'trained on.{classes} Not for decisions about people. Not tested on noisy, shifted or adversarial '
             f'images.{note}')
 
 
@@ -132,7 +132,7 @@ def training_cost(name: str) -> str:
     """Return the cost of a recipe's training in words, and of those that come before it."""
     recipe: BaseRecipe = {**RECIPES, **PRETRAININGS}[name]
     on = f'{recipe.total_epochs} epochs of {usual_images(recipe)[0]:,} images'
-    first = ''.join(f'; before it {other}, {_digits(pflop_of(other))} PFLOP' for other in before(recipe))
+    first = ''.join(f'; plus {other}, {_digits(pflop_of(other))} PFLOP' for other in before(recipe))
     return f'{_digits(pflop_of(name))} PFLOP ({on}){first}'
 
 

@@ -17,7 +17,7 @@ CCT_7_3X1_C10 = Recipe(
 
 CCT_7_3X1_C100 = replace(
     CCT_7_3X1_C10, name='cct_7_3x1.c100_300e', dataset='c100', published=80.92,
-    about='The 300-epoch recipe of the authors, CIFAR-100: never without mixing, with erasing.',
+    about='The 300-epoch recipe of the authors, CIFAR-100: mixing throughout, with erasing.',
     lr=6e-4, warmup_lr=1e-6, mix_off_epoch=0, erase=0.25)
 
 _LONG = replace(CCT_7_3X1_C10, lr=5e-4, weight_decay=5e-2, mix_off_epoch=0, erase=0.25)
@@ -26,8 +26,8 @@ _LONG = replace(CCT_7_3X1_C10, lr=5e-4, weight_decay=5e-2, mix_off_epoch=0, eras
 def _long(name: str, dataset: str, epochs: int, published: float) -> Recipe:
     """The sheet of the 5000-epoch run on CIFAR-10; the shorter runs and CIFAR-100 with the same settings: chosen."""
     base = _LONG if dataset == 'c10' else replace(_LONG, lr=6e-4, weight_decay=6e-2, warmup_lr=1e-6)
-    about = (f'The {epochs}-epoch recipe of the authors, with sine positions. Published in full for 5000 epochs on '
-             f'CIFAR-10 only; the others take what differs for their data set from the 300-epoch recipes.')
+    about = (f'The {epochs}-epoch recipe of the authors, with sine positions. Published in full only for 5000 epochs '
+             f'on CIFAR-10; elsewhere, settings that depend on the data set are those of the 300-epoch recipes.')
     return replace(base, name=name, dataset=dataset, epochs=epochs, published=published, about=about)
 
 
@@ -56,8 +56,8 @@ def _first(model: str, dataset: str, published: float | None, epochs: int = 200)
               'cct_4_3x2.c100')
     usual = epochs == 200 and f'{model}.{dataset}' not in others
     tag = dataset if usual else f'{dataset}_{epochs}e'
-    about = (f'The authors\' first training script, {epochs} epochs: AutoAugment, padded crop, no mixing. From a '
-             f'learning rate of 0 to one of 0: chosen.')
+    about = (f'The authors\' first training script, {epochs} epochs: AutoAugment, padded crop, no mixing. The learning '
+             f'rate starts and ends at 0 (our choice).')
     return replace(_FIRST, name=f'{model}.{tag}', dataset=dataset, epochs=epochs, published=published, about=about)
 
 
@@ -70,8 +70,8 @@ _FIRST_RECIPES = [
 # -- ImageNet and Flowers-102 ----------------------------------------------------------------------------------------
 CCT_14_7X2_IN1K = replace(
     CCT_7_3X1_C10, name='cct_14_7x2.in1k', dataset='in1k', published=80.67, img_size=224, crop_pct=0.9,
-    about='ImageNet at 224 px, on 8 GPUs at 128 images each: the learning rate is for that batch of 1024. The mixing, '
-          'the epochs and the schedule, which are not published, are those of CIFAR: chosen.',
+    about='ImageNet at 224 px, on 8 GPUs at 128 images each: the learning rate is for that batch of 1024. Mixing, '
+          'epochs and schedule are not published; those of CIFAR are our choice.',
     batch_size=1024, lr=5e-4, weight_decay=5e-2, crop_scale=(0.08, 1.), mix_off_epoch=0, erase=0.25)
 
 CCT_14_7X2_IN1K_384 = replace(
@@ -87,18 +87,18 @@ CCT_7_7X2_FL102 = replace(
     about='Flowers-102 from scratch at 224 px, with learned positions; the rest as with sine ones.')
 CCT_7_7X2_SINE_FL102 = replace(
     _FLOWERS, name='cct_7_7x2_sine.fl102', published=97.19,
-    about='Flowers-102 from scratch at 224 px. What is not published is as for CIFAR-10, mixing never off.')
+    about='Flowers-102 from scratch at 224 px. Unpublished settings are those of CIFAR-10, with mixing throughout.')
 CCT_14_7X2_FL102_384 = replace(
     CCT_14_7X2_IN1K_384, name='cct_14_7x2.fl102_384', dataset='fl102', published=99.76,
     from_weights='cct_14_7x2.shi_in1k_384',
-    about='Flowers-102 at 384 px from ImageNet weights. Of this recipe only the figure is published: batch, rate and '
-          'length are chosen.',
+    about='Flowers-102 at 384 px from ImageNet weights. Only the accuracy is published: batch size, learning rate and '
+          'epochs are our choice.',
     epochs=100, batch_size=64, lr=1e-4, warmup_epochs=5, weight_decay=5e-2)
 
 # -- a quick start, ours ---------------------------------------------------------------------------------------------
 CCT_2_3X2_DIGITS = Recipe(
     name='cct_2_3x2.digits', dataset='digits',
-    about='Ours: the 1,797 handwritten digits that come with scikit-learn, for a first minute with the zoo.',
+    about='Ours: the 1,797 handwritten digits of scikit-learn, as a quick start.',
     img_size=16, epochs=30, batch_size=64, lr=2e-3, weight_decay=3e-2, warmup_epochs=3, smoothing=0.1, flip=0.,
     crop_padding=2)
 
@@ -108,22 +108,22 @@ _QUICK = Recipe(
 
 CCT_2_3X2_C10 = replace(
     _QUICK, name='cct_2_3x2.c10', dataset='c10', epochs=64, auto_augment='cifar10',
-    about='Ours: CIFAR-10 on a CPU, in a third of the authors\' 200 epochs (cct_2_3x2.c10_200e). Muon in place of '
+    about='Ours: CIFAR-10 on a CPU, in a third of the authors\' 200 epochs (cct_2_3x2.c10_200e). Muon instead of '
           'AdamW, no dropout.')
 
 CCT_2_3X2_C100 = replace(
     _QUICK, name='cct_2_3x2.c100', dataset='c100', epochs=90, auto_augment='cifar10',
-    about='Ours: CIFAR-100 in less than half of the authors\' 200 epochs (cct_2_3x2.c100_200e). Muon in place of '
+    about='Ours: CIFAR-100 in less than half of the authors\' 200 epochs (cct_2_3x2.c100_200e). Muon instead of '
           'AdamW, no dropout.')
 
 CCT_4_3X2_C10 = replace(
     _QUICK, name='cct_4_3x2.c10', dataset='c10', epochs=80, auto_augment='cifar10',
-    about='Ours: CIFAR-10 in two fifths of the authors\' 200 epochs (cct_4_3x2.c10_200e). Muon in place of AdamW, no '
+    about='Ours: CIFAR-10 in two fifths of the authors\' 200 epochs (cct_4_3x2.c10_200e). Muon instead of AdamW, no '
           'dropout.')
 
 CCT_4_3X2_C100 = replace(
     CCT_4_3X2_C10, name='cct_4_3x2.c100', dataset='c100',
-    about='Ours: CIFAR-100 in two fifths of the authors\' 200 epochs (cct_4_3x2.c100_200e). Muon in place of AdamW, no '
+    about='Ours: CIFAR-100 in two fifths of the authors\' 200 epochs (cct_4_3x2.c100_200e). Muon instead of AdamW, no '
           'dropout.')
 
 CCT_2_3X2_C10_FAST = replace(

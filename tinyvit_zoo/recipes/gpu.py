@@ -24,7 +24,7 @@ def _ours(theirs: Recipe, epochs: int, about: str, **changes: Any) -> Recipe:
 
 _FROM: dict[str, Recipe] = {recipe.name: recipe for module in (compact, spt_lsa, ssl_small, mae_small)
                             for recipe in module.RECIPES}
-_CCT = 'the images and mixing of the authors\' 300 epochs, with Muon and no attention dropout, in 200 epochs'
+_CCT = 'augmentation and mixing of the authors\' 300 epochs, with Muon and no attention dropout, in 200 epochs'
 _NO_DROPOUT = {'model_args': {'attn_drop_rate': 0.}}
 
 CCT_7_3X1_C10 = _ours(_FROM['cct_7_3x1.c10_300e'], 200, _CCT, **_NO_DROPOUT)
@@ -33,14 +33,15 @@ CCT_6_3X1_C10 = replace(
     CCT_7_3X1_C10, name='cct_6_3x1.c10',
     about='Ours, for a GPU: the settings of cct_7_3x1.c10. The authors\' are in cct_6_3x1.c10_200e.')
 
-SPT_LSA = [_ours(_FROM[f'{model}.c10_300e'], 150, 'the authors\' images and mixing, with Muon, in half of their epochs')
+SPT_LSA = [_ours(_FROM[f'{model}.c10_300e'], 150, 'augmentation and mixing of the authors, with Muon, in half of their '
+                                                  'epochs')
            for model in ('sl_vit', 'sl_pit', 'sl_swin', 'sl_cait')]
 
 MAE_C10 = replace(
     mae_small.MAE_C10, name='mae_vit_c10.c10_mae_800e', epochs=800, warmup_epochs=40,
     about='Ours, for a GPU: a fifth of the epochs of mae_vit_c10.c10_mae.')
 MAE_VIT_C10 = _ours(
-    _FROM['mae_vit_c10.c10_100e'], 100, 'from 800 epochs of MAE on the same images in place of 4000, with Muon',
+    _FROM['mae_vit_c10.c10_100e'], 100, 'from 800 instead of 4000 epochs of MAE on the same images, with Muon',
     from_weights=MAE_C10.name, lr=3e-3)
 
 SELF_DISTILL_C10 = replace(
@@ -48,12 +49,12 @@ SELF_DISTILL_C10 = replace(
     about='Ours, for a GPU: half of the epochs of ssl_vit.c10_selfdistill.',
     method_args={'temperature_warmup': 0.1, 'freeze_last': 0.01})
 SSL_VIT_C10 = _ours(
-    _FROM['ssl_vit.c10_300e'], 100, 'from 100 epochs of self-distillation in place of 200, with Muon',
+    _FROM['ssl_vit.c10_300e'], 100, 'from 100 instead of 200 epochs of self-distillation, with Muon',
     from_weights=SELF_DISTILL_C10.name)
 
 CCT_7_3X1_C10_94 = replace(
     CCT_7_3X1_C10, name='cct_7_3x1.c10_94',
-    about='Ours, for a GPU: 94 % in the least time, in images that grow, without mixing. `tools/benchmark.py record` '
+    about='Ours, for a GPU: 94 % in the least time, with growing images, without mixing. `tools/benchmark.py record` '
           'measures the time.',
     epochs=30, warmup_epochs=2, sizes=(24, 28, 32), auto_augment='cifar10', crop_scale=None, crop_padding=4, mixup=0.,
     cutmix=0., mix_off_epoch=0, model_args={'attn_drop_rate': 0., 'drop_path_rate': 0.})

@@ -29,7 +29,7 @@ _TRANSFER = Recipe(
 
 
 _TINY, _RPE, _SMALL = 'mae_lite_vit_tiny', 'mae_lite_vit_tiny_rpe', 'mae_lite_vit_small'
-_SCRATCH = 'From scratch; the settings of the improved fine-tuning without layer decay: chosen.'
+_SCRATCH = 'From scratch, with the settings of the improved fine-tuning without layer decay (our choice).'
 _LONG = replace(_IMPROVED, epochs=1000)
 _ROWS: list[tuple[Recipe, str, str, float | None, float, str]] = [   # base, name, from, top-1, layer decay, about
     (_DEFAULT, f'{_TINY}.in1k_mae_ft100', f'{_TINY}.in1k_mae_400e', 76.2, 0.85, 'Default fine-tuning after MAE.'),
@@ -68,7 +68,7 @@ def _pretraining(name: str, about: str, **changes: Any) -> Pretraining:
 
 _MOCO = Pretraining(
     name=f'{_TINY}.in1k_moco3_400e', dataset='in1k', method='moco_v3',
-    about='MoCo-v3, 400 epochs on ImageNet. Weight decay on everything and bicubic crops: chosen.',
+    about='MoCo-v3, 400 epochs on ImageNet. Weight decay on all parameters and bicubic crops are our choice.',
     img_size=224, epochs=400, batch_size=1024, lr=6e-4, weight_decay=0.1, decay_all=True, warmup_epochs=40,
     crop_scale=(0.08, 1.), crop_interpolation='bicubic')
 

@@ -22,8 +22,8 @@ def _recipe(model: str, dataset: str, published: float) -> Recipe:
     return replace(
         BASE, name=f'{name}.{tag(name, dataset)}', dataset=dataset, published=published, batch_size=256,
         from_weights=f'{name}.{dataset}_selfdistill', decay_all=False,
-        about='From the teacher of a self-distillation on the same images. Weight decay as our models have it, not on '
-              'everything: chosen.',
+        about='From the teacher of a self-distillation on the same images. Weight decay follows our models, not all '
+              'parameters: our choice.',
         **_SETTINGS[dataset])
 
 
@@ -39,7 +39,7 @@ _SMALLER_PARTS: dict[str, Any] = dict(
 
 def _pretraining(model: str, dataset: str) -> Pretraining:
     ours = {key: value for key, value in _SETTINGS[dataset].items() if key != 'auto_augment'}
-    crops = ' Crops as on CIFAR: chosen.' if dataset in ('svhn', 'cinic10') else ''
+    crops = ' Crops as on CIFAR: our choice.' if dataset in ('svhn', 'cinic10') else ''
     return replace(
         _SELF_DISTILL, name=f'{architecture(model, dataset)}.{dataset}_selfdistill', dataset=dataset,
         about=f'The authors\' pre-training on the training images.{crops}',

@@ -41,5 +41,5 @@ def about(recipe: BaseRecipe, source: Source) -> str:
     if recipe.dataset and source.info and source.info is not DATASETS.get(recipe.dataset):
         changes.append(f'images {recipe.dataset} -> {source.name}')
     if changes:
-        return f'By the recipe of that name, changed: {"; ".join(changes)}.'
+        return f'The recipe of that name, with changes: {"; ".join(changes)}.'
     return f'{recipe.about} The paper has {recipe.published:.2f} %.' if recipe.published else recipe.about
