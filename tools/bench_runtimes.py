@@ -120,11 +120,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         found = {row['contender']: row for row in rows if (row['model'], row['batch']) == (name, batch)}
         best = min(row['median_ms'] for row in found.values())
         bold = {title: '**' * (row['median_ms'] == best) for title, row in found.items()}
-        times = [f'{bold[title]}{found[title]["median_ms"]:.3g}{bold[title]}' if title in found else ''
+        times = [f'{bold[title]}{_digits(found[title]["median_ms"])}{bold[title]}' if title in found else ''
                  for title in titles]
         sizes = [f'{found[title]["megabytes"]:.1f}' if title in found else '-' for title in ('ONNX', 'ONNX, int8')]
         lines.append([f'`{name}`', str(found[titles[0]]['pixels']), ', '.join(sizes), str(batch), *times])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n\n' + _summary(rows, titles)
+
+
+def _digits(value: float) -> str:
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
 def _summary(rows: Sequence[dict[str, Any]], titles: Sequence[str]) -> str:
