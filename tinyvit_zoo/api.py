@@ -64,9 +64,9 @@ def _checked(function: Function) -> Function:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, the first one first.
+    """The most probable classes of an image, best first.
 
-    Of weights that give an image several labels, those above a probability of 0.5: perhaps none.
+    For multi-label weights: all above a probability of 0.5, possibly none.
     """
     labels: tuple[str, ...]
     indices: tuple[int, ...]
@@ -103,7 +103,7 @@ class Classifier:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes; numbers where the weights know none; () for an encoder."""
+        """The class names; numbers if the weights have no names; () for an encoder."""
         names = label_names(self.model.pretrained_cfg)
         return tuple(names if len(names) == self.model.num_classes else map(str, range(self.model.num_classes)))
 
@@ -133,7 +133,7 @@ class Classifier:
 
     @_checked
     def calibrate(self, data: Any, batch_size: int = 256) -> float:
-        """Fit the temperature of the probabilities to validation images, keep it with the weights, and return it.
+        """Fit the temperature of the probabilities to validation images, store it with the weights, and return it.
 
         A training with validation images has done so. `data`: as for `evaluate`, with validation images, be it those
         that `val_fraction` held out in this run; (images, labels) or a torch Dataset are taken for such.
@@ -184,7 +184,7 @@ class Classifier:
 
     @_checked
     def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: str = '') -> dict[str, Any]:
-        """Write a file of the format of its ending, and its preprocessing beside; return the report of the check."""
+        """Export to the format of the ending, with the preprocessing as .json; return the report of the check."""
         path = Path(path)
         format_of(path).require()
         check_replaceable(path)
@@ -218,7 +218,7 @@ class Classifier:
 
 @_checked
 def load(weights: str | Path, device: str = 'auto') -> Classifier:
-    """Load weights: NAME[.TAG] of the zoo or timm, NAME=FILE, a file of our training, or a run directory."""
+    """Load weights: NAME[.TAG] of the zoo or timm, NAME=FILE, a file written by a training, or a run directory."""
     return Classifier(weights, device)
 
 
@@ -238,7 +238,7 @@ def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = 
         **keywords: `minutes`, `resume`, `track`, `val_fraction`, ... (fields of `tinyvit_zoo.training.train.Options`),
             and any field of a Recipe: `epochs`, `lr`, `img_size`, ...
 
-    Ctrl-C ends it after its step, with a checkpoint: `resume=True` goes on.
+    Ctrl-C stops after the current step, with a checkpoint: `resume=True` continues.
     """
     begin = str(getattr(start, 'folder', start) or '')
     if isinstance(model, Recipe):
@@ -251,7 +251,7 @@ def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pre-trained encoder: `train(..., start=encoder)` goes on from it."""
+    """A pre-trained encoder: `train(..., start=encoder)` fine-tunes it."""
     folder: Path
     result: dict[str, Any]
 

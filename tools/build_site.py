@@ -1,6 +1,7 @@
 """Make the site's generated pages: a hook of mkdocs (mkdocs.yml). Nothing is written into docs/."""
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import textwrap
@@ -25,7 +26,8 @@ from tinyvit_zoo.measure.counting import Count
 from tinyvit_zoo.models.mae_vit import CHOSEN
 from tinyvit_zoo.publish import cards
 from tinyvit_zoo.publish.cards import card
-from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, BaseRecipe
+from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
+from tinyvit_zoo.recipes.settings import option, settings
 from tinyvit_zoo.training import cost
 from tinyvit_zoo.weights import Weight, catalogue
 
@@ -289,7 +291,15 @@ def recipes_page() -> str:
             f'recipes NAME` shows all settings. The cost is in PFLOP: epochs x images x 6 x multiply-adds of one '
             f'image.\n\n## Classifiers\n{_recipe_table(list(RECIPES.values()))}\n'
             f'## Encoders\n`tinyvit-zoo pretrain NAME`; recipes of classifiers that need an encoder run this first.\n\n'
-            f'{_recipe_table(list(PRETRAININGS.values()))}')
+            f'{_recipe_table(list(PRETRAININGS.values()))}\n{_settings(Recipe)}{_settings(Pretraining, Recipe)}')
+
+
+def _settings(kind: type[BaseRecipe], *known: type[BaseRecipe]) -> str:
+    """Return a table of the settings of a kind of recipe, but for those of `known`."""
+    shared = {name for each in known for name in settings(each)}
+    rows = ''.join(f'| `{option(field.name)}` | {field.metadata["help"]} |\n' for field in dataclasses.fields(kind)
+                   if field.name in settings(kind) and field.name not in shared)
+    return f'\n## Settings of `{kind.__name__}`\n| option | meaning |\n|---|---|\n{rows}'
 
 
 def _recipe_table(recipes: list[BaseRecipe]) -> str:

@@ -30,7 +30,7 @@ _RESAMPLED = ('top1', 'balanced_accuracy', 'f1', 'auroc', 'average_precision')  
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class: percent, but `auroc` and `average_precision`, from 0 to 1; None where images or negatives lack."""
+    """Figures of a class in percent; `auroc` and `average_precision` from 0 to 1. None if undefined."""
     name: str
     images: int
     correct: int
@@ -46,7 +46,7 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """Percent, but `auroc`, `average_precision` and `calibration_error`, from 0 to 1. None where one is not defined.
+    """Figures in percent; `auroc`, `average_precision` and `calibration_error` from 0 to 1. None if undefined.
 
     Means over classes (`balanced_accuracy`, `f1`, `auroc`, `average_precision`) leave out those without images; `f1`
     counts one of these that is predicted as 0.
@@ -72,18 +72,18 @@ class Figures:
         return f'{self.top1:.2f} %'
 
     def scalars(self) -> dict[str, float]:
-        """Return the single numbers that are defined."""
+        """Return the scalar figures that are defined."""
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), (int, float))}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold; figures that are not defined are left out."""
+        """Return the figures as JSON values, without undefined ones."""
         rows = [{'class': row.name, **{key: value for key, value in asdict(row).items() if key != 'name'}}
                 for row in self.classes]
         whole = {key: value for key, value in asdict(self).items() if value is not None and value != {}}
         return {**whole, 'classes': rows}
 
     def to_pandas(self) -> Any:
-        """Return the figures by class as a pandas DataFrame, a row a class."""
+        """Return the figures by class as a pandas DataFrame, one row per class."""
         return as_pandas(self.classes)
 
 

@@ -17,7 +17,7 @@ _RESAMPLED = ('accuracy', 'f1', 'micro_f1', 'auroc', 'average_precision')     # 
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """One class: percent, but `auroc` and `average_precision`, from 0 to 1; None where images or negatives lack."""
+    """Figures of a class in percent; `auroc` and `average_precision` from 0 to 1. None if undefined."""
     name: str
     images: int                                 # that have it
     predicted: int
@@ -31,7 +31,7 @@ class LabelFigures:
 
 @dataclass(frozen=True)
 class MultiLabelFigures:
-    """Percent, but `auroc`, `average_precision` and the calibration errors, from 0 to 1. None where not defined.
+    """Figures in percent; `auroc`, `average_precision` and calibration errors from 0 to 1. None if undefined.
 
     Means over classes (`f1`, `auroc`, `average_precision`) leave out those without images. `accuracy` and `auroc` are
     the ACC and AUC of MedMNIST.
@@ -54,18 +54,18 @@ class MultiLabelFigures:
         return f'ACC {self.accuracy:.2f} %' + (f', AUROC {self.auroc:.4f}' if self.auroc is not None else '')
 
     def scalars(self) -> dict[str, float]:
-        """Return the single numbers that are defined."""
+        """Return the scalar figures that are defined."""
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), (int, float))}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold; figures that are not defined are left out."""
+        """Return the figures as JSON values, without undefined ones."""
         rows = [{'class': row.name, **{key: value for key, value in asdict(row).items() if key != 'name'}}
                 for row in self.classes]
         return {**{key: value for key, value in asdict(self).items() if value is not None and value != {}},
                 'classes': rows}
 
     def to_pandas(self) -> Any:
-        """Return the figures by class as a pandas DataFrame, a row a class."""
+        """Return the figures by class as a pandas DataFrame, one row per class."""
         return as_pandas(self.classes)
 
 

@@ -97,7 +97,7 @@ class BaseRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(BaseRecipe):
-    """A supervised training: a classifier from scratch, or from weights."""
+    """Train a classifier, from scratch or from weights."""
     from_weights: str = setting('', 'weights to start from: NAME.TAG, a file, a run, or a pre-training recipe')
     layer_decay: float = setting(1., 'learning rate of a layer, relative to the next one', PART)
     ema: float = setting(0., 'decay of the moving average of the weights, per step (0: none)', SHARE)
@@ -137,7 +137,7 @@ class Recipe(BaseRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining(BaseRecipe):
-    """A training without labels: an encoder for a supervised recipe to begin with (its `from_weights`)."""
+    """Pre-train an encoder without labels, for the `from_weights` of a supervised recipe."""
     method: str                         # a name of tinyvit_zoo.methods.METHODS
     method_args: Mapping[str, Any] = setting({}, "arguments of the method: \"{'mask_ratio': 0.6}\"")
     teacher: str = setting('', 'model whose attention to distil: NAME[.TAG] of the zoo or timm')

@@ -41,7 +41,7 @@ VAL_FRACTION = 0.1      # held out where the recipe keeps the best weights and t
 
 @dataclass(frozen=True)
 class Options:
-    """Settings that belong to the machine at hand, or choose the images."""
+    """Settings of the machine and the images, not of the recipe."""
     output: Path
     data: Any                       # as `open_source` takes it
     download: bool = False

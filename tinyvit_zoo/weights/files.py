@@ -75,7 +75,7 @@ def read_cfg(path: str | Path) -> dict[str, Any]:
 
 
 def convert(source: str | Path, target: str | Path) -> None:
-    """Write weights anew as safetensors with digests of all; values, classes and preprocessing stay as they are."""
+    """Rewrite weights as safetensors with digests of all contents; values, classes and preprocessing are kept."""
     save_weights(unwrap(read_weights(source, verified=True)), target, read_metadata(source))
 
 
@@ -197,7 +197,7 @@ def unwrap(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write safetensors with digests of all, whole or not at all. Equal contents give equal bytes."""
+    """Write safetensors atomically, with digests of all contents. Equal contents give equal bytes."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {'format': 'pt', **(metadata or {}), _TENSORS: tensors_digest(content)}  # transformers needs 'format'
     saved = safetensors.torch.save(content, {**metadata, _METADATA: _metadata_digest(metadata)})
