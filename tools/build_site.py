@@ -216,7 +216,7 @@ def _recipes(name: str) -> str:
 def _analyses(model: nn.Module) -> str:
     """Return which analyses the model supports, and why not the others."""
     rows = ''.join(f'| `{kind}` | {reason or "yes"} |\n' for kind, reason in unsupported(model).items())
-    return f'## Look inside\n[`tinyvit-zoo analyze`](../analysis.md) supports:\n\n| | |\n|---|---|\n{rows}\n'
+    return f'## Analyses\n[`tinyvit-zoo analyze`](../analysis.md) supports:\n\n| | |\n|---|---|\n{rows}\n'
 
 
 def _choices(model: Any, counted: Count) -> str:
