@@ -36,8 +36,8 @@ const classify = new ImageClassificationPipeline({task: 'image-classification', 
 console.log(await classify('image.png'));
 ```
 
-`pipeline()` of transformers.js refuses timm's models; these three classes do not. In a browser it resizes by the
-canvas, not as timm does: give it images of {pixels} pixels for the same probabilities.
+`pipeline()` of transformers.js does not support timm's models, so use these three classes. Browsers resize by the
+canvas, not like timm: give images of {pixels} pixels for the same probabilities.
 '''
 
 
@@ -91,7 +91,7 @@ def _section(weight: Weight, repo_id: str, facts: Sequence[Mapping[str, Any]]) -
     text = _SECTION
     for key, value in {
             'input': _INPUT, 'size': ', '.join(map(str, weight.input_size)), 'repo_id': repo_id,
-            'calibrated': f' 8 bits are calibrated by {CALIBRATION} training images.' if facts[1:] else '',
+            'calibrated': f' The 8-bit file is calibrated on {CALIBRATION} training images.' if facts[1:] else '',
             'table': f'| file | MB | {title} | sha256 |\n|---|---|---|---|\n{rows}',
             'dtype': 'q8' if facts[1:] else 'fp32', 'pixels': ' x '.join(map(str, weight.input_size[1:]))}.items():
         text = text.replace(f'{{{key}}}', str(value))
