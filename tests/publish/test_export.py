@@ -13,6 +13,7 @@ import tinyvit_zoo  # noqa: F401
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.publish.export import TOLERANCE, difference, export, load_exported
+from tinyvit_zoo.publish.formats import FORMATS
 from tinyvit_zoo.weights import save_weights
 
 # One of each family, cut down.
@@ -191,3 +192,10 @@ def test_a_missing_extra_says_the_command(
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.onnx')]) == 2
     assert "pip install 'tinyvit-zoo[export]'" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own writer ends the process there."""
+    monkeypatch.setattr(torch.export, 'save', lambda program, file: file.write(b'a'))
+    with pytest.raises(OSError, match='No space left'):
+        FORMATS['.pt2'].write(torch.nn.Linear(2, 2), (2,), Path('/dev/full'), False)

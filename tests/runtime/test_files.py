@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path, monkeypa
     with pytest.raises(ZooError, match=r'a cannot be written \(No space left on device\): free disk space'):
         write_whole(tmp_path / 'a', b'new')
     assert (tmp_path / 'a').read_bytes() == b'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_copied_is_one_short_line(tmp_path: Path) -> None:
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'b').symlink_to('nowhere')
+    with pytest.raises(ZooError, match=r"c cannot be written \(\[Errno 2\] No such file") as error, written_whole(
+            tmp_path / 'c') as partial:
+        shutil.copytree(tmp_path / 'a', partial)
+    assert '[(' not in str(error.value)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,9 @@ def _one_by_one(run: Function) -> Function:
 # -- PyTorch -----------------------------------------------------------------------------------------------------------
 def _write_program(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
     program = program_of(model, input_size, any_size)
-    try:
-        torch.export.save(program, path)
-    except RuntimeError as e:   # torch's own writer has no OSError
-        raise ZooError(f'The exported file cannot be written ({one_line(e)}): free disk space.') from e
+    buffer = BytesIO()      # on a full disk torch's own writer would abort the process
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _load_program(path: Path) -> Function:

@@ -66,7 +66,9 @@ def naming_unwritable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise ZooError(f'{path} cannot be written ({e.strerror or e}): free space, or choose another place.') from e
+        copies = e.args[0] if isinstance(e, shutil.Error) else ''   # of a folder: a reason for each
+        reason = copies[0][-1] if isinstance(copies, list) else e.strerror or e
+        raise ZooError(f'{path} cannot be written ({reason}): free disk space, or choose another place.') from e
 
 
 def check_path(path: Path) -> None:
