@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import tinyvit_zoo
 from tinyvit_zoo import autoload
 from tinyvit_zoo.cli.main import COMMANDS, main
+from tinyvit_zoo.runtime.files import written_whole
 
 Run = Callable[..., str]
 
@@ -35,6 +38,20 @@ def test_a_system_error_is_one_line_and_ctrl_c_none(
     monkeypatch.setattr(autoload, 'status', lambda: fail(KeyboardInterrupt()))
     assert main(['autoload', 'status']) == 130
     assert capsys.readouterr() == ('', '')
+
+
+def test_sigterm_removes_what_is_half_written(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def status() -> str:
+        with written_whole(tmp_path / 'a') as partial:
+            partial.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(9)
+        return ''
+    monkeypatch.setattr(autoload, 'status', status)
+    assert main(['autoload', 'status']) == 143 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == 'tinyvit-zoo: stopped by SIGTERM.\n'
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_closed_pipe_is_no_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

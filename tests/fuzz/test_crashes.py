@@ -53,7 +53,7 @@ def test_files_are_there_whole_or_not_at_all(name: str, kind: str, server: Serve
                                                      if not path.is_dir()}
     out.mkdir()
     code, error, operations, whole = run()
-    assert code == 0 and operations, error
+    assert code == 0 and (operations or name == 'publish'), error   # it is copied by the system
     for at in sorted(random.Random(FACTOR).sample(range(1, operations + 1), min(operations, round(FACTOR)))):
         if at % 2 or name == 'publish':     # else there is an earlier one
             shutil.rmtree(out)

@@ -5,10 +5,13 @@ to print.
 """
 import argparse
 import logging
+import signal
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
@@ -27,7 +30,7 @@ _PARTS = ('NAME', 'SUMMARY', 'EXAMPLES', 'add', 'run')
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return 0, 1 where a part failed, 2 for a mistake of the caller.
 
-    As shells do, 130 for Ctrl-C and 141 for a closed pipe.
+    As shells do, 130 for Ctrl-C, 141 for a closed pipe and 143 for SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.lastResort.setFormatter(_Printable())    # type: ignore[union-attr]
@@ -43,12 +46,15 @@ def main(argv: list[str] | None = None) -> int:
             raise ZooError(f'There is no {kind} {name!r}.{nearest(name, args.options)} '
                            f'See `tinyvit-zoo {args.command.NAME} --help`.')
         args.argv = argv
-        return _run(args)
+        with _terminating():
+            return _run(args)
     except BrokenPipeError:
         drop(sys.stdout)
         return 141
     except KeyboardInterrupt:
         return 130
+    except _Terminated:
+        return _complain('stopped by SIGTERM.', 128 + signal.SIGTERM)
     except ZooError as e:
         return _complain(str(e))
     except (MemoryError, RuntimeError) as e:
@@ -69,6 +75,26 @@ def _run(args: argparse.Namespace) -> int:
     if text:
         show(text)
     return _complain(problem, 1) if problem else 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Raise _Terminated at SIGTERM, so that what is half-written is removed as after Ctrl-C."""
+    def end(number: int, _: Any) -> NoReturn:
+        raise _Terminated
+    ours = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _complain(message: str, code: int = 2) -> int:
