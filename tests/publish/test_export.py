@@ -160,7 +160,7 @@ def test_the_command_measures_and_writes_the_preprocessing(
 
 @pytest.mark.parametrize(('argv', 'said'), [
     ([], 'Give MODEL and OUT'),
-    (['cct_2_3x2.untrained', 'a.h5'], 'OUT is a.h5, expected a name that ends in .onnx'),
+    (['cct_2_3x2.untrained', 'a.h5'], 'OUT is a.h5, expected a name ending in .onnx'),
     (['cct_2_3x2.untrained', 'a.tflite', '--int8'], 'give --data SOURCE'),
     (['cct_2_3x2.untrained', '/no/such/a.pt2'], '/no/such'),
     (['cct_2_3x2.untrained', 'a.pt2', '--int8'], '--int8 is for ONNX'),

@@ -453,7 +453,7 @@ def test_nothing_is_pushed_without_a_way(
 
 @pytest.mark.usefixtures('quick')
 @pytest.mark.parametrize(('namespace', 'said'), [
-    ('nobody', 'says 403, the token may not write there'),
+    ('nobody', 'returned 403, the token may not write there'),
     ('org/team', "'org/team' is not a namespace"), ('no space', 'is not a namespace'),
     ('', 'is not a namespace'),
 ])

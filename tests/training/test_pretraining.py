@@ -247,7 +247,7 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     (['mae_small', '--model', 'vit_lite_2_4', '--method-args', "{'mask_ratio': 1.}"], 'leaves none'),
     (['mae_small', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_2_4'], 'does not use a teacher'),
     (['d_mae', '--model', 'vit_lite_2_4'], 'give --teacher'),
-    (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lit'], "no model 'vit_lit'"),
+    (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lit'], "no teacher 'vit_lit'"),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_4_4', '--teacher-weights', 'no.pth'], 'no.pth'),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'resnet18'], 'resnet18 cannot be a teacher'),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'sl_swin'], 'sl_swin cannot be a teacher'),
