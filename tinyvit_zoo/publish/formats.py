@@ -152,9 +152,16 @@ def _write_openvino(model: nn.Module, input_size: Sequence[int], path: Path, any
     program = program_of(model, input_size, any_size)
     with _converting('OpenVINO'):
         import openvino
+        program = program.run_decompositions({torch.ops.aten.eye.default: _eye})
         converted = openvino.convert_model(program)
         converted.reshape([-1, input_size[0], -1, -1] if any_size else [-1, *input_size])
         openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def _eye(size: int, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    """Make an identity matrix without torch's own numbers of 16 bits, which OpenVINO does not have."""
+    places = torch.arange(size)
+    return (places[:, None] == places).to(dtype or torch.float32)
 
 
 def _load_openvino(path: Path) -> Function:
