@@ -65,7 +65,7 @@ model = timm.create_model('{name}', pretrained={pretrained}, num_classes=4)
 ```
 ```bash
 tinyvit-zoo train --model {name} --data folder:photos --minutes 10
-tinyvit-zoo export {name}{untrained} {name}.onnx
+tinyvit-zoo export {name}{untrained} model.onnx
 ```
 
 ## Common tasks

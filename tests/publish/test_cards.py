@@ -56,4 +56,4 @@ def test_a_recipe_is_shown_with_the_figure_of_its_weights() -> None:
 def test_a_recipe_that_was_not_run_says_so() -> None:
     text = recipe_text('mae_vit_c10.c10_100e')
     assert 'none of ours yet' in text and 'none of ours yet' not in recipe_text('cct_2_3x2.c10')
-    assert 'before it mae_vit_c10.c10_mae, 185 PFLOP' in text
+    assert 'plus mae_vit_c10.c10_mae, 185 PFLOP' in text

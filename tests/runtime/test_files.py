@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path, monkeypa
 
     (tmp_path / 'a').write_bytes(b'old')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(ZooError, match=r'a cannot be written \(No space left on device\): free space'):
+    with pytest.raises(ZooError, match=r'a cannot be written \(No space left on device\): free disk space'):
         write_whole(tmp_path / 'a', b'new')
     assert (tmp_path / 'a').read_bytes() == b'old' and len(list(tmp_path.iterdir())) == 1
 
