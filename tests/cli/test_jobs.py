@@ -43,7 +43,8 @@ def test_one_that_fails_ends_no_other(child: Path, capsys: pytest.CaptureFixture
 def test_the_options_of_each(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(6))
-    assert main(['train', '--jobs=2', '--from', NAMES[0], *NAMES, '--output', 'there', '--resume', '--epochs=9']) == 0
+    command = ['train', '--jobs=2', '--from', NAMES[0], '--output', 'there', '--resume', '--epochs=9', '--', *NAMES]
+    assert main(command) == 0
     calls = sorted((child / 'calls').read_text().splitlines())
     assert calls == [f'3 -m tinyvit_zoo train {name} --from {NAMES[0]} --resume --epochs=9 --output there/{name}'
                      for name in NAMES]

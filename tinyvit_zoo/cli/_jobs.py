@@ -49,7 +49,7 @@ class Jobs:
         words = ours.parse_known_args(args.argv[1:])[1]
         count = len(args.recipe)
         begin = next(i for i in range(len(words)) if words[i:i + count] == args.recipe)
-        self.options = words[:begin] + words[begin + count:]
+        self.options = [word for word in words[:begin] + words[begin + count:] if word != '--']
         self.running: list[subprocess.Popen[str]] = []
         self.last: dict[str, str] = {}      # lines of their output
         self.stopped = 0                    # by a signal of this number
