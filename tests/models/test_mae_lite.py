@@ -327,7 +327,7 @@ print('tinyvit_zoo' in sys.modules, type(model).__module__)
 def test_what_is_not_timms_own_is_not_exported_as_such(tmp_path: Path) -> None:
     model = create(RPE).float()
     assert isinstance(model, RelativeViT)
-    with pytest.raises(ZooError, match='RelativeViT is not timm'):
+    with pytest.raises(ZooError, match='RelativeViT is not a class of timm'):
         timm_export(model)
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     back = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
