@@ -62,7 +62,7 @@ def test_without_splits_the_test_images_are_always_the_same(photos: Path) -> Non
     ('path,label\nphotos/0.png,a\n,b', 'row 3, '), ('path,label\nphotos/0.png,a\nphotos/1.png,b', 'too few'),
     (f'path,label\n{rows()}\nphotos/77.png,a', '1 of 13 images .*77.png'),
     (f'path,label\n{rows(classes="a")}', '1 out of 1 classes'), ('path,label,Label\na,b,c', "column 'label' twice"),
-    ('path,label\n"photos/0.png,a', 'cannot be read as CSV'), ('path,label\nphotos\x00/0.png,a', 'not there|CSV')])
+    ('path,label\n"photos/0.png,a', 'cannot be read as CSV'), ('path,label\nphotos\x00/0.png,a', 'do not exist|CSV')])
 def test_a_wrong_table_is_one_line(text: str, message: str, photos: Path) -> None:
     with pytest.raises(ZooError, match=message) as error:
         open_source(write(photos, text))

@@ -253,10 +253,10 @@ def test_what_cannot_be_masked_is_refused_with_what_can(name: str) -> None:
     (lambda: SmallMaskedAutoencoder(create('mae_vit_c10'), mask_ratio=0.), 'leaves none'),
     (lambda: SmallMaskedAutoencoder(create('mae_vit_c10'), decoder_heads=5), 'multiple of decoder_heads'),
     (lambda: SmallMaskedAutoencoder(create('vit_lite_2_4', num_classes=10)), 'num_classes=0'),
-    (lambda: SmallMaskedAutoencoder(create('cvt_2_4', pos_embed='none')), 'no table of positions'),
+    (lambda: SmallMaskedAutoencoder(create('cvt_2_4', pos_embed='none')), 'no position embedding'),
     (lambda: distilled(3), 'decoder_block is 3, expected 0 .none. to 2'),
     (lambda: distilled(0, 'vit_lite_2_4', decoder_dim=96) and None, None),
-    (lambda: DistilledAutoencoder(create('mae_vit_c10'), create('mae_lite_vit_tiny', img_size=64)), '3 x 4 tokens and'),
+    (lambda: DistilledAutoencoder(create('mae_vit_c10'), create('mae_lite_vit_tiny', img_size=64)), '4 tokens, but'),
 ])
 def test_refusals(make: Any, words: str | None) -> None:
     """Also: a student and a teacher of different families, as long as their patches are the same."""

@@ -112,7 +112,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_a_chain_takes_no_minutes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['train', 'mae_vit_c10.c10_100e', '--data', 'digits', '--minutes', '9']) == 2
-    assert 'begins with a pre-training, mae_vit_c10.c10_mae' in capsys.readouterr().err
+    assert 'starts with the pre-training mae_vit_c10.c10_mae' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_a_share_has_rare_classes_too() -> None:
 
 
 @pytest.mark.parametrize('labels, message', [
-    ([[0, 1], [2, 0], [1, 1], [0, 1]], 'expected 0 and 1'), ([[0, float('nan')], [1, 0]] * 2, 'expected 0 and 1'),
+    ([[0, 1], [2, 0], [1, 1], [0, 1]], 'column of 0 and 1'), ([[0, float('nan')], [1, 0]] * 2, 'column of 0 and 1'),
     ([[0, 1]] * 4, 'training images of 1 out of 2 classes')])
 def test_labels_that_cannot_be(labels: Any, message: str) -> None:
     with pytest.raises(ZooError, match=message):

@@ -217,7 +217,7 @@ def test_classes_are_found_in_a_zip_and_the_old_format_is_named(
     assert load(tmp_path / 'w.zip').pretrained_cfg['mean'] == [0.1, 0.1, 0.1] and not caplog.text
     torch.save(STATE, tmp_path / 'w.pth', _use_new_zipfile_serialization=False)
     load(tmp_path / 'w.pth')
-    assert 'has no checksum' in caplog.text and 'with digests of all' in caplog.text
+    assert 'without a checksum' in caplog.text and 'with digests of all' in caplog.text
 
 
 def test_a_checkpoint_without_tensors_is_said(tmp_path: Path) -> None:
