@@ -1,16 +1,21 @@
 """Folders of images from a small copy of their layout, and the line that each wrong layout gets."""
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fakes
+import numpy as np
 import pytest
+import torch
 from data_cases import decoded, refusal, sizes
 
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.data.sources import open_source
+from tinyvit_zoo.data.splits import repeated
 from tinyvit_zoo.errors import ZooError
 
 
@@ -99,6 +104,21 @@ def test_one_folder_is_split_the_same_for_every_seed(tmp_path: Path) -> None:
     assert [first.test.name(i) for i in range(7)] == [second.test.name(i) for i in range(7)]
     names = {split.name(i) for split in (first.train, first.test) for i in range(len(split))}
     assert len(names) == 36 == len(first.train) + len(first.test)
+
+
+def test_images_of_two_splits_are_found(tmp_path: Path) -> None:
+    """Copies and links of files, and equal arrays; by their places in the split."""
+    fakes.image_folder(tmp_path / 'train', {'a': 2, 'b': 2}, 6)
+    fakes.image_folder(tmp_path / 'test', {'a': 3, 'b': 2}, 8)
+    for i, put in enumerate((shutil.copy, os.symlink, os.link)):
+        put(tmp_path / 'test' / 'a' / f'{i:03}.png', tmp_path / 'train' / 'b' / f'more{i}.png')
+    source = open_source(f'folder:{tmp_path}')
+    assert source.test and repeated(source.test, source.train) == [0, 1, 2]
+
+    images, labels = np.arange(8 * 48, dtype=np.uint16).reshape(8, 4, 4, 3), np.arange(8) % 2
+    source = open_source({'train': (images[:6], labels[:6]), 'test': (images[[7, 3, 5]], labels[:3])})
+    assert source.test and repeated(source.test, source.train) == [1, 2]
+    assert repeated(source.test.select(torch.tensor([1])), source.train.select(torch.tensor([0, 3]))) == [0]
 
 
 @pytest.mark.parametrize('layout, message', [

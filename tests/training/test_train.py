@@ -409,6 +409,16 @@ def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytes
     assert not any('test_top1' in row for row in rows)  # test images are not even looked at
 
 
+def test_training_images_among_the_test_images_are_named(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = dict(np.load(data.removeprefix('npz:')))
+    arrays['test_images'][2:7] = arrays['train_images'][0]
+    np.savez(tmp_path / 'leaky.npz', **arrays)
+    assert run(f'npz:{tmp_path}/leaky.npz', tmp_path / 'run', '--epochs', '2') == 0
+    line = '5 of 24 test images are training images too'
+    assert line in capsys.readouterr().out and line in (tmp_path / 'run' / 'train.log').read_text()
+
+
 def test_tensorboard_events_where_asked(data: str, tmp_path: Path) -> None:
     pytest.importorskip('tensorboard')
     assert run(data, tmp_path / 'run', '--track', 'tensorboard', '--epochs', '2') == 0

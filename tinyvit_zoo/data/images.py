@@ -54,6 +54,10 @@ class Images(ABC):
     def read(self, i: int) -> Image.Image:
         """Return image `i`: upright, 8 bits, RGB or grey, of its own size."""
 
+    def digests(self) -> np.ndarray:
+        """Return a digest of each image, uint8 [N, 32]; none where reading them all would cost too much."""
+        return np.zeros((0, 32), np.uint8)
+
     def contents(self) -> str:
         """Return a digest of all images: a run goes on with the images that it began with."""
         return ''
@@ -71,6 +75,9 @@ class ArrayImages(Images):
 
     def name(self, i: int) -> str:
         return f'{self.title}[{i}]'
+
+    def digests(self) -> np.ndarray:
+        return _rows([hashlib.sha256(image.tobytes()).digest() for image in self.pixels.numpy()])
 
     def contents(self) -> str:
         digest = hashlib.sha256(repr(list(self.pixels.shape)).encode())
@@ -109,13 +116,13 @@ class EncodedImages(Images):
     @abstractmethod
     def fingerprint(self) -> str: ...
 
-    def contents(self) -> str:
+    def digests(self) -> np.ndarray:
         """Read all files, unless the same ones were read before."""
-        path = cache_folder() / f'{_key(self)}.contents'
-        with suppress(OSError, ValueError):
-            known = path.read_text(encoding='ascii')
-            if len(known) == 64:
-                return known
+        path = cache_folder() / f'{_key(self)}.digests'
+        with suppress(OSError):
+            known = path.read_bytes()
+            if len(known) == 32 * len(self):
+                return _rows([known])
         digests = np.zeros((len(self), 32), np.uint8)
 
         def work(place: int, i: int) -> None:
@@ -123,9 +130,11 @@ class EncodedImages(Images):
             content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
             digests[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
         _for_each(self, range(len(self)), work, 'reading images', progress=True)
-        found = hashlib.sha256(digests.data).hexdigest()
-        _write(path, found)
-        return found
+        _write(path, digests.tobytes())
+        return digests
+
+    def contents(self) -> str:
+        return hashlib.sha256(self.digests().data).hexdigest()
 
     def read(self, i: int) -> Image.Image:
         with open_image(self.open(i)) as image:
@@ -193,6 +202,10 @@ class DeepFiles(FileImages):
 
     def check(self, i: int) -> None:
         self.pixels_at(i)
+
+
+def _rows(digests: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b''.join(digests), np.uint8).reshape(-1, 32)
 
 
 def with_depth(images: Images) -> Images:
@@ -334,13 +347,13 @@ def _key(images: EncodedImages, *shape: int) -> str:
     return hashlib.sha256(repr((_VERSION, images.fingerprint(), shape)).encode()).hexdigest()[:32]
 
 
-def _write(path: Path, content: Tensor | str = '') -> None:
-    """Write decoded pixels, or text; warn if the cache cannot be written."""
+def _write(path: Path, content: Tensor | bytes = b'') -> None:
+    """Write decoded pixels, or bytes; warn if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial, open(partial, 'wb') as file:
-            if isinstance(content, str):
-                file.write(content.encode())
+            if isinstance(content, bytes):
+                file.write(content)
             else:
                 np.savez(file, images=content.numpy())
     except (OSError, ZooError) as e:

@@ -77,6 +77,15 @@ class Split:
         return Split(self.images, self.labels[chosen], index[chosen])
 
 
+def repeated(split: Split, among: Split) -> list[int]:
+    """Find the images of a split whose bytes are among those of another."""
+    def rows(part: Split) -> list[bytes]:
+        digests = [row.tobytes() for row in part.images.digests()]
+        return digests if part.index is None or not digests else [digests[i] for i in part.index.tolist()]
+    known = set(rows(among))
+    return [i for i, row in enumerate(rows(split)) if row in known]
+
+
 class Parts(NamedTuple):
     """The splits that a dataset's opener returns; without `class_names` they are those of the table."""
     train: Split

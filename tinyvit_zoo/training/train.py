@@ -13,7 +13,7 @@ from torch import nn
 from ..data.batches import MOST_WORKERS, Batches, make_batches
 from ..data.datasets import DATASETS, spec_of
 from ..data.sources import Source, normalization, open_source
-from ..data.splits import draw
+from ..data.splits import draw, repeated
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
@@ -22,7 +22,7 @@ from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, setting
 from ..recipes.settings import AnyRecipe, override
 from ..runtime.files import write_whole
-from ..runtime.text import show
+from ..runtime.text import printable, show
 from ..runtime.world import World, autocast_dtype, fast_kernels, machine
 from ..weights import save_weights
 from ..weights.files import tensors_digest
@@ -109,10 +109,18 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
     if options.minutes or options.pflop:
         run.say(f'The epochs fit the budget: --epochs {recipe.epochs} repeats this run.')
     if not loop.step:
+        _tell_of_repeated(source, run, world)
         task.begin()
     with keep_freed_memory(world.device), fast_kernels(world.device, task.dtype):
         loop.train()
     return _finish(task, options, source, run)
+
+
+def _tell_of_repeated(source: Source, run: Run, world: World) -> None:
+    for name, split in (('validation', source.val), ('test', source.test)):
+        if world.first and split and (both := repeated(split, source.train)):
+            run.say(f'{len(both)} of {len(split)} {name} images are training images too, which makes their accuracy '
+                    f'too high: {printable(", ".join(map(split.name, both[:3])))}{", ..." * (len(both) > 3)}.')
 
 
 def make_task(recipe: BaseRecipe, options: Options, source: Source, world: World, start: Path | None) -> Task:
