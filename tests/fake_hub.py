@@ -244,7 +244,7 @@ def serving() -> Iterator[FakeHub]:
     handler: Callable[..., BaseHTTPRequestHandler] = type('Bound', (Handler,), {'hub': hub})
     server = ThreadingHTTPServer(('127.0.0.1', 0), handler)  # type: ignore[arg-type]
     hub.url = f'http://127.0.0.1:{server.server_port}'
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield hub
     finally:

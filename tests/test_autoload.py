@@ -482,6 +482,6 @@ def test_the_real_timm_knows_the_real_zoo(tmp_path: Path) -> None:
     for name, folder in {'zoo': PACKAGE.parent, 'timm': Path(timm.origin).parents[1]}.items():
         (environment.site / f'{name}.pth').write_text(f'{folder}\n')
     known = 'import sys, timm; print(timm.is_model("cct_7_3x1"), "tinyvit_zoo" in sys.modules)'
-    assert environment.run(known).stdout == 'False False\n'
-    environment.run('from tinyvit_zoo import autoload; autoload.switch_on()')
+    switched = environment.run(f'{known}; from tinyvit_zoo import autoload; autoload.switch_on()')
+    assert switched.stdout == 'False False\n'
     assert environment.run(known).stdout == 'True True\n'

@@ -1,11 +1,13 @@
 """What a command sets up before torch is imported, and only a command."""
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tinyvit_zoo import entry
 from tinyvit_zoo.entry import is_busy, is_command
 
 
@@ -28,18 +30,26 @@ def test_what_is_busy(tmp_path: Path, text: str | None, expected: bool) -> None:
     assert is_busy(str(tmp_path / 'loadavg')) == expected
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='libgomp says what it read')
-def test_openmp_reads_what_a_command_sets() -> None:
-    """Sleeping threads beside a process that computes; a value that is set already wins."""
-    def display(**given: str) -> str:
-        env = {key: value for key, value in os.environ.items() if key not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}
-        done = subprocess.run([sys.executable, '-m', 'tinyvit_zoo', '--version'], capture_output=True, text=True,
-                              env={**env, 'OMP_DISPLAY_ENV': 'verbose', **given}, check=True)
-        return done.stderr
+@pytest.mark.parametrize('given', [{}, {'OMP_WAIT_POLICY': 'active'}, {'GOMP_SPINCOUNT': '5'}])
+def test_a_value_that_is_set_wins(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', 'list'])
+    monkeypatch.setattr(os, 'environ', dict(given))
+    runpy.run_path(entry.__file__)
+    assert os.environ == given or (not given and len(os.environ) == 1)
 
+
+def test_as_a_module_it_sets_openmp_and_hands_on_the_exit_code() -> None:
+    """Threads sleep beside a process that computes."""
     other = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+    env = {key: value for key, value in os.environ.items() if key not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}
     try:
-        assert "OMP_WAIT_POLICY = 'PASSIVE'" in display() and "'ACTIVE'" in display(OMP_WAIT_POLICY='active')
+        done = subprocess.run([sys.executable, '-m', 'tinyvit_zoo', 'info', 'cct_7_3x9'], capture_output=True,
+                              text=True, env={**env, 'OMP_DISPLAY_ENV': 'verbose'})
     finally:
         other.kill()
         other.wait()
+    assert (done.returncode, done.stdout) == (2, '')
+    *shown, last = done.stderr.strip().splitlines()
+    assert last.startswith("tinyvit-zoo: There is no model 'cct_7_3x9'.")
+    if sys.platform == 'linux':     # where libgomp says what it read
+        assert "OMP_WAIT_POLICY = 'PASSIVE'" in '\n'.join(shown)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -76,11 +75,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(['--version'])
     assert capsys.readouterr().out == f'tinyvit-zoo {tinyvit_zoo.__version__}\n'
-
-
-def test_as_a_module_it_hands_on_the_exit_code() -> None:
-    done = subprocess.run([sys.executable, '-m', 'tinyvit_zoo', 'info', 'cct_7_3x9'], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
 
 
 # -- commands of other packages ----------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def page(folder: Path, said: list[str]) -> Iterator[Any]:
     """The loaded page, and no other host to be had."""
     from playwright.sync_api import sync_playwright
     with demo.serving(folder, 0) as server, sync_playwright() as play:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         page = browser.new_page(viewport={'width': 390, 'height': 844})
         page.route('**/*', lambda route: route.continue_() if '127.0.0.1' in route.request.url else route.abort())
@@ -239,7 +239,7 @@ def test_forty_models_are_listed_with_their_sizes_and_loaded_on_demand(folder: P
     told['models'] = [{**told['models'][i % 2], 'title': f'model {i}'} for i in range(40)]
     (several / 'models.json').write_text(json.dumps(told), encoding='utf-8')
     with demo.serving(several, 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         other = page.context.browser.new_page(viewport={'width': 390, 'height': 844})
         other.goto(f'http://127.0.0.1:{server.server_port}/')
         other.wait_for_selector('body[data-ready]')

@@ -16,12 +16,13 @@ from tinyvit_zoo.publish.export import TOLERANCE, difference, export, load_expor
 from tinyvit_zoo.publish.formats import FORMATS
 from tinyvit_zoo.weights import save_weights
 
+TWO_STAGES: dict[str, Any] = dict(depths=(1, 1), num_heads=(3, 6))
 # One of each family, cut down.
 CASES = [
     ('cct_2_3x2', dict()), ('cct_2_3x2', dict(pos_embed='sine')), ('vit_lite_2_4', dict()), ('sl_vit', dict(depth=1)),
-    ('sl_pit', dict(depths=(1, 1, 1))), ('sl_cait', dict(depth=1)), ('sl_t2t', dict(depth=1)),
-    ('sl_swin', dict(depths=(1, 1, 1))), ('ssl_vit', dict(depth=1)), ('ssl_swin', dict(depths=(1, 1, 1))),
-    ('ssl_cait', dict(depth=1)), ('mae_vit_c10', dict(depth=1)),
+    ('sl_pit', dict(depths=(1, 1), num_heads=(2, 4), embed_dims=(96, 192))), ('sl_cait', dict(depth=1, class_depth=1)),
+    ('sl_t2t', dict(depth=1)), ('sl_swin', TWO_STAGES), ('ssl_vit', dict(depth=1)), ('ssl_swin', TWO_STAGES),
+    ('ssl_cait', dict(depth=1, class_depth=1)), ('mae_vit_c10', dict(depth=1)),
     ('mae_lite_vit_tiny_rpe', dict(depth=1, img_size=64)),
 ]
 QUICK = CASES[0], CASES[3]

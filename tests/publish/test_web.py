@@ -96,7 +96,7 @@ def test_transformers_js_classifies_in_a_browser(repository: Path) -> None:
         Image.open(repository / f'examples/{i}.png').convert('RGB').resize((16, 16), 3).save(repository / names[-1])
     _, wanted = prepared(repository, names)
     with demo.serving(root, 0) as server, sync_api.sync_playwright() as play:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         page = browser.new_page()
         page.goto(f'http://127.0.0.1:{server.server_port}/index.html')

@@ -60,7 +60,7 @@ def test_an_estimate() -> None:
     assert pace.seconds(10, 100, 5, 0.) == pytest.approx(5 + 100 + 2 * 2 + 1 + 1040)           # a checkpoint a step
 
 
-@pytest.mark.parametrize('command', [[*TRAIN, '--loader', 'stream', '--workers', '1'], PRETRAIN],
+@pytest.mark.parametrize('command', [[*TRAIN, '--loader', 'stream', '--workers', '0'], PRETRAIN],
                          ids=['train', 'pretrain'])
 def test_minutes_choose_epochs_that_repeat_the_run(
         data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -409,6 +409,17 @@ def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytes
     assert not any('test_top1' in row for row in rows)  # test images are not even looked at
 
 
+def test_curves_are_drawn_now_and_then_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(run_dir.Run, 'draw', lambda self: drawn.append(len(self.rows)))
+    one = run_dir.Run(tmp_path)
+    for epoch in range(1, 6):
+        one.drawn = time.monotonic() - 60 * (epoch == 3)
+        one.log({'epoch': epoch, 'step': epoch, 'train_loss': 1., 'images_per_second': 1., 'test_top1': 50.})
+    one.finish({})
+    assert drawn == [3, 5]
+
+
 def test_training_images_among_the_test_images_are_named(
         data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays = dict(np.load(data.removeprefix('npz:')))
@@ -429,12 +440,12 @@ def test_tensorboard_events_where_asked(data: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_first_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A third of it: the recipe's thirty epochs give 99 %."""
+    """A fifth of it: the recipe's thirty epochs give 99 %."""
     assert main(['train', 'cct_2_3x2.digits', '--data', 'digits', '--output', str(tmp_path / 'run'),
-                 '--epochs', '10']) == 0
+                 '--epochs', '6']) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     accuracy = json.loads((tmp_path / 'run' / 'result.json').read_text())['figures']['test']['top1']
-    assert accuracy >= 95 and f'{accuracy:.2f} %' in last
+    assert accuracy >= 90 and f'{accuracy:.2f} %' in last
 
 
 # -- the pieces ------------------------------------------------------------------------------------------------------
@@ -541,7 +552,8 @@ def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
     assert model.num_classes == DATASETS[recipe.dataset].num_classes
     start = timm.get_pretrained_cfg(recipe.from_weights) if recipe.from_weights not in PRETRAININGS else None
     assert start is None or not recipe.from_weights or start.tag == recipe.from_weights.partition('.')[2]
-    assert f'lr                   {recipe.lr}' in recipe_text(recipe.name)
+    if recipe == next(other for other in RECIPES.values() if other.model == recipe.model):  # counts what it costs
+        assert f'lr                   {recipe.lr}' in recipe_text(recipe.name)
     with pytest.raises(AttributeError):
         recipe.lr = 1.
 

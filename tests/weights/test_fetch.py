@@ -46,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     save_weights(timm.create_model('cct_2_3x2', img_size=16).state_dict(), path)
     Server.content = path.read_bytes()
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}'
         server.shutdown()
 

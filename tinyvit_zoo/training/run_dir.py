@@ -35,6 +35,8 @@ from .trackers import Tracker, open_tracker, tracker_module
 
 _RECIPE, _RESULT, _LOG = 'recipe.json', 'result.json', 'log.jsonl'
 _ROW = {'epoch': int, 'step': int, 'train_loss': float}     # a line of the log, among others
+_FIGURES = 'top1', 'spread', 'accuracy', 'auroc'    # ends of their names in a line of the log
+_DRAW_SECONDS = 10      # between two pictures of the curves
 _DIGEST_BYTES, _KEPT = 32, 2   # of checkpoints
 PRETRAINING = 'pretraining'     # the folder of the pre-training that comes first
 
@@ -46,7 +48,7 @@ class Run:
         check_path(folder)
         self.folder, self.quiet = folder, quiet
         self.progress: Progress | None = None
-        self.pictures = True
+        self.pictures, self.drawn = True, time.monotonic()
         self.rows: list[dict[str, Any]] = []    # of log.jsonl
         self.locked: IO[str] | None = None
         self.made: list[Path] = []      # folders, the inner one first
@@ -116,7 +118,9 @@ class Run:
                         path.rmdir()
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, which says that the training is over and its weights are on the disk."""
+        """Draw the curves, and write result.json: the training is over and its weights are on the disk."""
+        if any(key.endswith(_FIGURES) for row in self.rows for key in row):
+            self.draw()
         write_document(self.folder / _RESULT, result)
 
     def finished(self) -> dict[str, Any] | None:
@@ -141,18 +145,18 @@ class Run:
                 append(self.folder / 'train.log', f'{time.strftime("%Y-%m-%d %H:%M:%S")} {printable(text)}')
 
     def log(self, row: dict[str, Any]) -> None:
-        """Log an epoch: a line of log.jsonl, one to read, and the curves."""
+        """Log an epoch: a line of log.jsonl, one to read, and from time to time the curves."""
         self.rows.append(row)
         append(self.folder / _LOG, json.dumps(row))
         self.show(row['step'])
-        shown = [key for key in row if key.endswith(('top1', 'spread', 'accuracy', 'auroc'))]
+        shown = [key for key in row if key.endswith(_FIGURES)]
         texts = [f'{row[key]:.{4 if key.endswith("auroc") else 2}f}' for key in shown]
         figures = ''.join(f', {key.replace("_", " ")} {text}' for key, text in zip(shown, texts, strict=True))
         self.say(f'epoch {row["epoch"]}: loss {row["train_loss"]:.4f}{figures}, '
                  f'{row["images_per_second"]:.0f} images/s{self.progress.left() if self.progress else ""}')
         numbers = {key: value for key, value in row.items() if key != 'step' and isinstance(value, (int, float))}
         self._track(lambda tracker: tracker.log(numbers, row['step']))
-        if figures:
+        if figures and time.monotonic() - self.drawn > _DRAW_SECONDS:
             self.draw()
 
     def _track(self, act: Callable[[Tracker], None]) -> None:
@@ -192,6 +196,7 @@ class Run:
 
     def draw(self) -> None:
         """Draw curves.png: loss and accuracy over the epochs."""
+        self.drawn = time.monotonic()
         figure, axes = self.figure(1, 2, (10, 3.6))
         if figure is None:
             return
