@@ -552,7 +552,7 @@ def test_every_recipe_builds_its_model(recipe: Recipe) -> None:
     assert model.num_classes == DATASETS[recipe.dataset].num_classes
     start = timm.get_pretrained_cfg(recipe.from_weights) if recipe.from_weights not in PRETRAININGS else None
     assert start is None or not recipe.from_weights or start.tag == recipe.from_weights.partition('.')[2]
-    if recipe == next(other for other in RECIPES.values() if other.model == recipe.model):  # counts what it costs
+    if recipe == next(other for other in RECIPES.values() if other.model[:6] == recipe.model[:6]):    # counts its cost
         assert f'lr                   {recipe.lr}' in recipe_text(recipe.name)
     with pytest.raises(AttributeError):
         recipe.lr = 1.
