@@ -62,6 +62,13 @@ def test_a_closed_pipe_is_no_fault(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr().err == ''
 
 
+def test_streams_that_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by `>&-`."""
+    monkeypatch.setattr(sys, 'stdout', None)
+    monkeypatch.setattr(sys, 'stderr', None)
+    assert main(['list', 'cct_2']) == 0 and main(['info', 'nothing']) == 2
+
+
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda command: command.NAME)
 def test_every_help_has_an_example(capsys: pytest.CaptureFixture[str], command: Any) -> None:
     with pytest.raises(SystemExit) as exit_:

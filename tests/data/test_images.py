@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyvit_zoo.data.images import ArrayImages, FileImages, as_channels, check_cached, decode, pixels_of
+from tinyvit_zoo.data.channels import as_channels, pixels_of
+from tinyvit_zoo.data.images import ArrayImages, FileImages, check_cached, decode
 from tinyvit_zoo.errors import ZooError
 
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.runtime.files import write_whole, written_whole
+from tinyvit_zoo.runtime.files import require_matplotlib, write_whole, written_whole
 
 
 def test_the_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -92,3 +93,11 @@ def test_a_folder_that_cannot_be_copied_is_one_short_line(tmp_path: Path) -> Non
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match='No such file or directory'):
         write_whole(tmp_path / 'nowhere' / 'a', b'')
+
+
+def test_a_matplotlib_with_wrong_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'matplotlib.py').write_text('raise ValueError("not a valid backend")')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'matplotlib', raising=False)
+    with pytest.raises(ZooError, match='not a valid backend.*MPLBACKEND'):
+        require_matplotlib()

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import fakes
 import numpy as np
 import pytest
 import timm
@@ -538,6 +539,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_among_the_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or its pictures would be a class of the next run."""
+    fakes.image_folder(tmp_path / 'photos', {'a': 5, 'b': 5})
+    assert run(f'folder:{tmp_path}/photos', tmp_path / 'photos' / 'runs' / 'one') == 2
+    assert 'inside the folder of the images' in capsys.readouterr().err and not (tmp_path / 'photos' / 'runs').exists()
 
 
 @pytest.mark.parametrize('recipe', RECIPES.values(), ids=lambda recipe: recipe.name)

@@ -5,6 +5,7 @@ to print.
 """
 import argparse
 import logging
+import os
 import signal
 import sys
 import textwrap
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     As shells do, 130 for Ctrl-C, 141 for a closed pipe and 143 for SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
+    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))   # closed by >&-
     logging.lastResort.setFormatter(_Printable())    # type: ignore[union-attr]
     warnings.filterwarnings('ignore', module=r'PIL\.')    # of a damaged image, which gets a line
     logging.getLogger('PIL').setLevel(logging.CRITICAL)     # likewise

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
-from .channels import fitted
+from .channels import as_channels, fitted, pixels_of
 from .files import free_memory
-from .images import ArrayImages, EncodedImages, as_channels, check_cached, cpu_count, decode, decode_cached, pixels_of
+from .images import ArrayImages, EncodedImages, check_cached, cpu_count, decode, decode_cached
 from .splits import Split, generator, seeded
 
 _logger = logging.getLogger(__name__)

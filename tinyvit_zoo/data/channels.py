@@ -1,6 +1,7 @@
-"""Images that Pillow's RGB and grey do not hold: 16 bits, or another number of channels than one and three.
+"""The pixels of an image: 8-bit grey or RGB, 16 bits, or another number of channels than one and three.
 
-Their pixels are int32 from 0 to 65535 (16 bits), or uint8, [C, H, W]. Models take value / 65535, or value / 255.
+What Pillow's RGB and grey do not hold is int32 from 0 to 65535 (16 bits), or uint8, [C, H, W]. Models take
+value / 65535, or value / 255.
 """
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
@@ -87,3 +88,34 @@ def preview(pixels: Tensor) -> Image.Image:
     grey = pixels.float().mean(0)
     grey = (grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1)
     return Image.fromarray((255 * grey).byte().numpy())
+
+
+def as_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Convert to RGB (3) or grey (1)."""
+    mode = 'RGB' if channels == 3 else 'L'
+    return image if image.mode == mode else image.convert(mode)
+
+
+def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Bring an image to `size` (height, width): resized to fill it, and cropped in the middle -> uint8 [C, H, W]."""
+    if image.size != size[::-1]:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image upright; make it 8-bit RGB or grey: palettes looked up, alpha dropped, 16 bits scaled, not cut."""
+    if (pages := page_count(image)) > 1:
+        raise ValueError(f'it has {pages} pages, expected one, or up to {MOST} grey ones of one size in each image')
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in ('L', 'RGB'):
+        image.load()  # `Image.open` reads no pixels, and the file is about to be closed
+        return image
+    if image.mode.startswith(('I', 'F')):
+        return Image.fromarray((page_pixels(image) // 256).astype(np.uint8))
+    if image.mode in ('1', 'LA', 'La'):
+        return image.convert('L')
+    if image.mode in ('P', 'PA'):
+        image = image.convert('RGBA')  # or palettes with transparency draw a warning
+    return image.convert('RGB')

@@ -11,19 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
 from ..runtime.files import written_whole
 from ..runtime.text import Progress, one_line
-from .channels import MOST, fitted, is_deep, page_count, page_pixels, preview, read_deep, read_pages
+from .channels import as_channels, fitted, is_deep, pixels_of, preview, read_deep, read_pages, upright
 from .files import open_image, read_npz
 
 _logger = logging.getLogger(__name__)
@@ -225,37 +226,6 @@ def like(images: Images, first: Images) -> Images:
     return DeepFiles(images.root, images.paths, first.channels, first.dtype)
 
 
-def as_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to RGB (3) or grey (1)."""
-    mode = 'RGB' if channels == 3 else 'L'
-    return image if image.mode == mode else image.convert(mode)
-
-
-def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Bring an image to `size` (height, width), as described at the top of this file -> uint8 [C, H, W]."""
-    if image.size != size[::-1]:
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Turn an image upright; make it 8-bit RGB or grey: palettes looked up, alpha dropped, 16 bits scaled, not cut."""
-    if (pages := page_count(image)) > 1:
-        raise ValueError(f'it has {pages} pages, expected one, or up to {MOST} grey ones of one size in each image')
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ('L', 'RGB'):
-        image.load()  # `Image.open` reads no pixels, and the file is about to be closed
-        return image
-    if image.mode.startswith(('I', 'F')):
-        return Image.fromarray((page_pixels(image) // 256).astype(np.uint8))
-    if image.mode in ('1', 'LA', 'La'):
-        return image.convert('L')
-    if image.mode in ('P', 'PA'):
-        image = image.convert('RGBA')  # or palettes with transparency draw a warning
-    return image.convert('RGB')
-
-
 def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None,
            progress: bool = True) -> Tensor:
     """Decode all images, or those of `indices`, to [N, C, H, W]. One error names all that cannot be read.
@@ -357,5 +327,10 @@ def _write(path: Path, content: Tensor | bytes = b'') -> None:
             else:
                 np.savez(file, images=content.numpy())
     except (OSError, ZooError) as e:
-        _logger.warning('Decoded images cannot be kept in %s (%s): they are decoded at every start unless '
-                        'TINYVIT_ZOO_CACHE names another folder.', path.parent, one_line(e.__cause__ or e))
+        _warn_unwritable(path.parent, one_line(e.__cause__ or e))
+
+
+@cache
+def _warn_unwritable(folder: Path, reason: str) -> None:
+    _logger.warning('Decoded images cannot be kept in %s (%s): they are decoded at every start unless '
+                    'TINYVIT_ZOO_CACHE names another folder.', folder, reason)

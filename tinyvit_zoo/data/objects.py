@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import ZooError
 from ..runtime.text import one_line
-from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages
-from .images import ArrayImages, Images, upright
+from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages, upright
+from .images import ArrayImages, Images
 from .splits import Split
 
 SPLITS = ('train', 'val', 'test')

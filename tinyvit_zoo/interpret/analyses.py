@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..augment.batched import normalize
 from ..augment.spec import evaluation_transform
-from ..data.channels import fitted
-from ..data.images import FileImages, as_channels, with_depth
+from ..data.channels import as_channels, fitted
+from ..data.images import FileImages, with_depth
 from ..data.sources import open_source
 from ..data.splits import Split, generator
 from ..errors import ZooError

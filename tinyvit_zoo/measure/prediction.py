@@ -10,9 +10,8 @@ from torchvision.transforms.functional import center_crop
 from tqdm import tqdm
 
 from ..augment.batched import normalize
-from ..data.channels import fitted
+from ..data.channels import as_channels, fitted, upright
 from ..data.files import EXTENSIONS, Finder, open_image
-from ..data.images import as_channels, upright
 from ..data.objects import as_image, deep_pixels
 from ..errors import ZooError
 from ..runtime.text import one_line

@@ -188,9 +188,9 @@ class Run:
         """Make a figure and its axes; (None, None), and a line once, where matplotlib is missing."""
         try:
             return new_figure(rows, columns, size)
-        except ZooError:
+        except ZooError as e:
             if self.pictures:
-                self.say("Pictures need matplotlib: pip install 'tinyvit-zoo[train]'.")
+                self.say(str(e))
             self.pictures = False
             return None, None
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data.batches import MOST_WORKERS, Batches, make_batches
 from ..data.datasets import DATASETS, spec_of
+from ..data.images import FileImages
 from ..data.sources import Source, normalization, open_source
 from ..data.splits import draw, repeated
 from ..errors import ZooError
@@ -219,6 +220,7 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
     with world.first_alone():
         source = open_source(options.data, download=options.download, val_fraction=fraction, fraction=options.fraction,
                              seed=recipe.seed)
+    _check_output(options, source)
     if source.val_fraction and options.val_fraction is None and world.first:
         show(f'{fraction:.0%} of the training images are held out to choose the best weights: --val-fraction sets the '
              f'share.')
@@ -230,6 +232,15 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
             raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold out a fifth for the k-NN '
                            f'accuracy: give more, or test images too.')
     return source
+
+
+def _check_output(options: Options, source: Source) -> None:
+    """Raise ZooError where pictures of the run would be images of the next one."""
+    folder = options.data if isinstance(options.data, Path) else Path(str(options.data).removeprefix('folder:'))
+    images = source.train.images
+    if isinstance(images, FileImages) and folder.is_dir() and options.output.resolve().is_relative_to(
+            images.root.resolve()):
+        raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another --output.')
 
 
 def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
