@@ -99,5 +99,5 @@ def test_a_matplotlib_with_wrong_settings(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / 'matplotlib.py').write_text('raise ValueError("not a valid backend")')
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, 'matplotlib', raising=False)
-    with pytest.raises(ZooError, match='not a valid backend.*MPLBACKEND'):
+    with pytest.raises(ZooError, match=r'not a valid backend.*MPLBACKEND'):
         require_matplotlib()
