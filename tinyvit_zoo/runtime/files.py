@@ -69,7 +69,8 @@ def naming_unwritable(path: Path) -> Iterator[None]:
     except OSError as e:
         copies = e.args[0] if isinstance(e, shutil.Error) else ''   # of a folder: a reason for each
         reason = copies[0][-1] if isinstance(copies, list) else e.strerror or e
-        raise ZooError(f'{path} cannot be written ({reason}): free disk space, or choose another place.') from e
+        what_to_do = 'remove it' if isinstance(e, IsADirectoryError) else 'free disk space'
+        raise ZooError(f'{path} cannot be written ({reason}): {what_to_do}, or choose another place.') from e
 
 
 def check_path(path: Path) -> None:
