@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.runtime.files import require_matplotlib, write_whole, written_whole
+from tinyvit_zoo.runtime.files import append, require_matplotlib, write_whole, written_whole
 
 
 def test_the_file_appears_at_the_end(tmp_path: Path) -> None:
@@ -101,3 +101,10 @@ def test_a_matplotlib_with_wrong_settings(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, 'matplotlib', raising=False)
     with pytest.raises(ZooError, match=r'not a valid backend.*MPLBACKEND'):
         require_matplotlib()
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs named pipes')
+def test_nothing_is_appended_to_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / 'log')
+    with pytest.raises(ZooError, match='no regular file'):
+        append(tmp_path / 'log', 'a line')

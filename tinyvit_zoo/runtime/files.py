@@ -91,6 +91,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def append(path: Path, text: str) -> None:
     """Append a line to a file; characters that UTF-8 has not, which names of files may hold, are escaped."""
+    if path.exists() and not path.is_file():    # a pipe would wait for a reader
+        raise ZooError(f'{path} is no regular file: remove it, or choose another place.')
     with naming_unwritable(path), open(path, 'a', encoding='utf-8', errors='backslashreplace') as file:
         file.write(f'{text}\n')
 
