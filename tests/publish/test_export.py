@@ -13,7 +13,7 @@ import tinyvit_zoo  # noqa: F401
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.publish.export import TOLERANCE, difference, export, load_exported
-from tinyvit_zoo.publish.formats import FORMATS
+from tinyvit_zoo.publish.formats import FORMATS, folded, program_of, set_formulas
 from tinyvit_zoo.weights import save_weights
 
 TWO_STAGES: dict[str, Any] = dict(depths=(1, 1), num_heads=(3, 6))
@@ -59,7 +59,8 @@ def test_an_export_gives_what_the_model_gives(name: str, args: dict[str, Any], s
 @pytest.mark.slow
 @pytest.mark.parametrize(('suffix', 'package', 'case'), [
     ('.xml', 'openvino', CASES[0]), ('.xml', 'openvino', CASES[4]), ('.tflite', 'litert_torch', CASES[0]),
-    ('.pte', 'executorch.exir', CASES[0]), ('.mlpackage', 'coremltools', CASES[0])])
+    ('.tflite', 'litert_torch', CASES[7]), ('.pte', 'executorch.exir', ('fast_cnn_half', {})),
+    ('.pte', 'executorch.exir', CASES[4]), ('.mlpackage', 'coremltools', CASES[5])])
 def test_other_formats_give_what_the_model_gives(
         suffix: str, package: str, case: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     pytest.importorskip(package)
@@ -85,6 +86,26 @@ def test_a_fully_integer_file_for_small_devices(tmp_path: Path) -> None:
     interpreter = Interpreter(str(tmp_path / 'a.tflite'),
                               experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
     assert {tensor['dtype'].__name__ for tensor in interpreter.get_tensor_details()} <= {'int8', 'int32'}
+
+
+@pytest.mark.parametrize('case', [CASES[3], CASES[7], ('fast_cnn_half', {})])
+def test_what_needs_no_image_is_a_constant(case: tuple[str, dict[str, Any]]) -> None:
+    """Converters to other formats do not know how masks are made, nor the maximum over an image."""
+    model, images = made(*case), torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    set_formulas(model)
+    module = folded(program_of(model, (3, 32, 32), batch=2))
+    used = {str(node.target) for node in module.graph.nodes if node.op == 'call_function'}
+    assert not any(name in target for target in used for name in ('eye', 'arange', 'adaptive_max'))
+    torch.testing.assert_close(module(images), expected, rtol=0, atol=1e-5)
+
+
+def test_a_file_that_its_runtime_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(path: Path) -> None:
+        raise ValueError('no such operation')
+    monkeypatch.setattr('tinyvit_zoo.publish.export.load_exported', load)
+    with pytest.raises(ZooError, match='no such operation'):
+        export(made('cct_2_3x2', {}), (3, 32, 32), tmp_path / 'a.pt2')
 
 
 def test_another_models_numbers_are_noticed() -> None:

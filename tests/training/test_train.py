@@ -165,13 +165,17 @@ def stopped(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / 'run'
 
 
-@pytest.mark.parametrize('damage', ['flip', 'cut', 'empty'])
+@pytest.mark.parametrize('damage', ['flip', 'cut', 'empty', 'pipe'])
 def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
         data: str, finished: Path, stopped: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     newest = run_dir.checkpoints(stopped)[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
-    newest.write_bytes({'flip': bytes(content), 'cut': bytes(content[:len(content) // 2]), 'empty': b''}[damage])
+    if damage == 'pipe':
+        newest.unlink()
+        os.mkfifo(newest)
+    else:
+        newest.write_bytes({'flip': bytes(content), 'cut': bytes(content[:len(content) // 2]), 'empty': b''}[damage])
     assert run(data, stopped, '--resume') == 0
     assert f'{newest} is damaged' in capsys.readouterr().out
     assert_same_bits(finished, stopped)

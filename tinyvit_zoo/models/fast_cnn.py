@@ -18,6 +18,13 @@ from ._arguments import check_arguments
 from ._build import build_model, feature_take_indices, register_family
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    """Put the channels last, which is faster; ExecuTorch does not know that order."""
+    if not torch.jit.is_scripting() and torch.compiler.is_exporting():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class Stage(nn.Sequential):
     """Two convolutions, the first one followed by pooling."""
 
@@ -50,8 +57,7 @@ class FastCNN(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, D, H / 8, W / 8]."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        return self.stages(F.gelu(self.whiten(x)))
+        return self.stages(F.gelu(self.whiten(_channels_last(x))))
 
     def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False,
                               stop_early: bool = False, output_fmt: str = 'NCHW',
@@ -59,7 +65,7 @@ class FastCNN(nn.Module):
         """The maps after the stages of `indices`; the arguments are timm's."""
         assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
         taken, last = feature_take_indices(len(self.stages), indices)
-        x = F.gelu(self.whiten(x.contiguous(memory_format=torch.channels_last)))
+        x = F.gelu(self.whiten(_channels_last(x)))
         maps = []
         for i, stage in enumerate(self.stages[:last + 1] if stop_early else self.stages):
             x = stage(x)

@@ -19,6 +19,7 @@ from ..data.splits import generator
 from ..errors import ZooError
 from ..measure.bench import Bench, open_bench_source
 from ..runtime.files import check_path, written_whole
+from ..runtime.text import one_line
 from ..runtime.world import World
 from ..version import __version__
 from ..weights.resolve import Loaded
@@ -152,8 +153,12 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
     form.write(model, sizes[-1], path, any_size)
     worst = None
     if form.load:
-        exported = load_exported(path)
-        worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
+        try:
+            exported = load_exported(path)
+            worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
+        except (RuntimeError, ValueError, TypeError) as e:
+            raise ZooError(f'{form.name} cannot run the exported file ({one_line(e)}): it was not written; export '
+                           f'another format, and please report it.') from e
         if not worst <= TOLERANCE:
             raise ZooError(f'The exported file differs from the model (by {worst:.1e}, expected at most '
                            f'{TOLERANCE:g}): it was not written; export another format, and please report it.')

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers.adaptive_avgmax_pool import FastAdaptiveMaxPool, SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from ..errors import ZooError
@@ -63,11 +64,14 @@ def files_of(path: Path) -> list[Path]:
     return sorted(each for each in path.rglob('*') if each.is_file()) if path.is_dir() else [path]
 
 
-def plain_attention(model: nn.Module) -> None:
-    """Set attention to its formula, which runtimes fuse by themselves."""
+def set_formulas(model: nn.Module) -> None:
+    """Set attention and the maximum over an image to formulas: converters know these, and runtimes fuse them."""
     for module in model.modules():
         if hasattr(module, 'fused_attn'):
             module.fused_attn = False   # type: ignore[assignment]
+        if isinstance(module, SelectAdaptivePool2d) and isinstance(module.pool, nn.AdaptiveMaxPool2d):
+            module.pool = FastAdaptiveMaxPool(isinstance(module.flatten, nn.Flatten))
+            module.flatten = nn.Identity()
 
 
 def program_of(model: nn.Module, input_size: Sequence[int], any_size: bool = False, batch: int | None = None) -> Any:
@@ -83,6 +87,29 @@ def program_of(model: nn.Module, input_size: Sequence[int], any_size: bool = Fal
         if any_size:
             raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave out --any-size.') from e
         raise ZooError(f'torch.export cannot export the model ({one_line(e)}): please report it.') from e
+
+
+def folded(program: Any) -> Any:
+    """Return the module of a program in which what needs no image, such as masks of attention, is a constant.
+
+    Converters lack operations that make them.
+    """
+    module = program.module()
+    known: dict[torch.fx.Node, Any] = {}
+    for node in list(module.graph.nodes):
+        if node.op == 'call_function' and all(each in known for each in node.all_input_nodes):
+            known[node] = node.target(*torch.fx.map_arg(node.args, known.get),
+                                      **torch.fx.map_arg(node.kwargs, known.get))
+    for i, (node, value) in enumerate(known.items()):
+        if isinstance(value, Tensor) and any(user not in known for user in node.users):
+            module.register_buffer(f'constant_{i}', value)
+            with module.graph.inserting_before(node):
+                node.replace_all_uses_with(module.graph.get_attr(f'constant_{i}'))
+    for node in reversed(known):        # also checks of what is known, which are not dead code
+        if not node.users:
+            module.graph.erase_node(node)
+    module.recompile()
+    return module
 
 
 @contextmanager
@@ -116,7 +143,7 @@ def _load_program(path: Path) -> Function:
 # -- ONNX --------------------------------------------------------------------------------------------------------------
 def write_onnx(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False,
                outputs: Sequence[str] = ('logits',)) -> None:
-    plain_attention(model)
+    set_formulas(model)
     program = program_of(model, input_size, any_size)
     with _converting('ONNX'):
         onnx: Any = torch.onnx.export(
@@ -148,20 +175,14 @@ def rename_input(path: Path, name: str) -> None:
 
 # -- OpenVINO: Intel's CPUs, GPUs and NPUs ---------------------------------------------------------------------------
 def _write_openvino(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
-    plain_attention(model)
+    set_formulas(model)
     program = program_of(model, input_size, any_size)
+    program = program_of(folded(program), input_size, any_size)
     with _converting('OpenVINO'):
         import openvino
-        program = program.run_decompositions({torch.ops.aten.eye.default: _eye})
         converted = openvino.convert_model(program)
         converted.reshape([-1, input_size[0], -1, -1] if any_size else [-1, *input_size])
         openvino.save_model(converted, path, compress_to_fp16=False)
-
-
-def _eye(size: int, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
-    """Make an identity matrix without torch's own numbers of 16 bits, which OpenVINO does not have."""
-    places = torch.arange(size)
-    return (places[:, None] == places).to(dtype or torch.float32)
 
 
 def _load_openvino(path: Path) -> Function:
@@ -173,13 +194,14 @@ def _load_openvino(path: Path) -> Function:
 
 # -- LiteRT: phones, browsers, microcontrollers ------------------------------------------------------------------------
 def _write_litert(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
-    plain_attention(model)
+    set_formulas(model)
     for module in model.modules():
         if isinstance(module, SequencePool):    # over the last axis it is one operation, and has 8 bits
             module.weights = partial(_pooling_weights, module)  # type: ignore[method-assign]
+    module = folded(program_of(model, input_size, batch=1))
     with _converting('LiteRT'):
         import litert_torch
-        litert_torch.convert(model, (torch.zeros(1, *input_size),)).export(str(path))
+        litert_torch.convert(module, (torch.zeros(1, *input_size),)).export(str(path))
 
 
 def _pooling_weights(pool: SequencePool, x: Tensor) -> Tensor:
@@ -205,8 +227,8 @@ def _load_litert(path: Path) -> Function:
 
 # -- ExecuTorch: phones and embedded, by XNNPACK -----------------------------------------------------------------------
 def _write_executorch(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
-    plain_attention(model)
-    program = program_of(model, input_size, batch=1)
+    set_formulas(model)
+    program = program_of(folded(program_of(model, input_size, batch=1)), input_size, batch=1)
     with _converting('ExecuTorch'):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -225,8 +247,12 @@ def _load_executorch(path: Path) -> Function:
 
 # -- Core ML: Apple's devices, which alone run it ----------------------------------------------------------------------
 def _write_coreml(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
-    plain_attention(model)
-    program = program_of(model, input_size, batch=1).run_decompositions({})
+    set_formulas(model)
+    program = program_of(folded(program_of(model, input_size, batch=1)), input_size, batch=1).run_decompositions({})
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.alias.default:     # which coremltools does not know
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
     with _converting('Core ML'):
         import coremltools
         coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS17,

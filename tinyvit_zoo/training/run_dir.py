@@ -301,7 +301,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] 
     """Read the newest sound checkpoint; None where there is none at all. A damaged one is named and passed over."""
     paths = checkpoints(folder)
     for path in reversed(paths):
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b''     # a pipe would wait for a writer
         digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(body).digest() == digest:
             return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
