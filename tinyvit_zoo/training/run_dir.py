@@ -101,6 +101,8 @@ class Run:
         if (self.folder / _RECIPE).exists():
             if not resume:
                 raise ZooError(f'{self.folder} holds a run: continue with --resume, or choose another --output.')
+        elif self.folder.exists() and not self.folder.is_dir():
+            raise ZooError(f'{self.folder} is a file: choose another --output.')
         elif self.folder.exists() and any(_foreign(path) for path in self.folder.iterdir()):
             raise ZooError(f'{self.folder} holds other files but no run: choose an empty or new --output.')
 
