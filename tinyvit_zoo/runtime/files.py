@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ZooError
-from .text import one_line
 
 PARTIAL = '.partial-'    # begins the name of a file that is being written
 _PARTIAL_HERE, _ASIDE = f'{PARTIAL}{platform.node()}-', '~'     # then the process, and the name
@@ -137,7 +136,8 @@ def require_matplotlib() -> None:
     except ImportError as e:
         raise ZooError("Pictures need matplotlib: pip install 'tinyvit-zoo[analysis]'.") from e
     except Exception as e:      # its settings are wrong
-        raise ZooError(f'matplotlib cannot be used ({one_line(e)}): check MPLBACKEND and matplotlibrc.') from e
+        raise ZooError(f'matplotlib cannot be used ({" ".join(str(e).split())[:200]}): check MPLBACKEND and '
+                       f'matplotlibrc.') from e
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[Any, Any]:
