@@ -79,8 +79,10 @@ class Split:
 
 def repeated(split: Split, among: Split) -> list[int]:
     """Find the images of a split whose bytes are among those of another."""
+    read = {images: images.digests() for images in {split.images, among.images}}
+
     def rows(part: Split) -> list[bytes]:
-        digests = [row.tobytes() for row in part.images.digests()]
+        digests = [row.tobytes() for row in read[part.images]]
         return digests if part.index is None or not digests else [digests[i] for i in part.index.tolist()]
     known = set(rows(among))
     return [i for i, row in enumerate(rows(split)) if row in known]
