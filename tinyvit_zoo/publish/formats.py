@@ -112,6 +112,11 @@ def folded(program: Any) -> Any:
     return module
 
 
+def _folded_program(model: nn.Module, input_size: Sequence[int], any_size: bool = False,
+                    batch: int | None = None) -> Any:
+    return program_of(folded(program_of(model, input_size, any_size, batch)), input_size, any_size, batch)
+
+
 @contextmanager
 def _converting(name: str) -> Iterator[None]:
     """Turn an error of a converter, which has many of its own, into a ZooError, and keep what it prints."""
@@ -176,8 +181,7 @@ def rename_input(path: Path, name: str) -> None:
 # -- OpenVINO: Intel's CPUs, GPUs and NPUs ---------------------------------------------------------------------------
 def _write_openvino(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
     set_formulas(model)
-    program = program_of(model, input_size, any_size)
-    program = program_of(folded(program), input_size, any_size)
+    program = _folded_program(model, input_size, any_size)
     with _converting('OpenVINO'):
         import openvino
         converted = openvino.convert_model(program)
@@ -228,7 +232,7 @@ def _load_litert(path: Path) -> Function:
 # -- ExecuTorch: phones and embedded, by XNNPACK -----------------------------------------------------------------------
 def _write_executorch(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
     set_formulas(model)
-    program = program_of(folded(program_of(model, input_size, batch=1)), input_size, batch=1)
+    program = _folded_program(model, input_size, batch=1)
     with _converting('ExecuTorch'):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -248,7 +252,7 @@ def _load_executorch(path: Path) -> Function:
 # -- Core ML: Apple's devices, which alone run it ----------------------------------------------------------------------
 def _write_coreml(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool) -> None:
     set_formulas(model)
-    program = program_of(folded(program_of(model, input_size, batch=1)), input_size, batch=1).run_decompositions({})
+    program = _folded_program(model, input_size, batch=1).run_decompositions({})
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten.alias.default:     # which coremltools does not know
             node.replace_all_uses_with(node.args[0])

@@ -118,6 +118,7 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
 
 
 def _tell_of_repeated(source: Source, run: Run, world: World) -> None:
+    """Name the images for evaluation that are also trained on."""
     for name, split in (('validation', source.val), ('test', source.test)):
         if world.first and split and (both := repeated(split, source.train)):
             run.say(f'{len(both)} of {len(split)} {name} images are training images too, which makes their accuracy '
@@ -236,10 +237,9 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
 
 def _check_output(options: Options, source: Source) -> None:
     """Raise ZooError where pictures of the run would be images of the next one."""
-    folder = options.data if isinstance(options.data, Path) else Path(str(options.data).removeprefix('folder:'))
-    images = source.train.images
-    if isinstance(images, FileImages) and folder.is_dir() and options.output.resolve().is_relative_to(
-            images.root.resolve()):
+    data, images = options.data, source.train.images
+    if isinstance(images, FileImages) and (data.is_dir() if isinstance(data, Path) else data.startswith('folder:')) \
+            and options.output.resolve().is_relative_to(images.root.resolve()):
         raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another --output.')
 
 
