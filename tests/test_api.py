@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -45,6 +46,24 @@ def test_the_package_tells_its_story() -> None:
     assert all(zoo.__doc__ and name in zoo.__doc__ for name in ('train', 'pretrain', 'load', 'evaluate', 'predict'))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         zoo.trian  # noqa: B018
+
+
+def test_a_run_or_a_folder_for_the_hub_is_fine_tuned(run: zoo.Classifier, tmp_path: Path) -> None:
+    """At their size, with their shape."""
+    model = timm.create_model('cct_2_3x2', num_classes=3, img_size=16, depth=1)
+    timm.models.save_for_hf(model, str(tmp_path / 'hub'), model_args={'depth': 1, 'img_size': 16})
+    short: dict[str, Any] = dict(epochs=1, lr=1e-9, warmup_epochs=0, auto_augment='', precision='fp32', device='cpu')
+    again = zoo.train(run.folder, DATA, output=tmp_path / 'again', **short)
+    assert 'input [3, 16, 16]' in repr(again)
+    assert torch.allclose(again.model.head.weight, run.model.head.weight, atol=1e-4)
+    hub = f'local-dir:{tmp_path / "hub"}'
+    tuned = zoo.train(hub, DATA, output=tmp_path / 'tuned', **short)
+    assert torch.allclose(tuned.model.head.weight, model.head.weight, atol=1e-4)
+    with pytest.raises(ZooError, match='has weights of cct_2_3x2, not of cct_4_3x2'):
+        zoo.train('cct_4_3x2', DATA, start=hub, output=tmp_path / 'other', **short)
+    scratch = zoo.train('cct_2_3x2.untrained', DATA, output=tmp_path / 'scratch', **SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(
+        run.model.state_dict().values(), scratch.model.state_dict().values(), strict=True))
 
 
 def test_a_run_is_that_of_the_command(run: zoo.Classifier, tmp_path: Path) -> None:
@@ -219,7 +238,7 @@ def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> N
     (lambda run: run.export(3), 'path is 3, expected str | Path'), (lambda run: run.show(3), 'folder is 3, expected'),
     (lambda _: zoo.load(None), 'weights is None, expected str | Path'),
     (lambda _: zoo.load('x/' + 'x' * 5000), "'x/xxxxxx"),
-    (lambda _: zoo.train(1.5, DATA), 'model is 1.5, expected str | Recipe'),
+    (lambda _: zoo.train(1.5, DATA), 'model is 1.5, expected str | Path | Recipe'),
     (lambda _: zoo.train('cct_2_3x2', DATA, workers='x'), "workers is 'x': expected a value as None")])
 def test_bad_arguments(call: Any, message: str, run: zoo.Classifier) -> None:
     with pytest.raises(ZooError) as e:

@@ -218,18 +218,18 @@ class Classifier:
 
 @_checked
 def load(weights: str | Path, device: str = 'auto') -> Classifier:
-    """Load weights: NAME[.TAG] of the zoo or timm, NAME=FILE, a file written by a training, or a run directory."""
+    """Load weights: NAME[.TAG] of the zoo or timm, NAME=FILE, a file of a training, a run, or hf-hub:ORG/NAME."""
     return Classifier(weights, device)
 
 
 @_checked
-def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = None, start: Any = '',
+def train(model: str | Path | Recipe, data: Any = None, *, output: str | Path | None = None, start: Any = '',
           device: str = 'auto', **keywords: Any) -> Classifier:
     """Train a classifier and return it.
 
     Args:
-        model: NAME or NAME.TAG, whose weights are fine-tuned (a name without weights is trained from scratch); or a
-            recipe, as `find_recipe('cct_2_3x2.c10')` returns it.
+        model: NAME[.TAG], a run directory, a file or 'hf-hub:ORG/NAME', whose weights are fine-tuned (a name without
+            weights, or NAME.untrained, is trained from scratch); or a recipe: `find_recipe('cct_2_3x2.c10')`.
         data: 'folder:photos', 'npz:FILE', 'digits', ... (see `tinyvit-zoo train --help`), a Path of a folder or .npz,
             (images, labels), a torch or Hugging Face dataset, or {'train': ..., 'val': ..., 'test': ...} of such.
         output: run directory (default: runs/NAME).
@@ -244,8 +244,8 @@ def train(model: str | Recipe, data: Any = None, *, output: str | Path | None = 
     if isinstance(model, Recipe):
         recipe = replace(model, from_weights=begin) if begin else model
     else:
-        recipe = own.finetuning_recipe(model, begin)
-    name = model if isinstance(model, str) else recipe.name
+        recipe = own.finetuning_recipe(str(model), begin)
+    name = recipe.name if isinstance(model, Recipe) else str(model)
     return Classifier(_train(name, recipe, data, output, device, keywords), device)
 
 

@@ -33,6 +33,8 @@ from tinyvit_zoo.publish.cards import card, recipe_text
 from tinyvit_zoo.publish.hub import _base_model, _write_config, build_repository, push
 from tinyvit_zoo.publish.web import write_preprocessing
 from tinyvit_zoo.recipes import RECIPES
+from tinyvit_zoo.training.own import finetuning_recipe
+from tinyvit_zoo.training.train import check_recipe
 from tinyvit_zoo.weights import Weight, catalogue, save_weights
 from tinyvit_zoo.weights.catalogue import pretrained_cfgs
 
@@ -238,6 +240,9 @@ def test_what_was_pushed_loads_bit_for_bit(hub: FakeHub, ship: Ship, capsys: pyt
     for model in resized:
         model.reset_classifier(0)  # fresh, of three classes
     assert same(*resized)
+    tuned = finetuning_recipe(f'hf-hub:{REPO}')
+    assert (tuned.model, tuned.from_weights, tuned.img_size) == ('cvt_2_4', f'hf-hub:{REPO}', 32)
+    check_recipe(tuned)
 
 
 def test_the_cache_serves_what_is_unchanged_and_what_is_offline(

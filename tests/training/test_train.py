@@ -535,7 +535,7 @@ def test_number_formats() -> None:
     (['--keep', 'best', '--val-fraction', '0'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
     (['--epochs', '0'], 'from 1 to 1,000,000'), (['--opt', 'adamx'], 'optimizer'),
     (['--data', 'npz:nothing.npz'], 'nothing.npz'), (['--device', 'tpu'], 'tpu'),
-    (['--data', 'cifar11:x'], 'cifar1'), (['--from-weights', 'cct_7_3x1.c10'], 'to start cct_2_3x2 from'),
+    (['--data', 'cifar11:x'], 'cifar1'), (['--from-weights', 'cct_4_3x2.c10'], 'of cct_4_3x2, not of cct_2_3x2'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(
         data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:

@@ -27,7 +27,8 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help='see `tinyvit-zoo recipes`; several train at once, each in OUTPUT/RECIPE')
     parser.add_argument('--jobs', type=positive, metavar='N', help='recipes to train at once (default: all)')
     parser.add_argument(
-        '--model', metavar='NAME[.TAG]', help='fine-tune these weights instead (without TAG: the default weights)')
+        '--model', metavar='NAME[.TAG]',
+        help='fine-tune these weights instead (without TAG: the default weights); or a run, a file, hf-hub:ORG/NAME')
     parser.add_argument(
         '--from', dest='start', metavar='RUN_OR_WEIGHTS', default='',
         help='start from these weights, like --from-weights; a pre-training run also sets the model')

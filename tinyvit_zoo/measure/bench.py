@@ -17,7 +17,7 @@ from ..data.splits import Split, draw
 from ..errors import ZooError, nearest
 from ..runtime.text import printable
 from ..runtime.world import World, autocast
-from ..weights.resolve import Loaded, Resolved, create_model, without_rates
+from ..weights.resolve import Loaded, Resolved, create_model
 from .counting import MANY_PIXELS, check_memory, count, image_memory
 
 _CHUNK = 1 << 24        # similarities held at once
@@ -152,11 +152,10 @@ def renumbered(source: Source, names: Sequence[str]) -> Source:
 def check_size(resolved: Resolved, img_size: int | None, batch: int, device: torch.device) -> None:
     """Raise ZooError where a batch takes more memory than is free; looked at where it has many pixels."""
     size = img_size or resolved.cfg.get('input_size', (3, 32, 32))[-1]
-    if batch * size ** 2 < MANY_PIXELS or ':' in resolved.name:
+    if batch * size ** 2 < MANY_PIXELS:
         return
-    args = without_rates(resolved.recipe.get('model_args', {}))
     try:
-        model = create_model(resolved.architecture, size, device='meta', **args)
+        model = create_model(resolved.architecture, size, device='meta', **resolved.model_args)
         needed, macs = image_memory(model, size), count(model, size).macs
     except Exception:   # of every architecture its own; loading it says what is wrong
         return

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.loss import AsymmetricLossMultiLabel
-from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from ..augment.batched import Augment, Mix, smoothed
@@ -65,8 +64,11 @@ class Supervised(Task):
         Augment(AugmentSpec.of(recipe, {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}))
         make_mix(recipe, 2)
         if recipe.from_weights and not Path(recipe.from_weights).exists():
-            cfg = get_arch_pretrained_cfgs(recipe.model).get(recipe.from_weights)
-            if cfg is None or not cfg.has_weights:
+            start = resolve(recipe.from_weights, recipe.model)
+            if start.architecture != recipe.model:
+                raise ZooError(f'{recipe.from_weights} has weights of {start.architecture}, not of {recipe.model}: '
+                               f'give others by --from-weights.')
+            if not start.has_weights:
                 raise ZooError(f'There are no weights {recipe.from_weights!r} to start {recipe.model} from: give a '
                                f'file or a run directory by --from-weights.')
 

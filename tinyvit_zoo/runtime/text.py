@@ -17,10 +17,11 @@ LINE_SECONDS = 10.      # between two lines where no bar can be shown
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """Return the first `most` characters of an error's text on one line; with its type where that is a bare word."""
+    """Return the first `most` characters, or less, of an error's text on one line; a bare word with its type."""
     if isinstance(error, UnidentifiedImageError):
         return 'not an image that Pillow reads'  # its text repeats the file's name
-    text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())[:most]
+    text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
+    text = text if len(text) <= most else text[:most].rsplit(' ', 1)[0] + ' ...'
     return text if ' ' in text else ': '.join(filter(None, (type(error).__name__, text)))
 
 

@@ -20,7 +20,7 @@ from ..models import take_any_size
 from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining
 from ..runtime.text import one_line
 from ..runtime.world import World
-from ..weights.resolve import create_model, resolve, without_rates
+from ..weights.resolve import create_model, resolve
 
 USUAL_IMAGES = 50_000       # where the dataset is not known
 
@@ -76,8 +76,8 @@ def _teacher_macs(spec: str, num_classes: int) -> int:
     name, size, args = spec.partition('=')[0].partition('.')[0], None, {}
     if not timm.is_model(name) or '=' in spec:
         teacher = resolve(spec)
-        name, size, args = teacher.architecture, teacher.cfg['input_size'][1:], teacher.recipe.get('model_args', {})
-    return count(create_model(name, size, device='meta', num_classes=num_classes, **without_rates(args))).macs
+        name, size, args = teacher.architecture, teacher.cfg['input_size'][1:], teacher.model_args
+    return count(create_model(name, size, device='meta', num_classes=num_classes, **args)).macs
 
 
 def check_size(recipe: BaseRecipe, images: int, num_classes: int, world: World) -> None:

@@ -15,22 +15,25 @@ from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, BaseRecipe, Pretra
 from ..recipes.settings import AnyRecipe, defaults
 from ..runtime.text import show
 from ..runtime.world import World
-from ..weights.resolve import check_model, resolve, without_rates
+from ..weights.resolve import resolve, without_rates
 
 
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
-    """Fine-tune `name` ('': the model pre-trained in `start`) at its size; from scratch if it has no weights."""
+    """Fine-tune `name`, as `resolve` takes it, at its size; from scratch if it has no weights.
+
+    `start` has other weights to begin with; '' for `name` is the model that was pre-trained there.
+    """
     run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
     run = {**defaults(Pretraining), **run} if 'method' in run else {}
     if not name and not run:
         raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from a pre-training run.')
-    name = name or run['name'].partition('.')[0]
-    check_model(name)
-    cfg: Any = get_pretrained_cfg(name)
-    start = start or (f'{cfg.architecture}.{cfg.tag}' if cfg.has_weights else '')
+    found = resolve(name or run['name'].partition('.')[0])
+    start = start or (str(found.file or found.name) if found.has_weights else '')
+    cfg: Any = {**get_pretrained_cfg(found.architecture).to_dict(), **found.cfg}
     recipe = replace(
-        FINETUNING_PRESET, name=f'{cfg.architecture}.finetuned', from_weights=start, img_size=cfg.input_size[-1],
-        crop_pct=cfg.crop_pct, layer_decay=FINETUNING_PRESET.layer_decay if start else 1.)
+        FINETUNING_PRESET, name=f'{found.architecture}.finetuned', from_weights=start, img_size=cfg['input_size'][-1],
+        crop_pct=cfg['crop_pct'], layer_decay=FINETUNING_PRESET.layer_decay if start else 1.,
+        model_args=found.model_args)
     return replace(recipe, img_size=run['img_size'], model_args=without_rates(run['model_args'])) if run else recipe
 
 

@@ -1,14 +1,23 @@
 """From a name, a file or a run directory to a model, its preprocessing and its class names."""
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, is_model
+from timm.models import (
+    PretrainedCfg,
+    get_arch_pretrained_cfgs,
+    is_model,
+    load_model_config_from_hf,
+    parse_model_name,
+)
+from timm.models._hub import load_model_config_from_path
 
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
@@ -19,10 +28,11 @@ from ..runtime.text import one_line
 from .files import read_cfg, read_metadata
 from .readout import PLAIN, Readout, read_readout
 
-_FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or a run directory'
+_FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, hf-hub:ORG/NAME, or a run directory'
 _RECIPE_DOCUMENT = {
     'recipe': {'name': str}, 'data?': {'source': str, 'images': int, 'labels?': str}, 'val_fraction?': float,
     'fraction?': float, 'processes?': int, 'precision?': str, 'compile?': bool, 'machine?': dict}
+_OF_THE_DATA = ('num_classes', 'in_chans', 'img_size')
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
 
 
@@ -47,7 +57,12 @@ class Resolved:
 
     @property
     def architecture(self) -> str:
-        return self.name.partition('.')[0]
+        return self._hub_config[1] if self.on_hub else self.name.partition('.')[0]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether timm looks this up: hf-hub:ORG/NAME and local-dir:FOLDER."""
+        return not self.file and ':' in self.name
 
     @property
     def untrained(self) -> bool:
@@ -55,7 +70,7 @@ class Resolved:
 
     @property
     def has_weights(self) -> bool:
-        if self.file or ':' in self.name:
+        if self.file or self.on_hub:
             return True
         return not self.untrained and bool(self._registered and self._registered.has_weights)
 
@@ -68,6 +83,8 @@ class Resolved:
         """Return the preprocessing and classes stated by the weights, in timm's fields; {} for a foreign file."""
         if self.file:
             return read_cfg(self.file)
+        if self.on_hub:
+            return self._hub_config[0]
         return self._registered.to_dict() if self._registered else {}
 
     @property
@@ -82,9 +99,23 @@ class Resolved:
 
     @property
     def _registered(self) -> PretrainedCfg | None:
-        """Return timm's cfg of this name; None for models of the Hub, whose cfg is not fetched yet."""
-        cfgs = {} if ':' in self.name else get_arch_pretrained_cfgs(self.architecture)
+        cfgs = get_arch_pretrained_cfgs(self.architecture)
         return cfgs.get(self.name) or next(iter(cfgs.values()), None)
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """Return the arguments that shape the model, but classes and images."""
+        args = (self._hub_config[2] or {}) if self.on_hub else self.recipe.get('model_args', {})
+        return {key: value for key, value in without_rates(args).items() if key not in _OF_THE_DATA}
+
+    @cached_property
+    def _hub_config(self) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
+        """Return cfg, architecture and arguments, as config.json has them."""
+        with self._one_error():
+            source, place = parse_model_name(self.name)
+            config = (load_model_config_from_hf if source == 'hf-hub' else load_model_config_from_path)(place)
+        check_model(config[1])
+        return config
 
     def create(self, img_size: Any = None, **args: Any) -> Any:
         """Build the model with its weights. `args` override those of the run; random weights are of seed 0."""
@@ -100,16 +131,23 @@ class Resolved:
                 args = {'in_chans': channels, **args}
         if self.untrained:
             torch.manual_seed(0)
-        logging.getLogger('huggingface_hub').setLevel(logging.ERROR)    # it reports every retry
-        try:
+        with self._one_error(', or another --img-size' if img_size else ''):
             return create_model(self.architecture if self.untrained else self.name, img_size,
                                 pretrained=not self.untrained, **args)
+
+    @contextmanager
+    def _one_error(self, more: str = '') -> Iterator[None]:
+        """Raise ZooError for whatever timm, the Hub and the network raise."""
+        logging.getLogger('huggingface_hub').setLevel(logging.ERROR)    # it reports every retry
+        try:
+            yield
         except ZooError:
             raise
-        except Exception as e:  # timm, the Hub and the network have their own
+        except Exception as e:
+            name = 'NAME' if self.on_hub else self.architecture
             raise ZooError(f'{self.name} cannot be loaded{f" from {self.file}" if self.file else ""} '
-                           f'({type(e).__name__}: {one_line(e)}): give weights of this architecture, NAME=FILE'
-                           f'{", or another --img-size" if img_size else ""}.') from e
+                           f'({type(e).__name__}: {one_line(e)}): give {name}=FILE, or {name}.untrained for random '
+                           f'weights{more}.') from e
 
     def load(self, device: torch.device | str = 'cpu', img_size: int | None = None) -> Loaded:
         """Load the weights, at another image size than theirs where `img_size` is given."""
@@ -127,7 +165,7 @@ class Resolved:
             except Exception as e:  # every architecture has its own
                 raise ZooError(f'{self.name} cannot take --img-size {img_size} ({one_line(e)}): give another '
                                f'size.') from e
-        stated = model.pretrained_cfg if ':' in self.name else {} if self.untrained else self.cfg
+        stated = {} if self.untrained else self.cfg
         return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or (),
                       self.readout)
 
