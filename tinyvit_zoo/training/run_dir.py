@@ -92,7 +92,8 @@ class Run:
             wanted.pop('teacher', None)
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
-            raise ZooError(f'{self.folder} is a run of another recipe ({"; ".join(changes)}): choose another --output.')
+            other = 'of another recipe' if wanted['recipe'] != written['recipe'] else 'with other images or options'
+            raise ZooError(f'{self.folder} is a run {other} ({"; ".join(changes)}): choose another --output.')
         if versions := differences(written.get('machine') or machine(), machine()):
             self.say(f'Resumed with other versions or hardware ({"; ".join(versions)}): the last digits may differ.')
 
