@@ -55,8 +55,8 @@ def test_the_most_epochs_that_fit() -> None:
 
 def test_an_estimate() -> None:
     pace = Pace(step=0.1, once=5., evaluation=2., checkpoint=1.)
-    assert pace.seconds(10, 100, 0, 1e9) == pytest.approx(5 + 100 + 10 * 2 + 1)
-    assert pace.seconds(41, 100, 0, 2.) == pytest.approx(5 + 410 + 21 * 2 + 1 + 452 / 120)     # each second epoch, 1
+    assert pace.seconds(10, 100, 1, 1e9) == pytest.approx(5 + 100 + 10 * 2 + 1)
+    assert pace.seconds(41, 100, 2, 2.) == pytest.approx(5 + 410 + 21 * 2 + 1 + 452 / 120)
     assert pace.seconds(10, 100, 5, 0.) == pytest.approx(5 + 100 + 2 * 2 + 1 + 1040)           # a checkpoint a step
 
 

@@ -414,6 +414,12 @@ def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytes
     assert not any('test_top1' in row for row in rows)  # test images are not even looked at
 
 
+def test_many_test_images_are_evaluated_less_often(tmp_path: Path) -> None:
+    """72 cost as much as a step of 24, so every fifth epoch is a fifth of the time."""
+    assert run(write_npz(tmp_path / 'a.npz', train=24, test=72), tmp_path / 'run', '--epochs', '12') == 0
+    assert [row['epoch'] for row in _rows(tmp_path / 'run') if 'test_top1' in row] == [5, 10, 12]
+
+
 def test_curves_are_drawn_now_and_then_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     monkeypatch.setattr(run_dir.Run, 'draw', lambda self: drawn.append(len(self.rows)))

@@ -73,11 +73,12 @@ class Task:
     title = 'Training'          # of the card's section
     distilled: Any = None       # a trained model whose outputs the loss compares with
     generator: torch.Generator | None = None    # what `prepare` draws by beside the one it is given
+    given_eval_every = 0        # of the options
+    rest = 1                    # epochs from one evaluation to the next, at least
 
     def __init__(self, recipe: Any, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, network: Any,
                  ) -> None:
         self.recipe, self.cfg, self.world, self.dtype, self.network = recipe, cfg, world, dtype, network
-        self.eval_every = max(1, recipe.total_epochs // 20)
 
     @classmethod
     def check(cls, recipe: Any) -> None:
@@ -115,8 +116,12 @@ class Task:
     def after_step(self, progress: float) -> None:
         """Update averages and teachers."""
 
+    def eval_every(self, epochs: int) -> int:
+        """Return the epochs from one evaluation to the next, in a training of so many."""
+        return self.given_eval_every or max(self.rest, epochs // 20)
+
     def due(self, epoch: int) -> bool:
-        return not epoch % self.eval_every or epoch == self.recipe.total_epochs
+        return not epoch % self.eval_every(self.recipe.total_epochs) or epoch == self.recipe.total_epochs
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """Return figures for the log after an epoch; none where none are due."""

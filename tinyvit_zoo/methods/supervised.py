@@ -31,6 +31,7 @@ from .joint import average_
 from .method import Task, check_model
 
 _WHITENED, _EPSILON = 5000, 5e-4     # images, and what keeps rare patterns from growing: of arXiv 2404.00498
+_FORWARD, _SHARE = 1 / 3, 0.2   # of a training step's time; of the training's time that evaluations may take
 
 
 class Supervised(Task):
@@ -155,6 +156,8 @@ class Supervised(Task):
                 self.average.load_state_dict(self.network.state_dict())
         # test images are evaluated meanwhile only where there are no others; they choose nothing
         self.monitor = {name: make() for name, make in list(self.batches.items())[:1]}
+        watched = len(source.val or source.test or ())
+        self.rest = max(1, round(watched / len(source.train) * _FORWARD / _SHARE))
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         if not self.due(epoch):

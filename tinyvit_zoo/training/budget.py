@@ -32,7 +32,7 @@ class Pace:
 
     def seconds(self, epochs: int, steps: int, eval_every: int, checkpoint_minutes: float) -> float:
         """Estimate a training of so many epochs, of `steps` each."""
-        evaluations = -(-epochs // (eval_every or max(1, epochs // 20)))
+        evaluations = -(-epochs // eval_every)
         training = epochs * steps * self.step + evaluations * self.evaluation
         return self.once + training + self.checkpoint * (1 + training / max(60 * checkpoint_minutes, self.step))
 
@@ -70,7 +70,8 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
     pace, limit = Pace(), 60 * _AIM * options.minutes
 
     def seconds(changed: Any) -> float:
-        return spent + pace.seconds(changed.total_epochs, steps, options.eval_every, options.checkpoint_minutes)
+        epochs = changed.total_epochs
+        return spent + pace.seconds(epochs, steps, loop.task.eval_every(epochs), options.checkpoint_minutes)
 
     def timed(act: Callable[[], Any]) -> float:
         """Time the second go, since the first one imports and allocates; where that takes long, the first."""
