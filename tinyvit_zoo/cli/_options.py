@@ -91,7 +91,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None
     parser.add_argument('--checkpoint-minutes', type=float, default=1., metavar='M',
                         help='minutes between checkpoints (default: 1)')
     parser.add_argument('--eval-every', type=int, default=0, metavar='EPOCHS',
-                        help='epochs between evaluations (default: 20 evaluations in all)')
+                        help='epochs between evaluations (default: some 20 in all, in a fifth of the time at most)')
     parser.add_argument('--track', default='', choices=TRACKERS, help='also log to this experiment tracker')
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument('--minutes', type=amount, metavar='M',
