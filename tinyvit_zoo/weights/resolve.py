@@ -25,7 +25,7 @@ from ..recipes import Pretraining, Recipe
 from ..recipes.settings import check_types
 from ..runtime.documents import read_document
 from ..runtime.text import one_line
-from .files import read_cfg, read_metadata
+from .files import check_cfg, read_cfg, read_metadata
 from .readout import PLAIN, Readout, read_readout
 
 _FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, hf-hub:ORG/NAME, or a run directory'
@@ -105,17 +105,19 @@ class Resolved:
     @property
     def model_args(self) -> dict[str, Any]:
         """Return the arguments that shape the model, but classes and images."""
-        args = (self._hub_config[2] or {}) if self.on_hub else self.recipe.get('model_args', {})
+        args = self._hub_config[2] if self.on_hub else self.recipe.get('model_args', {})
         return {key: value for key, value in without_rates(args).items() if key not in _OF_THE_DATA}
 
     @cached_property
-    def _hub_config(self) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
+    def _hub_config(self) -> tuple[dict[str, Any], str, dict[str, Any]]:
         """Return cfg, architecture and arguments, as config.json has them."""
         with self._one_error():
             source, place = parse_model_name(self.name)
-            config = (load_model_config_from_hf if source == 'hf-hub' else load_model_config_from_path)(place)
-        check_model(config[1])
-        return config
+            cfg, name, args = (load_model_config_from_hf if source == 'hf-hub' else load_model_config_from_path)(place)
+            args = dict(args or {})
+        check_model(str(name))
+        check_cfg(cfg, f'In config.json of {self.name}', others=True)
+        return cfg, str(name), args
 
     def create(self, img_size: Any = None, **args: Any) -> Any:
         """Build the model with its weights. `args` override those of the run; random weights are of seed 0."""
