@@ -77,7 +77,7 @@ def test_a_student_is_trained_and_resumed_to_the_same_bits(
     other = {key: value + (value.is_floating_point() and 1e-3) for key, value in read_weights(original).items()}
     save_weights(other, file, read_metadata(original))
     assert run(data, tmp_path / 'parts', '--resume', *options) == 2
-    assert 'another recipe (teacher' in capsys.readouterr().err
+    assert 'weights or options (teacher' in capsys.readouterr().err
     shutil.copy(original, file)
     assert run(data, tmp_path / 'parts', '--resume', *options) == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'parts')

@@ -122,9 +122,10 @@ CCT_4_3X2_C10 = replace(
           'dropout.')
 
 CCT_4_3X2_C100 = replace(
-    CCT_4_3X2_C10, name='cct_4_3x2.c100', dataset='c100',
-    about='Ours: CIFAR-100 in two fifths of the authors\' 200 epochs (cct_4_3x2.c100_200e). Muon instead of AdamW, no '
-          'dropout.')
+    CCT_4_3X2_C10, name='cct_4_3x2.c100', dataset='c100', epochs=130, warmup_epochs=3.25,
+    sizes=(24, 28, 32),
+    about='Ours: CIFAR-100 at half the cost of the authors\' 200 epochs (cct_4_3x2.c100_200e). Muon instead of AdamW, '
+          'no dropout; images of 24, 28, then 32 pixels.')
 
 CCT_2_3X2_C10_FAST = replace(
     _QUICK, name='cct_2_3x2.c10_fast', dataset='c10',

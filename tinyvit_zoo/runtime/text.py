@@ -21,8 +21,8 @@ def one_line(error: BaseException, most: int = 160) -> str:
     if isinstance(error, UnidentifiedImageError):
         return 'not an image that Pillow reads'  # its text repeats the file's name
     text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
-    text = text if len(text) <= most else text[:most].rsplit(' ', 1)[0] + ' ...'
-    return text if ' ' in text else ': '.join(filter(None, (type(error).__name__, text)))
+    cut = text if len(text) <= most else text[:most].rsplit(' ', 1)[0] + ' ...'
+    return cut if ' ' in text else ': '.join(filter(None, (type(error).__name__, cut)))
 
 
 def printable(text: str) -> str:

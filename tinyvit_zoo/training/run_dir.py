@@ -92,7 +92,8 @@ class Run:
             wanted.pop('teacher', None)
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
-            other = 'of another recipe' if wanted['recipe'] != written['recipe'] else 'with other images or options'
+            same_recipe = wanted['recipe'] == written['recipe']
+            other = 'with other data, weights or options' if same_recipe else 'of another recipe'
             raise ZooError(f'{self.folder} is a run {other} ({"; ".join(changes)}): choose another --output.')
         if versions := differences(written.get('machine') or machine(), machine()):
             self.say(f'Resumed with other versions or hardware ({"; ".join(versions)}): the last digits may differ.')
