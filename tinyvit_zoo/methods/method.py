@@ -74,7 +74,7 @@ class Task:
     distilled: Any = None       # a trained model whose outputs the loss compares with
     generator: torch.Generator | None = None    # what `prepare` draws by beside the one it is given
     given_eval_every = 0        # of the options
-    rest = 1                    # epochs from one evaluation to the next, at least
+    least_eval_every = 1        # epochs from one evaluation to the next, at least
 
     def __init__(self, recipe: Any, cfg: Mapping[str, Any], world: World, dtype: torch.dtype | None, network: Any,
                  ) -> None:
@@ -118,7 +118,7 @@ class Task:
 
     def eval_every(self, epochs: int) -> int:
         """Return the epochs from one evaluation to the next, in a training of so many."""
-        return self.given_eval_every or max(self.rest, epochs // 20)
+        return self.given_eval_every or max(self.least_eval_every, epochs // 20)
 
     def due(self, epoch: int) -> bool:
         return not epoch % self.eval_every(self.recipe.total_epochs) or epoch == self.recipe.total_epochs

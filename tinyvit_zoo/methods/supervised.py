@@ -157,7 +157,7 @@ class Supervised(Task):
         # test images are evaluated meanwhile only where there are no others; they choose nothing
         self.monitor = {name: make() for name, make in list(self.batches.items())[:1]}
         watched = len(source.val or source.test or ())
-        self.rest = max(1, round(watched / len(source.train) * _FORWARD / _SHARE))
+        self.least_eval_every = max(1, round(watched / len(source.train) * _FORWARD / _SHARE))
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         if not self.due(epoch):
