@@ -49,7 +49,7 @@ def test_the_package_tells_its_story() -> None:
 
 
 def test_a_run_or_a_folder_for_the_hub_is_fine_tuned(run: zoo.Classifier, tmp_path: Path) -> None:
-    """At their size, with their shape."""
+    """At its size, with its shape; NAME.untrained starts from scratch."""
     model = timm.create_model('cct_2_3x2', num_classes=3, img_size=16, depth=1)
     timm.models.save_for_hf(model, str(tmp_path / 'hub'), model_args={'depth': 1, 'img_size': 16})
     short: dict[str, Any] = dict(epochs=1, lr=1e-9, warmup_epochs=0, auto_augment='', precision='fp32', device='cpu')
@@ -59,7 +59,7 @@ def test_a_run_or_a_folder_for_the_hub_is_fine_tuned(run: zoo.Classifier, tmp_pa
     hub = f'local-dir:{tmp_path / "hub"}'
     tuned = zoo.train(hub, DATA, output=tmp_path / 'tuned', **short)
     assert torch.allclose(tuned.model.head.weight, model.head.weight, atol=1e-4)
-    with pytest.raises(ZooError, match='has weights of cct_2_3x2, not of cct_4_3x2'):
+    with pytest.raises(ZooError, match='are weights of cct_2_3x2, not of cct_4_3x2'):
         zoo.train('cct_4_3x2', DATA, start=hub, output=tmp_path / 'other', **short)
     scratch = zoo.train('cct_2_3x2.untrained', DATA, output=tmp_path / 'scratch', **SMALL)
     assert all(torch.equal(a, b) for a, b in zip(

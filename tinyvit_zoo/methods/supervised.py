@@ -67,7 +67,7 @@ class Supervised(Task):
         if recipe.from_weights and not Path(recipe.from_weights).exists():
             start = resolve(recipe.from_weights, recipe.model)
             if start.architecture != recipe.model:
-                raise ZooError(f'{recipe.from_weights} has weights of {start.architecture}, not of {recipe.model}: '
+                raise ZooError(f'{recipe.from_weights} are weights of {start.architecture}, not of {recipe.model}: '
                                f'give others by --from-weights.')
             if not start.has_weights:
                 raise ZooError(f'There are no weights {recipe.from_weights!r} to start {recipe.model} from: give a '

@@ -21,7 +21,7 @@ from ..weights.resolve import resolve, without_rates
 def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
     """Fine-tune `name`, as `resolve` takes it, at its size; from scratch if it has no weights.
 
-    `start` has other weights to begin with; '' for `name` is the model that was pre-trained there.
+    `start`: other weights to start from. Without `name` it is a pre-training run, whose encoder is fine-tuned.
     """
     run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
     run = {**defaults(Pretraining), **run} if 'method' in run else {}

@@ -55,7 +55,7 @@ class Options:
     loader: str = 'auto'            # 'memory' or 'stream'
     workers: int | None = setting(None, allowed=Range(f'0 to {MOST_WORKERS}', lambda v: 0 <= v <= MOST_WORKERS))
     checkpoint_minutes: float = setting(1., allowed=FROM_0_TO_INFINITY)
-    eval_every: int = setting(0, allowed=FROM_0)    # epochs; 0: as --help says
+    eval_every: int = setting(0, allowed=FROM_0)    # epochs; 0: some 20 times in all, or a fifth of the time
     track: str = ''                 # tensorboard, wandb, mlflow or trackio
     minutes: float | None = setting(None, allowed=POSITIVE)     # that the run may take: they set the epochs
     pflop: float | None = setting(None, allowed=POSITIVE)       # likewise

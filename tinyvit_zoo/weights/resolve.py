@@ -148,8 +148,8 @@ class Resolved:
         except Exception as e:
             name = 'NAME' if self.on_hub else self.architecture
             raise ZooError(f'{self.name} cannot be loaded{f" from {self.file}" if self.file else ""} '
-                           f'({type(e).__name__}: {one_line(e)}): give {name}=FILE, or {name}.untrained for random '
-                           f'weights{more}.') from e
+                           f'({type(e).__name__}: {one_line(e)}): give other weights, {name}=FILE, or '
+                           f'{name}.untrained for random ones{more}.') from e
 
     def load(self, device: torch.device | str = 'cpu', img_size: int | None = None) -> Loaded:
         """Load the weights, at another image size than theirs where `img_size` is given."""
