@@ -128,7 +128,7 @@ def literal(path: Path) -> str:
 
 
 def with_line(record: bytes, content: bytes) -> bytes:
-    """Add our line at the top, where it comes off without a trace however the last line ends."""
+    """Add our line at the top: removing it restores the file, with or without a final newline."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()
     end = '\r\n' if b'\r\n' in record else '\n'
     return f'{FILE},sha256={digest},{len(content)}{end}'.encode() + without_line(record)

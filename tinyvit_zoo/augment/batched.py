@@ -109,7 +109,7 @@ def _sides(areas: Tensor, aspects: Tensor, area: Range, aspect: Range, pixels: i
 
 
 def _first(fits: Tensor, *values: Tensor) -> list[Tensor]:
-    """Return of [attempts, B] values those of the first attempt that fits; of the first where none does."""
+    """Select from values [attempts, B] those of the first attempt that fits, or of attempt 0 if none does."""
     attempt = fits.to(torch.uint8).argmax(0, keepdim=True)
     return [v.gather(0, attempt)[0] for v in values]
 

@@ -1,7 +1,7 @@
 """Apply an operation to each image of a uint8 batch [B, C, H, W], with its own strength, rounded as Pillow rounds.
 
 Nothing here draws random numbers or waits for the device. On the CPU an operation runs on the images that have it;
-elsewhere on all of them, and the others keep their pixels, so that no count has to come back.
+elsewhere on all of them, and the others keep their pixels: counting them would make the host wait.
 """
 import math
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class Layer(NamedTuple):
 
 
 def apply(images: Tensor, layer: Layer, known: tuple[Op, ...], dense: bool | None = None) -> Tensor:
-    """Apply to each image its own operation; `known` are those that may occur, `dense` overrides the device's way."""
+    """Apply to each image its own operation. `known`: all that may occur; `dense`: run each on the whole batch."""
     kind = _KIND_OF.on(images.device)[layer.op]
     if isinstance(layer.kernel, str):
         kernels = {_TRANSFORM: layer.kernel}

@@ -1,4 +1,4 @@
-"""The augmentation of a training, said once: for batches on the device, and for Pillow images one at a time."""
+"""Specify the augmentation of a training, for batches on the device and for single Pillow images."""
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -101,6 +101,6 @@ def blur(image: Image.Image, sigma: tuple[float, float]) -> Image.Image:
 
 
 def evaluation_transform(cfg: Mapping[str, Any], normalize: bool = True) -> Callable[[Any], Tensor]:
-    """Make the transform that weights with this cfg want; not normalized, it returns bytes."""
+    """Make the preprocessing of weights with this cfg; without normalization it returns uint8."""
     return create_transform(cfg['input_size'], interpolation=cfg['interpolation'], mean=cfg['mean'], std=cfg['std'],
                             crop_pct=cfg['crop_pct'], crop_mode=cfg.get('crop_mode'), normalize=normalize)

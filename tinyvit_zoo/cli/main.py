@@ -108,7 +108,7 @@ def _complain(message: str, code: int = 2) -> int:
 
 
 class _Printable(logging.Formatter):
-    """Write a warning on one line, what may steer a terminal escaped."""
+    """Write a warning on one line, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(' '.join(super().format(record).split()))

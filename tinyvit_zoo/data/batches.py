@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 MEMORY_SHARE = 0.25     # of the free memory, which the images may take
 MEMORY_MAX_SIZE = 96    # pixels; larger images are cropped from the file at their own resolution
 _ORDER, _AUGMENT = 4, 5     # derive the seeds of the order and of the augmentation
-MOST_WORKERS = 256      # more are a slip, and would take the machine's memory
+MOST_WORKERS = 256      # more would exhaust the machine's memory
 _TIMEOUT = 600          # seconds for one batch; then the workers are taken for dead
 _LOOK_EVERY = 2         # seconds
 _MODES = ('auto', 'memory', 'stream')
@@ -217,12 +217,12 @@ class _StreamBatches(Batches):
             raise
 
     def _start(self) -> Any:
-        """Begin an epoch; start the processes at the first, which take no signals that are sent to a whole group."""
+        """Begin an epoch. The first one starts the workers, which ignore signals sent to the process group."""
         if not self._loader.num_workers:
             return iter(self._loader)
         batches: Any = self._loader._iterator
         if batches is not None:
-            batches._timeout = 0    # torch waits for all, and looks every five seconds whether they live
+            batches._timeout = 0    # torch waits for all workers, and checks every five seconds that they are alive
         with _naming_dead_workers(), _own_signals():
             batches = iter(self._loader)
         for worker in batches._workers:
@@ -231,7 +231,7 @@ class _StreamBatches(Batches):
         return batches
 
     def _next(self, batches: Any) -> tuple[Tensor | None, Tensor | None]:
-        """Return the next batch, or two None; look now and then whether all processes live."""
+        """Return the next batch, or (None, None) at the end; check regularly that all workers are alive."""
         if not self._loader.num_workers:
             return next(batches, (None, None))
         began = time.monotonic()
@@ -246,7 +246,7 @@ class _StreamBatches(Batches):
 
 @contextlib.contextmanager
 def _naming_dead_workers() -> Iterator[None]:
-    """Turn the errors of a process that loads images into a ZooError, or a TimeoutError where it is slow."""
+    """Turn errors of a worker into a ZooError, or a TimeoutError if it is slow."""
     try:
         yield
     except (RuntimeError, OSError, EOFError) as e:
@@ -267,7 +267,7 @@ def _dead(reason: str) -> ZooError:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Start processes that take no SIGINT and SIGTERM, and whose end raises nothing in the middle of other things."""
+    """Start workers that ignore SIGINT and SIGTERM, without torch's handler that raises wherever one dies."""
     if not hasattr(signal, 'pthread_sigmask') or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -276,6 +276,6 @@ def _own_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        if child is not None and signal.getsignal(signal.SIGCHLD) is not child:     # torch's raises at any moment
+        if child is not None and signal.getsignal(signal.SIGCHLD) is not child:     # torch's handler
             signal.signal(signal.SIGCHLD, child)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -96,7 +96,7 @@ def _place(state: os.stat_result) -> tuple[int, int]:
 
 @cache
 def _system_devices() -> set[int]:
-    """Return the devices of folders that show the state of the system, and lead to all others."""
+    """Return the device numbers of /proc and /sys, whose links lead to the whole file system."""
     return {os.stat(path).st_dev for path in ('/proc', '/sys') if os.path.ismount(path)}
 
 

@@ -56,11 +56,11 @@ class Images(ABC):
         """Return image `i`: upright, 8 bits, RGB or grey, of its own size."""
 
     def digests(self) -> np.ndarray:
-        """Return a digest of each image, uint8 [N, 32]; none where reading them all would cost too much."""
+        """Return a digest of each image, uint8 [N, 32]; empty if reading all of them would take too long."""
         return np.zeros((0, 32), np.uint8)
 
     def contents(self) -> str:
-        """Return a digest of all images: a run goes on with the images that it began with."""
+        """Return a digest of all images, by which a resumed run checks that they are unchanged."""
         return ''
 
 

@@ -107,7 +107,7 @@ def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
 
 
 def is_object(data: Any) -> bool:
-    """Return whether data is no name of a source."""
+    """Return whether data is a Python object, not the name of a source."""
     return not isinstance(data, (str, Path))
 
 

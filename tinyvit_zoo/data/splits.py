@@ -126,7 +126,7 @@ def numbers_of(train: Split, title: str) -> tuple[str, ...]:
     if train.multi_label:
         return tuple(map(str, range(train.labels.shape[1])))
     count = int(train.labels.max()) + 1
-    if count > len(train):  # or a single wrong label would make names by the million
+    if count > len(train):  # a single wrong label would make millions of names
         raise ZooError(f'{title} has a label {count - 1:,} among {len(train)} training images: expected classes '
                        f'numbered from 0 without a gap.')
     return tuple(map(str, range(count)))

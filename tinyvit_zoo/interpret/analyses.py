@@ -20,7 +20,7 @@ from ..weights.resolve import Loaded
 from . import attention, plots
 from .similarity import LEAST, feature_names, no_features, no_positions, position_similarity, similarity
 
-_DRAW = 6               # keeps this draw apart from others with the same seed
+_DRAW = 6               # makes this draw differ from others with the same seed
 _PICTURED = 6           # images in the picture of pooling weights
 
 

@@ -276,7 +276,7 @@ def _pooling(model: Any, tokens: Tensor) -> Pooling:
 
 
 def no_look(model: Any) -> str:
-    """Return why it cannot be shown where a model looks; '' where it can."""
+    """Return why the image regions behind a prediction cannot be shown; '' if they can."""
     return '' if not no_pooling(model) else no_attention(model) or no_rollout(model)
 
 

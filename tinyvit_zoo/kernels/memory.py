@@ -36,7 +36,7 @@ def keep_freed_memory(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _kept.reset(token)
-        if not _kept.get():  # to where glibc's own thresholds come to lie, which no longer move once they are set
+        if not _kept.get():  # the values that glibc's own thresholds reach; once set, they no longer adapt
             for option, value in ((_M_MMAP_MAX, 1 << 16), (_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 64 << 20),
                                   (_M_TOP_PAD, 128 << 10)):
                 mallopt(option, value)

@@ -59,7 +59,7 @@ def window_mask(x: Tensor, height: int, width: int, window: int, shift: int, dia
     # finite, and less low on the diagonal than out of bounds: a token alone in its window attends to itself
     if torch.jit.is_scripting():
         mask = _make_mask(height, width, window, shift, diagonal, x.dtype, x.device)
-    else:  # a constant for the compiler: inductor's index arithmetic chokes on making it
+    else:  # a constant for the compiler: inductor fails on its index arithmetic
         mask = kept(_make_mask, x, height, width, window, shift, diagonal, constant=True)
     return mask
 

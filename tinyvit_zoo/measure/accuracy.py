@@ -145,7 +145,7 @@ def _check_weight(weight: Weight, source: Source, make_bench: Callable[[str, Sou
     row = {'weights': weight.name, 'data': source.name, 'catalogue': expected, 'now': {}, 'differs': [], 'reason': ''}
     try:
         figures = accuracy(make_bench(weight.name, source)).to_dict()
-    except ZooError as e:       # no network, for example: check the others all the same
+    except ZooError as e:       # no network, for example: go on with the others
         if weight.file:         # ships with the package
             raise
         return {**row, 'outcome': 'not to be had', 'reason': str(e)}

@@ -23,7 +23,7 @@ from .counting import MANY_PIXELS, check_memory, count, image_memory
 _CHUNK = 1 << 24        # similarities held at once
 STRENGTHS = (1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)      # of the L2 penalty of the probe, the strongest first
 _HELD_OUT = 0.2         # share of the training features that the penalty is chosen on
-_DRAW = 7               # keeps this draw apart from others with the same seed
+_DRAW = 7               # makes this draw differ from others with the same seed
 
 
 def evaluation_batches(split: Split, batch_size: int, cfg: Mapping[str, Any], world: World, **options: Any) -> Batches:

@@ -1,4 +1,4 @@
-"""Calibration: whether images of 80 % probability are right in 80 % of cases, and a temperature that sees to it."""
+"""Measure calibration (are images of 80 % probability right in 80 % of cases?), and fit a temperature."""
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each bin of the largest probability its images, their mean probability, and their accuracy.
+    """Return for each bin of the largest probability: number of images, mean probability, accuracy.
 
     With labels [N, C] of 0 and 1, all probabilities count, and the share of those whose class is there.
     """

@@ -78,7 +78,7 @@ def make_model(
         return create_model(name, img_size, device=device, **kwargs)
     except ZooError:
         raise
-    except (TypeError, RuntimeError, ValueError, AssertionError) as e:  # timm's own ways to refuse
+    except (TypeError, RuntimeError, ValueError, AssertionError) as e:  # errors of timm
         raise ZooError(f'{name} cannot be built like this: {one_line(e)}') from e
 
 
@@ -132,7 +132,7 @@ def comparison_row(name: str, dataset: str | None, img_size: tuple[int, int] | N
     counted = count(model, size)
     shown = weight if weight and tuple(weight.input_size) == tuple(counted.input_size) else None
     published = shown.published['top1'] if shown and shown.published else None
-    if not weight and not tag:      # nobody's weights, but a paper's figure
+    if not weight and not tag:      # no weights to load, but a published figure
         published = next((r.published for r in RECIPES.values() if (r.model, r.dataset) == (name, dataset)
                           and counted.input_size[1:] == (r.img_size,) * 2), None)
     return {

@@ -121,5 +121,5 @@ class _Answers(Ranking):
         return 200 * float(hits.sum() / max(both.sum(), 1))
 
     def _counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return of each class how often it is rightly predicted, and how often it is there or predicted."""
+        """Return for each class the true positives, and the sum of predicted and actual positives."""
         return weights @ (self.predicted & self.positive), weights @ self.predicted + weights @ self.positive

@@ -23,7 +23,7 @@ class Ranking:
         return mean(self.average_precisions(weights))
 
     def _thresholds(self, weights: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many of class `i` and of the others have at least each probability, the largest first."""
+        """Return at each threshold, the highest first, how many images of class `i` and of the others reach it."""
         order = self.order[i]
         positive = weights[order] * self.positive[order, i]
         return positive.cumsum()[self.ends[i]], (weights[order] - positive).cumsum()[self.ends[i]]
@@ -46,7 +46,7 @@ class Ranking:
         return np.array(areas)
 
     def intervals(self, names: Sequence[str], bootstrap: int, seed: int) -> dict[str, tuple[float, float]]:
-        """Return 95 % intervals of the figures of these names, from so many resamples; none from 0."""
+        """Return 95 % intervals of the named figures from `bootstrap` resamples; none if that is 0."""
         if not bootstrap:
             return {}
         draw, count, values = np.random.default_rng(seed), len(self.probabilities), []

@@ -41,7 +41,7 @@ class Method(nn.Module):
         return ()
 
     def kind_at(self, progress: float) -> Hashable:
-        """Name what changes in a step, but the values of tensors, as `progress` goes from 0 to 1 over the training."""
+        """Identify steps that differ only in the values of tensors; `progress`: from 0 to 1 over the training."""
         return None
 
     def before_step(self, progress: float) -> None:
@@ -51,7 +51,7 @@ class Method(nn.Module):
         """Update teachers and centres."""
 
     def trouble(self) -> str:
-        """Name the sign, after a step, that nothing is learned any more; '' where there is none."""
+        """Return why nothing is learned any more, looked at after each step; '' if all is well."""
         return ''
 
     def kept(self) -> Any:
@@ -103,7 +103,7 @@ class Task:
         return ()
 
     def kind_at(self, epoch: int, progress: float) -> Hashable:
-        """Name what changes in a step, but the values of tensors."""
+        """Identify steps that differ only in the values of tensors."""
         return None
 
     def loss(self, forward: Any, *inputs: Tensor) -> Tensor:

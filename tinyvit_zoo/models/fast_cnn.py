@@ -56,13 +56,13 @@ class FastCNN(nn.Module):
                              for i, dim in enumerate(dims, start=1)]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, D, H / 8, W / 8]."""
+        """Map images [B, C, H, W] -> [B, D, H / 8, W / 8]."""
         return self.stages(F.gelu(self.whiten(_channels_last(x))))
 
     def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False,
                               stop_early: bool = False, output_fmt: str = 'NCHW',
                               intermediates_only: bool = False) -> Any:
-        """The maps after the stages of `indices`; the arguments are timm's."""
+        """Return the maps after the stages of `indices`; the arguments are timm's."""
         assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
         taken, last = feature_take_indices(len(self.stages), indices)
         x = F.gelu(self.whiten(_channels_last(x)))
@@ -92,7 +92,7 @@ class FastCNN(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head for `num_classes` (0: none), and on request another pooling ('': none)."""
+        """Replace the head (`num_classes=0`: none) and, if given, the pooling ('': none)."""
         check_arguments(type(self), {'num_classes': num_classes})
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))

@@ -29,7 +29,7 @@ from ._build import adapt_linear_stem, renamed
 from ._tokens import Layer, TokenTransformer, fit_positions, place
 from .sl_vit import AUTHORS_NAMES, register_spt_lsa
 
-torch.fx.wrap('diagonal_mask')  # a leaf: it asks for the type
+torch.fx.wrap('diagonal_mask')  # not traced: it branches on the type
 
 
 def mix_heads(x: Tensor, mix: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ from ._tokens import TokenTransformer, fit_positions
 from .sl_cait import LateClassToken
 from .sl_swin import ConvTokenizer, LocalSwin
 
-torch.fx.wrap('table_on_grid')  # a leaf: it asks for the size
+torch.fx.wrap('table_on_grid')  # not traced: it branches on the size
 _EPS = 1e-6            # of every LayerNorm
-_LAYER_SCALE = 1e-5    # where it starts
+_LAYER_SCALE = 1e-5    # initial value
 
 
 class AnySize(TokenTransformer):

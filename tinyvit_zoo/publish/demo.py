@@ -283,7 +283,7 @@ def _readme(found: Sequence[Resolved], entries: Sequence[Mapping[str, Any]]) -> 
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    def guess_type(self, path: Any) -> str:     # whatever the machine's table of types says
+    def guess_type(self, path: Any) -> str:     # the machine's table of types may be wrong
         types = {'.js': 'text/javascript', '.mjs': 'text/javascript', '.wasm': 'application/wasm'}
         return types.get(Path(path).suffix) or super().guess_type(path)
 

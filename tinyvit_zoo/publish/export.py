@@ -28,7 +28,7 @@ from .int8 import check_int8, quantize
 
 TOLERANCE = 1e-4        # between two logits of float32
 CALIBRATION = 256      # images
-_DRAW = 8               # keeps this draw apart from others with the same seed
+_DRAW = 8               # makes this draw differ from others with the same seed
 
 
 def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False,

@@ -238,7 +238,7 @@ def push(api: HfApi, folder: Path, repo_id: str) -> str:
         message = f'{"Add" if created else "Update"} {repo_id.partition("/")[2]}'
         commit = api.create_commit(repo_id, files, commit_message=message, parent_commit=head)
     except BaseException as e:
-        # without an answer to the creation the repository may be there; where it was refused, it is not ours
+        # unanswered: the repository may exist; refused: it is not ours
         left = created or (creating and not 400 <= _status(e) < 500)
         if left:
             with suppress(Exception):  # the first error is reported

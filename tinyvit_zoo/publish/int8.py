@@ -37,7 +37,7 @@ def quantize(path: Path, images: Tensor | None) -> None:
 def _graph(path: Path) -> Any:
     import onnx
     graph = onnx.load(path)
-    del graph.graph.value_info[:]   # torch noted them before it transposed weights; the quantiser trips
+    del graph.graph.value_info[:]   # shapes from before torch transposed weights, on which the quantizer fails
     return graph
 
 

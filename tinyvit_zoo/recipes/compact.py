@@ -24,7 +24,7 @@ _LONG = replace(CCT_7_3X1_C10, lr=5e-4, weight_decay=5e-2, mix_off_epoch=0, eras
 
 
 def _long(name: str, dataset: str, epochs: int, published: float) -> Recipe:
-    """The sheet of the 5000-epoch run on CIFAR-10; the shorter runs and CIFAR-100 with the same settings: chosen."""
+    """Return a recipe of the long runs. Only 5000 epochs on CIFAR-10 are published; the rest is our choice."""
     base = _LONG if dataset == 'c10' else replace(_LONG, lr=6e-4, weight_decay=6e-2, warmup_lr=1e-6)
     about = (f'The {epochs}-epoch recipe of the authors, with sine positions. Published in full only for 5000 epochs '
              f'on CIFAR-10; elsewhere, settings that depend on the data set are those of the 300-epoch recipes.')
@@ -51,7 +51,7 @@ _FIRST_TOP1 = {  # architecture: CIFAR-10, CIFAR-100
 
 
 def _first(model: str, dataset: str, published: float | None, epochs: int = 200) -> Recipe:
-    # where there are two recipes, the plain tag is that of the better weights, or of those that we made
+    # of two recipes, the better or our own has the plain tag
     others = ('cct_7_3x1.c10', 'cct_7_3x1.c100', 'cct_6_3x1.c10', 'cct_2_3x2.c10', 'cct_2_3x2.c100', 'cct_4_3x2.c10',
               'cct_4_3x2.c100')
     usual = epochs == 200 and f'{model}.{dataset}' not in others

@@ -40,7 +40,7 @@ class Choice:
                 raise ZooError(f'{name} is {value!r}, expected {" or ".join(map(repr, self.names))}.')
 
 
-_MOST = 10 ** 6     # or a slip of the keyboard would never end, or fill the memory
+_MOST = 10 ** 6     # larger ones are typing errors that would run for ever or fill the memory
 FROM_1 = Range('a number from 1 to 1,000,000', lambda v: 1 <= v <= _MOST)
 FROM_0 = Range('0 to 1,000,000', lambda v: 0 <= v <= _MOST)
 FROM_0_TO_INFINITY = Range('0 or more', lambda v: v >= 0)

@@ -31,7 +31,7 @@ def read_document(path: Path, shape: Mapping[str, Any], advice: str) -> dict[str
         content = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(content, dict):
             renamed = [value for value in content.values() if isinstance(value, str) and len(value) == 64]
-            found = content.pop(_DIGEST, renamed[0] if renamed else None)   # damage to its name hides no digest
+            found = content.pop(_DIGEST, renamed[0] if renamed else None)   # the key may be damaged
             if found not in (None, digest(content)):
                 raise ValueError('its digest does not match')
     except OSError as e:

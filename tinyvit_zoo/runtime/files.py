@@ -57,7 +57,7 @@ def _has_ended(process: int) -> bool:
         return True
     except (OSError, OverflowError):
         return False
-    return process == os.getpid()   # an earlier one of this number
+    return process == os.getpid()   # an earlier process with the same number
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def naming_unwritable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        copies = e.args[0] if isinstance(e, shutil.Error) else ''   # of a folder: a reason for each
+        copies = e.args[0] if isinstance(e, shutil.Error) else ''   # of a folder: shutil gives a reason for each file
         reason = copies[0][-1] if isinstance(copies, list) else e.strerror or e
         what_to_do = 'remove it' if isinstance(e, IsADirectoryError) else 'free disk space'
         raise ZooError(f'{path} cannot be written ({reason}): {what_to_do}, or choose another place.') from e
@@ -89,7 +89,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Append a line to a file; characters that UTF-8 has not, which names of files may hold, are escaped."""
+    """Append a line to a file; what UTF-8 cannot encode, and file names may hold, is escaped."""
     if path.exists() and not path.is_file():    # a pipe would wait for a reader
         raise ZooError(f'{path} is no regular file: remove it, or choose another place.')
     with naming_unwritable(path), open(path, 'a', encoding='utf-8', errors='backslashreplace') as file:

@@ -1,4 +1,4 @@
-"""A lock on a folder for one process, which the system drops when that ends, however it ends."""
+"""Lock a folder for one process; the system releases the lock when that ends, however it ends."""
 import errno
 import os
 import platform
@@ -14,7 +14,7 @@ LOCK = '.lock'
 
 
 def lock(folder: Path) -> IO[str]:
-    """Lock a folder until `unlock`; ZooError that says since when which process has it, where one has.
+    """Lock a folder until `unlock`; ZooError with the process that has the lock, and since when.
 
     Where the system or the folder knows no locks, nothing is excluded.
     """
@@ -23,7 +23,7 @@ def lock(folder: Path) -> IO[str]:
         try:
             with suppress(ImportError):
                 import fcntl
-                # not flock: processes that load images would inherit it, and outlive a killed training by seconds
+                # not flock: workers would inherit it, and outlive a killed training by seconds
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             if e.errno in (errno.EACCES, errno.EAGAIN):

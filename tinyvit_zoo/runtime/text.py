@@ -1,4 +1,4 @@
-"""Text for people: one-line errors, tables, and how far a long computation has come."""
+"""One-line errors, tables, and progress bars."""
 import csv
 import io
 import os
@@ -26,7 +26,7 @@ def one_line(error: BaseException, most: int = 160) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape what may steer a terminal or reorder its text, but newlines: file names and labels hold anything."""
+    """Escape control and direction characters, except newlines: file names and labels may hold any."""
     return ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text).replace(
         r'\x7f', r'\u007f')     # as JSON may have it
 
@@ -83,7 +83,7 @@ class Progress(tqdm):
     def __init__(self, total: int, title: str = '', unit: str = 'image', done: int = 0, quiet: bool = False,
                  lines: bool = True) -> None:
         super().__init__(total=total, desc=title, unit=unit, initial=done, leave=False, disable=quiet or None,
-                         position=0)    # of another bar's remains it takes no notice
+                         position=0)    # else tqdm moves it below a bar that was not closed
         self.title, self.first, self.done, self.lines = title, done, done, lines and not quiet and self.disable
         self.begun = self.shown = time.monotonic()
 

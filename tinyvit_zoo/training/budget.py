@@ -17,7 +17,7 @@ from .run_dir import Run
 _AIM = 1.03             # of the minutes: a training may take 1 to 1.05 of them
 _MEASURED = 0.03        # of the minutes: for steps to time, _STEPS and _SECONDS at least; the first third warms up
 _STEPS, _SECONDS = 15, 4.
-_REPEATED = 0.01        # of the minutes: what takes less is timed at the second go
+_REPEATED = 0.01        # of the minutes: what takes less is timed at its second call
 _GPU_BLOCK = 20         # steps that are timed together where the device runs behind the host
 _OUTLIER = 5.           # as many median steps are the most that one counts for
 
@@ -63,7 +63,7 @@ def fit_pflop(recipe: AnyRecipe, options: Any, cost: Callable[[AnyRecipe], float
 
 def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[Run], Loop],
                 finish: Callable[[Loop], Any], begun: float) -> AnyRecipe:
-    """Return the recipe with the epochs that fit in `options.minutes` since `begun`, all that a run does included.
+    """Return the recipe with the epochs that fit in `options.minutes` since `begun`, evaluation and set-up included.
 
     It is measured in a folder in `options.output`, which is locked: what a kill leaves there, the next start removes.
     """
@@ -74,7 +74,7 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
         return spent + pace.seconds(epochs, steps, loop.task.eval_every(epochs), options.checkpoint_minutes)
 
     def timed(act: Callable[[], Any]) -> float:
-        """Time the second go, since the first one imports and allocates; where that takes long, the first."""
+        """Time the second call, since the first one imports and allocates; if that takes long, the first."""
         for _ in range(2):
             before = time.monotonic()
             act()

@@ -35,7 +35,7 @@ class CudaGraph:
 
 
 class _Kind:
-    """Steps that differ in nothing but the values of tensors."""
+    """Steps that differ only in the values of tensors."""
 
     def __init__(self) -> None:
         self.steps = 0

@@ -139,7 +139,7 @@ class Loop:
         self.scaler.update()
 
     def _due(self, caught: list[int], always: bool = False) -> bool:
-        """Return whether to write a checkpoint now. Now and then, check the losses and show the progress."""
+        """Return whether to write a checkpoint now. Regularly check the losses and show the progress."""
         many = self.world.size > 1
         if not always and self.step % _CHECK_EVERY and (many or self.world.device.type == 'cuda'):
             return False
@@ -152,7 +152,7 @@ class Loop:
         return self.world.any(bool(caught) or (late and self.world.first))
 
     def _check_losses(self) -> None:
-        """Raise ZooError at the first loss that is no number."""
+        """Raise ZooError at the first loss that is NaN or infinite."""
         values = torch.stack(self.losses[self.checked:]).tolist() if len(self.losses) > self.checked else []
         for i, value in enumerate(values, start=self.step - len(values)):
             if not math.isfinite(value):
@@ -160,7 +160,7 @@ class Loop:
         self.checked = len(self.losses)
 
     def _check_weights(self) -> None:
-        """Raise ZooError where the last step has left weights that are no numbers, which its loss cannot show."""
+        """Raise ZooError if the last step made weights NaN or infinite: its loss was computed before."""
         if not all(torch.stack([p.detach().isfinite().all() for p in self.parameters]).tolist()):
             raise self._diverged('Weights became infinite or NaN', self.step - 1)
 

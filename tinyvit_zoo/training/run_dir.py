@@ -109,7 +109,7 @@ class Run:
             raise ZooError(f'{self.folder} holds other files but no run: choose an empty or new --output.')
 
     def close(self) -> None:
-        """Let other processes write to the directory. One that was made, and holds nothing, is removed."""
+        """Release the lock. Remove the directory if this run made it and it is empty."""
         self._track(lambda tracker: tracker.close())
         self.tracker = None
         if self.locked:
@@ -164,7 +164,7 @@ class Run:
             self.draw()
 
     def _track(self, act: Callable[[Tracker], None]) -> None:
-        """Tell the tracker, where there is one; the run goes on without one that fails."""
+        """Call `act` with the tracker, if any. One that fails is dropped, and the run continues."""
         try:
             if self.tracker:
                 act(self.tracker)
@@ -173,7 +173,7 @@ class Run:
             self.say(f'Tracking by {self.track} has failed ({one_line(e)}): the run continues without it.')
 
     def rewind(self, rows: list[dict[str, Any]]) -> None:
-        """Log these epochs alone: a resumed run does those after them again, and mends what a kill has left."""
+        """Rewrite the log with these epochs: a resumed run repeats the later ones, and a kill may have cut a line."""
         self.rows = list(rows)
         write_whole(self.folder / _LOG, ''.join(f'{json.dumps(row)}\n' for row in rows).encode())
 
@@ -249,13 +249,13 @@ def _shown(images: Tensor, cfg: Mapping[str, Any]) -> Tensor:
 
 
 def _foreign(path: Path) -> bool:
-    """Return whether a file is not of those that a killed run may leave without a recipe.json."""
+    """Return whether a file is other than those that a run killed before its recipe.json may leave."""
     return path.name not in (PRETRAINING, LOCK) and not path.name.startswith(PARTIAL)
 
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Read the result.json of a finished run."""
-    shape = {'figures': dict, 'machine': dict}      # a piece that is gone with the digest takes the machine along
+    shape = {'figures': dict, 'machine': dict}      # if damage has removed the digest, 'machine' beside it is gone too
     return read_document(folder / _RESULT, shape, 'continue the run with --resume, which writes it again')
 
 

@@ -1,6 +1,6 @@
-"""Log a run's figures to TensorBoard, Weights & Biases, MLflow or Trackio, where that is asked for.
+"""Log a run's figures to TensorBoard, Weights & Biases, MLflow or Trackio, if asked to.
 
-Where figures go is what the tracker's own environment variables say (WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...). A
+The tracker's own environment variables say where figures go (WANDB_MODE=offline, MLFLOW_TRACKING_URI, ...). A
 resumed run goes on in the same tracked run: `track.json` in the run directory keeps its id.
 """
 import importlib

@@ -263,7 +263,7 @@ def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
 
 
 def _in_first(world: World, act: Callable[[], None]) -> None:
-    """Act in the first process. Where that is refused, it says why and all end."""
+    """Call `act` in the first process. If it raises ZooError, that process reports it and all end."""
     problem = ''
     if world.first:
         try:
@@ -308,7 +308,7 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     world.barrier()
     try:
         figures = task.judge(run.folder)
-    except ZooError as e:       # their outputs are no numbers
+    except ZooError as e:       # the outputs are NaN or infinite
         (run.folder / 'weights.safetensors').unlink(missing_ok=True)
         raise ZooError(f'{e} The last checkpoint is in {run.folder}.') from e
     try:

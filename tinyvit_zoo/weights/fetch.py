@@ -215,7 +215,7 @@ def _check_note(path: Path, url: str) -> None:
     beside, where = f'{path.name}.sha256', url.replace(' ', '%20')
     if note is None:
         content = f'{digest} {datetime.date.today()} {where}\n'
-        if os.access(path.parent, os.W_OK):  # a cache that others keep has no note
+        if os.access(path.parent, os.W_OK):  # read-only caches have no note
             write_whole(path.with_name(beside), content.encode())
     elif note.url != where:
         raise ZooError(f'{path} is from {note.url}, not from {url}: delete it and {beside}, or give another cache_dir.')

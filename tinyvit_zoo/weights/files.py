@@ -28,7 +28,7 @@ from ..runtime.text import one_line, printable
 
 LARGEST = 4 << 30       # bytes of a file that is fetched or unpacked
 _logger = logging.getLogger(__name__)
-_WRAPPERS = (  # in the order of preference
+_WRAPPERS = (  # the first one found is used
     'state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'teacher', 'student', 'module')
 _PREFIXES = ('_orig_mod.', 'module.')   # torch.compile and DistributedDataParallel
 _TENSORS, _METADATA = 'tensors_sha256', 'metadata_sha256'
@@ -156,7 +156,7 @@ def _sealed(metadata: Mapping[str, str]) -> bool:
 
 
 def _stated_digest(content: Mapping[str, Any], name: str) -> Any:
-    """Return the digest of this name; where that is damaged, a text of such a form by any other name."""
+    """Return the digest stated under `name`; if that key is damaged, any other value that looks like a digest."""
     others = [text for key, text in content.items()
               if key != _TENSORS and isinstance(text, str) and re.fullmatch('[0-9a-f]{64}', text)]
     return content.get(name, others[0] if others else None)
@@ -287,7 +287,7 @@ def check_cfg(cfg: Any, where: str, others: bool = False) -> None:
 
 
 def _check_unsealed(metadata: Mapping[str, str], cfg: Mapping[str, Any], where: str) -> None:
-    """Raise ZooError for what our training has never written, in metadata without a digest."""
+    """Raise ZooError for values that our training never writes, in metadata without a digest."""
     if 'recipe' in metadata and not cfg:
         raise ZooError(f'{where} there is nothing, and other metadata are there.')
     numbers = [number for name in ('mean', 'std') for number in cfg.get(name, ())] + [cfg.get('crop_pct', 1)]
@@ -318,7 +318,7 @@ def check_config(path: Path) -> bool:
 
 
 def check_agreement(config: Path, cfg: Mapping[str, Any], weights: Path) -> None:
-    """Raise ZooError where a config.json without a digest says another thing than the weights beside it."""
+    """Raise ZooError if a config.json without a digest disagrees with the weights beside it."""
     for name, value in read_cfg(weights).items():
         given = cfg.get(name)
         if json.dumps(given) != json.dumps(value) and not (name == 'label_names' and given is None):
