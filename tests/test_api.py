@@ -90,6 +90,10 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
         **figures.to_dict(), 'classes': [], 'confusion': []}
     assert run.evaluate(DATA, 'train').images == 48 and run.evaluate(DATA, bootstrap=20).intervals['f1']
     assert run.evaluate(Pairs(run.classes)).images == 12
+    texts = DATA['test'][0], [run.classes[label] for label in DATA['test'][1]]
+    assert run.evaluate(texts) == run.evaluate(DATA['test'])
+    with pytest.raises(ZooError, match="test labels have the class 'blue': expected dark, grey"):
+        run.evaluate((texts[0], ['blue', *texts[1][1:]]))
     paths = run.show(tmp_path / 'pictures')
     assert [path.name for path in paths] == ['curves.png', 'reliability.png', 'confusion.png', 'mistakes.png']
     assert all(path.read_bytes()[:4] == b'\x89PNG' for path in paths)

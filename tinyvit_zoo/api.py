@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .data.datasets import spec_of
+from .data.hub import is_hub
 from .data.objects import SPLITS, is_object, open_split, title_of
 from .data.sources import Source
 from .errors import ZooError, nearest
@@ -148,8 +149,8 @@ class Classifier:
                      batch_size)
 
     def _source(self, data: Any, split: str, **options: Any) -> tuple[Source, str]:
-        if is_object(data) and not hasattr(data, 'keys') and not type(data).__module__.startswith('datasets.'):
-            images, names = open_split(data, split or 'test')
+        if is_object(data) and not hasattr(data, 'keys') and not is_hub(data):
+            images, names = open_split(data, split or 'test', self.classes)
             if names and names != self.classes:
                 raise ZooError(f'The data have other classes ({", ".join(names[:3])}, ...) than {self.title} '
                                f'({", ".join(self.classes[:3])}, ...), or in another order: use the same numbering.')

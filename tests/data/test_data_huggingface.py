@@ -21,7 +21,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
 
     def write(names: list[str] | None = None, column: str = 'label', several: bool = False, **splits: list[Any]) -> str:
-        kind = datasets.ClassLabel(names=names) if names else datasets.Value('int64')
+        text = isinstance(next(iter(splits.values()))[0], str)
+        kind = datasets.ClassLabel(names=names) if names else datasets.Value('string' if text else 'int64')
         kind = datasets.Sequence(kind) if several else kind
         features = datasets.Features({'img': datasets.Image(), column: kind, 'id': datasets.Value('int64')})
         (tmp_path / 'set').mkdir()
@@ -48,6 +49,12 @@ def test_hub_with_plain_numbers_and_withheld_test_labels(hub: Callable[..., str]
     assert sizes(source) == (3, 0, 0) and source.class_names == ('0', '1', '2')
 
 
+def test_hub_with_texts_as_labels(hub: Callable[..., str]) -> None:
+    source = open_source(f'hf:{hub(train=["dog", "cat", "dog"], test=["cat", "dog"])}')
+    assert source.class_names == ('cat', 'dog') and source.train.labels.tolist() == [1, 0, 1]
+    assert source.test is not None and source.test.labels.tolist() == [0, 1]
+
+
 def test_hub_with_several_labels_an_image(hub: Callable[..., str]) -> None:
     name = hub(['x', 'y', 'z'], several=True, train=[[0, 2], [], [1]], validation=[[1, 0, 1]], test=[[], []])
     source = open_source(f'hf:{name}')
@@ -66,6 +73,9 @@ def test_hub_with_several_labels_an_image(hub: Callable[..., str]) -> None:
     (dict(train=[0, 1], test=[0, 3]), 'labels from 0 to 3: expected 0 to 1'),
     (dict(train=[0, None]), 'images without a label'),
     (dict(train=[-1, -1]), 'have no labels'),
+    (dict(train=['a', 'b'], test=['b', 'c']), "test labels of the dataset .* have the class 'c': expected a, b"),
+    (dict(train=['a', 'b', None]), 'have the class None: expected a, b'),
+    (dict(column='mood', train=['a', 'b']), 'has the columns img, mood, id'),
 ])
 def test_hub_sets_that_do_not_fit(options: dict[str, Any], message: str, hub: Callable[..., str]) -> None:
     with pytest.raises(ZooError, match=message):

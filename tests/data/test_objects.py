@@ -1,6 +1,7 @@
 """Arrays, tensors and datasets as data."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,47 @@ def test_torchvision_and_subsets(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(source.test.read(1)), np.asarray(fake[4][0]))
 
 
+@pytest.mark.parametrize('pack', [
+    lambda x, y: (x, y), lambda x, y: (x, np.array(y)), lambda x, y: [*zip(x, y, strict=True)]], ids='lap')
+def test_class_names_as_labels(pack: Callable[[Any, list[str]], Any]) -> None:
+    """They are numbered in sorted order, in all splits alike; numbers by their value."""
+    source = open_source({'train': pack(COLOUR, [*'bcabca']), 'test': pack(COLOUR[:3], ['c', 'b', 'b'])})
+    assert source.class_names == ('a', 'b', 'c') and source.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert source.test is not None and source.test.labels.tolist() == [2, 1, 1]
+    assert open_source(pack(COLOUR, ['10', '9', '2'] * 2)).class_names == ('2', '9', '10')
+    named = {'train': pack(COLOUR, [*'bcabca']), 'class_names': ['c', 'b', 'a']}
+    assert open_source(named).train.labels.tolist() == [1, 0, 2, 1, 0, 2]
+
+
 def test_hugging_face_datasets() -> None:
     datasets = pytest.importorskip('datasets')
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['no', 'yes']))
     rows = datasets.Dataset.from_dict(
         {'image': [Image.fromarray(x) for x in COLOUR], 'label': [0, 1] * 3}, features=features)
-    alone, both = open_source(rows), open_source(datasets.DatasetDict(train=rows, validation=rows))
-    assert alone.class_names == ('no', 'yes') and alone.val is None and both.val is not None
+    alone = open_source(rows)
+    assert alone.class_names == ('no', 'yes') and alone.val is None
+    for validation in (rows, rows.with_format('torch')):
+        both = open_source(datasets.DatasetDict(train=rows, validation=validation))
+        assert open_source({'train': rows, 'val': validation}).class_names == both.class_names
+        assert both.val is not None and both.val.labels.tolist() == both.train.labels.tolist() == [0, 1] * 3
+    others = rows.cast_column('label', datasets.ClassLabel(names=['yes', 'no']))
+    for other in (others, rows.rename_column('label', 'y'), rows.cast_column('label', datasets.Value('int64'))):
+        with pytest.raises(ZooError, match='test images of the dataset dict have other columns or classes'):
+            open_source({'train': rows, 'test': other})
     assert np.array_equal(np.asarray(both.train.read(2)), COLOUR[2])
 
 
 @pytest.mark.parametrize('data, message', [
     ((COLOUR, LABELS[:4]), '6 train images but 4 labels'), ((COLOUR.astype(float), LABELS), 'expected 0 to 1'),
     ((COLOUR.astype(np.int64), LABELS), 'expected uint8'), ((COLOUR[:0], LABELS[:0]), 'no pixels'),
-    ((COLOUR, LABELS.astype(str)), 'labels are'), ((COLOUR, LABELS - 1), 'labels are'), (5, 'a int: expected'),
+    ((COLOUR, [*'abcab', None]), 'labels are'), ((COLOUR, [*'abcab', 3.5]), 'labels are'),
+    ((COLOUR, LABELS - 1), 'labels are'), (5, 'a int: expected'),
     ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((np.zeros((6, 20, 20, 20), np.uint8), LABELS), 'expected uint8'),
     ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
     ({'train': (COLOUR, LABELS), 'tset': 1}, "the keys 'train', 'tset'"), ((COLOUR, [None] * 6), 'labels are'),
-    ([Image.fromarray(x) for x in COLOUR], 'not pairs'), ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
+    ({'train': (COLOUR, [*'abcabc']), 'test': (COLOUR, [*'abcabd'])}, "labels have the class 'd': expected a, b, c"),
+    ([Image.fromarray(x) for x in COLOUR], 'not pairs'), ([{'image': x, 'label': 1} for x in COLOUR], 'not pairs'),
+    ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
     ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, and optionally'),
     (([[1], [1, 2]], [0, 1]), 'not an array'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'not an array'),
     ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'),

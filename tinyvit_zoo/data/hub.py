@@ -1,5 +1,5 @@
 """Open datasets of the Hugging Face library, from the Hub or in memory: one column of images and one of classes."""
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from ..errors import ZooError
 from ..runtime.text import one_line
 from .images import EncodedImages
-from .splits import Parts, Split, numbers_of
+from .splits import Parts, Split, numbered, numbers_of, sorted_names
 
 _SPLITS = ('train',), ('validation', 'valid', 'val'), ('test',)
 _LABELS = ('label', 'labels', 'fine_label')     # which of several columns of classes is meant
@@ -51,16 +51,29 @@ def open_hub(name: str) -> Parts:
     return hub_parts(name, splits)
 
 
+def is_hub(data: Any) -> bool:
+    """Return whether data is an object of the `datasets` library, or a mapping of such."""
+    values = data.values() if isinstance(data, Mapping) else [data]
+    return any(type(each).__module__.partition('.')[0] == 'datasets' for each in values)
+
+
 def hub_parts(name: str, splits: Mapping[str, Any]) -> Parts:
     """Find the splits of a `datasets.DatasetDict`, their images and their labels."""
     import datasets
     keys = [next((key for key in names if key in splits), None) for names in _SPLITS]
     if keys[0] is None:
         raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
+    splits = {key: splits[key].with_format(None) for key in filter(None, keys)}
     features = splits[keys[0]].features
     image, label = _columns(name, features, datasets)
-    names = _class_names(features[label], datasets)
-    train, val, test = (None if key is None else _split(name, key, splits[key], image, label, datasets) for key in keys)
+    kind = _class_names(features[label], datasets), _is_text(features[label])
+    names = sorted_names(filter(None, splits[keys[0]][label][:])) if kind[1] else kind[0]
+    for key, rows in splits.items():
+        found = rows.features
+        if not {image, label} <= {*found} or (_class_names(found[label], datasets), _is_text(found[label])) != kind:
+            raise ZooError(f'The {key} images of the dataset {name} have other columns or classes than the training '
+                           f'images: expected the same.')
+    train, val, test = (None if key is None else _split(name, key, splits[key], image, label, names) for key in keys)
     if train is None:
         raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
     return Parts(train, val, test, names or numbers_of(train, f'The dataset {name}'))
@@ -72,6 +85,10 @@ def _class_names(feature: Any, datasets: Any) -> tuple[str, ...]:
     return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
 
 
+def _is_text(feature: Any) -> bool:
+    return 'string' in str(getattr(feature, 'dtype', ''))
+
+
 def _inner(feature: Any) -> Any:
     """Return the feature that a column's lists are of; None for other columns."""
     return feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, 'feature', None)
@@ -81,23 +98,32 @@ def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:
     """Return the names of the image and of the label column."""
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if _class_names(feature, datasets)]
-    labels = labels or [key for key in _LABELS if 'int' in str(getattr(features.get(key), 'dtype', ''))]
+    labels = labels or [key for key in _LABELS if _is_text(features.get(key)) or 'int' in str(
+        getattr(features.get(key), 'dtype', ''))]
     preferred = [key for key in _LABELS if key in labels][:1] or labels
     if len(images) != 1 or len(preferred) != 1:
-        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected an image and a label.')
+        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected a single column of '
+                       f'images, and a column of classes (ClassLabel, or whole numbers or texts named label).')
     return images[0], preferred[0]
 
 
-def _split(name: str, key: str, rows: Any, image: str, label: str, datasets: Any) -> Split | None:
+def _split(name: str, key: str, rows: Any, image: str, label: str, names: Sequence[str]) -> Split | None:
     """Make a split; None where the labels are withheld (-1, or none), as those of some test sets are."""
-    names = _class_names(rows.features[label], datasets)
+    import datasets
+    given = rows[label][:]
+    if all(each is None for each in given):
+        return None
     try:
         if _inner(rows.features[label]):
-            labels = _hot(rows[label][:], len(names))
+            labels = _hot(given, len(names))
+        elif _is_text(rows.features[label]):
+            labels = numbered(given, names, f'The {key} labels of the dataset {name}')
         else:
-            labels = torch.from_numpy(np.asarray(rows[label][:], dtype=np.int64))
+            labels = torch.from_numpy(np.asarray(given, dtype=np.int64))
     except (TypeError, IndexError) as e:
         raise ZooError(f'The dataset {name} has {key} images without a label: expected a class for each.') from e
+    except OverflowError as e:
+        raise ZooError(f'The dataset {name} has {key} labels beyond 2 ** 63: expected classes from 0 on.') from e
     if not len(labels) or not (labels.any() if labels.ndim == 2 else (labels >= 0).any()):
         return None
     encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))

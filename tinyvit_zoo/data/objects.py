@@ -1,6 +1,6 @@
 """Python objects as data: arrays, tensors, torch datasets, and datasets of the Hugging Face library."""
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..errors import ZooError
 from ..runtime.text import one_line
 from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages, upright
 from .images import ArrayImages, Images
-from .splits import Split
+from .splits import Split, numbered, sorted_names
 
 SPLITS = ('train', 'val', 'test')
 _FORMS = ("(images, labels), a torch Dataset of pairs, or a mapping of 'train' and, where there are any, 'val' and "
@@ -116,14 +116,18 @@ def title_of(data: Any) -> str:
     return data if isinstance(data, str) else type(data).__name__
 
 
-def open_split(data: Any, name: str) -> tuple[Split, tuple[str, ...]]:
-    """Return the split of arrays or a torch Dataset, and the names of its classes, () where it has none."""
+def open_split(data: Any, name: str, names: Sequence[str] = ()) -> tuple[Split, tuple[str, ...]]:
+    """Return the split of arrays or a torch Dataset, and the names of its classes, () where it has none.
+
+    `names`: of the known classes, which labels that are texts must be among.
+    """
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        pixels, numbers = as_pixels(data[0], f'The {name} images'), _labels(data[1], name)
+        pixels = as_pixels(data[0], f'The {name} images')
+        numbers, names = _labels(data[1], name, names)
         if len(pixels) != len(numbers):
             raise ZooError(f'There are {len(pixels)} {name} images but {len(numbers)} labels: expected one label per '
                            f'image.')
-        return Split(ArrayImages(pixels, name), numbers), ()
+        return Split(ArrayImages(pixels, name), numbers), names
     if not hasattr(data, '__getitem__') or not hasattr(data, '__len__') or isinstance(data, Mapping):
         raise ZooError(f'The {name} images are a {type(data).__name__}: expected {_FORMS}.')
     try:
@@ -136,8 +140,9 @@ def open_split(data: Any, name: str) -> tuple[Split, tuple[str, ...]]:
     if not count:
         raise ZooError(f'The {name} images are empty: expected one or more.')
     labels = [_label(data, i, name) for i in range(count)] if labels is None else labels
-    names = names_of(getattr(data, 'classes', None)) or ()
-    return Split(DatasetImages(data, name), _labels(labels, name)), names
+    own = names_of(getattr(data, 'classes', None)) or ()
+    numbers, names = _labels(labels, name, names or own)
+    return Split(DatasetImages(data, name), numbers), own or names
 
 
 def names_of(values: Any) -> tuple[str, ...] | None:
@@ -165,7 +170,7 @@ def _label(data: Any, i: int, name: str) -> Any:
     except ValueError as e:
         raise ZooError(f'Item {i} of the {name} images cannot be read ({e}): fix the dataset.') from e.__cause__
     try:
-        _, label = item
+        _, label = [*item] if not isinstance(item, Mapping) else []
     except (TypeError, ValueError) as e:
         raise ZooError(f'The {name} images are a {type(data).__name__} whose items are not pairs of an image and a '
                        f'label ({e}): expected {_FORMS}.') from e
@@ -180,7 +185,8 @@ def as_hot(array: np.ndarray, title: str) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def _labels(values: Any, name: str) -> Tensor:
+def _labels(values: Any, name: str, names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the labels, and the names of the classes if labels are texts, else ()."""
     if isinstance(values, list) and values and all(isinstance(each, Tensor) for each in values):
         values = torch.stack(values) if len({each.shape for each in values}) == 1 else values
     try:
@@ -190,8 +196,11 @@ def _labels(values: Any, name: str) -> Tensor:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 2 and len(array):
-        return torch.from_numpy(as_hot(array, f'The {name} labels'))
+        return torch.from_numpy(as_hot(array, f'The {name} labels')), ()
+    if array.ndim == 1 and len(array) and all(isinstance(each, str) for each in values):    # NumPy makes texts of all
+        names = tuple(names) or sorted_names(values)
+        return numbered(values, names, f'The {name} labels'), names
     if array.dtype.kind not in 'iu' or array.ndim != 1 or not len(array) or array.min() < 0 or array.max() >= 2 ** 31:
         raise ZooError(f'The {name} labels are {array.dtype} {list(array.shape)}: expected one whole number, from 0, '
-                       f'for each image.')
-    return torch.from_numpy(array.astype(np.int64))
+                       f'or one class name for each image.')
+    return torch.from_numpy(array.astype(np.int64)), ()

@@ -19,7 +19,7 @@ from .channels import MOST, as_tensor, input_channels, largest
 from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
 from .folders import open_folder
-from .hub import hub_parts, open_hub
+from .hub import hub_parts, is_hub, open_hub
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode, like, with_depth
 from .objects import SPLITS, as_hot, is_object, names_of, open_split, title_of
 from .splits import Parts, Split, draw, generator, nested, numbers_of
@@ -121,20 +121,21 @@ def _open(spec: str, download: bool) -> Source:
 
 def _open_objects(data: Any) -> Source:
     """Open arrays or datasets: a mapping of splits, or the training images alone."""
-    if type(data).__module__.partition('.')[0] == 'datasets':
-        return _source(title_of(data), hub_parts(title_of(data), data if isinstance(data, dict) else {'train': data}))
     given = dict(data) if isinstance(data, Mapping) else {'train': data}
     named = given.pop('class_names', None)
     names = () if named is None else names_of(named)
     if names is None:
         raise ZooError(f'class_names is {shown(named)}, expected a name for each class.')
-    if given.get('train') is None or given.keys() - {*SPLITS}:
+    if given.get('train') is None or (given.keys() - {*SPLITS} and not is_hub(given)):
         keys = ', '.join(map(shown, given))
         raise ZooError(f'The data have the keys {keys}: expected train, and optionally val, test and class_names.')
-    splits = {name: open_split(given[name], name) for name in SPLITS if given.get(name) is not None}
-    train, own = splits['train']
-    val, test = (splits[name][0] if name in splits else None for name in SPLITS[1:])
-    return _source(title_of(data), Parts(train, val, test, names or own or numbers_of(train, 'The data')))
+    if is_hub(given):
+        parts = hub_parts(title_of(data), given)
+        return _source(title_of(data), parts._replace(class_names=names or parts.class_names))
+    train, own = open_split(given['train'], 'train', names)
+    names = names or own or numbers_of(train, 'The data')
+    val, test = (None if given.get(name) is None else open_split(given[name], name, names)[0] for name in SPLITS[1:])
+    return _source(title_of(data), Parts(train, val, test, names))
 
 
 def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:

@@ -1,6 +1,6 @@
 """Images with labels; draws from them that hold every class in its proportion; seeds made of several integers."""
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
-from ..runtime.text import printable
+from ..runtime.text import printable, shown
 from .images import Images
 
 
@@ -130,6 +130,21 @@ def numbers_of(train: Split, title: str) -> tuple[str, ...]:
         raise ZooError(f'{title} has a label {count - 1:,} among {len(train)} training images: expected classes '
                        f'numbered from 0 without a gap.')
     return tuple(map(str, range(count)))
+
+
+def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return each label once, sorted; numbers by their value."""
+    labels = {*map(str, labels)}
+    return tuple(sorted(labels, key=int if all(label.isdecimal() and len(label) < 10 for label in labels) else None))
+
+
+def numbered(labels: Sequence[str], names: Sequence[str], title: str) -> Tensor:
+    """Return the number of each label among the names of the classes, int64 [N]."""
+    number = {name: i for i, name in enumerate(names)}
+    if unknown := [label for label in labels if label not in number]:
+        raise ZooError(f'{title} have the class {shown(unknown[0])}: expected {printable(", ".join(names[:3]))}'
+                       f'{", ..." * (len(names) > 3)}.')
+    return torch.tensor([number[label] for label in labels])
 
 
 def rarest(labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..errors import ZooError, nearest
 from ..runtime.text import one_line, printable
 from .folders import hold_out
 from .images import FileImages
-from .splits import Parts, Split
+from .splits import Parts, Split, sorted_names
 
 _COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image'), 'label': ('label', 'class'),
             'labels': ('labels',), 'split': ('split',)}
@@ -29,8 +29,7 @@ def open_csv(place: str) -> Parts:
     rows, names = _rows(path)
     several = 'label' not in rows[0]['columns']
     if not names:
-        labels = {label for row in rows for label in row['labels']}
-        names = sorted(labels, key=int if all(label.isdecimal() and len(label) < 10 for label in labels) else None)
+        names = list(sorted_names(label for row in rows for label in row['labels']))
     number = {name: i for i, name in enumerate(names)}
     missing = [row['path'] for row in rows if not os.path.isfile(path.parent / row['path'])]
     if missing:
