@@ -92,7 +92,7 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
     assert run.evaluate(Pairs(run.classes)).images == 12
     texts = DATA['test'][0], [run.classes[label] for label in DATA['test'][1]]
     assert run.evaluate(texts) == run.evaluate(DATA['test'])
-    with pytest.raises(ZooError, match="test labels have the class 'blue': expected dark, grey"):
+    with pytest.raises(ZooError, match="test labels have the class 'blue': expected 'dark', 'grey'"):
         run.evaluate((texts[0], ['blue', *texts[1][1:]]))
     paths = run.show(tmp_path / 'pictures')
     assert [path.name for path in paths] == ['curves.png', 'reliability.png', 'confusion.png', 'mistakes.png']

@@ -73,8 +73,8 @@ def test_hub_with_several_labels_an_image(hub: Callable[..., str]) -> None:
     (dict(train=[0, 1], test=[0, 3]), 'labels from 0 to 3: expected 0 to 1'),
     (dict(train=[0, None]), 'images without a label'),
     (dict(train=[-1, -1]), 'have no labels'),
-    (dict(train=['a', 'b'], test=['b', 'c']), "test labels of the dataset .* have the class 'c': expected a, b"),
-    (dict(train=['a', 'b', None]), 'have the class None: expected a, b'),
+    (dict(train=['a', 'b'], test=['b', 'c']), "test labels of the dataset .* have the class 'c': expected 'a', 'b'"),
+    (dict(train=['a', 'b', None]), 'have the class None: expected'),
     (dict(column='mood', train=['a', 'b']), 'has the columns img, mood, id'),
 ])
 def test_hub_sets_that_do_not_fit(options: dict[str, Any], message: str, hub: Callable[..., str]) -> None:

@@ -96,7 +96,7 @@ def test_hugging_face_datasets() -> None:
     ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((np.zeros((6, 20, 20, 20), np.uint8), LABELS), 'expected uint8'),
     ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
     ({'train': (COLOUR, LABELS), 'tset': 1}, "the keys 'train', 'tset'"), ((COLOUR, [None] * 6), 'labels are'),
-    ({'train': (COLOUR, [*'abcabc']), 'test': (COLOUR, [*'abcabd'])}, "labels have the class 'd': expected a, b, c"),
+    ({'train': (COLOUR, [*'abcabc']), 'test': (COLOUR, [*'abcabd'])}, "have the class 'd': expected 'a', 'b', 'c'"),
     ([Image.fromarray(x) for x in COLOUR], 'not pairs'), ([{'image': x, 'label': 1} for x in COLOUR], 'not pairs'),
     ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
     ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, and optionally'),

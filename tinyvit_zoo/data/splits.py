@@ -142,7 +142,7 @@ def numbered(labels: Sequence[str], names: Sequence[str], title: str) -> Tensor:
     """Return the number of each label among the names of the classes, int64 [N]."""
     number = {name: i for i, name in enumerate(names)}
     if unknown := [label for label in labels if label not in number]:
-        raise ZooError(f'{title} have the class {shown(unknown[0])}: expected {printable(", ".join(names[:3]))}'
+        raise ZooError(f'{title} have the class {shown(unknown[0])}: expected {", ".join(map(shown, names[:3]))}'
                        f'{", ..." * (len(names) > 3)}.')
     return torch.tensor([number[label] for label in labels])
 
