@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import itertools
 import re
 import runpy
 import shutil
@@ -113,8 +114,8 @@ def is_small(argv: list[str]) -> bool:
 
 def check_names(argv: list[str]) -> None:
     """Recipes, models and weights that a command names are there."""
-    known = {**RECIPES, **PRETRAININGS, **METHODS}
-    for word in argv:
+    for before, word in itertools.pairwise(['', *argv]):
+        known = {} if before == '--model' else {**RECIPES, **PRETRAININGS, **METHODS}
         if re.fullmatch(r'(vit_lite|cct|cvt|sl|plain|ssl|mae|fast)_[a-z0-9_]+(\.\w+)?', word):
             weights = word in known or timm.is_model(word.partition('.')[0])
             assert weights and (word in known or '.' not in word or word.endswith('.untrained')

@@ -1,6 +1,6 @@
 """Small vision transformers for small data sets. Importing this package registers them with timm.
 
-    run = tinyvit_zoo.train('cct_2_3x2.c100', data='folder:photos', minutes=10)     # fine-tune on images of your own
+    run = tinyvit_zoo.train('cct_4_3x2.c100', data='folder:photos', minutes=10)     # fine-tune on images of your own
     run.evaluate('folder:more')                                                     # accuracy, AUROC, by class, ...
     run.predict(['a.png', 'b.png'])                                                 # classes and probabilities
     run.export('mine.onnx')

@@ -16,7 +16,7 @@ EXAMPLES = '''
 tinyvit-zoo train cct_2_3x2.digits
 tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a
 tinyvit-zoo train cct_7_3x1.c10 --data cifar10:PATH --output runs/a --resume
-tinyvit-zoo train --model cct_7_3x1.c10 --data folder:photos --minutes 10
+tinyvit-zoo train --model cct_4_3x2.c100 --data folder:photos --minutes 10
 tinyvit-zoo train cct_7_3x1.c10 sl_vit.c10 --data cifar10:PATH --output runs --jobs 2
 torchrun --nproc-per-node 4 -m tinyvit_zoo train cct_7_3x1.c10 --data cifar10:PATH
 '''
