@@ -52,7 +52,8 @@ def test_both_files_give_the_models_classes_and_the_card_has_their_figures(repos
         torch.testing.assert_close(load_exported(path)(images).softmax(1), wanted, rtol=0, atol=tolerance)
         assert wanted.argmax(1).tolist() == list(range(8))
         row = next(line for line in card.splitlines() if f'`onnx/{file}`' in line)
-        assert hashlib.sha256(path.read_bytes()).hexdigest() in row and '| 99.' in row
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in row
+        assert 98 < float(row.split('|')[3]) <= 100     # 8 bits are rounded by another rule on other CPUs
         assert str(Path(demo.__file__).parents[1]).encode() not in path.read_bytes()     # no path of this machine
     assert (repository / 'onnx' / 'model_quantized.onnx').stat().st_size < 0.35e6
 
