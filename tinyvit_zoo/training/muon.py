@@ -23,8 +23,10 @@ def batch_matrices(optimizer: Muon) -> None:
         for group in optimizer.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for p in group['params']:
-                state = optimizer.state[p] if p.grad is not None else {}
-                if p.grad is not None and not state and not group.get('use_fallback') and _is_suitable_for_muon(p):
+                if p.grad is None:
+                    continue
+                state = optimizer.state[p]
+                if not state and not group.get('use_fallback') and _is_suitable_for_muon(p):
                     state.update(use_muon=True, momentum_buffer=torch.zeros_like(p))
                 if state.get('use_muon'):
                     shapes.setdefault(p.flatten(1).shape, []).append(p)
