@@ -10,6 +10,7 @@ import pytest
 from data_cases import decoded, refusal, sizes
 from PIL import Image
 
+from tinyvit_zoo.data.hub import hub_parts
 from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.errors import ZooError
 
@@ -80,6 +81,19 @@ def test_hub_with_several_labels_an_image(hub: Callable[..., str]) -> None:
 def test_hub_sets_that_do_not_fit(options: dict[str, Any], message: str, hub: Callable[..., str]) -> None:
     with pytest.raises(ZooError, match=message):
         open_source(f'hf:{hub(**options)}')
+
+
+def test_hub_set_with_numbers_that_int64_does_not_hold(hub: Callable[..., str]) -> None:
+    table = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+    path = Path(hub(train=[0, 1, 1])) / 'train-0.parquet'
+    rows = parquet.read_table(path).replace_schema_metadata(None)
+    rows = rows.set_column(1, 'label', table.array([0, 1, 2 ** 63], table.uint64()))
+    parquet.write_table(rows, path)
+    datasets = pytest.importorskip('datasets')
+    found = datasets.load_dataset(str(path.parent)).cast_column('img', datasets.Image())
+    with pytest.raises(ZooError, match=r'has train labels beyond 2 \*\* 63'):
+        hub_parts('numbers', found)
 
 
 def test_hub_set_that_is_not_there(tmp_path: Path) -> None:
