@@ -22,7 +22,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
 
     def write(names: list[str] | None = None, column: str = 'label', several: bool = False, **splits: list[Any]) -> str:
-        text = isinstance(next(iter(splits.values()))[0], str)
+        first = next(iter(splits.values()))[0]
+        text = isinstance(first[0] if several else first, str)
         kind = datasets.ClassLabel(names=names) if names else datasets.Value('string' if text else 'int64')
         kind = datasets.Sequence(kind) if several else kind
         features = datasets.Features({'img': datasets.Image(), column: kind, 'id': datasets.Value('int64')})
@@ -64,6 +65,13 @@ def test_hub_with_several_labels_an_image(hub: Callable[..., str]) -> None:
     assert source.val is not None and source.val.labels.tolist() == [[1, 1, 0]]
 
 
+def test_hub_with_lists_of_texts_as_labels(hub: Callable[..., str]) -> None:
+    name = hub(column='labels', several=True, train=[['dog', 'cat'], [], ['dog', '']], test=[['cat'], []])
+    source = open_source(f'hf:{name}')
+    assert source.class_names == ('cat', 'dog') and source.train.labels.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert source.test is not None and source.test.labels.tolist() == [[1, 0], [0, 0]]
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(names=['x', 'y'], several=True, train=[[0], [1]], test=[[0], None]), 'test images without a label'),
     (dict(names=['x', 'y'], several=True, train=[[0], [0]]), r'of 1 out of 2 classes \(none of y\)'),
@@ -76,6 +84,8 @@ def test_hub_with_several_labels_an_image(hub: Callable[..., str]) -> None:
     (dict(train=[-1, -1]), 'have no labels'),
     (dict(train=['a', 'b'], test=['b', 'c']), "test labels of the dataset .* have the class 'c': expected 'a', 'b'"),
     (dict(train=['a', 'b', None]), 'have the class None: expected'),
+    (dict(several=True, train=[['a'], ['b'], None]), 'images without a label'),
+    (dict(several=True, train=[['a'], ['b']], test=[['c']]), "have the class 'c': expected 'a', 'b'"),
     (dict(column='mood', train=['a', 'b']), 'has the columns img, mood, id'),
 ])
 def test_hub_sets_that_do_not_fit(options: dict[str, Any], message: str, hub: Callable[..., str]) -> None:

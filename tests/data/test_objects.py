@@ -70,6 +70,18 @@ def test_class_names_as_labels(pack: Callable[[Any, list[str]], Any]) -> None:
     assert open_source(named).train.labels.tolist() == [1, 0, 2, 1, 0, 2]
 
 
+@pytest.mark.parametrize('pack', [
+    lambda x, y: (x, y), lambda x, y: (x, np.array(y, object)), lambda x, y: [*zip(x, y, strict=True)]], ids='lap')
+def test_lists_of_class_names_as_labels(pack: Callable[[Any, list[Any]], Any]) -> None:
+    source = open_source({'train': pack(COLOUR, [['b', 'a'], ['c'], [], ('a',), {'b', 'c'}, ['c']]),
+                          'test': pack(COLOUR[:3], [['c', 'c'], [], ['a']])})
+    assert source.class_names == ('a', 'b', 'c') and source.train.multi_label
+    assert source.train.labels.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1]]
+    assert source.test is not None and source.test.labels.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    named = {'train': pack(COLOUR, [['b', 'a'], ['b'], []] * 2), 'class_names': ['b', 'a']}
+    assert open_source(named).train.labels.tolist() == [[1, 1], [1, 0], [0, 0]] * 2
+
+
 def test_hugging_face_datasets() -> None:
     datasets = pytest.importorskip('datasets')
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['no', 'yes']))
@@ -101,7 +113,9 @@ def test_hugging_face_datasets() -> None:
     ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
     ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, and optionally'),
     (([[1], [1, 2]], [0, 1]), 'not an array'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'not an array'),
-    ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'),
+    ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'), ((COLOUR, np.array(None)), 'labels are'),
+    ((COLOUR, [['a', 'b'], ['c'], ['a'], ['b'], ['c'], 'a']), 'not numbers'), ((COLOUR, [[]] * 6), '0 out of 0'),
+    ({'train': (COLOUR, [['a'], ['b']] * 3), 'test': (COLOUR, [['a'], ['d']] * 3)}, "have the class 'd': expected 'a'"),
     (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), 'are empty')])
 def test_what_cannot_be_data_is_one_line(data: Any, message: str) -> None:
     with pytest.raises(ZooError, match=message) as error:

@@ -1,8 +1,9 @@
 """Open datasets of the Hugging Face library, from the Hub or in memory: one column of images and one of classes."""
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from ..errors import ZooError
 from ..runtime.text import one_line
 from .images import EncodedImages
-from .splits import Parts, Split, numbered, numbers_of, sorted_names
+from .splits import Parts, Split, hot, numbered, numbers_of, sorted_names
 
 _SPLITS = ('train',), ('validation', 'valid', 'val'), ('test',)
 _LABELS = ('label', 'labels', 'fine_label')     # which of several columns of classes is meant
@@ -59,18 +60,19 @@ def is_hub(data: Any) -> bool:
 
 def hub_parts(name: str, splits: Mapping[str, Any]) -> Parts:
     """Find the splits of a `datasets.DatasetDict`, their images and their labels."""
-    import datasets
     keys = [next((key for key in names if key in splits), None) for names in _SPLITS]
     if keys[0] is None:
         raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
     splits = {key: splits[key].with_format(None) for key in filter(None, keys)}
     features = splits[keys[0]].features
-    image, label = _columns(name, features, datasets)
-    kind = _class_names(features[label], datasets), _is_text(features[label])
-    names = sorted_names(filter(None, splits[keys[0]][label][:])) if kind[1] else kind[0]
+    image, label = _columns(name, features)
+    kind = _kind(features[label])
+    names = kind.names
+    if kind.text:
+        given = splits[keys[0]][label][:]
+        names = sorted_names(filter(None, chain(*filter(None, given)) if kind.several else given))
     for key, rows in splits.items():
-        found = rows.features
-        if not {image, label} <= {*found} or (_class_names(found[label], datasets), _is_text(found[label])) != kind:
+        if not {image, label} <= {*rows.features} or _kind(rows.features[label]) != kind:
             raise ZooError(f'The {key} images of the dataset {name} have other columns or classes than the training '
                            f'images: expected the same.')
     train, val, test = (None if key is None else _split(name, key, splits[key], image, label, names) for key in keys)
@@ -79,31 +81,32 @@ def hub_parts(name: str, splits: Mapping[str, Any]) -> Parts:
     return Parts(train, val, test, names or numbers_of(train, f'The dataset {name}'))
 
 
-def _class_names(feature: Any, datasets: Any) -> tuple[str, ...]:
-    """Return the names that a column of classes, or of lists of them, has; () for other columns."""
-    inner = _inner(feature) or feature
-    return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
+class _Kind(NamedTuple):
+    """What a column holds: the names of its classes, if it has them; texts or not; a value or a list for each image."""
+    names: tuple[str, ...]
+    text: bool
+    several: bool
 
 
-def _is_text(feature: Any) -> bool:
-    return 'string' in str(getattr(feature, 'dtype', ''))
+def _kind(feature: Any) -> _Kind:
+    import datasets
+    inner = feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, 'feature', None)
+    value = feature if inner is None else inner
+    return _Kind(tuple(value.names) if isinstance(value, datasets.ClassLabel) else (),
+                 isinstance(value, datasets.Value) and 'string' in value.dtype, inner is not None)
 
 
-def _inner(feature: Any) -> Any:
-    """Return the feature that a column's lists are of; None for other columns."""
-    return feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, 'feature', None)
-
-
-def _columns(name: str, features: Any, datasets: Any) -> tuple[str, str]:
+def _columns(name: str, features: Any) -> tuple[str, str]:
     """Return the names of the image and of the label column."""
+    import datasets
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = [key for key, feature in features.items() if _class_names(feature, datasets)]
-    labels = labels or [key for key in _LABELS if _is_text(features.get(key)) or 'int' in str(
-        getattr(features.get(key), 'dtype', ''))]
+    labels = [key for key, feature in features.items() if _kind(feature).names]
+    labels = labels or [key for key in _LABELS if key in features and (
+        _kind(features[key]).text or (isinstance(features[key], datasets.Value) and 'int' in features[key].dtype))]
     preferred = [key for key in _LABELS if key in labels][:1] or labels
     if len(images) != 1 or len(preferred) != 1:
-        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected a single column of '
-                       f'images, and a column of classes (ClassLabel, or whole numbers or texts named label).')
+        raise ZooError(f'The dataset {name} has the columns {", ".join(features)}: expected a single column of images, '
+                       f'and a column of classes (ClassLabel; or whole numbers, texts or lists of texts named label).')
     return images[0], preferred[0]
 
 
@@ -113,11 +116,13 @@ def _split(name: str, key: str, rows: Any, image: str, label: str, names: Sequen
     given = rows[label][:]
     if all(each is None for each in given):
         return None
+    kind, title = _kind(rows.features[label]), f'The {key} labels of the dataset {name}'
     try:
-        if _inner(rows.features[label]):
-            labels = _hot(given, len(names))
-        elif _is_text(rows.features[label]):
-            labels = numbered(given, names, f'The {key} labels of the dataset {name}')
+        if kind.several:
+            labels = hot([[*filter(None, row)] if kind.text else [names[number] for number in row if number >= 0]
+                          for row in given], names, title)
+        elif kind.text:
+            labels = numbered(given, names, title)
         else:
             labels = torch.from_numpy(np.asarray(given, dtype=np.int64))
     except (TypeError, IndexError) as e:
@@ -128,12 +133,3 @@ def _split(name: str, key: str, rows: Any, image: str, label: str, names: Sequen
         return None
     encoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return Split(HubImages(encoded, image, f'{name} {key}'), labels)
-
-
-def _hot(lists: Iterable[Iterable[int]], count: int) -> torch.Tensor:
-    """Return lists of classes as [N, C] of 0 and 1."""
-    rows = [[number for number in row if number >= 0] for row in lists]
-    hot = torch.zeros(len(rows), count, dtype=torch.uint8)
-    for into, row in zip(hot, rows, strict=True):
-        into[row] = 1
-    return hot

@@ -2,6 +2,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..errors import ZooError
 from ..runtime.text import one_line
 from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages, upright
 from .images import ArrayImages, Images
-from .splits import Split, numbered, sorted_names
+from .splits import Split, hot, numbered, sorted_names
 
 SPLITS = ('train', 'val', 'test')
 _FORMS = ("(images, labels), a torch Dataset of pairs, or a mapping of 'train' and, where there are any, 'val' and "
@@ -185,8 +186,17 @@ def as_hot(array: np.ndarray, title: str) -> np.ndarray:
     return array.astype(np.uint8)
 
 
+def _are_texts(labels: Any) -> bool:
+    return isinstance(labels, (list, tuple, set, frozenset)) and all(isinstance(each, str) for each in labels)
+
+
 def _labels(values: Any, name: str, names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the labels, and the names of the classes if labels are texts, else ()."""
+    """Return the labels, and the names of the classes if labels are texts, or lists of texts, else ()."""
+    if getattr(getattr(values, 'dtype', None), 'kind', '') == 'O':  # texts or lists, in NumPy or pandas
+        values = values.tolist()
+    if isinstance(values, (list, tuple)) and all(_are_texts(each) for each in values) and any(values):
+        names = tuple(names) or sorted_names(chain(*values))
+        return hot(values, names, f'The {name} labels'), names
     if isinstance(values, list) and values and all(isinstance(each, Tensor) for each in values):
         values = torch.stack(values) if len({each.shape for each in values}) == 1 else values
     try:

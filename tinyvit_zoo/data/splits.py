@@ -1,6 +1,6 @@
 """Images with labels; draws from them that hold every class in its proportion; seeds made of several integers."""
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -140,11 +140,26 @@ def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
 
 def numbered(labels: Sequence[str], names: Sequence[str], title: str) -> Tensor:
     """Return the number of each label among the names of the classes, int64 [N]."""
-    number = {name: i for i, name in enumerate(names)}
-    if unknown := [label for label in labels if label not in number]:
-        raise ZooError(f'{title} have the class {shown(unknown[0])}: expected {", ".join(map(shown, names[:3]))}'
-                       f'{", ..." * (len(names) > 3)}.')
-    return torch.tensor([number[label] for label in labels])
+    return torch.tensor(_numbers(labels, _places(names), title))
+
+
+def hot(lists: Sequence[Collection[str]], names: Sequence[str], title: str) -> Tensor:
+    """Return lists of labels as uint8 [N, C] of 0 and 1, a column for each of the names."""
+    rows, places = torch.zeros(len(lists), len(names), dtype=torch.uint8), _places(names)
+    for row, labels in zip(rows, lists, strict=True):
+        row[_numbers(labels, places, title)] = 1
+    return rows
+
+
+def _places(names: Sequence[str]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(names)}
+
+
+def _numbers(labels: Collection[str], places: dict[str, int], title: str) -> list[int]:
+    if unknown := [label for label in labels if label not in places]:
+        raise ZooError(f'{title} have the class {shown(unknown[0])}: expected {", ".join(map(shown, [*places][:3]))}'
+                       f'{", ..." * (len(places) > 3)}.')
+    return [places[label] for label in labels]
 
 
 def rarest(labels: Tensor) -> Tensor:

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line, printable
 from .folders import hold_out
 from .images import FileImages
-from .splits import Parts, Split, sorted_names
+from .splits import Parts, Split, hot, numbered, sorted_names
 
 _COLUMNS = {'path': ('path', 'file', 'filename', 'file_name', 'image'), 'label': ('label', 'class'),
             'labels': ('labels',), 'split': ('split',)}
@@ -30,7 +28,6 @@ def open_csv(place: str) -> Parts:
     several = 'label' not in rows[0]['columns']
     if not names:
         names = list(sorted_names(label for row in rows for label in row['labels']))
-    number = {name: i for i, name in enumerate(names)}
     missing = [row['path'] for row in rows if not os.path.isfile(path.parent / row['path'])]
     if missing:
         some = printable(missing[0]) + ', ...' * (len(missing) > 1)
@@ -39,13 +36,9 @@ def open_csv(place: str) -> Parts:
     splits = {}
     for name in dict.fromkeys(row['split'] for row in rows):
         part = [row for row in rows if row['split'] == name]
-        numbers = [[number[label] for label in row['labels']] for row in part]
-        if several:
-            hot = torch.zeros(len(part), len(names), dtype=torch.uint8)
-            for row, found in zip(hot, numbers, strict=True):
-                row[found] = 1
-        splits[name] = Split(FileImages(path.parent, [row['path'] for row in part]),
-                             hot if several else torch.tensor(numbers)[:, 0])
+        labels = [row['labels'] for row in part]
+        splits[name] = Split(FileImages(path.parent, [row['path'] for row in part]), hot(labels, names, str(path))
+                             if several else numbered([label for label, in labels], names, str(path)))
     if 'train' not in splits:
         raise ZooError(f'{path} has rows of {", ".join(splits)} and none of train: expected some.')
     if 'split' not in rows[0]['columns']:
