@@ -103,6 +103,10 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
         run.evaluate('digits')
     with pytest.raises(ZooError, match='labels up to 7, expected 0 to 2'):
         run.evaluate((DATA['test'][0], np.array([7] + [0] * 11)))
+    with pytest.raises(ZooError, match='labels up to 1, expected 0 to 2'):
+        run.evaluate((DATA['test'][0], np.eye(12, 2)))
+    with pytest.raises(ZooError, match='gives an image one label, tuple has several labels'):
+        run.evaluate((DATA['test'][0], [[]] * 12))
 
 
 def test_classes_are_compared_by_name(run: zoo.Classifier, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

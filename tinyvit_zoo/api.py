@@ -154,9 +154,10 @@ class Classifier:
             if names and names != self.classes:
                 raise ZooError(f'The data have other classes ({", ".join(names[:3])}, ...) than {self.title} '
                                f'({", ".join(self.classes[:3])}, ...), or in another order: use the same numbering.')
-            if not images.multi_label and int(images.labels.max()) >= len(self.classes):
-                raise ZooError(f'The data have labels up to {int(images.labels.max())}, expected 0 to '
-                               f'{len(self.classes) - 1}, the classes of {self.title}.')
+            count = images.labels.shape[1] if images.multi_label else int(images.labels.max()) + 1
+            if count > len(self.classes) or (images.multi_label and count < len(self.classes)):
+                raise ZooError(f'The data have labels up to {count - 1}, expected 0 to {len(self.classes) - 1}, the '
+                               f'classes of {self.title}.')
             val = images if split == 'val' else None
             return Source(title_of(data), images, val, images, self.classes), split or 'test'
         source = open_bench_source(data, 'train' if options or not split else split, **options)

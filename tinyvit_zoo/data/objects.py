@@ -194,7 +194,7 @@ def _labels(values: Any, name: str, names: Sequence[str]) -> tuple[Tensor, tuple
     """Return the labels, and the names of the classes if labels are texts, or lists of texts, else ()."""
     if getattr(getattr(values, 'dtype', None), 'kind', '') == 'O':  # texts or lists, in NumPy or pandas
         values = values.tolist()
-    if isinstance(values, (list, tuple)) and all(_are_texts(each) for each in values) and any(values):
+    if isinstance(values, (list, tuple)) and all(_are_texts(each) for each in values) and (names or any(values)):
         names = tuple(names) or sorted_names(chain(*values))
         return hot(values, names, f'The {name} labels'), names
     if isinstance(values, list) and values and all(isinstance(each, Tensor) for each in values):
