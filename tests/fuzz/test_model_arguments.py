@@ -51,6 +51,8 @@ def test_an_error_inside_a_given_layer_is_one_line() -> None:
 def test_no_model_is_larger_than_the_memory() -> None:
     for odd in ({'embed_dim': 8192, 'depth': 256}, {'img_size': 4096, 'depth': 256, 'embed_dim': 1024}):
         assert 'GiB of memory' in outcome(lambda odd=odd: timm.create_model('vit_lite', **odd))[1]
+    small = outcome(lambda: timm.create_model('mae_lite_vit_tiny_rpe', patch_size=2))   # a bias for each pair of 12,544
+    assert '14.1 GiB of memory' in small[1]
 
 
 @pytest.mark.parametrize('name', list_models())

@@ -59,7 +59,7 @@ class Bench:
     def class_names(self) -> Sequence[str]:
         """Return the names of the dataset; where it only numbers its classes, those of the weights."""
         names, own = self.source.class_names, (self.loaded.model.pretrained_cfg or {}).get('label_names') or ()
-        numbered = self.source.info is None and list(names) == [str(i) for i in range(len(names))]
+        numbered = self.source.info is None and _are_numbers(names)
         return own if numbered and len(own) == len(names) else names
 
     def batches(self, split: str | Split = '', normalized: bool = True) -> Batches:
@@ -92,10 +92,15 @@ class Bench:
 
     @property
     def _comparable(self) -> bool:
-        """Return whether the weights name their classes, and so do images that are no set of the table."""
-        names = self.loaded.label_names
-        numbered = any(all(name.isdigit() for name in each) for each in (names, self.given.class_names))
-        return not numbered and not self.given.info and len(set(names)) == len(names)
+        """Return whether the classes of the weights and of the images have names, and the images are no known set.
+
+        Names that are all of digits are compared with such, not with others: they may be but the numbers of classes.
+        """
+        names, own = self.loaded.label_names, self.given.class_names
+        if not names or self.given.info or len(set(names)) < len(names):
+            return False
+        digits = [all(name.isdigit() for name in each) for each in (names, own)]
+        return all(digits) or not any(_are_numbers(each) for each in (names, own))
 
     @property
     def _unknown_classes(self) -> list[str]:
@@ -127,6 +132,10 @@ class Bench:
     def check_classes(self, advice: str = 'give the data it was trained on') -> None:
         if self.class_mismatch:
             raise ZooError(f'{self.class_mismatch}: {advice}.')
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return [*names] == [str(i) for i in range(len(names))]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ This module alone imports private names of timm, some of them for others.
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
@@ -63,8 +63,9 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     metadata. A model without weights is a classifier, also where all weights of its architecture are encoders.
     """
     check_arguments(model_cls, kwargs)
-    if any(_are_large(kwargs.values())) and str(kwargs.get('device')) != 'meta':
+    if str(kwargs.get('device')) != 'meta' and (sizes := repr((model_cls, kwargs))) not in _FITTING:
         _check_memory(variant, build_model(model_cls, variant, False, filter_fn, **{**kwargs, 'device': 'meta'}))
+        _FITTING.add(sizes)
     indices = getattr(model_cls, 'default_out_indices', 3)
     kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
     if isinstance(pretrained_cfg, str):
@@ -103,15 +104,6 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     if path and cfg.get('source'):
         model.pretrained_cfg['source'] = cfg['source']
     return model
-
-
-def _are_large(values: Iterable[Any]) -> Iterator[bool]:
-    """Yield whether each of the arguments is large."""
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            yield from _are_large(value)
-        else:
-            yield isinstance(value, int) and value > _LARGE
 
 
 def _check_memory(variant: str, model: nn.Module) -> None:
@@ -179,7 +171,7 @@ class _ShapesAlone(TorchDispatchMode):
 
 _FILLS = ('uniform_', 'normal_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'fill_', 'zero_')
 _SOURCES = ('file', 'url', 'hf_hub_id', 'state_dict')
-_LARGE = 512    # of any argument: with more, the memory is counted before it is taken
+_FITTING: set[str] = set()      # models and arguments whose memory was counted
 _NOT_FETCHED = (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 
 
