@@ -18,6 +18,7 @@ from PIL import Image
 import tinyvit_zoo as zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.measure.figures import Figures
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.weights.readout import PLAIN, Readout, write_readout
 
@@ -59,6 +60,11 @@ def test_a_run_or_a_folder_for_the_hub_is_fine_tuned(run: zoo.Classifier, tmp_pa
     hub = f'local-dir:{tmp_path / "hub"}'
     tuned = zoo.train(hub, DATA, output=tmp_path / 'tuned', **short)
     assert torch.allclose(tuned.model.head.weight, model.head.weight, atol=1e-4)
+    begun = zoo.train('cct_2_3x2.untrained', DATA, start=run, output=tmp_path / 'begun', **{**short, 'img_size': 16,
+                      'model_args': {'depth': 1}, 'epochs': np.int64(1)})
+    assert torch.allclose(begun.model.head.weight, run.model.head.weight, atol=1e-4)
+    with pytest.raises(ZooError, match=r'The weights are \[\], expected a name, a path, or what train'):
+        zoo.train('cct_2_3x2', DATA, start=[], output=tmp_path / 'other', **short)
     with pytest.raises(ZooError, match='are weights of cct_2_3x2, not of cct_4_3x2'):
         zoo.train('cct_4_3x2', DATA, start=hub, output=tmp_path / 'other', **short)
     scratch = zoo.train('cct_2_3x2.untrained', DATA, output=tmp_path / 'scratch', **SMALL)
@@ -79,8 +85,6 @@ def test_a_run_is_that_of_the_command(run: zoo.Classifier, tmp_path: Path) -> No
         run.model.state_dict().values(), other.model.state_dict().values(), strict=True))
     assert run.result['figures'] == other.result['figures'] and 'train' in run.result['command']
     assert run.classes == ('dark', 'grey', 'light') and other.classes == ('0', '1', '2')
-    with pytest.raises(ZooError, match='another order'):
-        run.evaluate(Pairs(('light', 'grey', 'dark')))
 
 
 def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
@@ -90,6 +94,8 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
         **figures.to_dict(), 'classes': [], 'confusion': []}
     assert run.evaluate(DATA, 'train').images == 48 and run.evaluate(DATA, bootstrap=20).intervals['f1']
     assert run.evaluate(Pairs(run.classes)).images == 12
+    images, labels = DATA['test']
+    assert run.evaluate(Pairs(('light', 'grey', 'dark'))) == run.evaluate((images, 2 - labels))     # by name
     texts = DATA['test'][0], [run.classes[label] for label in DATA['test'][1]]
     assert run.evaluate(texts) == run.evaluate(DATA['test'])
     with pytest.raises(ZooError, match="test labels have the class 'blue': expected 'dark', 'grey'"):
@@ -107,6 +113,44 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
         run.evaluate((DATA['test'][0], np.eye(12, 2)))
     with pytest.raises(ZooError, match='gives an image one label, tuple has several labels'):
         run.evaluate((DATA['test'][0], [[]] * 12))
+
+
+def test_images_that_are_new_to_the_weights(run: zoo.Classifier, tmp_path: Path) -> None:
+    """All of a folder, or a split alone, of some of the classes."""
+    images, labels = DATA['test']
+    for i in range(12):
+        (tmp_path / run.classes[labels[i]]).mkdir(exist_ok=True)
+        Image.fromarray(images[i]).save(tmp_path / run.classes[labels[i]] / f'{i}.png')
+    whole = run.evaluate(f'folder:{tmp_path}', 'all')
+    assert isinstance(whole, Figures) and whole.images == 12 and whole.top1 == run.evaluate(DATA).top1
+    assert run.evaluate(f'folder:{tmp_path}').images == 2
+    lone = images[labels == 1], np.zeros(4, int)
+    assert run.evaluate({'test': lone, 'class_names': ['grey']}) == run.evaluate((lone[0], lone[1] + 1))
+    with pytest.raises(ZooError, match=r'has splits of its own \(train, test\): evaluate on one of them'):
+        run.evaluate(DATA, 'all')
+    with pytest.raises(ZooError, match='has no val images, but test: evaluate on the split test'):
+        run.evaluate({'test': lone, 'class_names': ['grey']}, 'val')
+    command = ['eval', str(run.folder), '--data', f'folder:{tmp_path}', '--split', 'all']
+    assert main(command) == 0 and main([*command, '--knn']) == 2
+
+
+def test_numbers_as_names_are_compared_by_name(tmp_path: Path) -> None:
+    """Sorted as texts in folders, and as numbers in tables."""
+    images, labels = pictures(24, 0)
+    lines = ['path,label']
+    for i, label in enumerate(labels):
+        path = tmp_path / 'set' / ('1', '10', '2')[label] / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i]).save(path)
+        lines.append(f'{path},{path.parent.name}')
+    (tmp_path / 'a.csv').write_text('\n'.join(lines))
+    run = zoo.train('cct_2_3x2', tmp_path / 'set', output=tmp_path / 'run', **SMALL)
+    assert run.classes == ('1', '10', '2')
+    found = [run.evaluate(tmp_path / name, 'all') for name in ('a.csv', 'set')]
+    assert [f.confusion for f in found] == [found[0].confusion] * 2 and found[0].images == 24  # type: ignore[union-attr]
+    (tmp_path / 'set' / '10').rename(tmp_path / 'set' / '7')
+    with pytest.raises(ZooError, match=r'has the classes 7, which .* does not know'):
+        run.evaluate(tmp_path / 'set')
 
 
 def test_classes_are_compared_by_name(run: zoo.Classifier, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

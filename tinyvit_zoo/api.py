@@ -2,23 +2,23 @@
 import inspect
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .data.datasets import spec_of
-from .data.hub import is_hub
-from .data.objects import SPLITS, is_object, open_split, title_of
+from .data.objects import SPLITS, is_one, title_of
 from .data.sources import Source
 from .errors import ZooError, nearest
 from .measure.accuracy import calibrate, outputs
-from .measure.bench import Bench, open_bench_source
+from .measure.bench import Bench, open_evaluated
 from .measure.calibration import plot_reliability
 from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.multilabel import MultiLabelFigures
@@ -54,8 +54,8 @@ def _checked(function: Function) -> Function:
                 raise ZooError(f'{name} is {shown(value)}, expected {expected}.')
             if least is not None and value is not None and not least <= value <= 10 ** 9:
                 raise ZooError(f'{name} is {shown(value)}, expected {least} to 1,000,000,000.')
-            if name == 'split' and value not in ('', *SPLITS):
-                raise ZooError(f'split is {shown(value)}, expected {", ".join(SPLITS)}.')
+            if name == 'split' and value not in ('', *SPLITS, 'all'):
+                raise ZooError(f'split is {shown(value)}, expected {", ".join(SPLITS)} or all.')
         try:
             return function(*args, **keywords)
         except OSError as e:    # a name that is too long, for one
@@ -115,8 +115,8 @@ class Classifier:
 
         Args:
             data: a source as the commands take it ('folder:photos'), a Path, (images, labels), a torch Dataset, ...
-            split: 'test', 'val' or 'train'; by default the first that there is: of class folders without splits the
-                fifth that is held out for testing.
+            split: 'test', 'val' or 'train', by default the first that there is; of class folders without splits, 'test'
+                is the fifth that is held out, as in training, 'all' are all: for images that are new to the weights.
             per_class: with the figures of each class and the confusion matrix.
             bootstrap: resamples that 95 % intervals are taken from; 0: none but that of the top-1.
         """
@@ -149,19 +149,7 @@ class Classifier:
                      batch_size)
 
     def _source(self, data: Any, split: str, **options: Any) -> tuple[Source, str]:
-        if is_object(data) and not hasattr(data, 'keys') and not is_hub(data):
-            images, names = open_split(data, split or 'test', self.classes)
-            if names and names != self.classes:
-                raise ZooError(f'The data have other classes ({", ".join(names[:3])}, ...) than {self.title} '
-                               f'({", ".join(self.classes[:3])}, ...), or in another order: use the same numbering.')
-            count = images.labels.shape[1] if images.multi_label else int(images.labels.max()) + 1
-            if count > len(self.classes) or (images.multi_label and count < len(self.classes)):
-                raise ZooError(f'The data have labels up to {count - 1}, expected 0 to {len(self.classes) - 1}, the '
-                               f'classes of {self.title}.')
-            val = images if split == 'val' else None
-            return Source(title_of(data), images, val, images, self.classes), split or 'test'
-        source = open_bench_source(data, 'train' if options or not split else split, **options)
-        return source, split or next(name for name in reversed(SPLITS) if getattr(source, name) is not None)
+        return open_evaluated(data, split, self.classes, self.title, **options)
 
     @_checked
     def predict(self, images: Any, topk: int | None = None, batch_size: int = 32) -> list[Prediction]:
@@ -172,7 +160,7 @@ class Classifier:
         if not self.classes:
             raise ZooError(f'{self.title} has no classes to predict: it is an encoder; train a classifier from it.')
         try:
-            items = [images] if _is_one(images, self._loaded.cfg['input_size'][0]) else list(images)
+            items = [images] if is_one(images, self._loaded.cfg['input_size'][0]) else list(images)
         except TypeError as e:
             raise ZooError(f'images is {shown(images)}, expected paths, Pillow images, arrays or tensors.') from e
         self.model.eval()
@@ -225,30 +213,41 @@ def load(weights: str | Path, device: str = 'auto') -> Classifier:
 
 
 @_checked
-def train(model: str | Path | Recipe, data: Any = None, *, output: str | Path | None = None, start: Any = '',
-          device: str = 'auto', **keywords: Any) -> Classifier:
+def train(model: str | Path | Recipe | Classifier, data: Any = None, *, output: str | Path | None = None,
+          start: Any = '', device: str = 'auto', **keywords: Any) -> Classifier:
     """Train a classifier and return it.
 
     Args:
-        model: NAME[.TAG], a run directory, a file or 'hf-hub:ORG/NAME', whose weights are fine-tuned (a name without
-            weights, or NAME.untrained, is trained from scratch); or a recipe: `find_recipe('cct_2_3x2.c10')`.
+        model: NAME[.TAG], a run directory, a file, 'hf-hub:ORG/NAME', or what `train` or `load` returned, whose weights
+            are fine-tuned (a name without weights, or NAME.untrained, is trained from scratch); or a recipe:
+            `find_recipe('cct_2_3x2.c10')`.
         data: 'folder:photos', 'npz:FILE', 'digits', ... (see `tinyvit-zoo train --help`), a Path of a folder or .npz,
             (images, labels), a torch or Hugging Face dataset, or {'train': ..., 'val': ..., 'test': ...} of such.
         output: run directory (default: runs/NAME).
-        start: weights to start from instead: a run directory, what `pretrain` returned, a file or a NAME.TAG.
+        start: weights to start from instead: a run directory, what `train` or `pretrain` returned, a file, a NAME.TAG.
         device: 'auto', 'cpu', 'cuda', ...
         **keywords: `minutes`, `resume`, `track`, `val_fraction`, ... (fields of `tinyvit_zoo.training.train.Options`),
             and any field of a Recipe: `epochs`, `lr`, `img_size`, ...
 
     Ctrl-C stops after the current step, with a checkpoint: `resume=True` continues.
     """
-    begin = str(getattr(start, 'folder', start) or '')
+    begin = _spec(start)
     if isinstance(model, Recipe):
         recipe = replace(model, from_weights=begin) if begin else model
     else:
-        recipe = own.finetuning_recipe(str(model), begin)
-    name = recipe.name if isinstance(model, Recipe) else str(model)
+        recipe = own.finetuning_recipe(_spec(model), begin)
+    name = recipe.name if isinstance(model, Recipe) else _spec(model)
     return Classifier(_train(name, recipe, data, output, device, keywords), device)
+
+
+def _spec(weights: Any) -> str:
+    """Return how weights are named: a text or a path, or what `train`, `load` or `pretrain` returned."""
+    if isinstance(weights, (Classifier, Encoder)):
+        return str(weights.folder or weights.title)     # type: ignore[union-attr]
+    if not isinstance(weights, (str, Path)):
+        raise ZooError(f'The weights are {shown(weights)}, expected a name, a path, or what train, load or pretrain '
+                       f'returned.')
+    return str(weights)
 
 
 @dataclass(frozen=True)
@@ -275,6 +274,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
            ) -> Path:
     """Run a training of the recipe with the fields among `keywords` changed; return its directory."""
     kind, data = type(recipe), spec_of(recipe.dataset) if data is None else data
+    keywords = {key: value.item() if isinstance(value, np.generic) else value for key, value in keywords.items()}
     _check_lengths({**vars(recipe), **keywords})
     known = [f.name for f in fields(training.Options) if f.name not in _OWN]
     given = {key: value for key, value in keywords.items() if key not in known}
@@ -335,10 +335,3 @@ def _command(name: str, recipe: BaseRecipe, data: Any, keywords: dict[str, Any])
     model = f', model={recipe.model!r}' if verb == 'pretrain' and name != recipe.name else ''
     rest = ''.join(f', {key}={value!r}' for key, value in keywords.items() if key != 'resume')
     return f'tinyvit_zoo.{verb}({name!r}, data={title_of(data)!r}{model}{rest})'
-
-
-def _is_one(images: Any, channels: int) -> bool:
-    """Return whether this is one image, not several; [3, H, W] is one, [N, H, W] are several in grey."""
-    if hasattr(images, 'ndim'):
-        return images.ndim == 2 or (images.ndim == 3 and bool({images.shape[0], images.shape[2]} & {1, 3, channels}))
-    return not isinstance(images, Sequence) or isinstance(images, str)

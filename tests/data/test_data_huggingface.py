@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import fakes
+import numpy as np
 import pytest
 from data_cases import decoded, refusal, sizes
 from PIL import Image
 
 from tinyvit_zoo.data.hub import hub_parts
+from tinyvit_zoo.data.images import decode
 from tinyvit_zoo.data.sources import open_source
 from tinyvit_zoo.errors import ZooError
 
@@ -70,6 +72,32 @@ def test_hub_with_lists_of_texts_as_labels(hub: Callable[..., str]) -> None:
     source = open_source(f'hf:{name}')
     assert source.class_names == ('cat', 'dog') and source.train.labels.tolist() == [[1, 1], [0, 0], [0, 1]]
     assert source.test is not None and source.test.labels.tolist() == [[1, 0], [0, 0]]
+
+
+def test_hub_images_of_16_bits_keep_them(hub: Callable[..., str]) -> None:
+    datasets = pytest.importorskip('datasets')
+    values = np.full((4, 4), 1030, np.uint16)
+    rows = datasets.Dataset.from_dict({'image': [Image.fromarray(values), Image.fromarray(values + 1)] * 2,
+                                       'label': [0, 1] * 2}).cast_column('image', datasets.Image())
+    source = open_source({'train': rows, 'test': rows})
+    assert decode(source.train.images, (4, 4), 3).unique().tolist() == [1030, 1031]
+    assert source.test is not None and source.test.images.deep
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_what_is_no_dataset_of_the_library(training: bool) -> None:
+    datasets = pytest.importorskip('datasets')
+    rows = datasets.Dataset.from_dict({'image': [Image.new('L', (4, 4))] * 4, 'label': [0, 1] * 2}).cast_column(
+        'image', datasets.Image())
+    for data in ({'train': rows, 'test': (fakes.pixels(4, 4, 4), [0, 1] * 2)}, rows.to_iterable_dataset()):
+        with pytest.raises(ZooError, match=r'images of the dataset .* are \w+: expected a datasets.Dataset'):
+            open_source(data, training=training)
+    only = datasets.DatasetDict(test=rows.select([0, 2]))
+    if not training:
+        assert sizes(open_source(only, training=False)) == (0, 0, 2)
+    else:
+        with pytest.raises(ZooError, match='has the splits test: expected train'):
+            open_source(only)
 
 
 @pytest.mark.parametrize('options, message', [

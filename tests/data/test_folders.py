@@ -106,6 +106,25 @@ def test_one_folder_is_split_the_same_for_every_seed(tmp_path: Path) -> None:
     assert len(names) == 36 == len(first.train) + len(first.test)
 
 
+def test_images_for_testing_alone(tmp_path: Path) -> None:
+    """Any split and any of the classes will do; class folders alone are all for testing where asked for."""
+    fakes.image_folder(tmp_path / 'few', {'b': 1, 'a': 1})
+    fakes.image_folder(tmp_path / 'one', {'a': 3})
+    fakes.image_folder(tmp_path / 'test', {'test/a': 3})
+    fakes.image_folder(tmp_path / 'val', {'val/a': 2, 'val/c': 1})
+    found = [open_source(f'folder:{tmp_path / name}', training=False, whole=True)
+             for name in ('few', 'one', 'test', 'val')]
+    assert [*map(sizes, found)] == [(0, 0, 2), (0, 0, 3), (0, 0, 3), (0, 3, 0)]
+    assert [source.class_names for source in found] == [('a', 'b'), ('a',), ('a',), ('a', 'c')]
+    assert sizes(open_source(f'folder:{tmp_path / "one"}', training=False)) == (2, 0, 1)
+    table = tmp_path / 'a.csv'
+    for head, rows, expected in (('path,label', '{},x', (0, 0, 3)), ('path,label,split', '{},x,test', (0, 0, 3))):
+        table.write_text('\n'.join([head, *(rows.format(f'one/a/{i:03}.png') for i in range(3))]))
+        assert sizes(open_source(table, training=False, whole=True)) == expected
+    assert 'none of train' in refusal(f'csv:{table}')
+    assert 'has val and no train' in refusal(f'folder:{tmp_path / "val"}')
+
+
 def test_images_of_two_splits_are_found(tmp_path: Path) -> None:
     """Copies and links of files, and equal arrays; by their places in the split."""
     fakes.image_folder(tmp_path / 'train', {'a': 2, 'b': 2}, 6)

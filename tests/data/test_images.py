@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from tinyvit_zoo.data.channels import as_channels, pixels_of
 from tinyvit_zoo.data.images import ArrayImages, FileImages, check_cached, decode
@@ -47,6 +48,15 @@ def test_the_rule_of_size() -> None:
     assert pixels_of(image, (7, 9)).shape[1:] == (7, 9)
 
 
+@pytest.mark.parametrize('shape', [(48, 64), (64, 48), (33, 100), (100, 33), (20, 7), (9, 1)], ids=str)
+def test_the_pixels_are_those_of_timms_transform(shape: tuple[int, int]) -> None:
+    """Or figures and predictions would differ."""
+    image = Image.fromarray(fakes.pixels(*shape, 3))
+    for size in (24, 64):
+        transform = create_transform((3, size, size), crop_pct=1., interpolation='bicubic', mean=(0,) * 3, std=(1,) * 3)
+        assert np.array_equal(pixels_of(image, (size, size)), (transform(image) * 255).round().byte())
+
+
 def test_sixteen_bits_are_scaled() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
     assert np.asarray(png(Image.fromarray(values)).read(0)).tolist() == [[0, 0, 1, 128, 255]]
@@ -68,6 +78,9 @@ def test_palettes_alpha_and_other_modes() -> None:
     assert np.array_equal(png(Image.fromarray(np.full((1, 1), 0.5, np.float32)), format='TIFF').read(0), [[128]])
     with pytest.raises(ValueError, match='floating-point pixels go from 1 to 300, expected 0 to 1'):
         png(Image.fromarray(np.array([[1, 300]], np.float32)), format='TIFF').read(0)
+    for odd in (-1, 65536):
+        with pytest.raises(ValueError, match=f'its pixels go from {odd} to {odd}, expected 0 to 65535'):
+            png(Image.fromarray(np.full((1, 1), odd, np.int32)), format='TIFF').read(0)
     with pytest.raises(ValueError, match='it has 2 pages, expected one'):
         png(colour, format='TIFF', save_all=True, append_images=[colour]).read(0)
 

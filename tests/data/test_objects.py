@@ -31,6 +31,27 @@ def test_every_form_of_the_same_pixels(given: Any) -> None:
     assert np.array_equal(np.asarray(as_image(given[2])), COLOUR[2])
 
 
+def test_floats_of_other_channels_keep_16_bits() -> None:
+    deep = DRAW.randint(0, 65536, (6, 5, 7, 5)).astype(np.uint16)
+    for floats in (deep / 65535, (deep / 65535).transpose(0, 3, 1, 2)):
+        assert np.array_equal(as_pixels(floats, 'x').numpy(), deep)
+
+
+def test_lists_of_images_and_of_paths(tmp_path: Path) -> None:
+    """As if each was read alone."""
+    images = [Image.fromarray(x) for x in COLOUR]
+    palettes = [image.quantize(16) for image in images]
+    for i, image in enumerate(images):
+        image.save(tmp_path / f'{i}.png')
+    paths = sorted(tmp_path.iterdir())
+    for given in (images, paths, [*map(str, paths)], np.array([*map(str, paths)])):
+        assert np.array_equal(decode(open_source((given, LABELS)).train.images, (5, 7), 3).numpy().transpose(
+            0, 2, 3, 1), COLOUR)
+    assert np.array_equal(open_source((palettes, LABELS)).train.read(3), palettes[3].convert('RGB'))
+    with pytest.raises(ZooError, match='6 train images but 5 labels'):
+        open_source((images, LABELS[:5]))
+
+
 def test_grey_and_one_channel() -> None:
     grey = COLOUR[..., 0]
     for form in (grey, grey[..., None], grey[:, None]):
@@ -56,6 +77,43 @@ def test_torchvision_and_subsets(tmp_path: Path) -> None:
     assert source.train.labels.tolist() == labels and source.class_names == ('x', 'y', 'z')
     assert source.test is not None and source.test.labels.tolist() == labels[3:5]
     assert np.array_equal(np.asarray(source.test.read(1)), np.asarray(fake[4][0]))
+
+
+class Named(torch.utils.data.Dataset):
+    """Images whose classes have names, and labels that were read already, as torchvision's have."""
+    target_transform: Any = None
+
+    def __init__(self, classes: str, labels: Any = LABELS) -> None:
+        self.classes, self.targets, self.numbers = [*classes], [*labels], labels
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        label = int(self.numbers[i])
+        return COLOUR[i], self.target_transform(label) if self.target_transform else label
+
+
+def test_labels_are_those_of_the_items() -> None:
+    changed, others = Named('abc'), Named('abc')
+    changed.target_transform = {0: 1, 1: 0, 2: 0}.__getitem__
+    for dataset in (changed, torch.utils.data.Subset(changed, range(6))):
+        source = open_source(dataset)
+        assert source.train.labels.tolist() == [1, 0, 0, 1, 0, 0] and source.class_names == ('0', '1')
+    others.targets = [*LABELS[::-1]]
+    assert open_source(others).train.labels.tolist() == LABELS.tolist()
+
+
+def test_classes_of_all_datasets_are_matched_by_name() -> None:
+    source = open_source({'train': Named('abc'), 'test': Named('ca', [0, 1, 0])})
+    assert source.test is not None and source.test.labels.tolist() == [2, 0, 2]
+    assert source.class_names == ('a', 'b', 'c')
+    part = torch.utils.data.Subset(Named('abc'), [2, 3, 4])
+    named = open_source({'train': Named('abc'), 'val': part, 'class_names': ['x', 'y', 'z']})
+    assert named.class_names == ('x', 'y', 'z') and named.val is not None and named.val.labels.tolist() == [2, 0, 1]
+    assert open_source({'train': torch.utils.data.Subset(Named('abc'), range(6))}).class_names == ('a', 'b', 'c')
+    with pytest.raises(ZooError, match="test images have the class 'd': expected 'a', 'b', 'c'"):
+        open_source({'train': Named('abc'), 'test': Named('abd')})
 
 
 @pytest.mark.parametrize('pack', [
@@ -111,7 +169,9 @@ def test_hugging_face_datasets() -> None:
     ({'train': (COLOUR, [*'abcabc']), 'test': (COLOUR, [*'abcabd'])}, "have the class 'd': expected 'a', 'b', 'c'"),
     ([Image.fromarray(x) for x in COLOUR], 'not pairs'), ([{'image': x, 'label': 1} for x in COLOUR], 'not pairs'),
     ((COLOUR * np.nan, LABELS), 'expected 0 to 1'),
-    ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'), ({'train': None}, 'expected train, and optionally'),
+    ({'train': (COLOUR, LABELS), 'class_names': 'ab'}, 'expected'),
+    ({'train': (COLOUR, LABELS), 'class_names': ['a', 'b', 'a']}, 'no two alike'),
+    ({'train': None}, 'expected train, and optionally'),
     (([[1], [1, 2]], [0, 1]), 'not an array'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'not an array'),
     ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'), ((COLOUR, np.array(None)), 'labels are'),
     ((COLOUR, [['a', 'b'], ['c'], ['a'], ['b'], ['c'], 'a']), 'not numbers'), ((COLOUR, [[]] * 6), '0 out of 0'),

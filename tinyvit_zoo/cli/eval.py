@@ -46,7 +46,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--data', metavar='[KEY=]SOURCE', action='append', required=True, help='digits, cifar10:DIR, npz:FILE, '
         'folder:DIR, ...; KEY (c10, c100, ...) names the data set of a file; may be repeated with --all')
-    parser.add_argument('--split', default='test', choices=['test', 'val', 'train'], help='default: test')
+    parser.add_argument('--split', default='test', choices=['test', 'val', 'train', 'all'], help='default: test, which '
+                        'is a fifth of class folders without splits; all: all of their images, if no weights saw them')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
     measures = parser.add_argument_group('further measures')
     measures.add_argument('--knn', action='store_true', help='classify frozen features by their 20 nearest neighbours')
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> str:
         if args.all:
             return _check_catalogue(args, bench)
         source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)
+        args.split = 'test' if args.split == 'all' else args.split
         if source.train.multi_label:
             _check_several(source, args)
         if source.train.images.deep and (args.corruptions or args.attack):
@@ -132,7 +134,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ZooError('--data is given twice: give one data set (with --all, any number).')
     if args.fraction != 1 and not (args.knn or args.probe):
         raise ZooError('--fraction is for --knn and --probe: give one of them.')
-    if args.split == 'train' and (args.knn or args.probe):
+    if args.split in ('train', 'all') and (args.knn or args.probe):
         raise ZooError('--knn and --probe train on the training images: give --split test or val.')
     if (args.radius or args.steps is not None) and not args.attack:
         raise ZooError('--radius and --steps are for attacks: give --attack pgd.')

@@ -3,6 +3,7 @@
 What Pillow's RGB and grey do not hold is int32 from 0 to 65535 (16 bits), or uint8, [C, H, W]. Models take
 value / 65535, or value / 255.
 """
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -44,7 +45,11 @@ def page_count(image: Image.Image) -> int:
 def page_pixels(page: Image.Image) -> np.ndarray:
     """Return the pixels of an image as uint8, or uint16 where it has more bits; those of floats are from 0 to 1."""
     pixels = np.asarray(page)
-    return pixels.clip(0, 65535).astype(np.uint16) if page.mode.startswith('I') else whole(pixels)
+    if not page.mode.startswith('I'):
+        return whole(pixels)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f'its pixels go from {pixels.min()} to {pixels.max()}, expected 0 to 65535')
+    return pixels.astype(np.uint16)
 
 
 def read_pages(image: Image.Image) -> Tensor:
@@ -75,12 +80,17 @@ def fitted(pixels: Tensor, size: tuple[int, int], channels: int) -> Tensor:
     if len(pixels) not in (1, channels):
         raise ValueError(f'it has {len(pixels)} channels, expected {channels}')
     if tuple(pixels.shape[1:]) != tuple(size):
-        scale = max(want / have for want, have in zip(size, pixels.shape[1:], strict=True))
-        grown = [max(want, int(have * scale + 1e-6)) for want, have in zip(size, pixels.shape[1:], strict=True)]
+        grown = _filling(tuple(pixels.shape[1:]), size)
         x = F.interpolate(pixels[None].float(), size=grown, mode='bicubic', antialias=True)[0]
         x = center_crop(x, list(size))
         pixels = x.round().clamp(0, largest(pixels.dtype)).to(pixels.dtype)
     return pixels.expand(channels, -1, -1)
+
+
+def _filling(have: Sequence[int], size: Sequence[int]) -> list[int]:
+    """Return the smallest height and width of the same shape that fill the size, rounded as torchvision does."""
+    scale = max(want / old for want, old in zip(size, have, strict=True))
+    return [max(want, int(old * scale + 1e-6)) for want, old in zip(size, have, strict=True)]
 
 
 def preview(pixels: Tensor) -> Image.Image:
@@ -97,9 +107,10 @@ def as_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Bring an image to `size` (height, width): resized to fill it, and cropped in the middle -> uint8 [C, H, W]."""
+    """Bring an image to `size` (height, width) as timm's transform does: fill it, cut the middle -> uint8 [C, H, W]."""
     if image.size != size[::-1]:
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+        height, width = _filling(image.size[::-1], size)
+        image = center_crop(image.resize((width, height), Image.Resampling.BICUBIC), list(size))
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 

@@ -17,13 +17,16 @@ _TEST_SHARE = 0.2   # of a folder that has no split of its own
 _TEST_SEED = 0      # never the run's: another seed must not train on these test images
 
 
-def open_folder(root: Path) -> Parts:
-    """Open `train`, `val` and `test` with class folders inside, or class folders alone, holding a fifth out."""
+def open_folder(root: Path, training: bool = True, whole: bool = False) -> Parts:
+    """Open `train`, `val` and `test` with class folders inside, or class folders alone, holding a fifth out.
+
+    Not `training`: any of the splits, and classes, will do. `whole`: class folders alone are all for testing.
+    """
     with Finder(root) as finder:
-        return _open_parts(root, finder)
+        return _open_parts(root, finder, training, whole)
 
 
-def _open_parts(root: Path, finder: Finder) -> Parts:
+def _open_parts(root: Path, finder: Finder, training: bool, whole: bool) -> Parts:
     inside = finder.folders(root)
     named = {folder.name.lower(): folder for folder in inside}
     if 'train' in named and (finder.folders(named['train']) or set(named) <= {'train', 'test', *_VALIDATION}):
@@ -34,21 +37,27 @@ def _open_parts(root: Path, finder: Finder) -> Parts:
         val, test = (_class_folders(folder, finder, names, complete=False)[0] if folder else None
                      for folder in (next(iter(validation), None), named.get('test')))
         return Parts(train, val, test, names)
-    if any(name in named and finder.folders(named[name]) for name in ('test', *_VALIDATION)):
+    alone = {name: named[name] for name in ('test', *_VALIDATION) if name in named and finder.folders(named[name])}
+    if alone and not training and len(alone) == len(inside) == 1:
+        test, names = _class_folders(inside[0], finder, least=1)
+        return Parts.of(None, None if 'test' in alone else test, test if 'test' in alone else None, names)
+    if alone:
         raise ZooError(f'{root} has {_list(inside)} and no train: expected train, val and test, or class folders.')
     if len(inside) == 1 and len(finder.folders(inside[0])) > 1:
         raise ZooError(f'{root} holds one folder {inside[0].name} with folders inside: give folder:{inside[0]}.')
-    everything, names = _class_folders(root, finder)
-    train, test = hold_out(everything, str(root), len(names))
-    return Parts(train, None, test, names)
+    everything, names = _class_folders(root, finder, least=2 if training else 1)
+    return hold_out(everything, str(root), names, whole)
 
 
-def hold_out(everything: Split, title: str, classes: int) -> tuple[Split, Split]:
-    """Split images that have no split of their own: a fifth, always the same, is for testing."""
+def hold_out(everything: Split, title: str, names: Sequence[str], whole: bool) -> Parts:
+    """Split images that have no split of their own: a fifth, always the same, is for testing; `whole`: all are."""
+    if whole:
+        return Parts.of(None, None, everything, tuple(names))
     held = draw(everything.labels, round(_TEST_SHARE * len(everything)), _TEST_SEED)
     if not held.any():
-        raise ZooError(f'{title} has {len(everything)} images in {classes} classes, too few to hold out a fifth.')
-    return everything.select(~held), everything.select(held)
+        raise ZooError(f'{title} has {len(everything)} images in {len(names)} classes, too few to hold out a fifth: '
+                       f'give more, or evaluate on all of them (split all).')
+    return Parts(everything.select(~held), None, everything.select(held), tuple(names))
 
 
 def open_cinic10(place: str) -> Parts:
@@ -102,13 +111,13 @@ def _require(root: Path, finder: Finder, folders: Sequence[str], title: str, arc
 
 
 def _class_folders(root: Path, finder: Finder, class_names: Sequence[str] | None = None, complete: bool = True,
-                   ) -> tuple[Split, tuple[str, ...]]:
+                   least: int = 2) -> tuple[Split, tuple[str, ...]]:
     """Open the class folders in `root`, sorted; `class_names` are those it must have, or, not `complete`, may have."""
     files = {folder.name: finder.images(folder) for folder in finder.folders(root)}
-    if class_names is None and len(files) < 2:
+    if class_names is None and len(files) < least:
         loose = sum(is_image(path.name) for path in root.iterdir())
         raise ZooError(f'{root} has {_list(list(files))}{f" and {loose} loose images" if loose else ""}: expected a '
-                       f'folder for each class, two classes or more.')
+                       f'folder for each class{", two classes or more" * (least > 1)}.')
     expected = files if class_names is None else class_names
     if not complete:
         files = {name: paths for name, paths in files.items() if paths or name not in expected}

@@ -39,7 +39,7 @@ class HubImages(EncodedImages):
         return str(self._rows._fingerprint)
 
 
-def open_hub(name: str) -> Parts:
+def open_hub(name: str, training: bool = True) -> Parts:
     """Open a dataset of the Hugging Face Hub by its `datasets` library, which downloads a missing one."""
     try:
         import datasets
@@ -49,7 +49,7 @@ def open_hub(name: str) -> Parts:
         splits = datasets.load_dataset(name)
     except Exception as e:  # the network, the Hub and each format have their own
         raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): use another, or a folder.') from e
-    return hub_parts(name, splits)
+    return hub_parts(name, splits, training)
 
 
 def is_hub(data: Any) -> bool:
@@ -58,27 +58,35 @@ def is_hub(data: Any) -> bool:
     return any(type(each).__module__.partition('.')[0] == 'datasets' for each in values)
 
 
-def hub_parts(name: str, splits: Mapping[str, Any]) -> Parts:
-    """Find the splits of a `datasets.DatasetDict`, their images and their labels."""
+def hub_parts(name: str, splits: Mapping[str, Any], training: bool = True) -> Parts:
+    """Find the splits of a `datasets.DatasetDict`, their images and their labels; not `training`: any will do."""
+    import datasets
     keys = [next((key for key in names if key in splits), None) for names in _SPLITS]
-    if keys[0] is None:
-        raise ZooError(f'The dataset {name} has the splits {", ".join(splits)}: expected train.')
+    first = keys[0] if training else keys[0] or keys[2] or keys[1]
+    if first is None:
+        raise ZooError(f'The dataset {name} has the splits {", ".join(map(str, splits))}: expected train.')
+    for key in filter(None, keys):
+        if not isinstance(splits[key], datasets.Dataset):
+            raise ZooError(f'The {key} images of the dataset {name} are {type(splits[key]).__name__}: expected a '
+                           f'datasets.Dataset.')
     splits = {key: splits[key].with_format(None) for key in filter(None, keys)}
-    features = splits[keys[0]].features
+    features = splits[first].features
     image, label = _columns(name, features)
     kind = _kind(features[label])
     names = kind.names
     if kind.text:
-        given = splits[keys[0]][label][:]
+        given = splits[first][label][:]
         names = sorted_names(filter(None, chain(*filter(None, given)) if kind.several else given))
     for key, rows in splits.items():
         if not {image, label} <= {*rows.features} or _kind(rows.features[label]) != kind:
             raise ZooError(f'The {key} images of the dataset {name} have other columns or classes than the training '
                            f'images: expected the same.')
     train, val, test = (None if key is None else _split(name, key, splits[key], image, label, names) for key in keys)
-    if train is None:
-        raise ZooError(f'The training images of the dataset {name} have no labels: expected a class for each.')
-    return Parts(train, val, test, names or numbers_of(train, f'The dataset {name}'))
+    some = train or (None if training else test or val)
+    if some is None:
+        raise ZooError(f'The {"training " * training}images of the dataset {name} have no labels: expected a class for '
+                       f'each.')
+    return Parts.of(train, val, test, names or numbers_of(some, f'The dataset {name}'))
 
 
 class _Kind(NamedTuple):

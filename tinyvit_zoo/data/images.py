@@ -29,12 +29,13 @@ from .files import open_image, read_npz
 
 _logger = logging.getLogger(__name__)
 _CHUNK = 64             # images a thread takes at a time
-_VERSION = 1            # of decoding; another one makes the cache void
+_VERSION = 2            # of decoding; another one makes the cache void
 
 
 class Images(ABC):
     """A sequence of images, each read on demand. Those that are `deep` have pixels that Pillow does not hold."""
     channels, dtype = 3, torch.uint8
+    root: Path | None = None    # of files
 
     @property
     def deep(self) -> bool:
@@ -151,6 +152,7 @@ class EncodedImages(Images):
 
 class FileImages(EncodedImages):
     """Files below a folder; `paths` are relative to `root`."""
+    root: Path
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         self.root = root
@@ -181,12 +183,23 @@ class FileImages(EncodedImages):
         return digest.hexdigest()
 
 
-class DeepFiles(FileImages):
-    """Files of 16 bits, or TIFFs of several pages."""
+class DeepImages(EncodedImages):
+    """Encoded images of 16 bits, or TIFFs of several pages."""
 
-    def __init__(self, root: Path, paths: Sequence[str], channels: int, dtype: torch.dtype) -> None:
-        super().__init__(root, paths)
-        self.channels, self.dtype = channels, dtype
+    def __init__(self, images: EncodedImages, channels: int, dtype: torch.dtype) -> None:
+        self._images, self.channels, self.dtype, self.root = images, channels, dtype, images.root
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, i: int) -> str:
+        return self._images.name(i)
+
+    def open(self, i: int) -> Path | BytesIO:
+        return self._images.open(i)
+
+    def fingerprint(self) -> str:
+        return self._images.fingerprint()
 
     def pixels_at(self, i: int) -> Tensor:
         with open_image(self.open(i)) as image:
@@ -210,20 +223,20 @@ def _rows(digests: list[bytes]) -> np.ndarray:
 
 
 def with_depth(images: Images) -> Images:
-    """Return files as they are, or as deep ones where the first is."""
-    if not isinstance(images, FileImages) or not len(images):
+    """Return encoded images as they are, or as deep ones where the first is."""
+    if not isinstance(images, EncodedImages) or not len(images):
         return images
     try:
         pixels = read_deep(images.open(0))
     except Exception:   # it is named with all others that cannot be read
         return images
-    return images if pixels is None else DeepFiles(images.root, images.paths, len(pixels), pixels.dtype)
+    return images if pixels is None else DeepImages(images, len(pixels), pixels.dtype)
 
 
-def like(images: Images, first: Images) -> Images:
-    """Return files as deep ones of the channels and bits of `first`."""
-    assert isinstance(images, FileImages)
-    return DeepFiles(images.root, images.paths, first.channels, first.dtype)
+def deep(images: Images, first: Images) -> Images:
+    """Return encoded images as deep ones of the channels and bits of `first`."""
+    assert isinstance(images, EncodedImages)
+    return DeepImages(images, first.channels, first.dtype)
 
 
 def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor | None = None,

@@ -1,6 +1,6 @@
 """Python objects as data: arrays, tensors, torch datasets, and datasets of the Hugging Face library."""
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
-from ..runtime.text import one_line
+from ..runtime.text import one_line, shown
 from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages, upright
-from .images import ArrayImages, Images
+from .images import ArrayImages, FileImages, Images
 from .splits import Split, hot, numbered, sorted_names
 
 SPLITS = ('train', 'val', 'test')
@@ -92,7 +92,9 @@ def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
         if not pixels.numel() or not 0 <= pixels.min() <= pixels.max() <= 1:
             raise ZooError(f'{title}: floating-point pixels go from {pixels.min():g} to {pixels.max():g}, expected 0 '
                            f'to 1: scale them, or give uint8.' if pixels.numel() else f'{title}: there are no pixels.')
-        pixels = (pixels * 255).round().to(torch.uint8)
+        grey_or_rgb = pixels.ndim == 3 or 1 in pixels.shape[1::2] or 3 in pixels.shape[1::2]
+        deep, most = (False, torch.uint8) if grey_or_rgb else (True, torch.int32)
+        pixels = (pixels * (65535 if deep else 255)).round().to(most)
     if pixels.ndim == 4 and pixels.shape[3] not in (1, 3) and (
             pixels.shape[1] in (1, 3) or pixels.shape[1] < pixels.shape[3]):
         pixels = pixels.permute(0, 2, 3, 1)
@@ -112,38 +114,82 @@ def is_object(data: Any) -> bool:
     return not isinstance(data, (str, Path))
 
 
+def is_one(images: Any, channels: int) -> bool:
+    """Return whether this is one image, not several; [3, H, W] and [H, W, 4] are one, [N, H, W] are several in grey."""
+    if hasattr(images, 'ndim'):
+        return images.ndim == 2 or (images.ndim == 3 and (
+            images.shape[0] in (1, 3, channels) or images.shape[2] in (1, 2, 3, 4, channels)))
+    return not isinstance(images, Iterable) or isinstance(images, str)
+
+
 def title_of(data: Any) -> str:
     """Name data in a message or a card."""
     return data if isinstance(data, str) else type(data).__name__
 
 
-def open_split(data: Any, name: str, names: Sequence[str] = ()) -> tuple[Split, tuple[str, ...]]:
+def open_split(data: Any, name: str, names: Sequence[str] = (), known: Sequence[str] = (),
+               ) -> tuple[Split, tuple[str, ...]]:
     """Return the split of arrays or a torch Dataset, and the names of its classes, () where it has none.
 
-    `names`: of the known classes, which labels that are texts must be among.
+    `names`: of the classes, which labels that are texts must be among. `known`: those by which the numbers of a Dataset
+    that names its classes are changed.
     """
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        pixels = as_pixels(data[0], f'The {name} images')
+        images = _images(data[0], name)
         numbers, names = _labels(data[1], name, names)
-        if len(pixels) != len(numbers):
-            raise ZooError(f'There are {len(pixels)} {name} images but {len(numbers)} labels: expected one label per '
+        if len(images) != len(numbers):
+            raise ZooError(f'There are {len(images)} {name} images but {len(numbers)} labels: expected one label per '
                            f'image.')
-        return Split(ArrayImages(pixels, name), numbers), names
+        return Split(images, numbers), names
     if not hasattr(data, '__getitem__') or not hasattr(data, '__len__') or isinstance(data, Mapping):
         raise ZooError(f'The {name} images are a {type(data).__name__}: expected {_FORMS}.')
     try:
         count = len(data)
-        labels: Any = next((getattr(data, key) for key in ('targets', 'labels') if hasattr(data, key)), None)
-        if labels is not None and len(labels) != count:     # a Subset has none of its own
-            labels = None
+        labels = _kept_labels(data, count)
     except Exception as e:
         raise ZooError(f'The {name} images have no length or labels ({_raised(e)}): fix the dataset.') from e
     if not count:
         raise ZooError(f'The {name} images are empty: expected one or more.')
     labels = [_label(data, i, name) for i in range(count)] if labels is None else labels
-    own = names_of(getattr(data, 'classes', None)) or ()
-    numbers, names = _labels(labels, name, names or own)
-    return Split(DatasetImages(data, name), numbers), own or names
+    own = _own_names(data)
+    numbers, texts = _labels(labels, name, names or own)
+    if own and known and not texts and own != tuple(known):
+        if numbers.ndim == 2 or int(numbers.max()) >= len(own):
+            raise ZooError(f'The {name} images have the classes {", ".join(map(shown, own[:3]))}, ...: expected '
+                           f'{", ".join(map(shown, known[:3]))}, ..., in this order.')
+        numbers = numbered([own[number] for number in numbers.tolist()], known, f'The {name} images')
+    return Split(DatasetImages(data, name), numbers), own or texts
+
+
+def _images(values: Any, name: str) -> Images:
+    """Return the images of an array, or of a list of paths or Pillow images."""
+    values = _plain(values)
+    if isinstance(values, (list, tuple)) and values:
+        if all(isinstance(each, Image.Image) for each in values):
+            return DatasetImages([(each, 0) for each in values], name)
+        if all(isinstance(each, (str, Path)) for each in values):
+            return FileImages(Path(), [str(each) for each in values])
+    return ArrayImages(as_pixels(values, f'The {name} images'), name)
+
+
+def _kept_labels(data: Any, count: int) -> Any:
+    """Return the labels that a Dataset has read already, None if it has none, or others than its items."""
+    labels = next((getattr(data, key) for key in ('targets', 'labels') if hasattr(data, key)), None)
+    if labels is None or not count or len(labels) != count or getattr(data, 'target_transform', None):
+        return None     # a Subset has none
+    kept = labels.iloc if hasattr(labels, 'iloc') else labels
+    for i in range(0, count, -(-count // 8)):
+        with suppress(ZooError):    # an item that cannot be read is named later
+            if not np.array_equal(np.asarray(_label(data, i, '')), np.asarray(kept[i])):
+                return None
+    return labels
+
+
+def _own_names(data: Any) -> tuple[str, ...]:
+    """Return the names that a Dataset has for its classes; () if it has none, or makes other labels of them."""
+    while isinstance(data, torch.utils.data.Subset):
+        data = data.dataset
+    return () if getattr(data, 'target_transform', None) else names_of(getattr(data, 'classes', None)) or ()
 
 
 def names_of(values: Any) -> tuple[str, ...] | None:
@@ -186,14 +232,21 @@ def as_hot(array: np.ndarray, title: str) -> np.ndarray:
     return array.astype(np.uint8)
 
 
+def _plain(values: Any) -> Any:
+    """Return texts or lists in NumPy or pandas as a list, other values as they are; of one column, if a table."""
+    values = values.to_numpy() if hasattr(values, 'to_numpy') else values
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in 'OU':
+        return values
+    return (values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values).tolist()
+
+
 def _are_texts(labels: Any) -> bool:
     return isinstance(labels, (list, tuple, set, frozenset)) and all(isinstance(each, str) for each in labels)
 
 
 def _labels(values: Any, name: str, names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Return the labels, and the names of the classes if labels are texts, or lists of texts, else ()."""
-    if getattr(getattr(values, 'dtype', None), 'kind', '') == 'O':  # texts or lists, in NumPy or pandas
-        values = values.tolist()
+    values = _plain(values)
     if isinstance(values, (list, tuple)) and all(_are_texts(each) for each in values) and (names or any(values)):
         names = tuple(names) or sorted_names(chain(*values))
         return hot(values, names, f'The {name} labels'), names

@@ -20,7 +20,7 @@ from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
 from .folders import open_folder
 from .hub import hub_parts, is_hub, open_hub
-from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode, like, with_depth
+from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode, deep, with_depth
 from .objects import SPLITS, as_hot, is_object, names_of, open_split, title_of
 from .splits import Parts, Split, draw, generator, nested, numbers_of
 from .tables import medmnist_file, open_csv
@@ -56,7 +56,7 @@ def syntax() -> dict[str, str]:
 
 
 def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., fraction: float = 1.,
-                seed: int = 0) -> Source:
+                seed: int = 0, training: bool = True, whole: bool = False) -> Source:
     """Open the images of `spec`, without decoding them.
 
     Args:
@@ -67,25 +67,27 @@ def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., 
         fraction: share of the training images to train on, every class in its proportion; a smaller share is part of
             a larger one. The validation set is cut before, so that it is the same for every fraction.
         seed: of these two draws. A published or fixed test set does not depend on it.
+        training: require training images of every class.
+        whole: take class folders or a table without splits for testing, all of them; else a fifth.
     """
     if not 0 <= val_fraction < 1 or not 0 < fraction <= 1:
         raise ZooError(f'val_fraction is {val_fraction:g}, expected 0 to below 1; fraction {fraction:g}, above 0 to 1.')
     if isinstance(spec, Path):
         spec = f'{spec.suffix[1:] if spec.suffix in (".npz", ".csv") else "folder"}:{spec}'
-    source = _open_objects(spec) if is_object(spec) else _open(spec, download)
+    source = _open_objects(spec, training) if is_object(spec) else _open(spec, download, training, whole)
     if val_fraction and source.val is None:
         mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
         if not mask.any():
             raise ZooError(f'val_fraction takes none of {len(source.train)} images (one per class is kept): give more.')
         source = replace(source, train=source.train.select(~mask), val=source.train.select(mask),
                          val_fraction=val_fraction)
-    if fraction < 1:
+    if fraction < 1 and len(source.train):
         count = max(len(source.class_names), len(source.train) - round((1 - fraction) * len(source.train)))
         source = replace(source, train=source.train.select(nested(source.train.labels, count, seed, _FRACTION)))
     return source
 
 
-def _open(spec: str, download: bool) -> Source:
+def _open(spec: str, download: bool, training: bool, whole: bool) -> Source:
     name, _, place = spec.partition(':')
     known = syntax()
     if name not in known:
@@ -107,45 +109,51 @@ def _open(spec: str, download: bool) -> Source:
         raise ZooError(f'{name} cannot be downloaded here: give {known[name]} without download.')
     if opener:
         return _source(name, (pkgutil.resolve_name(opener) if isinstance(opener, str) else opener)(place), row)
-    if name == 'hf':
-        return _source(place, open_hub(place))
     if name == 'medmnist':
         path, names = medmnist_file(place, download)
-        parts = _open_npz(path)
-        return _source(path.stem, parts._replace(class_names=names))
+        return _source(path.stem, _open_npz(path, True)._replace(class_names=names), training=training)
     path = Path(place)
-    if name == 'csv':
-        return _source(path.stem, open_csv(place))
-    return _source(path.resolve().name, open_folder(path)) if name == 'folder' else _source(path.stem, _open_npz(path))
+    title, parts = (
+        (place, open_hub(place, training)) if name == 'hf' else
+        (path.stem, open_csv(place, training, whole)) if name == 'csv' else
+        (path.resolve().name, open_folder(path, training, whole)) if name == 'folder' else
+        (path.stem, _open_npz(path, training)))
+    return _source(title, parts, training=training)
 
 
-def _open_objects(data: Any) -> Source:
+def _open_objects(data: Any, training: bool) -> Source:
     """Open arrays or datasets: a mapping of splits, or the training images alone."""
     given = dict(data) if isinstance(data, Mapping) else {'train': data}
     named = given.pop('class_names', None)
     names = () if named is None else names_of(named)
-    if names is None:
-        raise ZooError(f'class_names is {shown(named)}, expected a name for each class.')
-    if given.get('train') is None or (given.keys() - {*SPLITS} and not is_hub(given)):
+    if names is None or len({*names}) < len(names):
+        raise ZooError(f'class_names is {shown(named)}, expected a name for each class, no two alike.')
+    first = next((name for name in ('train', 'test', 'val')[:1 if training else 3] if given.get(name) is not None), '')
+    if not is_hub(given) and (not first or given.keys() - {*SPLITS}):
         keys = ', '.join(map(shown, given))
         raise ZooError(f'The data have the keys {keys}: expected train, and optionally val, test and class_names.')
     if is_hub(given):
-        parts = hub_parts(title_of(data), given)
-        return _source(title_of(data), parts._replace(class_names=names or parts.class_names))
-    train, own = open_split(given['train'], 'train', names)
-    names = names or own or numbers_of(train, 'The data')
-    val, test = (None if given.get(name) is None else open_split(given[name], name, names)[0] for name in SPLITS[1:])
-    return _source(title_of(data), Parts(train, val, test, names))
+        parts = hub_parts(title_of(data), given, training)
+        return _source(title_of(data), parts._replace(class_names=names or parts.class_names), training=training)
+    split, own = open_split(given[first], first, names)
+    opened = {first: split}
+    known, names = own or names, names or own or numbers_of(split, 'The data')
+    for name in SPLITS:
+        if name != first and given.get(name) is not None:
+            opened[name] = open_split(given[name], name, names, known)[0]
+    train, val, test = map(opened.get, SPLITS)
+    return _source(title_of(data), Parts.of(train, val, test, names), training=training)
 
 
-def _source(name: str, parts: Parts, row: Dataset | None = None) -> Source:
+def _source(name: str, parts: Parts, row: Dataset | None = None, training: bool = True) -> Source:
     images = with_depth(parts.train.images)
     if images is not parts.train.images:
-        train, val, test = (split and replace(split, images=like(split.images, images)) for split in parts[:3])
-        assert train
+        train, val, test = (split if split is None else replace(split, images=deep(split.images, images))
+                            for split in parts[:3])
+        assert train is not None
         parts = Parts(train, val, test, parts.class_names)
     parts = parts._replace(class_names=parts.class_names or (row.label_names if row else ())).checked(
-        name, complete=not row)
+        name, complete=training and not row)
     return Source(name, *parts, row)
 
 
@@ -184,15 +192,16 @@ def open_digits(_: str) -> Parts:
     return Parts(everything.select(~held), None, everything.select(held))
 
 
-def _open_npz(path: Path) -> Parts:
+def _open_npz(path: Path, training: bool) -> Parts:
     """Open MedMNIST's layout: `train_images`, `train_labels`, and the same for `val` and `test` where there are any."""
     if not path.is_file():
         raise ZooError(f'There is no file {path}: give an .npz file with train_images and train_labels.')
     arrays = read_npz(path, lambda name: name.partition('_')[0] in ('train', 'val', 'test'))
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
-    if train is None:
+    some = train or (None if training else test or val)
+    if some is None:
         raise ZooError(f'{path} holds {", ".join(arrays) or "no such arrays"}: expected train_images and train_labels.')
-    return Parts(train, val, test, numbers_of(train, str(path)))
+    return Parts.of(train, val, test, numbers_of(some, str(path)))
 
 
 def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | None:

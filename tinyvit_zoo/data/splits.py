@@ -90,10 +90,17 @@ def repeated(split: Split, among: Split) -> list[int]:
 
 class Parts(NamedTuple):
     """The splits that a dataset's opener returns; without `class_names` they are those of the table."""
-    train: Split
+    train: Split        # without images where there are none to train on
     val: Split | None
     test: Split | None
     class_names: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(train: Split | None, val: Split | None, test: Split | None, class_names: tuple[str, ...]) -> 'Parts':
+        """Return splits of which any may be missing, but not all."""
+        some = train or test or val
+        assert some
+        return Parts(some if train else some.select(torch.zeros(0, dtype=torch.int64)), val, test, class_names)
 
     def checked(self, title: str, complete: bool = True) -> 'Parts':
         """Raise ZooError unless (`complete`) every class has training images, and no split has another class."""
@@ -130,6 +137,11 @@ def numbers_of(train: Split, title: str) -> tuple[str, ...]:
         raise ZooError(f'{title} has a label {count - 1:,} among {len(train)} training images: expected classes '
                        f'numbered from 0 without a gap.')
     return tuple(map(str, range(count)))
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Return whether the names of classes are but their numbers."""
+    return [*names] == [*map(str, range(len(names)))]
 
 
 def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:

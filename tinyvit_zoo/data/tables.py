@@ -17,11 +17,12 @@ _SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 
 _HOT = {'0': False, '0.0': False, '1': True, '1.0': True}       # cells of a class's column
 
 
-def open_csv(place: str) -> Parts:
+def open_csv(place: str, training: bool = True, whole: bool = False) -> Parts:
     """Open a file of the columns path, label and, optionally, split; paths are relative to its folder.
 
     Images of several labels have them in one column `labels`, with ; or | between, or a column of 0 and 1 for each
-    class. Without the column `split` a fifth is held out for testing, as of a folder.
+    class. Without the column `split` a fifth is held out for testing, as of a folder; `whole`: all are for testing. Not
+    `training`: any of the splits will do.
     """
     path = Path(place)
     rows, names = _rows(path)
@@ -39,12 +40,11 @@ def open_csv(place: str) -> Parts:
         labels = [row['labels'] for row in part]
         splits[name] = Split(FileImages(path.parent, [row['path'] for row in part]), hot(labels, names, str(path))
                              if several else numbered([label for label, in labels], names, str(path)))
-    if 'train' not in splits:
+    if 'train' not in splits and training:
         raise ZooError(f'{path} has rows of {", ".join(splits)} and none of train: expected some.')
     if 'split' not in rows[0]['columns']:
-        train, test = hold_out(splits['train'], str(path), len(names))
-        return Parts(train, None, test, tuple(names))
-    return Parts(splits['train'], splits.get('val'), splits.get('test'), tuple(names))
+        return hold_out(splits['train'], str(path), names, whole)
+    return Parts.of(splits.get('train'), splits.get('val'), splits.get('test'), tuple(names))
 
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -37,8 +37,8 @@ def open_images(data: str | None = None, split: str = 'test', files: Sequence[Pa
     if bool(data) == bool(files):
         raise ZooError('Give --data SOURCE (digits, npz:FILE, folder:DIR, ...) or --files IMAGE..., but not both.')
     if data:
-        images = getattr(open_source(data), split)
-        if images is None:
+        images = getattr(open_source(data, training=False), split)
+        if not images:
             raise ZooError(f'{data} has no {split} images: use another --split.')
         return images
     paths = [str(path.absolute()) for path in image_files(files or ())]

@@ -12,8 +12,10 @@ from ..augment.batched import normalize
 from ..augment.spec import evaluation_transform
 from ..data.batches import Batches, make_batches
 from ..data.datasets import DATASETS
+from ..data.hub import is_hub
+from ..data.objects import SPLITS, is_object, open_split, title_of
 from ..data.sources import Source, open_source
-from ..data.splits import Split, draw
+from ..data.splits import Parts, Split, are_numbers, draw
 from ..errors import ZooError, nearest
 from ..runtime.text import printable
 from ..runtime.world import World, autocast
@@ -59,7 +61,7 @@ class Bench:
     def class_names(self) -> Sequence[str]:
         """Return the names of the dataset; where it only numbers its classes, those of the weights."""
         names, own = self.source.class_names, (self.loaded.model.pretrained_cfg or {}).get('label_names') or ()
-        numbered = self.source.info is None and _are_numbers(names)
+        numbered = self.source.info is None and are_numbers(names)
         return own if numbered and len(own) == len(names) else names
 
     def batches(self, split: str | Split = '', normalized: bool = True) -> Batches:
@@ -84,8 +86,9 @@ class Bench:
     @cached_property
     def features(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return features and labels of the training images, then of the evaluated ones."""
-        if self.split == 'train':
-            raise ZooError('--knn and --probe train on the training images: give --split test or val.')
+        if self.split == 'train' or not self.source.train:
+            raise ZooError('--knn and --probe train on the training images: give data with such, and --split test or '
+                           'val.')
         return tuple(  # type: ignore[return-value]
             part for split in ('train', self.split)
             for part in extract(self.loaded.model, self.batches(split), self.world, self.dtype))
@@ -100,7 +103,7 @@ class Bench:
         if not names or self.given.info or len(set(names)) < len(names):
             return False
         digits = [all(name.isdigit() for name in each) for each in (names, own)]
-        return all(digits) or not any(_are_numbers(each) for each in (names, own))
+        return all(digits) or not any(are_numbers(each) for each in (names, own))
 
     @property
     def _unknown_classes(self) -> list[str]:
@@ -134,10 +137,6 @@ class Bench:
             raise ZooError(f'{self.class_mismatch}: {advice}.')
 
 
-def _are_numbers(names: Sequence[str]) -> bool:
-    return [*names] == [str(i) for i in range(len(names))]
-
-
 def _some(names: Sequence[str]) -> str:
     return printable(', '.join(names[:3])) + ', ...' * (len(names) > 3)
 
@@ -154,7 +153,7 @@ def renumbered(source: Source, names: Sequence[str]) -> Source:
         hot = torch.zeros(len(split), len(names), dtype=split.labels.dtype)
         return replace(split, labels=hot.index_copy(1, place, split.labels))
     train, val, test = map(changed, (source.train, source.val, source.test))
-    assert train
+    assert train is not None
     return replace(source, train=train, val=val, test=test, class_names=tuple(names))
 
 
@@ -172,22 +171,48 @@ def check_size(resolved: Resolved, img_size: int | None, batch: int, device: tor
 
 
 def open_bench_source(spec: Any, split: str, **options: Any) -> Source:
-    """Open `[KEY=]SOURCE` and check that it has the split. KEY names the dataset that a file holds."""
+    """Open `[KEY=]SOURCE` and check that it has the split ('': any). KEY names the dataset that a file holds.
+
+    The split 'all': every image of a source that has no splits; they become its `test`.
+    """
     key, equals, rest = spec.partition('=') if isinstance(spec, str) else ('', '', spec)
     if not equals or ':' in key:
         key, rest = '', spec
     elif key not in DATASETS:
         raise ZooError(f'There is no data set {key!r}, expected one of {", ".join(DATASETS)}.{nearest(key, DATASETS)}')
-    source = open_source(rest, **options)
-    if getattr(source, split) is None:
-        present = [name for name in ('train', 'val', 'test') if getattr(source, name) is not None]
-        raise ZooError(f'{source.name} has no {split} images, but {" and ".join(present)}: give --split {present[-1]}.')
+    source = open_source(rest, training=False, whole=split == 'all', **options)
+    present = [name for name in ('train', 'val', 'test') if getattr(source, name)]
+    if split == 'all':
+        if len(present) > 1:
+            raise ZooError(f'{source.name} has splits of its own ({", ".join(present)}): evaluate on one of them.')
+        everything = getattr(source, present[0])
+        source = replace(source, train=Parts.of(None, None, everything, ()).train, val=None, test=everything)
+    elif split and split not in present:
+        raise ZooError(f'{source.name} has no {split} images, but {" and ".join(present)}: evaluate on the split '
+                       f'{present[-1]}.')
     if not key:
         return source
     info = DATASETS[key]
     if info.num_classes != len(source.class_names):
         raise ZooError(f'{spec} has {len(source.class_names)} classes, {info.title} has {info.num_classes}: fix KEY.')
     return replace(source, info=info, class_names=info.label_names or source.class_names)
+
+
+def open_evaluated(data: Any, split: str, classes: Sequence[str], title: str, **options: Any) -> tuple[Source, str]:
+    """Open what is evaluated from Python, with its split ('': the first of test, val, train that there is).
+
+    (images, labels) and torch Datasets are that split, of the `classes` of the weights, named `title`.
+    """
+    known = 'test' if split == 'all' else split
+    if not is_object(data) or hasattr(data, 'keys') or is_hub(data):
+        source = open_bench_source(data, '' if options else split, **options)
+        return source, known or next(name for name in reversed(SPLITS) if getattr(source, name))
+    images, _ = open_split(data, known or 'test', classes, () if are_numbers(classes) else classes)
+    count = images.labels.shape[1] if images.multi_label else int(images.labels.max()) + 1
+    if count > len(classes) or (images.multi_label and count < len(classes)):
+        raise ZooError(f'The data have labels up to {count - 1}, expected 0 to {len(classes) - 1}, the classes of '
+                       f'{title}.')
+    return Source(title_of(data), images, images if split == 'val' else None, images, tuple(classes)), known or 'test'
 
 
 # -- features of a frozen encoder: their k-NN accuracy, their spread, and logistic regression on them ------------------

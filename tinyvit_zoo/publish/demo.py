@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.images import FileImages, cache_folder
+from ..data.images import cache_folder
 from ..data.sources import open_source
 from ..data.splits import Split
 from ..errors import ZooError
@@ -189,7 +189,7 @@ def write_examples(found: Sequence[Resolved], folder: Path, known: Collection[st
         with suppress(ZooError):    # the folder has gone, or there is no scikit-learn
             opened = open_source(source)
             test: Split | None = opened.test
-            if test is None or (source != 'digits' and not isinstance(test.images, FileImages)):
+            if test is None or (source != 'digits' and not test.images.root):
                 continue
             for i in _one_a_class(test):
                 image = test.read(i)

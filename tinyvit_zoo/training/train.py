@@ -12,9 +12,8 @@ from torch import nn
 
 from ..data.batches import MOST_WORKERS, Batches, make_batches
 from ..data.datasets import DATASETS, spec_of
-from ..data.images import FileImages
 from ..data.sources import Source, normalization, open_source
-from ..data.splits import draw, repeated
+from ..data.splits import are_numbers, draw, repeated
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
@@ -238,7 +237,7 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
 def _check_output(options: Options, source: Source) -> None:
     """Raise ZooError where pictures of the run would be images of the next one."""
     data, images = options.data, source.train.images
-    if isinstance(images, FileImages) and (data.is_dir() if isinstance(data, Path) else data.startswith('folder:')) \
+    if images.root and (data.is_dir() if isinstance(data, Path) else data.startswith('folder:')) \
             and options.output.resolve().is_relative_to(images.root.resolve()):
         raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another --output.')
 
@@ -291,8 +290,7 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
     deep = source.train.images.deep
     mean, std = (None if deep else next(((each['mean'], each['std']) for each in stated if each.get('mean')), None)
                  ) or normalization(source, recipe.img_size)
-    numbered = all(name.isdigit() for name in source.class_names)
-    names = (numbered and known and known.label_names) or source.class_names
+    names = (are_numbers(source.class_names) and known and known.label_names) or source.class_names
     return {
         'architecture': recipe.model, 'num_classes': classes,
         'input_size': (source.channels, recipe.img_size, recipe.img_size),
