@@ -137,7 +137,7 @@ def test_digits_untrained_and_its_features(run: Run) -> None:
 def test_by_class_names_are_the_weights_where_the_data_has_numbers(
         data: str, trained: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run(trained, '--data', data, '--per-class')
-    assert out.splitlines()[-4:][0].split()[:2] == ['0', '6']
+    assert out.splitlines()[-5].split()[:2] == ['0', '6'] and 'kappa' in out.splitlines()[-1]
     monkeypatch.setattr(Bench, 'class_names', ['red', 'green', 'blue', 'grey'])
     assert 'green' in run(trained, '--data', data, '--per-class')
 
@@ -202,7 +202,7 @@ def test_mistakes_about_robustness_are_one_line(trained: Path, data: str, refuse
     (['resnet18', '--all'], 'Give either MODEL... or --all'),
     (['--all', '--knn'], '--all only compares the test accuracy'),
     (['resnet18', '--batch-size', '0'], "--batch-size: '0' is not a whole number"),
-    (['resnet18', '--split', 'val'], 'has no val images, but train and test: give --split test'),
+    (['resnet18', '--split', 'val'], 'has no val images, but train and test: evaluate on the split test'),
     (['cct_2_3x2.untrained', '--split', 'train', '--knn'], '--knn and --probe train on the training images'),
     (['cct_2_3x2.untrained', '--fraction', '0.5'], '--fraction is for --knn'),
     (['cct_2_3x2.untrained'], 'cct_2_3x2.untrained has 10 classes, images has 4'),

@@ -124,5 +124,5 @@ def test_sets_that_cannot_be_had(name: str, message: str, medmnist: Path) -> Non
 
 def test_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'medmnist', None)
-    with pytest.raises(ZooError, match='pip install medmnist'):
+    with pytest.raises(ZooError, match=r"pip install 'tinyvit-zoo\[medmnist\]'"):
         open_source('medmnist:pathmnist')

@@ -50,6 +50,7 @@ def test_against_scikit_learn(images: int, classes: int, rounded: bool) -> None:
     seen = sorted({*present, *guess.tolist()})
     assert found.f1 == pytest.approx(100 * metrics.f1_score(y, guess, average='macro', labels=seen))
     assert found.loss == pytest.approx(metrics.log_loss(y, p, labels=range(classes)), rel=1e-5)
+    assert found.kappa == pytest.approx(metrics.cohen_kappa_score(y, guess, weights='quadratic', labels=range(classes)))
     aurocs = {i: metrics.roc_auc_score(y == i, p[:, i]) for i in present}
     precisions = {i: metrics.average_precision_score(y == i, p[:, i]) for i in present}
     assert found.auroc == pytest.approx(np.mean(list(aurocs.values())))
@@ -64,6 +65,7 @@ def test_against_scikit_learn(images: int, classes: int, rounded: bool) -> None:
 
 def test_one_class_alone_has_no_auroc() -> None:
     found = figures_of(torch.eye(3)[[0, 0, 1]], torch.tensor([0, 0, 0]), 'abc')
+    assert figures_of(torch.eye(3)[[0, 0, 0]], torch.tensor([0, 0, 0]), 'abc').kappa is None
     assert found.auroc is None and found.average_precision == pytest.approx(1.) and 'auroc' not in found.to_dict()
     assert [row.auroc for row in found.classes] == [None] * 3 and found.classes[0].most_taken_for == 'b'
     assert found.classes[1].f1 == 0 and found.classes[2].f1 is None and found.classes[2].precision is None

@@ -301,7 +301,8 @@ def _classes(record: Mapping[str, Any], titled: bool) -> str:
         figures = ['-' if row[key] is None else f'{row[key]:{unit}}' for key, unit in (
             ('top1', '.2f'), ('precision', '.2f'), ('f1', '.2f'), ('auroc', '.4f'), ('average_precision', '.4f'))]
         rows.append((row['class'], str(row['images']), figures[0], interval, *figures[1:], taken))
-    return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 8))
+    kappa = f'\nkappa (quadratic weights), for classes in an order: {record["kappa"]:.4f}' if 'kappa' in record else ''
+    return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 8)) + kappa
 
 
 def _labels(record: Mapping[str, Any]) -> str:

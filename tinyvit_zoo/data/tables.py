@@ -96,7 +96,8 @@ def medmnist_file(name: str, download: bool) -> tuple[Path, tuple[str, ...]]:
     try:
         import medmnist
     except ImportError as e:
-        raise ZooError(f'medmnist: needs {e.name}, which is not installed: pip install medmnist.') from e
+        raise ZooError(f'medmnist: needs {e.name}, which is not installed: pip install '
+                       f"'tinyvit-zoo[medmnist]'.") from e
     flag, _, size = name.partition('_')
     flat = {key: info for key, info in medmnist.INFO.items() if not key.endswith('3d')}
     if flag not in flat or size not in ('', '64', '128', '224'):

@@ -66,6 +66,7 @@ class Figures:
     intervals: dict[str, tuple[float, float]]   # 95 % by bootstrap, where asked for
     temperature: float | None = None            # of the weights, and the calibration error of the scaled outputs
     calibrated_error: float | None = None
+    kappa: float | None = None                  # Cohen's with quadratic weights, for classes in an order
 
     @property
     def headline(self) -> str:
@@ -121,7 +122,8 @@ def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: 
         confusion=confusion.tolist(), intervals=sample.intervals(_RESAMPLED, bootstrap, seed),
         temperature=readout.temperature,
         calibrated_error=calibration_error(readout(logits.double()).numpy(), sample.labels)
-        if readout.temperature else None)
+        if readout.temperature else None,
+        kappa=_kappa(confusion))
 
 
 class _Sample(Ranking):
@@ -164,6 +166,14 @@ def _by_class(confusion: np.ndarray, names: Sequence[str], aurocs: np.ndarray, p
             auroc=defined(aurocs[i]), average_precision=defined(precisions[i]),
             most_taken_for=names[wrong + (wrong >= i)] if times else None, times=times))
     return rows
+
+
+def _kappa(confusion: np.ndarray) -> float | None:
+    """Return Cohen's kappa with quadratic weights: 1 if all are right, 0 as by chance; None if it is not defined."""
+    places = np.arange(len(confusion))
+    distances = (places[:, None] - places) ** 2
+    chance = (distances * np.outer(confusion.sum(1), confusion.sum(0))).sum() / confusion.sum()
+    return 1 - float((distances * confusion).sum() / chance) if chance else None
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
