@@ -174,6 +174,7 @@ def test_hugging_face_datasets() -> None:
     ({'train': None}, 'expected train, and optionally'),
     (([[1], [1, 2]], [0, 1]), 'not an array'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'not an array'),
     ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'), ((COLOUR, np.array(None)), 'labels are'),
+    ((COLOUR, torch.zeros(6, device='meta')), 'not numbers'),
     ((COLOUR, [['a', 'b'], ['c'], ['a'], ['b'], ['c'], 'a']), 'not numbers'), ((COLOUR, [[]] * 6), '0 out of 0'),
     ({'train': (COLOUR, [['a'], ['b']] * 3), 'test': (COLOUR, [['a'], ['d']] * 3)}, "have the class 'd': expected 'a'"),
     (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), 'are empty')])

@@ -254,8 +254,9 @@ def _labels(values: Any, name: str, names: Sequence[str]) -> tuple[Tensor, tuple
         values = torch.stack(values) if len({each.shape for each in values}) == 1 else values
     try:
         array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-    except (TypeError, ValueError) as e:
-        raise ZooError(f'The {name} labels are not numbers ({e}): expected one whole number for each image.') from e
+    except Exception as e:  # ragged lists, tensors without values, or an object's own
+        raise ZooError(f'The {name} labels are not numbers ({one_line(e)}): expected one whole number for each '
+                       f'image.') from e
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 2 and len(array):

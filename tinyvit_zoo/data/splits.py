@@ -107,7 +107,7 @@ class Parts(NamedTuple):
         labels, count = self.train.labels, len(self.class_names)
         numbers = labels.any(0).nonzero()[:, 0] if self.train.multi_label else labels.unique()
         seen = {*numbers.tolist()} & {*range(count)}
-        if complete and (len(seen) < count or count < 2):
+        if not count or (complete and (len(seen) < count or count < 2)):
             lacking = printable(', '.join([name[:40] for i, name in enumerate(self.class_names) if i not in seen][:3]))
             raise ZooError(f'{title} has training images of {len(seen)} out of {count} classes'
                            f'{f" (none of {lacking})" if lacking else ""}: expected some of each, two '
