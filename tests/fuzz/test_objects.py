@@ -46,8 +46,9 @@ def splits(draw: Any) -> Any:
         return np.ones((count, *draw(SHAPE)), draw(NUMBERS)), labels
     images = draw(st.lists(IMAGE, min_size=count, max_size=count))
     pairs = [*zip(images, labels, strict=True)]
-    return draw(st.sampled_from([(images, labels), pairs, Odd(images), torch.utils.data.Subset(Odd(pairs), range(count)),
-                                 Odd(pairs, classes=draw(NAMES), targets=labels)]))
+    part = torch.utils.data.Subset(Odd(pairs), range(count))
+    return draw(st.sampled_from([(images, labels), pairs, part, Odd(images, targets=labels), Odd(
+        pairs, classes=draw(NAMES), targets=labels)]))
 
 
 @cases(250)
