@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,10 @@ def test_as_a_table() -> None:
     found = figures_of(*made_up(50, 3, 1), ['cat', 'dog', 'cow']).to_pandas()
     assert isinstance(found, pandas.DataFrame) and list(found.index) == ['cat', 'dog', 'cow']
     assert found['images'].sum() == 50 and {'f1', 'auroc'} <= {*found.columns}
+    for labels in (torch.tensor([0, 1]), torch.eye(2, dtype=torch.uint8)):      # as evaluate(per_class=False) has it
+        figures = figures_of(torch.eye(2), labels, 'ab')
+        empty = replace(figures, classes=[]).to_pandas()
+        assert not len(empty) and list(empty.columns) == list(figures.to_pandas().columns)
 
 
 @pytest.mark.parametrize('correct, count, expected', [

@@ -85,7 +85,7 @@ class Figures:
 
     def to_pandas(self) -> Any:
         """Return the figures by class as a pandas DataFrame, one row per class."""
-        return as_pandas(self.classes)
+        return as_pandas(self.classes, ClassFigures)
 
 
 def figures_of(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: int = 0, seed: int = 0,

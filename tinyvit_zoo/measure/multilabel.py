@@ -66,15 +66,16 @@ class MultiLabelFigures:
 
     def to_pandas(self) -> Any:
         """Return the figures by class as a pandas DataFrame, one row per class."""
-        return as_pandas(self.classes)
+        return as_pandas(self.classes, LabelFigures)
 
 
-def as_pandas(rows: Sequence[Any]) -> Any:
+def as_pandas(rows: Sequence[Any], kind: Any) -> Any:
     try:
         import pandas
     except ImportError as e:
         raise ZooError('to_pandas needs pandas, which is not installed: pip install pandas.') from e
-    return pandas.DataFrame([asdict(row) for row in rows]).set_index('name')
+    columns = [field.name for field in fields(kind)]    # also without rows
+    return pandas.DataFrame([asdict(row) for row in rows], columns=columns).set_index('name')
 
 
 def multi_label_figures(logits: Tensor, labels: Tensor, names: Sequence[str], bootstrap: int, seed: int,
