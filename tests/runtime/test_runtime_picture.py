@@ -21,6 +21,22 @@ def test_a_picture_is_written_in_the_format_of_its_name(tmp_path: Path) -> None:
     assert 'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
 
 
+def test_dollars_begin_no_formula(tmp_path: Path) -> None:
+    """In ticks, legends, titles and notes, as names of classes and folders have them."""
+    pytest.importorskip('matplotlib')
+    figure, ((axes,),) = new_figure(1, 1, (4, 4))
+    name = r'$\frac{$'
+    axes.plot([1, 10], [1, 2], label=name)
+    axes.set(title=name, xlabel='a $x^2$', xscale='log')
+    axes.set_yticks([1, 2], [name, '$x^2$'])
+    axes.legend()
+    axes.text(1, 1, name)
+    figure.suptitle(name)
+    write_picture(figure, tmp_path / 'a.svg')
+    texts = (tmp_path / 'a.svg').read_text()
+    assert texts.count(rf'<!-- {name} -->') == 5 and texts.count('x^2$ -->') == 2 and 'mathdefault' in texts
+
+
 @pytest.mark.parametrize(('path', 'message'), [
     ('a.jpg', '--plot is .*a.jpg, expected a name that ends in .png or .pdf or .svg'),
     ('nowhere/a.png', 'no folder .*nowhere'),

@@ -150,6 +150,8 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any
 
 def write_picture(figure: Any, path: Path, dpi: int = 130, **kwargs: Any) -> None:
     """Write `path` whole, in the format of its ending; `kwargs` go to `savefig`."""
+    for text in figure.findobj(lambda artist: hasattr(artist, 'set_parse_math') and '$' in artist.get_text()):
+        text.set_parse_math(False)      # names of files and classes are no formulas
     with written_whole(path) as partial:
         figure.savefig(partial, dpi=dpi, **kwargs)
 
