@@ -112,6 +112,14 @@ def test_bootstrap_intervals() -> None:
     assert set(found.intervals) == {'top1', 'balanced_accuracy', 'f1', 'auroc', 'average_precision'}
 
 
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('labels', [
+    torch.tensor([1, 1]), torch.tensor([0]), torch.zeros(2, 3, dtype=torch.uint8), torch.ones(1, 3, dtype=torch.uint8)])
+def test_what_has_no_interval_is_left_out(labels: Tensor) -> None:
+    found = figures_of(torch.eye(3)[:len(labels)], labels, 'abc', bootstrap=20)
+    assert found.intervals and 'auroc' not in found.intervals and found.auroc is None
+
+
 @pytest.mark.parametrize('logits, labels, message', [
     (torch.full((2, 3), math.nan), [0, 1], 'not finite'), (torch.zeros(2, 4), [0, 1], 'one column for each'),
     (torch.zeros(0, 3), [], 'one label for each row'), (torch.zeros(2, 3), [0], 'one label for each row'),

@@ -53,8 +53,9 @@ class Ranking:
         for _ in range(bootstrap):
             weights = np.bincount(draw.integers(count, size=count), minlength=count).astype(float)
             values.append([getattr(self, name)(weights) for name in names])
-        low, high = np.nanpercentile(np.array(values, dtype=float), (2.5, 97.5), axis=0)
-        return {key: (float(a), float(b)) for key, a, b in zip(names, low, high, strict=True) if not math.isnan(a)}
+        known = {key: column[~np.isnan(column)] for key, column in zip(names, np.array(values).T, strict=True)}
+        ends = {key: np.percentile(column, (2.5, 97.5)) for key, column in known.items() if len(column)}
+        return {key: (float(low), float(high)) for key, (low, high) in ends.items()}
 
 
 def shares(part: np.ndarray, whole: np.ndarray, none: float = math.nan) -> np.ndarray:
