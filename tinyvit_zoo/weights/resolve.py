@@ -140,7 +140,9 @@ class Resolved:
     @contextmanager
     def _one_error(self, more: str = '') -> Iterator[None]:
         """Raise ZooError for whatever timm, the Hub and the network raise."""
-        logging.getLogger('huggingface_hub').setLevel(logging.ERROR)    # it reports every retry
+        logger = logging.getLogger('huggingface_hub')
+        level = logger.level
+        logger.setLevel(logging.ERROR)      # it reports every retry
         try:
             yield
         except ZooError:
@@ -150,6 +152,8 @@ class Resolved:
             raise ZooError(f'{self.name} cannot be loaded{f" from {self.file}" if self.file else ""} '
                            f'({type(e).__name__}: {one_line(e)}): give other weights, {name}=FILE, or '
                            f'{name}.untrained for random ones{more}.') from e
+        finally:
+            logger.setLevel(level)
 
     def load(self, device: torch.device | str = 'cpu', img_size: int | None = None) -> Loaded:
         """Load the weights, at another image size than theirs where `img_size` is given."""
