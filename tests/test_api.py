@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -299,14 +300,17 @@ def test_bad_arguments(call: Any, message: str, run: zoo.Classifier) -> None:
 
 
 def test_no_state_is_left_behind(tmp_path: Path) -> None:
-    """Random numbers, signal handlers, and whether gradients are recorded; also from another thread."""
+    """Random numbers, signal handlers, log levels, and whether gradients are recorded; also from another thread."""
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    level = logging.getLogger('huggingface_hub').level
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     thread = threading.Thread(target=lambda: zoo.train('cct_2_3x2', DATA, output=tmp_path / 'a', **SMALL))
     thread.start()
     thread.join()
     assert (tmp_path / 'a' / 'result.json').exists()
-    zoo.train('cct_2_3x2', DATA, output=tmp_path / 'b', **SMALL)
+    zoo.train('cct_2_3x2', DATA, output=tmp_path / 'b', **SMALL).export(tmp_path / 'b.pt2')
+    zoo.load('cct_2_3x2.untrained').export(tmp_path / 'c.pt2')
+    assert logging.getLogger('huggingface_hub').level == level != logging.ERROR
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[2]
     assert np.random.get_state()[1].tolist() == before[1] and torch.is_grad_enabled()
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

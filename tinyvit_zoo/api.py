@@ -178,7 +178,9 @@ class Classifier:
         path = Path(path)
         format_of(path).require()
         check_replaceable(path)
-        return export_with_preprocessing(resolve(self.folder or self.title).load(), path, any_size, int8, data)
+        with _random_numbers_kept(self.device):
+            loaded = resolve(self.folder or self.title).load()
+            return export_with_preprocessing(loaded, path, any_size, int8, data)
 
     @_checked
     def show(self, folder: str | Path | None = None) -> list[Path]:
