@@ -240,6 +240,15 @@ def test_export(run: zoo.Classifier, tmp_path: Path) -> None:
         run.export(tmp_path / 'a.tf')
 
 
+def test_a_relative_run_serves_from_another_directory(
+        run: zoo.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder.parent)
+    opened = zoo.load(run.folder.name)
+    monkeypatch.chdir(tmp_path)
+    assert opened.folder == run.folder and opened.show() == [run.folder / 'curves.png']
+    assert opened.export('a.pt2')['label_names'] == list(run.classes)
+
+
 def test_pretrain_then_train(tmp_path: Path) -> None:
     small = {**SMALL, 'epochs': 1, 'warmup_epochs': 0}
     for key in ('from_weights', 'layer_decay', 'auto_augment'):

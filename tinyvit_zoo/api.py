@@ -90,9 +90,10 @@ class Classifier:
 
     @_checked
     def __init__(self, spec: str | Path, device: str = 'auto') -> None:
-        self._resolved = resolve(spec)
+        found = resolve(spec)
+        self._resolved = replace(found, file=found.file.absolute()) if found.file else found    # for another directory
         self.device = choose_device(device)
-        self.folder = Path(spec) if Path(spec).is_dir() else None
+        self.folder = Path(spec).absolute() if Path(spec).is_dir() else None
         self.result: dict[str, Any] = read_result(self.folder) if self.folder else {}
         with _random_numbers_kept(self.device):
             self._loaded: Loaded = self._resolved.load(self.device)
@@ -179,8 +180,7 @@ class Classifier:
         format_of(path).require()
         check_replaceable(path)
         with _random_numbers_kept(self.device):
-            loaded = resolve(self.folder or self.title).load()
-            return export_with_preprocessing(loaded, path, any_size, int8, data)
+            return export_with_preprocessing(self._resolved.load(), path, any_size, int8, data)
 
     @_checked
     def show(self, folder: str | Path | None = None) -> list[Path]:
@@ -303,7 +303,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
             if stop.args[0] == signal.SIGINT:
                 raise KeyboardInterrupt(text) from None
             raise SystemExit(128 + stop.args[0]) from None
-    return options.output
+    return options.output.absolute()
 
 
 def _random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
