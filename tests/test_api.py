@@ -20,6 +20,7 @@ import tinyvit_zoo as zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.measure.figures import Figures
+from tinyvit_zoo.training import own
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.weights.readout import PLAIN, Readout, write_readout
 
@@ -258,8 +259,26 @@ def test_pretrain_then_train(tmp_path: Path) -> None:
     run = zoo.train('', Pairs(), start=encoder, output=tmp_path / 'b', epochs=1, batch_size=6, device='cpu')
     assert str(tmp_path / 'a') in json.loads((tmp_path / 'b' / 'recipe.json').read_text())['recipe']['from_weights']
     assert run.predict(DATA['test'][0][0]) and not run.result['figures']
+    assert f"train('', data='Pairs', start='{encoder.folder}', epochs=1" in (tmp_path / 'b' / 'card.md').read_text()
     with pytest.raises(ZooError, match='model is missing'):
         zoo.pretrain('mae_small', DATA)
+
+
+@pytest.mark.parametrize('recipe, data, keywords, call', [
+    (own.finetuning_recipe('cct_2_3x2'), Path('photos'), {'epochs': 2, 'resume': True},
+     "train('cct_2_3x2', data='folder:photos', start='cct_2_3x2.c10', epochs=2)"),
+    (own.finetuning_recipe('cct_2_3x2.c10'), Path('a.npz'), {}, "train('cct_2_3x2.c10', data='npz:a.npz')"),
+    (own.finetuning_recipe('cct_2_3x2', 'runs/a'), 'digits', {}, "train('cct_2_3x2', data='digits', start='runs/a')"),
+    (own.finetuning_recipe('cct_2_3x2'), 'digits', {'from_weights': ''},
+     "train('cct_2_3x2', data='digits', from_weights='')"),
+    (zoo.find_recipe('cct_2_3x2.digits'), 'digits', {},
+     "train(tinyvit_zoo.find_recipe('cct_2_3x2.digits'), data='digits')"),
+    (own.pretraining_recipe('mae_small', 'ssl_vit'), 'digits', {},
+     "pretrain('mae_small', model='ssl_vit', data='digits')")])
+def test_the_call_in_the_card(recipe: Any, data: Any, keywords: dict[str, Any], call: str) -> None:
+    """It can be made again: with what it starts from, and the data as `train` takes them."""
+    name = call.partition("'")[2].partition("'")[0]
+    assert own.call_text(name, recipe, data, keywords) == f'tinyvit_zoo.{call}'
 
 
 def test_a_recipe_by_its_name(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from .measure.multilabel import MultiLabelFigures
 from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
-from .recipes import BaseRecipe, Pretraining, Recipe
+from .recipes import Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
 from .runtime.files import display_pictures
 from .runtime.text import one_line, shown
@@ -290,7 +290,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
     recipe = override(own.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
     options = training.Options(
         output=Path(output or Path('runs', recipe.name)), data=data, given=given,
-        command=_command(name, recipe, data, keywords), **others)
+        command=own.call_text(name, recipe, data, keywords), **others)
     first = training.pretraining_of(recipe) if isinstance(recipe, Recipe) else None
     with join_world(device) as world, _random_numbers_kept(world.device):
         try:
@@ -330,10 +330,3 @@ def _check_types(kind: type[Any], given: dict[str, Any]) -> None:
         key = str(e).partition(' ')[0]
         raise ZooError(f'{e}: expected a value as {defaults(kind).get(key)!r}, its default.') from e
 
-
-def _command(name: str, recipe: BaseRecipe, data: Any, keywords: dict[str, Any]) -> str:
-    """Return the call as text, for the card."""
-    verb = 'pretrain' if isinstance(recipe, Pretraining) else 'train'
-    model = f', model={recipe.model!r}' if verb == 'pretrain' and name != recipe.name else ''
-    rest = ''.join(f', {key}={value!r}' for key, value in keywords.items() if key != 'resume')
-    return f'tinyvit_zoo.{verb}({name!r}, data={title_of(data)!r}{model}{rest})'

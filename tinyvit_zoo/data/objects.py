@@ -123,7 +123,9 @@ def is_one(images: Any, channels: int) -> bool:
 
 
 def title_of(data: Any) -> str:
-    """Name data in a message or a card."""
+    """Name data in a message or a card; a Path as the source that it is taken for."""
+    if isinstance(data, Path):
+        return f'{data.suffix[1:] if data.suffix in (".npz", ".csv") else "folder"}:{data}'
     return data if isinstance(data, str) else type(data).__name__
 
 

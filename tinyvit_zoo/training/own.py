@@ -7,11 +7,20 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 
 from ..data.datasets import DATASETS
+from ..data.objects import title_of
 from ..data.sources import Source
 from ..errors import ZooError
 from ..methods import METHODS
 from ..models import check_name
-from ..recipes import FINETUNING_PRESET, PRETRAINING_PRESETS, BaseRecipe, Pretraining, Recipe, find_pretraining
+from ..recipes import (
+    FINETUNING_PRESET,
+    PRETRAINING_PRESETS,
+    RECIPES,
+    BaseRecipe,
+    Pretraining,
+    Recipe,
+    find_pretraining,
+)
 from ..recipes.settings import AnyRecipe, defaults
 from ..runtime.text import show
 from ..runtime.world import World
@@ -52,6 +61,20 @@ def pretraining_recipe(method: str | Pretraining, model: str = '') -> Pretrainin
     cfg: Any = get_pretrained_cfg(model)
     return replace(PRETRAINING_PRESETS[method], name=f'{model}.{method}', img_size=cfg.input_size[-1],
                    crop_pct=cfg.crop_pct)
+
+
+def call_text(name: str, recipe: BaseRecipe, data: Any, keywords: Mapping[str, Any]) -> str:
+    """Return the call in Python that trains by the recipe, for the card."""
+    verb, model, known = 'train', repr(name), RECIPES.get(name if name == recipe.name else '')
+    if isinstance(recipe, Pretraining):
+        verb, model = 'pretrain', model + (f', model={recipe.model!r}' if name != recipe.name else '')
+    elif known:     # a recipe was given, not the weights of that name
+        model = f'tinyvit_zoo.find_recipe({name!r})'
+    start = getattr(recipe, 'from_weights', '')
+    if 'from_weights' not in keywords and start not in ('', known.from_weights if known else name):
+        keywords = {'start': start, **keywords}
+    rest = ''.join(f', {key}={value!r}' for key, value in keywords.items() if key != 'resume')
+    return f'tinyvit_zoo.{verb}({model}, data={title_of(data)!r}{rest})'
 
 
 _COLOURS = ('auto_augment', 'color_jitter')
