@@ -226,7 +226,8 @@ def test_the_temperature_is_kept_with_the_weights(run: zoo.Classifier, tmp_path:
     again = zoo.load(folder)
     assert again.calibrate(DATA) == pytest.approx(temperature, rel=1e-5)        # the images that were held out
     assert again.predict(first)[0].probabilities == pytest.approx(before, abs=1e-5)
-    assert again.calibrate(DATA['test']) != temperature
+    other = again.calibrate(DATA['test'])
+    assert other != temperature and f'shows softmax(logits / {other:.4g});' in (folder / 'card.md').read_text()
     for classifier, message in ((run, 'no validation images'), (zoo.load('cct_2_3x2.digits'), 'no file to store')):
         with pytest.raises(ZooError, match=message):
             classifier.calibrate(DATA)

@@ -1,4 +1,5 @@
 """Evaluate a model on a split: its loss and accuracy, all its figures, and the catalogue's beside them."""
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..data.datasets import DATASETS
 from ..data.sources import Source
 from ..errors import ZooError
+from ..runtime.files import write_whole
 from ..runtime.text import table
 from ..runtime.world import World, autocast
 from ..weights import Weight, catalogue
@@ -102,7 +104,7 @@ def accuracy(bench: Bench, bootstrap: int = 0) -> Figures | MultiLabelFigures:
 
 
 def calibrate(bench: Bench, file: Path | None) -> Readout:
-    """Fit the temperature of weights to the bench's validation images, and write it into their file."""
+    """Fit the temperature of weights to the bench's validation images, and write it into their file and card."""
     title, source = bench.loaded.title, bench.source
     if not file or file.suffix != '.safetensors':
         raise ZooError(f'{title} has no file to store a temperature in: give a run directory, or NAME=FILE with a '
@@ -115,6 +117,9 @@ def calibrate(bench: Bench, file: Path | None) -> Readout:
         *outputs(bench.loaded.model, bench.batches('val'), bench.world, bench.dtype)))
     if bench.world.first:
         write_readout(file, readout)
+        if (card := file.with_name('card.md')).is_file():
+            text = re.sub(rb'(?<=predict` shows )\w+\(logits[^)]*\)', readout.formula.encode(), card.read_bytes())
+            write_whole(card, text)
     bench.world.barrier()
     return readout
 
