@@ -1,11 +1,13 @@
 """Training, evaluating and using models from Python."""
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import random
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import tqdm.auto
 from PIL import Image
 
 import tinyvit_zoo as zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.measure import prediction
 from tinyvit_zoo.measure.figures import Figures
 from tinyvit_zoo.training import own
 from tinyvit_zoo.training.loop import Loop
@@ -208,6 +212,19 @@ def test_predict(run: zoo.Classifier, tmp_path: Path) -> None:
             ([grey, 'missing.png'], 'missing.png cannot be read'), ([None], 'Image|The image')):
         with pytest.raises(ZooError, match=message):
             run.predict(bad)
+
+
+def test_bars(run: zoo.Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the package's own kind, which a notebook shows too; nothing where there is no terminal."""
+    for terminal in (False, True):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, 'isatty', lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, 'stderr', stream)
+        run.evaluate(DATA)
+        run.predict(DATA['test'][0], batch_size=4)
+        text = stream.getvalue()
+        assert 'evaluating:' in text and '/12 ' in text if terminal else not text
+    assert issubclass(prediction.Progress, tqdm.auto.tqdm)
 
 
 def test_the_temperature_is_kept_with_the_weights(run: zoo.Classifier, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ..data.datasets import DATASETS
 from ..data.sources import Source
 from ..errors import ZooError
 from ..runtime.files import write_whole
-from ..runtime.text import table
+from ..runtime.text import table, track
 from ..runtime.world import World, autocast
 from ..weights import Weight, catalogue
 from ..weights.readout import Readout, write_readout
@@ -80,10 +80,10 @@ class ViewAverage(nn.Module):
 
 
 def outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: World,
-            dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Return the logits [N, C] and labels [N] of all images, in their order, on every process."""
+            dtype: torch.dtype | None = None, quiet: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the logits [N, C] and labels [N] of all images, in their order, on every process; with a bar."""
     own: list[tuple[Tensor, Tensor]] = []
-    evaluate(model, batches, world, dtype, own)
+    evaluate(model, track(batches, 'evaluating', 'batch', quiet or not world.first, lines=False), world, dtype, own)
     parts = world.gather(own)       # of each process every size-th image of each batch
     whole = []
     for number in range(max(map(len, parts))):

@@ -7,14 +7,13 @@ import torch
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
-from tqdm import tqdm
 
 from ..augment.batched import normalize
 from ..data.channels import as_channels, fitted, upright
 from ..data.files import EXTENSIONS, Finder, open_image
 from ..data.objects import as_image, deep_pixels
 from ..errors import ZooError
-from ..runtime.text import one_line
+from ..runtime.text import Progress, one_line
 from ..weights.readout import PLAIN, Readout
 from ..weights.resolve import resolve
 from .calibration import check_finite
@@ -86,14 +85,14 @@ def classify(
     transform = create_transform(**cfg, is_training=False) if cfg['input_size'][0] in (1, 3) else None
     device = next(model.parameters()).device
     results: list[list[dict[str, Any]] | str] = []
-    hidden = True if len(images) <= batch_size else None  # None: unless stderr is a terminal
-    with torch.inference_mode(), tqdm(total=len(images), unit='image', leave=False, disable=hidden) as progress:
+    quiet = len(images) <= batch_size
+    with torch.inference_mode(), Progress(len(images), quiet=quiet, lines=False) as progress:
         for start in range(0, len(images), batch_size):
             found = [_read(image, transform, cfg) for image in images[start:start + batch_size]]
             sound = [image for image in found if isinstance(image, Tensor)]
             top = iter(_top(model, torch.stack(sound).to(device), labels, topk, readout) if sound else ())
             results += [image if isinstance(image, str) else next(top) for image in found]
-            progress.update(len(found))
+            progress.show(len(results))
     return results
 
 

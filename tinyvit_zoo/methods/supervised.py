@@ -174,7 +174,8 @@ class Supervised(Task):
     def look(self, model: Any, batches: Any) -> dict[str, float]:
         if not self.several:
             return evaluate(model, batches, self.world, self.dtype)
-        figures = figures_of(*outputs(model, batches, self.world, self.dtype), self.cfg['label_names']).scalars()
+        made = outputs(model, batches, self.world, self.dtype, quiet=True)      # the training has a bar
+        figures = figures_of(*made, self.cfg['label_names']).scalars()
         return {key: figures[key] for key in ('loss', 'accuracy', 'auroc') if key in figures}
 
     def kept(self) -> dict[str, Tensor]:

@@ -107,9 +107,9 @@ class Progress(tqdm):
         return f', {seconds / max(unit, 1):.0f} {name} left'
 
 
-def track(items: Any, title: str, unit: str, quiet: bool = False) -> Iterator[Any]:
+def track(items: Any, title: str, unit: str, quiet: bool = False, lines: bool = True) -> Iterator[Any]:
     """Yield items whose number is known, and show how many are done."""
-    with Progress(len(items), title, unit, quiet=quiet) as progress:
+    with Progress(len(items), title, unit, quiet=quiet, lines=lines) as progress:
         for done, item in enumerate(items, 1):
             yield item
             progress.show(done)
