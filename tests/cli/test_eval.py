@@ -99,6 +99,18 @@ def test_a_run_has_the_figure_that_it_ended_with(data: str, trained: Path, run: 
     assert [record['epochs'] for record in records] == [3, None, None]
 
 
+def test_the_top1_has_wilsons_interval(data: str, trained: Path, run: Run) -> None:
+    """Also beside those of a bootstrap, which is of no width where all answers are right or wrong."""
+    options = trained, '--data', data, '--bootstrap', 20
+    record, = json.loads(run(*options, '--json'))
+    low, high = record['interval']
+    assert record['intervals']['top1'] != [low, high]
+    out = run(*options)
+    assert f'  top-1     {record["top1"]:.2f} %, 95 % interval {low:.2f} to {high:.2f}\n' in out
+    low, high = record['intervals']['f1']
+    assert f'  F1        {record["f1"]:.2f} %, 95 % interval {low:.2f} to {high:.2f}\n' in out
+
+
 def test_calibration_by_the_command(data: str, trained: Path, run: Run, refused: Run, tmp_path: Path) -> None:
     """To the validation images of the data; both errors are shown."""
     assert 'no validation images' in refused(trained, '--data', data, '--calibrate')

@@ -251,8 +251,9 @@ def _one(record: Mapping[str, Any]) -> str:
 
 
 def _figure(record: Mapping[str, Any], name: str) -> str:
-    """Return a figure with its unit and its interval, Wilson's of the top-1 or those of a bootstrap."""
-    form, intervals = FORMATS[name][1], {'top1': record.get('interval'), **record.get('intervals', {})}
+    """Return a figure with its unit and its interval: Wilson's of the top-1, a bootstrap's of the others."""
+    # where all answers are right or wrong, so are those of every resample
+    form, intervals = FORMATS[name][1], {**record.get('intervals', {}), 'top1': record.get('interval')}
     low, high = intervals.get(name) or (None, None)
     interval = '' if low is None else f', 95 % interval {low:{form}} to {high:{form}}'
     scaled = f', temperature {record["temperature"]:.3f}' if name == 'calibrated_error' else ''
