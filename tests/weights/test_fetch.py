@@ -101,6 +101,19 @@ def test_the_first_use_is_noted_and_another_file_refused(address: str, tmp_path:
     load(url)
 
 
+def test_a_web_page_put_into_the_cache_is_not_noted(address: str, tmp_path: Path) -> None:
+    """As a browser saves one in place of the weights; the good file is taken after it."""
+    url, path = f'{address}/w.safetensors', tmp_path / 'checkpoints' / 'w.safetensors'
+    path.parent.mkdir()
+    path.write_text('<html>Sign in</html>')
+    with pytest.raises(ZooError, match='damaged or not a weights file'):
+        load(url)
+    assert fetch.read_note(path) is None
+    path.write_bytes(Server.content)
+    load(url)
+    assert fetch.read_note(path)
+
+
 def test_info_shows_the_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / 'checkpoints' / 'cct2-3x2_cifar10.pth.zip'
     path.parent.mkdir()

@@ -109,6 +109,8 @@ def _from_url(url: str, sha256: str, cache_dir: str | Path | None) -> Path:
         if hub_constants.HF_HUB_OFFLINE:
             raise OSError('HF_HUB_OFFLINE is set')
         _download(url, path)
+    elif not sha256 and read_note(path) is None:    # the user's; a web page, saved in its place, is not to be noted
+        unwrap(read_weights(path, verified=True))
     if sha256:
         check_sha256(path, sha256, 'delete it to download it again')
     else:
