@@ -255,8 +255,14 @@ def test_export(run: zoo.Classifier, tmp_path: Path) -> None:
     assert report['label_names'] == list(run.classes) and report['largest_difference'] < 1e-4
     assert report['output'] == 'logits' and report['probabilities'] == 'softmax(logits)'
     assert json.loads((tmp_path / 'a.json').read_text())['sha256'] == report['sha256']
+    for data in (DATA, DATA['test'], Pairs(run.classes)):       # as `evaluate` takes them
+        measured = run.export(tmp_path / 'a.pt2', data=data)['measured']
+        assert measured['images'] == 12 and measured['top1'] == run.evaluate(data).top1
     with pytest.raises(ZooError, match=r'\.onnx, \.pt2'):
         run.export(tmp_path / 'a.tf')
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    assert run.export(tmp_path / 'a8.onnx', int8=True, data=DATA)['int8'] == 'weights and activations'
 
 
 def test_a_relative_run_serves_from_another_directory(

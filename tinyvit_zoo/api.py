@@ -174,11 +174,15 @@ class Classifier:
         return found
 
     @_checked
-    def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: str = '') -> dict[str, Any]:
-        """Export to the format of the ending, with the preprocessing as .json; return the report of the check."""
+    def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: Any = '') -> dict[str, Any]:
+        """Export to the format of the ending, with the preprocessing as .json; return the report of the check.
+
+        `data`, as for `evaluate`: check on its test images too; with `int8`, quantize by its training images.
+        """
         path = Path(path)
         format_of(path).require()
         check_replaceable(path)
+        data = data if isinstance(data, str) else self._source(data, 'test')[0]
         with _random_numbers_kept(self.device):
             return export_with_preprocessing(self._resolved.load(), path, any_size, int8, data)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.sources import Source
 from ..data.splits import generator
 from ..errors import ZooError
 from ..measure.bench import Bench, open_bench_source
@@ -32,14 +33,15 @@ _DRAW = 8               # makes this draw differ from others with the same seed
 
 
 def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = False, int8: bool = False,
-                              data: str = '') -> dict[str, Any]:
+                              data: str | Source = '') -> dict[str, Any]:
     """Write `output` and, as .json, preprocessing and checks; return those.
 
     `data`: check on test images too; with `int8`, activations are quantized by its training images.
     """
     bench, images = None, None
     if data:
-        bench = Bench(loaded, open_bench_source(data, 'test'), 'test', World(0, 1, torch.device('cpu')), None, 64)
+        source = data if isinstance(data, Source) else open_bench_source(data, 'test')
+        bench = Bench(loaded, source, 'test', World(0, 1, torch.device('cpu')), None, 64)
         bench.check_classes('give the data it was trained on, or leave --data out')
         if int8:
             images = calibration_images(bench)
@@ -49,7 +51,8 @@ def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = Fal
         figures = export(loaded.model, loaded.cfg['input_size'], partial, any_size, int8, images)
         report = {**_preprocessing(loaded), **figures}
         if bench and format_of(output).load:
-            report['measured'] = {'data': data, **compare(bench, load_exported(partial), strict=not int8)}
+            title = data if isinstance(data, str) else data.name
+            report['measured'] = {'data': title, **compare(bench, load_exported(partial), strict=not int8)}
         report['bytes'] = sum(each.stat().st_size for each in files_of(partial))
         report['sha256'] = hashlib.sha256(b''.join(each.read_bytes() for each in files_of(partial))).hexdigest()
         partial_beside.write_text(json.dumps(report, indent=1), encoding='utf-8')
