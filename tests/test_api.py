@@ -323,6 +323,18 @@ def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_
     assert not (tmp_path / 'run').exists()
 
 
+def test_advice_names_what_python_has(run: zoo.Classifier, tmp_path: Path) -> None:
+    for call, message in (
+            (lambda: zoo.train('cct_2_3x2', DATA, output=run.folder, **SMALL), 'resume=True\\), or choose another'),
+            (lambda: zoo.load(run.folder, 'none'), 'Use the device cpu'),
+            (lambda: run.calibrate(DATA), 'a val_fraction of 0.1'),
+            (lambda: run.export(tmp_path / 'a.pt2', int8=True), '^int8 is for'),
+            (lambda: zoo.train('cct_2_3x2', DATA, output=tmp_path / 'a', pflop=1e-9, device='cpu'), '^pflop 1e-09 is')):
+        with pytest.raises(ZooError, match=message) as error:
+            call()
+        assert '--' not in str(error.value).replace('(--resume, resume=True)', '')
+
+
 def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> None:
     assert run.folder
     damaged = zoo.load(run.folder, 'cpu')

@@ -40,7 +40,7 @@ def test_fields_carry_their_limits() -> None:
 
 @pytest.mark.parametrize('changes, message', [
     (dict(mean=(0.5,) * 3), 'give both or neither'), (dict(epochs=5, warmup_epochs=5), 'use fewer'),
-    (dict(weight_decay=0., weight_decay_end=0.1), 'weight_decay is 0'), (dict(keep='ema'), '--ema'),
+    (dict(weight_decay=0., weight_decay_end=0.1), 'weight_decay is 0'), (dict(keep='ema'), 'an ema of'),
     (dict(keep='first'), "expected 'last' or 'ema' or 'best'")])
 def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
     RECIPE.check()

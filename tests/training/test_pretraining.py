@@ -239,14 +239,14 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('argv, words', [
-    (['mae_smal', '--model', 'vit_lite_2_4'], 'Did you mean mae_small'), (['mae_small'], '--model is missing'),
-    (['mae_vit_c10.c10_mae', '--model', 'mae_vit_c10'], 'leave out --model'),
+    (['mae_smal', '--model', 'vit_lite_2_4'], 'Did you mean mae_small'), (['mae_small'], 'The model is missing'),
+    (['mae_vit_c10.c10_mae', '--model', 'mae_vit_c10'], 'leave out the model'),
     (['mae_vit_c10.c10_100e'], 'is a supervised training'), (['mae_small', '--model', 'vit_lit'], 'no model'),
     (['mae_small', '--model', 'cct_2_3x2'], 'Or use moco_v3'),
     (['mae_small', '--model', 'vit_lite_2_4', '--method-args', "{'alpha': 1.}"], "no argument 'alpha'"),
     (['mae_small', '--model', 'vit_lite_2_4', '--method-args', "{'mask_ratio': 1.}"], 'leaves none'),
     (['mae_small', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_2_4'], 'does not use a teacher'),
-    (['d_mae', '--model', 'vit_lite_2_4'], 'give --teacher'),
+    (['d_mae', '--model', 'vit_lite_2_4'], 'give teacher and'),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lit'], "no teacher 'vit_lit'"),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'vit_lite_4_4', '--teacher-weights', 'no.pth'], 'no.pth'),
     (['d_mae', '--model', 'vit_lite_2_4', '--teacher', 'resnet18'], 'resnet18 cannot be a teacher'),

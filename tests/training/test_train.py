@@ -538,7 +538,7 @@ def test_number_formats() -> None:
     (['--epochs', 'many'], 'expected a whole number'), (['--crop-scale', '0.5'], 'expected a value like'),
     (['--schedule', 'steps'], "expected 'cosine' or 'later_cosine' or 'linear'"),
     (['--precision', 'fp16'], 'thousand times slower'),
-    (['--keep', 'best', '--val-fraction', '0'], '--val-fraction'), (['--keep', 'ema', '--ema', '0'], '--ema'),
+    (['--keep', 'best', '--val-fraction', '0'], 'val_fraction of 0.1'), (['--keep', 'ema', '--ema', '0'], 'an ema of'),
     (['--epochs', '0'], 'from 1 to 1,000,000'), (['--opt', 'adamx'], 'optimizer'),
     (['--data', 'npz:nothing.npz'], 'nothing.npz'), (['--device', 'tpu'], 'tpu'),
     (['--data', 'cifar11:x'], 'cifar1'), (['--from-weights', 'cct_4_3x2.c10'], 'of cct_4_3x2, not of cct_2_3x2'),
@@ -594,7 +594,7 @@ def test_machines_that_share_no_disk_are_refused(
         data: str, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(World, 'gather', lambda self, value: [value, None])
     assert run(data, finished, '--resume') == 2
-    assert 'an --output on a disk that all machines share' in capsys.readouterr().err
+    assert 'an output on a disk that all machines share' in capsys.readouterr().err
 
 
 @pytest.mark.slow

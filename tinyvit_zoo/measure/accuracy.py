@@ -111,7 +111,7 @@ def calibrate(bench: Bench, file: Path | None) -> Readout:
                        f'.safetensors file.')
     if source.val is None:
         raise ZooError(f'{source.name} has no validation images to fit a temperature to: give data with a validation '
-                       f'split, or train with --val-fraction 0.1.')
+                       f'split, or train with a val_fraction of 0.1.')
     bench.check_classes()
     readout = replace(bench.loaded.readout, temperature=fit_temperature(
         *outputs(bench.loaded.model, bench.batches('val'), bench.world, bench.dtype)))

@@ -16,7 +16,7 @@ _LOWEST, _HIGHEST, _HALVINGS = 0.01, 100., 60       # of the temperature
 
 def check_finite(logits: Tensor) -> None:
     if not logits.isfinite().all():
-        raise ZooError('Some outputs are not finite: try --precision fp32, or other weights.')
+        raise ZooError('Some outputs are not finite: try the precision fp32, or other weights.')
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -148,7 +148,7 @@ class SelfDistillation(Method):
         if self._confidence is None or self._confidence.item() * len(self.centre) > 1.5:
             return ''
         return ('the teacher gives the same output for every image. Try a lower teacher_temperature, a lower momentum '
-                '(--method-args) or a higher --lr')
+                '(method_args) or a higher lr')
 
     def kept(self) -> nn.Module:
         """Return the teacher's encoder."""

@@ -52,7 +52,7 @@ class SelfSupervised(Task):
             if name not in known or name in ('encoder', 'teacher'):
                 raise ZooError(f'{recipe.method} has no argument {name!r} (method_args).{nearest(name, known)}')
         if ('teacher' in known) != bool(recipe.teacher):
-            raise ZooError(f'{recipe.method} needs a teacher: give --teacher and --teacher-weights FILE.'
+            raise ZooError(f'{recipe.method} needs a teacher: give teacher and teacher_weights.'
                            if 'teacher' in known else f'{recipe.method} does not use a teacher: leave it out.')
         unused = [name for name in ('crop_padding', 'crop_ratio', 'color_jitter')
                   if method.own_views and getattr(recipe, name) != getattr(Pretraining, name)]
@@ -128,7 +128,7 @@ class SelfSupervised(Task):
         before, figures = self.figures['untrained'], self.look()
         if figures['spread'] < _COLLAPSED * before['spread']:
             self.say(f'The encoder has collapsed: the spread of its features fell from {before["spread"]:.1e} to '
-                     f'{figures["spread"]:.1e}. Try a lower --lr, a longer --warmup-epochs or a larger --batch-size.')
+                     f'{figures["spread"]:.1e}. Try a lower lr, more warmup_epochs or a larger batch_size.')
         elif trouble := self.network.trouble():
             self.say(f'Training has collapsed: {trouble}.')
         self.figures['last'] = figures
@@ -196,7 +196,7 @@ def make_teacher(recipe: Pretraining) -> Any:
         try:
             return timm.create_model(name, pretrained=True, **args)
         except (RuntimeError, OSError) as e:
-            raise ZooError(f'There are no weights for the teacher {name} ({e}): give --teacher-weights FILE.') from e
+            raise ZooError(f'There are no weights for the teacher {name} ({e}): give teacher_weights.') from e
     path = resolve(f'{name}={recipe.teacher_weights}').file
     assert path is not None     # NAME=FILE has one
     teacher = timm.create_model(name, **args)

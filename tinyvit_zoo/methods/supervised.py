@@ -68,10 +68,10 @@ class Supervised(Task):
             start = resolve(recipe.from_weights, recipe.model)
             if start.architecture != recipe.model:
                 raise ZooError(f'{recipe.from_weights} are weights of {start.architecture}, not of {recipe.model}: '
-                               f'give others by --from-weights.')
+                               f'give others as from_weights.')
             if not start.has_weights:
                 raise ZooError(f'There are no weights {recipe.from_weights!r} to start {recipe.model} from: give a '
-                               f'file or a run directory by --from-weights.')
+                               f'file or a run directory as from_weights.')
 
     @classmethod
     def check_images(cls, recipe: Recipe, source: Source) -> None:

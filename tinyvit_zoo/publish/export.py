@@ -42,7 +42,7 @@ def export_with_preprocessing(loaded: Loaded, output: Path, any_size: bool = Fal
     if data:
         source = data if isinstance(data, Source) else open_bench_source(data, 'test')
         bench = Bench(loaded, source, 'test', World(0, 1, torch.device('cpu')), None, 64)
-        bench.check_classes('give the data it was trained on, or leave --data out')
+        bench.check_classes('give the data it was trained on, or leave data out')
         if int8:
             images = calibration_images(bench)
     with ExitStack() as stack:
@@ -145,7 +145,7 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
     """
     form = format_of(path)
     if any_size and not form.any_size:
-        raise ZooError(f'{form.name} files take one image size: leave out --any-size, or export to .onnx.')
+        raise ZooError(f'{form.name} files take one image size: leave out any_size, or export to .onnx.')
     if int8:
         check_int8(path, images is not None)
     model = copy.deepcopy(model).eval()

@@ -85,7 +85,7 @@ def program_of(model: nn.Module, input_size: Sequence[int], any_size: bool = Fal
             return torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
     except Exception as e:  # the exporter has many of its own
         if any_size:
-            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave out --any-size.') from e
+            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave out any_size.') from e
         raise ZooError(f'torch.export cannot export the model ({one_line(e)}): please report it.') from e
 
 

@@ -13,9 +13,9 @@ from .formats import FORMATS
 def check_int8(path: Path, calibrated: bool) -> None:
     """Raise ZooError if a file with this ending cannot be quantized so."""
     if path.suffix not in ('.onnx', '.tflite'):
-        raise ZooError('--int8 is for ONNX and LiteRT: give an OUT that ends in .onnx or .tflite.')
+        raise ZooError('int8 is for ONNX and LiteRT: give a file that ends in .onnx or .tflite.')
     if path.suffix == '.tflite' and not calibrated:
-        raise ZooError('--int8 of LiteRT needs calibration images: give --data SOURCE.')
+        raise ZooError('int8 of LiteRT needs calibration images: give data.')
 
 
 def quantize(path: Path, images: Tensor | None) -> None:
@@ -31,7 +31,7 @@ def quantize(path: Path, images: Tensor | None) -> None:
         assert load
         load(path)
     except Exception as e:  # the libraries have many of their own
-        raise ZooError(f'The model cannot be quantized ({one_line(e)}): leave out --int8.') from e
+        raise ZooError(f'The model cannot be quantized ({one_line(e)}): leave out int8.') from e
 
 
 def _graph(path: Path) -> Any:

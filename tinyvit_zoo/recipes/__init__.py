@@ -21,7 +21,7 @@ def find_recipe(name: str) -> Recipe:
         raise ZooError(f'{name} is a pre-training: `tinyvit-zoo pretrain {name}`.')
     if name not in RECIPES:
         raise ZooError(f'There is no recipe {name!r}.{nearest(name, RECIPES)} `tinyvit-zoo recipes` lists them; '
-                       f'`--model NAME` trains without one.')
+                       f'a model alone is trained without one.')
     return RECIPES[name]
 
 
@@ -31,5 +31,5 @@ def find_pretraining(name: str) -> Pretraining:
         raise ZooError(f'{name} is a supervised training: `tinyvit-zoo train {name}`.')
     if name not in PRETRAININGS:
         raise ZooError(f'There is no pre-training {name!r}.{nearest(name, [*PRETRAININGS, *PRETRAINING_PRESETS])} '
-                       f'`tinyvit-zoo recipes` lists them; METHOD with --model NAME needs none.')
+                       f'`tinyvit-zoo recipes` lists them; a method with a model needs none.')
     return PRETRAININGS[name]

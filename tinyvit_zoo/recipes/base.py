@@ -132,7 +132,7 @@ class Recipe(BaseRecipe):
         for size in self.sizes:
             FROM_1.check(sizes=size)
         if self.keep == 'ema' and not self.ema:
-            raise ZooError("keep is 'ema', but nothing is averaged: give --ema 0.999.")
+            raise ZooError("keep is 'ema', but nothing is averaged: give an ema of 0.999.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def lock(folder: Path) -> IO[str]:
                 file.seek(0)
                 holder = ' '.join(file.read(200).split()) or 'another process'
                 file.close()
-                raise ZooError(f'{folder} is in use by {holder}: wait, stop it, or choose another --output.') from e
+                raise ZooError(f'{folder} is in use by {holder}: wait, stop it, or choose another output.') from e
         file.truncate(0)
         print(f'process {os.getpid()} on {platform.node()} since {time.strftime("%Y-%m-%d %H:%M:%S")}', file=file,
               flush=True)

@@ -80,7 +80,7 @@ def join_world(device: str) -> Iterator[World]:
     except RuntimeError as e:
         if not isinstance(e, dist.DistError) and 'gloo/transport' not in str(e):    # gloo has no type of its own
             raise
-        raise ZooError('Another process of this training has ended: start all of them again with --resume.') from e
+        raise ZooError('Another process of this training has ended: resume all of them (--resume, resume=True).') from e
     finally:
         dist.destroy_process_group()
 
@@ -95,7 +95,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except Exception as e:  # each kind of device has its own errors
-        raise ZooError(f'Device {name!r} cannot be used here: {str(e).splitlines()[0]} Use --device cpu.') from e
+        raise ZooError(f'Device {name!r} cannot be used here: {str(e).splitlines()[0]} Use the device cpu.') from e
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device

@@ -56,8 +56,8 @@ def fit_pflop(recipe: AnyRecipe, options: Any, cost: Callable[[AnyRecipe], float
     fitting = fit_epochs(recipe, options.given, cost, options.pflop * (1 + 1e-9))
     if fitting is None:
         least = cost(override(recipe, {**options.given, 'epochs': 1}))
-        raise ZooError(f'--pflop {options.pflop:g} is too little: one epoch takes {least:.3g}. Give more, or a smaller '
-                       f'--fraction.')
+        raise ZooError(f'pflop {options.pflop:g} is too little: one epoch takes {least:.3g}. Give more, or a smaller '
+                       f'fraction.')
     return fitting
 
 
@@ -103,8 +103,8 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
     fitting = fit_epochs(recipe, options.given, seconds, limit)
     if fitting is None:
         least = seconds(shortest) / 60
-        raise ZooError(f'--minutes {options.minutes:g} is too short: one epoch takes {least:.2g} minutes here, with '
-                       f'start, evaluation and saving. Give --minutes {1.2 * least:.2g}, or a smaller --fraction.')
+        raise ZooError(f'minutes {options.minutes:g} is too short: one epoch takes {least:.2g} minutes here, with '
+                       f'start, evaluation and saving. Give minutes {1.2 * least:.2g}, or a smaller fraction.')
     return fitting
 
 

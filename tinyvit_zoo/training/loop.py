@@ -41,7 +41,7 @@ class Loop:
         recipe, world = task.recipe, task.world
         if not len(batches):
             raise ZooError(f'The training data hold less than one batch of {recipe.batch_size} images: use a smaller '
-                           f'--batch-size.')
+                           f'batch_size.')
         self.task, self.batches, self.run = task, batches, run
         self.recipe, self.world, self.dtype = recipe, world, task.dtype
         self.total_steps = len(batches) * recipe.total_epochs
@@ -168,7 +168,7 @@ class Loop:
         kept = checkpoints(self.run.folder)
         return ZooError(
             f'{what} at step {step + 1} (learning rate {learning_rate(self.recipe, step / len(self.batches)):.3g}): '
-            f'try a lower --lr, a longer --warmup-epochs, --clip 1 or --precision fp32, in another --output. '
+            f'try a lower lr, more warmup_epochs, a clip of 1 or the precision fp32, in another output. '
             f'{f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."}')
 
     def end_epoch(self) -> None:
@@ -211,7 +211,7 @@ class Loop:
         """Load the newest sound checkpoint of the run; False where there is none."""
         state = load_checkpoint(self.run.folder, self.run.say)
         if len(set(self.world.gather(state and state['step']))) > 1:
-            raise ZooError(f'The processes see different checkpoints in {self.run.folder}: choose an --output on a '
+            raise ZooError(f'The processes see different checkpoints in {self.run.folder}: choose an output on a '
                            f'disk that all machines share.')
         if state is None:
             if self.world.first:
@@ -219,10 +219,10 @@ class Loop:
             return False
         if len(state['random']) != self.world.size:
             raise ZooError(f'The run has {len(state["random"])} processes, this is {self.world.size}: resume it with '
-                           f'as many, or start over in another --output.')
+                           f'as many, or start over in another output.')
         if state.get('streamed', self.batches.streamed) != self.batches.streamed:
-            raise ZooError(f'The run was made by --loader {"stream" if state["streamed"] else "memory"}, with other '
-                           f'random augmentations: resume it with that, or start over in another --output.')
+            raise ZooError(f'The run was made by the loader {"stream" if state["streamed"] else "memory"}, with other '
+                           f'random augmentations: resume it with that, or start over in another output.')
         self.epoch, self.batch, self.step = state['epoch'], state['batch'], state['step']
         self.seconds = state['seconds']
         self.losses = list(state['losses'].to(self.world.device))

@@ -35,7 +35,8 @@ def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
     run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
     run = {**defaults(Pretraining), **run} if 'method' in run else {}
     if not name and not run:
-        raise ZooError('Give a RECIPE (`tinyvit-zoo recipes` shows all), --model NAME, or --from a pre-training run.')
+        raise ZooError('Give a recipe (`tinyvit-zoo recipes` shows all), a model, or a pre-training run to start from '
+                       '(--from DIR, start=DIR).')
     found = resolve(name or run['name'].partition('.')[0])
     start = start or (str(found.file or found.name) if found.has_weights else '')
     cfg: Any = {**get_pretrained_cfg(found.architecture).to_dict(), **found.cfg}
@@ -51,11 +52,11 @@ def pretraining_recipe(method: str | Pretraining, model: str = '') -> Pretrainin
     if isinstance(method, Pretraining) or method not in PRETRAINING_PRESETS:
         recipe = method if isinstance(method, Pretraining) else find_pretraining(method)
         if model:
-            raise ZooError(f'{recipe.name} fixes its model: leave out --model, or use '
+            raise ZooError(f'{recipe.name} fixes its model: leave out the model, or use '
                            f'{", ".join(PRETRAINING_PRESETS)}.')
         return recipe
     if not model:
-        raise ZooError(f'--model is missing: give the encoder for {method} to pre-train.')
+        raise ZooError(f'The model is missing: give the encoder for {method} to pre-train.')
     check_name(model)
     model = model.partition('.')[0]
     cfg: Any = get_pretrained_cfg(model)

@@ -94,7 +94,7 @@ class Run:
         if changes:
             same_recipe = wanted['recipe'] == written['recipe']
             other = 'with other data, weights or options' if same_recipe else 'of another recipe'
-            raise ZooError(f'{self.folder} is a run {other} ({"; ".join(changes)}): choose another --output.')
+            raise ZooError(f'{self.folder} is a run {other} ({"; ".join(changes)}): choose another output.')
         if versions := differences(written.get('machine') or machine(), machine()):
             self.say(f'Resumed with other versions or hardware ({"; ".join(versions)}): the last digits may differ.')
 
@@ -102,11 +102,12 @@ class Run:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""
         if (self.folder / _RECIPE).exists():
             if not resume:
-                raise ZooError(f'{self.folder} holds a run: continue with --resume, or choose another --output.')
+                raise ZooError(f'{self.folder} holds a run: resume it (--resume, resume=True), or choose another '
+                               f'output.')
         elif self.folder.exists() and not self.folder.is_dir():
-            raise ZooError(f'{self.folder} is a file: choose another --output.')
+            raise ZooError(f'{self.folder} is a file: choose another output.')
         elif self.folder.exists() and any(_foreign(path) for path in self.folder.iterdir()):
-            raise ZooError(f'{self.folder} holds other files but no run: choose an empty or new --output.')
+            raise ZooError(f'{self.folder} holds other files but no run: choose an empty or new output.')
 
     def close(self) -> None:
         """Release the lock. Remove the directory if this run made it and it is empty."""
@@ -256,7 +257,7 @@ def _foreign(path: Path) -> bool:
 def read_result(folder: Path) -> dict[str, Any]:
     """Read the result.json of a finished run."""
     shape = {'figures': dict, 'machine': dict}      # if damage has removed the digest, 'machine' beside it is gone too
-    return read_document(folder / _RESULT, shape, 'continue the run with --resume, which writes it again')
+    return read_document(folder / _RESULT, shape, 'resume the run (--resume, resume=True), which writes it again')
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

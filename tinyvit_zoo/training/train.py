@@ -74,7 +74,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     check_recipe(replace(recipe, from_weights=str(start)) if start else recipe)  # type: ignore[call-arg]
     check_fields(options)
     if 'epochs' in options.given and (options.minutes or options.pflop):
-        raise ZooError('--minutes, --pflop and --epochs all set the epochs: give one of them.')
+        raise ZooError('minutes, pflop and epochs all set the epochs: give one of them.')
     run = Run(options.output, quiet=not world.first, track=options.track)
     source, batches = open_images(recipe, options, world), None
     recipe = without_colours(recipe, source, options.given, world)
@@ -179,9 +179,9 @@ def _within_budget(recipe: AnyRecipe, options: Options, source: Source, world: W
 def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options, world: World) -> dict[str, Any]:
     """Pre-train in OUTPUT/pretraining, then train in OUTPUT. A resumed chain goes on with the stage it was in."""
     if options.minutes or options.pflop:
-        raise ZooError(f'{recipe.name} starts with the pre-training {first.name}, but --minutes and --pflop are for '
-                       f'one training: give --epochs and --pretraining epochs=N, or pre-train first and give --from '
-                       f'DIR.')
+        raise ZooError(f'{recipe.name} starts with the pre-training {first.name}, but minutes and pflop are for '
+                       f'one training: give epochs (on the command line also --pretraining epochs=N), or pre-train '
+                       f'first and start from that run (--from DIR, start=DIR).')
     check_recipe(replace(recipe, from_weights=''))
     check_recipe(first)
     Run(options.output).check(options.resume)
@@ -201,7 +201,7 @@ def pretraining_of(recipe: Recipe) -> Pretraining | None:
         return None
     if first.dataset != recipe.dataset:
         raise ZooError(f'{recipe.name} starts from {first.name}, which is pre-trained on other images: run that first '
-                       f'(`{first.command(spec_of(first.dataset))}`) and give --from DIR.')
+                       f'(`{first.command(spec_of(first.dataset))}`) and start from it (--from DIR, start=DIR).')
     return replace(first, seed=recipe.seed, model_args={**first.model_args, **without_rates(recipe.model_args)})
 
 
@@ -222,10 +222,10 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
                              seed=recipe.seed)
     _check_output(options, source)
     if source.val_fraction and options.val_fraction is None and world.first:
-        show(f'{fraction:.0%} of the training images are held out to choose the best weights: --val-fraction sets the '
+        show(f'{fraction:.0%} of the training images are held out to choose the best weights: val_fraction sets the '
              f'share.')
     if best and source.val is None:
-        raise ZooError("keep is 'best', but there are no validation images: give --val-fraction 0.1.")
+        raise ZooError("keep is 'best', but there are no validation images: give a val_fraction of 0.1.")
     TASKS[type(recipe)].check_images(recipe, source)
     if isinstance(recipe, Pretraining) and not (source.val or source.test):
         if not draw(source.train.labels, len(source.train) // 5, 0).any():
@@ -239,7 +239,7 @@ def _check_output(options: Options, source: Source) -> None:
     data, images = options.data, source.train.images
     if images.root and (data.is_dir() if isinstance(data, Path) else data.startswith('folder:')) \
             and options.output.resolve().is_relative_to(images.root.resolve()):
-        raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another --output.')
+        raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another output.')
 
 
 def open_run(run: Run, task: Task, options: Options, source: Source) -> None:

@@ -133,7 +133,7 @@ class Resolved:
                 args = {'in_chans': channels, **args}
         if self.untrained:
             torch.manual_seed(0)
-        with self._one_error(', or another --img-size' if img_size else ''):
+        with self._one_error(', or another img_size' if img_size else ''):
             return create_model(self.architecture if self.untrained else self.name, img_size,
                                 pretrained=not self.untrained, **args)
 
@@ -169,7 +169,7 @@ class Resolved:
             except ZooError:
                 raise
             except Exception as e:  # every architecture has its own
-                raise ZooError(f'{self.name} cannot take --img-size {img_size} ({one_line(e)}): give another '
+                raise ZooError(f'{self.name} cannot take img_size {img_size} ({one_line(e)}): give another '
                                f'size.') from e
         stated = {} if self.untrained else self.cfg
         return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or (),
@@ -189,7 +189,7 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
         recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
         name = name or recipe['name'].partition('.')[0]
         if not file.is_file():
-            raise ZooError(f'{path} is an unfinished run (no {file.name}): continue it with `train --resume`.')
+            raise ZooError(f'{path} is an unfinished run (no {file.name}): resume it (--resume, resume=True).')
     elif path.is_file():
         name, file = name or read_metadata(path).get('recipe', '').partition('.')[0], path
         if not name:
@@ -213,7 +213,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / 'recipe.json'
     if not path.is_file():
         raise ZooError(f'{folder} is not a run directory (it has no {path.name}): expected {_FORMS}.')
-    advice = 'restore it from a copy of the run, or train again in another --output'
+    advice = 'restore it from a copy of the run, or train again in another output'
     content = read_document(path, _RECIPE_DOCUMENT, advice)
     try:
         check_types(Pretraining if 'method' in content['recipe'] else Recipe, content['recipe'])
