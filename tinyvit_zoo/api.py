@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .data.datasets import spec_of
-from .data.objects import SPLITS, is_one, title_of
+from .data.objects import SPLITS, is_one
 from .data.sources import Source
 from .errors import ZooError, nearest
 from .measure.accuracy import calibrate, outputs
