@@ -61,6 +61,19 @@ def test_a_damaged_cache_is_made_again(
     assert 'are damaged' in caplog.text and entry.stat().st_size == len(whole)
 
 
+@pytest.mark.parametrize('harm', [
+    lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], lambda data: data[:-1], lambda data: data[32:],
+], ids=['one bit', 'short', 'of an earlier version'])
+def test_damaged_digests_of_files_are_made_again(harm: Any, tmp_path: Path, cache_folder: Path) -> None:
+    """Or images would seem to be others."""
+    images = folder_split(tmp_path / 'set').images
+    digests = images.digests()
+    entry = next(cache_folder.glob('*.digests'))
+    whole = entry.read_bytes()
+    entry.write_bytes(harm(whole))
+    assert np.array_equal(images.digests(), digests) and entry.read_bytes() == whole
+
+
 def test_a_cache_of_another_shape_is_made_again(tmp_path: Path, cache_folder: Path) -> None:
     first = pixels_in_memory(tmp_path / 'set')
     np.savez(next(cache_folder.iterdir()), images=np.zeros((3, 3), np.uint8))
