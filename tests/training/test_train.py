@@ -31,8 +31,10 @@ import tinyvit_zoo
 from tinyvit_zoo.augment import spec
 from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.methods.joint import average_
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Recipe
+from tinyvit_zoo.runtime.lock import lock, unlock
 from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
@@ -250,6 +252,18 @@ def test_two_processes_do_not_write_to_one_run(
     os.kill(holding, signal.SIGKILL)    # the lock goes with it
     server.wait(holding)
     assert run(data, stopped, '--resume') == 0
+
+
+def test_two_threads_do_not_write_to_one_run(tmp_path: Path) -> None:
+    """By whatever names they call it; and the one that is refused does not give up the lock of the other."""
+    (tmp_path / 'link').symlink_to(tmp_path)
+    for _ in range(2):      # it can be had again
+        held = lock(tmp_path)
+        for name in (tmp_path, tmp_path / 'link'):
+            with pytest.raises(ZooError, match='in use by another training of this process'):
+                lock(name)
+        assert 'process' in (tmp_path / '.lock').read_text()
+        unlock(held)
 
 
 @pytest.mark.parametrize('factor', [math.inf, 1e20])

@@ -1,4 +1,4 @@
-"""Lock a folder for one process; the system releases the lock when that ends, however it ends."""
+"""Lock a folder for one training; the system releases the lock when its process ends, however it ends."""
 import errno
 import os
 import platform
@@ -11,15 +11,27 @@ from ..errors import ZooError
 from .files import naming_unwritable
 
 LOCK = '.lock'
+_HELD: dict[tuple[int, Path], object] = {}   # by process and folder: the system's locks part processes, not threads
 
 
 def lock(folder: Path) -> IO[str]:
     """Lock a folder until `unlock`; ZooError with the process that has the lock, and since when.
 
-    Where the system or the folder knows no locks, nothing is excluded.
+    Where the system or the folder knows no locks, other processes are not excluded.
     """
+    key, mine = (os.getpid(), folder.resolve()), object()
+    if _HELD.setdefault(key, mine) is not mine:     # before it is opened: closing any handle would give the lock up
+        raise ZooError(f'{folder} is in use by another training of this process: wait, or choose another --output.')
+    try:
+        return _lock(folder)
+    except BaseException:
+        del _HELD[key]
+        raise
+
+
+def _lock(folder: Path) -> IO[str]:
     with naming_unwritable(folder / LOCK):
-        file = open(folder / LOCK, 'a+', encoding='utf-8', errors='replace')
+        file = open(folder.resolve() / LOCK, 'a+', encoding='utf-8', errors='replace')
         try:
             with suppress(ImportError):
                 import fcntl
@@ -38,5 +50,9 @@ def lock(folder: Path) -> IO[str]:
 
 
 def unlock(file: IO[str]) -> None:
-    with naming_unwritable(Path(file.name)), file:
-        file.truncate(0)
+    path = Path(file.name)
+    try:
+        with naming_unwritable(path), file:
+            file.truncate(0)
+    finally:
+        _HELD.pop((os.getpid(), path.parent), None)
