@@ -266,6 +266,19 @@ def test_two_threads_do_not_write_to_one_run(tmp_path: Path) -> None:
         unlock(held)
 
 
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+        data: str, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    def denied(path: str | Path) -> list[str]:     # root may list all
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(os, 'scandir', denied)
+    monkeypatch.setattr(os, 'listdir', denied)
+    for output, resume in ((stopped, ['--resume']), (tmp_path, [])):
+        assert run(data, output, *resume) == 2
+        error = capsys.readouterr().err
+        assert f'{output} cannot be read (Permission denied)' in error and error.count('\n') == 1
+
+
 @pytest.mark.parametrize('factor', [math.inf, 1e20])
 def test_weights_that_the_last_step_spoils(
         data: str, tmp_path: Path, factor: float, monkeypatch: pytest.MonkeyPatch,

@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -106,7 +107,7 @@ class Run:
                                f'output.')
         elif self.folder.exists() and not self.folder.is_dir():
             raise ZooError(f'{self.folder} is a file: choose another output.')
-        elif self.folder.exists() and any(_foreign(path) for path in self.folder.iterdir()):
+        elif any(map(_foreign, _names(self.folder))):
             raise ZooError(f'{self.folder} holds other files but no run: choose an empty or new output.')
 
     def close(self) -> None:
@@ -249,9 +250,19 @@ def _shown(images: Tensor, cfg: Mapping[str, Any]) -> Tensor:
     return (images / min(1., brightest)).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def _foreign(path: Path) -> bool:
+def _foreign(name: str) -> bool:
     """Return whether a file is other than those that a run killed before its recipe.json may leave."""
-    return path.name not in (PRETRAINING, LOCK) and not path.name.startswith(PARTIAL)
+    return name not in (PRETRAINING, LOCK) and not name.startswith(PARTIAL)
+
+
+def _names(folder: Path) -> list[str]:
+    """List what is in a folder, if there is one; ZooError where that cannot be known."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as e:
+        raise ZooError(f'{folder} cannot be read ({e.strerror}): make it readable, or choose another --output.') from e
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -299,7 +310,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """List them, oldest first."""
-    return sorted(folder.glob('checkpoint-*.pt'))
+    return [folder / name for name in _names(folder) if name.startswith('checkpoint-') and name.endswith('.pt')]
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
