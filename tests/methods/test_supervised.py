@@ -78,6 +78,11 @@ def test_a_student_is_trained_and_resumed_to_the_same_bits(
     save_weights(other, file, read_metadata(original))
     assert run(data, tmp_path / 'parts', '--resume', *options) == 2
     assert 'weights or options (teacher' in capsys.readouterr().err
+    stated = read_metadata(original)
+    cfg = json.dumps({**json.loads(stated['pretrained_cfg']), 'mean': [0.1, 0.1, 0.1]})
+    save_weights(read_weights(original), file, {**stated, 'pretrained_cfg': cfg})   # normalizes otherwise
+    assert run(data, tmp_path / 'parts', '--resume', *options) == 2
+    assert 'weights or options (teacher_mean' in capsys.readouterr().err
     shutil.copy(original, file)
     assert run(data, tmp_path / 'parts', '--resume', *options) == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'parts')

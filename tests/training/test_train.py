@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from forked import Server
+from PIL import Image
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from training_cases import (
@@ -215,9 +216,43 @@ def test_a_run_of_an_earlier_version_goes_on(data: str, finished: Path, stopped:
     facts = json.loads(path.read_text())
     facts['recipe']['about'] = 'In its words.'
     del facts['recipe']['teacher'], facts['recipe']['sizes'], facts['sha256']   # it did not know them
+    facts['data'] = {key: facts['data'][key] for key in ('source', 'images', 'labels')}
     path.write_text(json.dumps(facts))
     assert run(data, stopped, '--resume') == 0
     assert_same_bits(finished, stopped)
+
+
+@pytest.mark.parametrize('change', ['val_images', 'val_labels', 'test_images', 'test_labels'])
+def test_other_images_for_evaluation_are_refused(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str) -> None:
+    """The best weights are chosen by them, or the figures follow."""
+    data = write_npz(tmp_path / 'images.npz')
+    arrays = dict(np.load(tmp_path / 'images.npz'))
+    arrays |= {'val_images': 255 - arrays['test_images'], 'val_labels': arrays['test_labels']}
+    np.savez(tmp_path / 'images.npz', **arrays)
+    assert run(data, tmp_path / 'run', '--epochs', '1', '--warmup-epochs', '0', '--mix-off-epoch', '0') == 0
+    arrays[change] = arrays[change][::-1]
+    np.savez(tmp_path / 'images.npz', **arrays)
+    before = {path: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+    assert run(data, tmp_path / 'run', '--resume', '--epochs', '1', '--warmup-epochs', '0', '--mix-off-epoch', '0') == 2
+    error = capsys.readouterr().err
+    assert f'with other data, weights or options ({change.partition("_")[0]} ' in error and error.count('\n') == 1
+    assert {path: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
+
+
+def test_other_names_of_the_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def table(*names: str) -> str:
+        rows = [f'{i}.png,{names[i % 3]},{"train" if i < 48 else "test"}' for i in range(60)]
+        (tmp_path / 'table.csv').write_text('\n'.join(['path,label,split', *rows]))
+        return f'csv:{tmp_path / "table.csv"}'
+    for i, pixels in enumerate(np.random.RandomState(0).randint(0, 256, (60, 12, 12, 3), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / f'{i}.png')
+    short = ['--epochs', '1', '--warmup-epochs', '0', '--mix-off-epoch', '0']
+    assert run(table('cat', 'dog', 'fox'), tmp_path / 'run', *short) == 0
+    assert run(table('apple', 'bus', 'car'), tmp_path / 'run', *short, '--resume') == 2
+    error = capsys.readouterr().err
+    assert '(class_names ' in error and error.count('\n') == 1
+    assert run(table('cat', 'dog', 'fox'), tmp_path / 'run', *short, '--resume') == 0
 
 
 def test_a_damaged_log_is_mended(data: str, finished: Path, stopped: Path) -> None:

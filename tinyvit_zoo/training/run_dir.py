@@ -88,9 +88,7 @@ class Run:
         written = read_recipe(self.folder)
         same = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decide no weights
         written['recipe'] = {**defaults(kind), **written['recipe'], **same}
-        if 'contents' not in written.get('data', {}):   # an older run
-            wanted['data'].pop('contents', None)
-            wanted.pop('teacher', None)
+        wanted = _stated(wanted, written)
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             same_recipe = wanted['recipe'] == written['recipe']
@@ -288,6 +286,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
                            f'remove it.')
         rows.append(row)
     return rows
+
+
+def _stated(new: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `new` without the keys that `old` does not have: runs of earlier versions do not state all."""
+    return {key: _stated(value, old[key]) if isinstance(value, dict) and isinstance(old[key], dict) else value
+            for key, value in new.items() if key in old}
 
 
 def differences(old: Any, new: Any, name: str = '') -> list[str]:

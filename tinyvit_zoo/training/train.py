@@ -1,5 +1,4 @@
 """Make the weights of a recipe: `tinyvit-zoo train` and `tinyvit-zoo pretrain`."""
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -25,12 +24,12 @@ from ..runtime.files import write_whole
 from ..runtime.text import printable, show
 from ..runtime.world import World, autocast_dtype, fast_kernels, machine
 from ..weights import save_weights
-from ..weights.files import tensors_digest
 from ..weights.readout import Readout
 from ..weights.resolve import check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
+from .facts import facts_of
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
@@ -244,21 +243,7 @@ def _check_output(options: Options, source: Source) -> None:
 
 def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
     """Open the run directory, in the first process."""
-    world = task.world
-    digest = hashlib.sha256(source.train.labels.numpy().tobytes()).hexdigest()[:16]
-    facts: dict[str, Any] = {       # decide the weights beside the recipe: a resumed run must have the same
-        'data': {'source': source.name, 'images': len(source.train), 'labels': digest},
-        'val_fraction': source.val_fraction if options.val_fraction is None else options.val_fraction,
-        'fraction': options.fraction, 'processes': world.size,
-        'precision': options.precision, 'compile': options.compile}
-
-    def open_it() -> None:
-        facts['data']['contents'] = source.train.images.contents()[:16]
-        if task.distilled is not None:
-            tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
-            facts['teacher'] = tensors_digest(tensors)[:16]
-        run.open(task.recipe, facts, options.resume)
-    _in_first(world, open_it)
+    _in_first(task.world, lambda: run.open(task.recipe, facts_of(task, options, source), options.resume))
 
 
 def _in_first(world: World, act: Callable[[], None]) -> None:

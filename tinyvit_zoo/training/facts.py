@@ -1,0 +1,43 @@
+"""What decides the weights and figures of a run beside its recipe: a resumed run must have the same."""
+import hashlib
+import json
+from typing import Any
+
+from timm.data import resolve_model_data_config
+
+from ..data.sources import Source
+from ..data.splits import Split
+from ..methods import Task
+from ..recipes import Recipe
+from ..weights.files import tensors_digest
+
+
+def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
+    """Return them for recipe.json. Images are read, where they were not before."""
+    splits = [split for split in (source.train, source.val, source.test) if split is not None]
+    contents = {images: images.contents() for images in dict.fromkeys(split.images for split in splits)}
+
+    def seen(split: Split | None) -> str:
+        if split is None:
+            return 'none'
+        places = b'' if split.index is None else split.index.numpy().tobytes()
+        return _digest(split.labels.numpy().tobytes(), places, contents[split.images].encode())
+    facts: dict[str, Any] = {
+        'data': {'source': source.name, 'images': len(source.train),
+                 'labels': _digest(source.train.labels.numpy().tobytes()),
+                 'contents': contents[source.train.images][:16], 'val': seen(source.val), 'test': seen(source.test),
+                 'class_names': _digest(json.dumps(task.cfg.get('label_names', [])).encode())},
+        'val_fraction': source.val_fraction if options.val_fraction is None else options.val_fraction,
+        'fraction': options.fraction, 'processes': task.world.size,
+        'precision': options.precision, 'compile': options.compile}
+    if task.distilled is not None:
+        tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
+        facts['teacher'] = tensors_digest(tensors)[:16]
+        if isinstance(task.recipe, Recipe):     # else it sees the images as the student does
+            cfg = resolve_model_data_config(task.distilled)
+            facts |= {f'teacher_{key}': cfg[key] for key in ('mean', 'std', 'input_size')}
+    return facts
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b''.join(parts)).hexdigest()[:16]
