@@ -3,10 +3,12 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fakes
 import numpy as np
@@ -40,6 +42,7 @@ from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
+from tinyvit_zoo.weights.files import read_metadata, save_weights
 from tinyvit_zoo.weights.resolve import resolve
 
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
@@ -215,11 +218,51 @@ def test_a_run_of_an_earlier_version_goes_on(data: str, finished: Path, stopped:
     path = stopped / 'recipe.json'
     facts = json.loads(path.read_text())
     facts['recipe']['about'] = 'In its words.'
-    del facts['recipe']['teacher'], facts['recipe']['sizes'], facts['sha256']   # it did not know them
+    del facts['recipe']['teacher'], facts['recipe']['sizes'], facts['sha256'], facts['cfg']     # it did not know them
     facts['data'] = {key: facts['data'][key] for key in ('source', 'images', 'labels')}
     path.write_text(json.dumps(facts))
     assert run(data, stopped, '--resume') == 0
     assert_same_bits(finished, stopped)
+
+
+@pytest.fixture
+def tuned(data: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, list[str]]:
+    """A whole run that begins with the weights of another, one that was stopped, and their options."""
+    shutil.copytree(finished, tmp_path / 'start')
+    options = ['--from-weights', str(tmp_path / 'start')]
+    assert run(data, tmp_path / 'whole', *options) == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, 8, signal.SIGTERM)
+        assert run(data, tmp_path / 'tuned', *options) == 128 + signal.SIGTERM
+    return tmp_path / 'whole', tmp_path / 'tuned', options
+
+
+def renormalize(start: Path) -> None:
+    """State another mean in a weights file."""
+    stated = read_metadata(start)
+    cfg = {**json.loads(stated['pretrained_cfg']), 'mean': [0., 0., 0.]}
+    save_weights(weights(start.parent), start, {**stated, 'pretrained_cfg': json.dumps(cfg)})
+
+
+@pytest.mark.parametrize('change', [renormalize, lambda start: shutil.rmtree(start.parent)], ids=['mean', 'removed'])
+def test_the_weights_to_begin_with_are_needed_once(data: str, tuned: tuple[Path, Path, list[str]], change: Any) -> None:
+    """A resumed run, finished or not, keeps its weights and normalization whatever becomes of them."""
+    whole, output, options = tuned
+    before = (whole / 'weights.safetensors').read_bytes()
+    change(output.with_name('start') / 'weights.safetensors')
+    for folder in (whole, output):
+        assert run(data, folder, '--resume', *options) == 0
+        assert (folder / 'weights.safetensors').read_bytes() == before
+
+
+def test_other_weights_to_begin_with_before_the_first_checkpoint(
+        data: str, tuned: tuple[Path, Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    _, output, options = tuned
+    for path in run_dir.checkpoints(output):
+        path.unlink()
+    renormalize(output.with_name('start') / 'weights.safetensors')
+    assert run(data, output, '--resume', *options) == 2
+    assert 'weights or options (mean [' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('change', ['val_images', 'val_labels', 'test_images', 'test_labels'])

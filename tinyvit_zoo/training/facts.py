@@ -1,6 +1,9 @@
 """What decides the weights and figures of a run beside its recipe: a resumed run must have the same."""
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_model_data_config
@@ -8,8 +11,12 @@ from timm.data import resolve_model_data_config
 from ..data.sources import Source
 from ..data.splits import Split
 from ..methods import Task
-from ..recipes import Recipe
-from ..weights.files import tensors_digest
+from ..recipes import BaseRecipe, Recipe
+from ..weights.files import check_cfg, tensors_digest
+from ..weights.resolve import read_recipe
+from .run_dir import checkpoints
+
+_KEPT = 'mean', 'std', 'input_size'
 
 
 def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
@@ -27,6 +34,7 @@ def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
                  'labels': _digest(source.train.labels.numpy().tobytes()),
                  'contents': contents[source.train.images][:16], 'val': seen(source.val), 'test': seen(source.test),
                  'class_names': _digest(json.dumps(task.cfg.get('label_names', [])).encode())},
+        'cfg': {key: task.cfg[key] for key in (*_KEPT, 'num_classes', 'multi_label')},
         'val_fraction': source.val_fraction if options.val_fraction is None else options.val_fraction,
         'fraction': options.fraction, 'processes': task.world.size,
         'precision': options.precision, 'compile': options.compile}
@@ -35,9 +43,28 @@ def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
         facts['teacher'] = tensors_digest(tensors)[:16]
         if isinstance(task.recipe, Recipe):     # else it sees the images as the student does
             cfg = resolve_model_data_config(task.distilled)
-            facts |= {f'teacher_{key}': cfg[key] for key in ('mean', 'std', 'input_size')}
+            facts |= {f'teacher_{key}': cfg[key] for key in _KEPT}
     return facts
 
 
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b''.join(parts)).hexdigest()[:16]
+
+
+def begun_cfg(options: Any) -> Mapping[str, Any]:
+    """Return `cfg` of a run to resume whose checkpoints hold its weights; {} of any other, or of an older version."""
+    folder: Path = options.output
+    if not (options.resume and (folder / 'recipe.json').exists() and checkpoints(folder)):
+        return {}
+    cfg = read_recipe(folder).get('cfg', {})
+    check_cfg(cfg, f'In {folder / "recipe.json"}', others=True)
+    return cfg if cfg.keys() >= {*_KEPT} else {}
+
+
+def to_begin(recipe: BaseRecipe, options: Any, start: Path | None) -> Any:
+    """Return the recipe with the weights to begin with: `start` where given, none where a checkpoint holds all."""
+    recipe = replace(recipe, from_weights=str(start)) if start else recipe  # type: ignore[call-arg]
+    # those of the Hub and of other places that timm looks up may shape the model
+    if isinstance(recipe, Recipe) and ':' not in recipe.from_weights and begun_cfg(options):
+        return replace(recipe, from_weights='')
+    return recipe

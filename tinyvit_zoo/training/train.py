@@ -29,7 +29,7 @@ from ..weights.resolve import check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
-from .facts import facts_of
+from .facts import begun_cfg, facts_of, to_begin
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
@@ -70,8 +70,8 @@ class Options:
 def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None = None) -> dict[str, Any]:
     """Make a recipe's weights, from `start` where given, or pre-train an encoder. Returns result.json."""
     begun = options.begun or time.monotonic()
-    check_recipe(replace(recipe, from_weights=str(start)) if start else recipe)  # type: ignore[call-arg]
     check_fields(options)
+    check_recipe(to_begin(recipe, options, start))
     if 'epochs' in options.given and (options.minutes or options.pflop):
         raise ZooError('minutes, pflop and epochs all set the epochs: give one of them.')
     run = Run(options.output, quiet=not world.first, track=options.track)
@@ -124,10 +124,9 @@ def _tell_of_repeated(source: Source, run: Run, world: World) -> None:
 
 
 def make_task(recipe: BaseRecipe, options: Options, source: Source, world: World, start: Path | None) -> Task:
-    """Make what is trained, with the weights to begin with: those of `start` where given."""
-    dtype = autocast_dtype(options.precision, world.device)
-    begun: Any = replace(recipe, from_weights=str(start)) if start else recipe  # type: ignore[call-arg]
-    cfg, kind = data_cfg(begun, source), TASKS[type(recipe)]
+    """Make what is trained, with the weights to begin with."""
+    dtype, begun = autocast_dtype(options.precision, world.device), to_begin(recipe, options, start)
+    cfg, kind = data_cfg(begun, source, begun_cfg(options)), TASKS[type(recipe)]
     return kind(recipe, cfg, world, dtype, kind.make_network(begun, cfg, world.device))
 
 
@@ -258,12 +257,13 @@ def _in_first(world: World, act: Callable[[], None]) -> None:
         raise ZooError(problem) if world.first else SystemExit(2)
 
 
-def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
+def data_cfg(recipe: BaseRecipe, source: Source, begun: Mapping[str, Any]) -> dict[str, Any]:
     """Return the preprocessing and classes of the weights to be, in the fields of a timm cfg.
 
-    Normalization statistics are those of the recipe; else of its data set where the images may be that (no other known
-    set, as many classes), of the weights it starts from, of a known source, or measured on the training images. Classes
-    have the names of the source, or of the data set where the source has numbers alone.
+    Normalization statistics are those of `begun`, a run that is resumed; else of the recipe; else of its data set where
+    the images may be that (no other known set, as many classes), of the weights it starts from, of a known source, or
+    measured on the training images. Classes have the names of the source, or of the data set where the source has
+    numbers alone.
     """
     classes = len(source.class_names)
     known = DATASETS.get(recipe.dataset)
@@ -271,10 +271,12 @@ def data_cfg(recipe: BaseRecipe, source: Source) -> dict[str, Any]:
         known = None
     begin = recipe.from_weights if isinstance(recipe, Recipe) else ''
     start = resolve(begin, recipe.model).cfg if begin else {}
-    stated = vars(recipe), vars(known) if known else {}, start
-    deep = source.train.images.deep
-    mean, std = (None if deep else next(((each['mean'], each['std']) for each in stated if each.get('mean')), None)
-                 ) or normalization(source, recipe.img_size)
+    stated, deep = (vars(recipe), vars(known) if known else {}, start), source.train.images.deep
+    if begun and begun['input_size'][0] == source.channels:
+        mean, std = begun['mean'], begun['std']
+    else:
+        mean, std = (None if deep else next(((each['mean'], each['std']) for each in stated if each.get('mean')), None)
+                     ) or normalization(source, recipe.img_size)
     names = (are_numbers(source.class_names) and known and known.label_names) or source.class_names
     return {
         'architecture': recipe.model, 'num_classes': classes,
