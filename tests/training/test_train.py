@@ -194,6 +194,27 @@ def test_all_checkpoints_damaged(data: str, stopped: Path, capsys: pytest.Captur
     assert 'No checkpoint' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('options', [
+    ['--seed', '1'], ['--model', 'vit_lite_2_4'], ['--opt', 'sgd'], ['--weight-decay', '0'], ['--ema', '0']])
+def test_a_checkpoint_of_another_run_is_refused(
+        data: str, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    """Also without the digest, which earlier versions did not write, where anything in it does not fit."""
+    assert run(data, tmp_path / 'other', *options) == 0
+    newest, = run_dir.checkpoints(tmp_path / 'other')
+    shutil.copy(newest, stopped)
+    assert run(data, stopped, '--resume') == 2
+    assert f'{stopped / newest.name} is a checkpoint of another run: remove it' in capsys.readouterr().err
+    state = read_checkpoint(newest)
+    del state['run']
+    run_dir.save_checkpoint(stopped, state['step'], state)
+    if options[0] in ('--model', '--weight-decay', '--ema'):
+        assert run(data, stopped, '--resume') == 2
+        error = capsys.readouterr().err
+        assert 'is of another run (' in error and 'remove it' in error and error.count('\n') == 1
+    (stopped / newest.name).unlink()
+    assert run(data, stopped, '--resume') == 0
+
+
 def test_resumed_without_a_checkpoint_it_begins_anew(
         data: str, finished: Path, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in run_dir.checkpoints(stopped):
@@ -221,6 +242,10 @@ def test_a_run_of_an_earlier_version_goes_on(data: str, finished: Path, stopped:
     del facts['recipe']['teacher'], facts['recipe']['sizes'], facts['sha256'], facts['cfg']     # it did not know them
     facts['data'] = {key: facts['data'][key] for key in ('source', 'images', 'labels')}
     path.write_text(json.dumps(facts))
+    for checkpoint in run_dir.checkpoints(stopped):
+        state = read_checkpoint(checkpoint)
+        del state['run']
+        run_dir.save_checkpoint(stopped, state['step'], state)
     assert run(data, stopped, '--resume') == 0
     assert_same_bits(finished, stopped)
 

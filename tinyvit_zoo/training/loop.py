@@ -21,6 +21,7 @@ from ..data.batches import Batches
 from ..errors import ZooError
 from ..methods import Task
 from ..runtime.documents import not_finite
+from ..runtime.text import one_line
 from ..runtime.world import autocast
 from .graphs import CudaGraph, GraphedStep
 from .optimizer import clip_gradients, learning_rate, make_optimizer, set_learning_rate, steps_by_tensors, weight_decay
@@ -199,7 +200,8 @@ class Loop:
             group['lr'] = float(group['lr'])        # a tensor for graphs
         if self.world.first:
             save_checkpoint(self.run.folder, self.step, {
-                'epoch': self.epoch, 'batch': self.batch, 'step': self.step, 'seconds': self.seconds,
+                'run': self.run.identity, 'epoch': self.epoch, 'batch': self.batch, 'step': self.step,
+                'seconds': self.seconds,
                 'losses': torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
                 'streamed': self.batches.streamed, 'random': random, 'rows': self.run.rows,
                 **{name: part.state_dict() for name, part in self.parts.items()}, 'optimizer': optimizer})
@@ -230,8 +232,14 @@ class Loop:
         for saved, group in zip(state['optimizer']['param_groups'], self.optimizer.param_groups, strict=False):
             if 'capturable' in group:       # as this device has it
                 saved['capturable'] = group['capturable']
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, KeyError) as e:   # of an earlier version: others state their run
+            raise ZooError(f'The checkpoint of step {self.step} in {self.run.folder} is of another run '
+                           f'({one_line(e)[:100]}): remove it, or restore it from a copy of this run.') from e
         random = state['random'][self.world.rank]
         torch.set_rng_state(random['cpu'])
         self.generator.set_state(random['generator'])

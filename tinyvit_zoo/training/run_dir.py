@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..recipes.settings import defaults
-from ..runtime.documents import fault, read_document, write_document
+from ..runtime.documents import digest, fault, read_document, write_document
 from ..runtime.files import (
     PARTIAL,
     append,
@@ -51,6 +51,7 @@ class Run:
         self.progress: Progress | None = None
         self.pictures, self.drawn = True, time.monotonic()
         self.rows: list[dict[str, Any]] = []    # of log.jsonl
+        self.identity = ''      # a digest of recipe.json, for the checkpoints
         self.locked: IO[str] | None = None
         self.made: list[Path] = []      # folders, the inner one first
         self.track = track if not quiet else ''
@@ -68,6 +69,7 @@ class Run:
             write_document(self.folder / _RECIPE, {**wanted, 'machine': machine()})
         else:
             self._check_same(type(recipe), wanted)
+        self.identity = digest(read_recipe(self.folder))
         if self.track:
             self.tracker = open_tracker(self.track, self.tracking, self.folder, wanted['recipe'])
 
@@ -318,13 +320,20 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """Read the newest sound checkpoint; None where there is none at all. A damaged one is named and passed over."""
+    """Read the newest sound checkpoint; None where there is none at all. A damaged one is named and passed over.
+
+    ZooError for one of another run; those of earlier versions do not state theirs.
+    """
     paths = checkpoints(folder)
     for path in reversed(paths):
         content = path.read_bytes() if path.is_file() else b''     # a pipe would wait for a writer
-        digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() == digest:
-            return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
+        checksum, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() == checksum:
+            state = torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
+            if state.get('run') and state['run'] != digest(read_recipe(folder)):
+                raise ZooError(f'{path} is a checkpoint of another run: remove it, or restore it from a copy of this '
+                               f'run.')
+            return state
         say(f'{path} is damaged: using the one before it.')
     if paths:
         raise ZooError(f'No checkpoint in {folder} is sound ({len(paths)} damaged): remove them to start over.')
