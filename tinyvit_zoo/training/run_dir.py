@@ -262,7 +262,7 @@ def _names(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as e:
-        raise ZooError(f'{folder} cannot be read ({e.strerror}): make it readable, or choose another --output.') from e
+        raise ZooError(f'{folder} cannot be read ({e.strerror}): make it readable, or choose another output.') from e
 
 
 def read_result(folder: Path) -> dict[str, Any]:
