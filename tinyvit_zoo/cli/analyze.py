@@ -77,6 +77,9 @@ def run(args: argparse.Namespace) -> str:
         raise ZooError(f'{len(args.models)} models are given, expected one or two.')
     if len(set(args.models)) < len(args.models):
         raise ZooError('A model is given twice: give it once.')
+    if len({_path(args, spec, 'npz') for spec in args.models}) < len(args.models):
+        raise ZooError('The names of two models differ in odd characters alone, so that one would overwrite the other: '
+                       'analyze each in an --output of its own.')
     options = _options(args)
     with join_world(args.device) as world:
         models = [resolve(spec).load(world.device) for spec in args.models]
