@@ -164,15 +164,16 @@ def _stated_digest(content: Mapping[str, Any], name: str) -> Any:
 
 def _read_torch(file: IO[bytes], path: str | Path, verified: bool) -> dict[str, Any]:
     """Read PyTorch's own format: a zip, or a bare pickle."""
-    if not zipfile.is_zipfile(file) and not verified:
-        _logger.warning('%s has the format of PyTorch before 1.6, without a checksum: damage to its numbers goes '
-                        'unnoticed. %s', printable(str(path)), _advice(path))
+    has_checksum = zipfile.is_zipfile(file)
     file.seek(0)
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():     # options; inert
         warnings.simplefilter('ignore')     # torch's, of damaged files
         content = torch.load(file, map_location='cpu', weights_only=True)
     if not isinstance(content, Mapping):
         raise ZooError(f'{path} holds a {type(content).__name__}, not a dictionary of tensors.')
+    if not (has_checksum or verified):
+        _logger.warning('%s has the format of PyTorch before 1.6, without a checksum: damage to its numbers goes '
+                        'unnoticed. %s', printable(str(path)), _advice(path))
     return dict(content)
 
 
