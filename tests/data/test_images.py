@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import fakes
 import numpy as np
 import pytest
 import torch
+from data_cases import numbered
 from PIL import Image
 from timm.data import create_transform
 
@@ -97,6 +99,21 @@ def test_exif_orientation_is_applied() -> None:
 def test_as_channels_copies_nothing_that_fits() -> None:
     image = Image.fromarray(fakes.pixels(4, 4, 3))
     assert as_channels(image, 3) is image and as_channels(image, 1).mode == 'L'
+
+
+def test_where_no_thread_may_be_started_the_work_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = numbered(200).images
+    wanted = decode(images, (8, 8), 3)
+    start, left = threading.Thread.start, iter([True])
+
+    def refuse(thread: threading.Thread) -> None:
+        if not next(left, False):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+    monkeypatch.setattr('tinyvit_zoo.data.images.cpu_count', lambda: 4)
+    monkeypatch.setattr(threading.Thread, 'start', refuse)
+    for _ in range(2):  # after one thread, and without any
+        assert torch.equal(decode(images, (8, 8), 3), wanted)
 
 
 def test_ten_unreadable_images_are_named_and_the_rest_counted(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings('ignore', module=r'PIL\.')    # of a damaged image, which gets a line
     logging.getLogger('PIL').setLevel(logging.CRITICAL)     # likewise
     try:
+    warnings.filterwarnings('ignore', 'tqdm:disabling monitor')    # where no thread may be started: bars do without
         if odd := next((word for word in argv if word.endswith('=--') or '\0' in word), None):
             raise ZooError(f'{odd!r} is not a value of an option (see `tinyvit-zoo --help`)')
         args, unknown = _parser().parse_known_args(argv)

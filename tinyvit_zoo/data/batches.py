@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
 from .channels import as_channels, fitted, pixels_of
-from .files import free_memory
-from .images import ArrayImages, EncodedImages, check_cached, cpu_count, decode, decode_cached
+from .files import cpu_count, free_memory
+from .images import ArrayImages, EncodedImages, check_cached, decode, decode_cached
 from .splits import Split, generator, seeded
 
 _logger = logging.getLogger(__name__)

@@ -197,3 +197,8 @@ def free_memory(device: torch.device | None = None) -> int:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
     return 4 * 2 ** 30
+
+
+def cpu_count() -> int:
+    """Count the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

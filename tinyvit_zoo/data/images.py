@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -25,7 +25,7 @@ from ..errors import ZooError
 from ..runtime.files import written_whole
 from ..runtime.text import Progress, one_line
 from .channels import as_channels, fitted, is_deep, pixels_of, preview, read_deep, read_pages, upright
-from .files import open_image, read_npz
+from .files import cpu_count, open_image, read_npz
 
 _logger = logging.getLogger(__name__)
 _CHUNK = 64             # images a thread takes at a time
@@ -276,8 +276,11 @@ def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int],
         return failed
     bad: list[tuple[str, Any]] = []
     with ThreadPoolExecutor(cpu_count()) as pool:
+        starts = range(0, len(indices), _CHUNK)
+        results: Iterator[list[tuple[str, BaseException]]] = map(run, starts)
         try:
-            results = pool.map(run, range(0, len(indices), _CHUNK))
+            with suppress(RuntimeError):    # where no thread may be started, work goes on without
+                results = pool.map(run, starts)
             with Progress(len(indices), title, quiet=not progress) as shown:
                 for failed in results:
                     bad += failed
@@ -289,11 +292,6 @@ def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int],
         more = f', and {len(bad) - 10} more' if len(bad) > 10 else ''
         raise ZooError(f'{len(bad)} of {len(indices)} images cannot be read; fix or remove them: '
                        f'{", ".join(text for text, _ in bad[:10])}{more}.') from bad[0][1]
-
-
-def cpu_count() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def cache_folder() -> Path:
