@@ -1,13 +1,17 @@
 """Batches: the same images at the same time from memory and streamed, in one process and in several, resumed or not."""
 from __future__ import annotations
 
+import gc
 import io
 import logging
+import multiprocessing
 import os
 import pickle
 import random
 import signal
+import sys
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +267,32 @@ def complains(image: Image.Image) -> Tensor:
 def test_a_worker_that_is_killed_is_an_error() -> None:
     with pytest.raises(ZooError, match='A process that loads images died'):
         epoch_of(make(numbered(40), mode='stream', stream_transform=dies, workers=2))
+
+
+def unsent(image: Image.Image) -> Tensor:
+    def fail(*_: object) -> None:
+        raise OSError(24, 'Too many open files')
+    ForkingPickler.dumps = fail  # type: ignore[assignment,method-assign]
+    return torch.zeros(3, 4, 4)
+
+
+def test_a_worker_that_cannot_send_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZooError, match='A process that loads images died'):
+        epoch_of(make(numbered(40), mode='stream', stream_transform=unsent, workers=1))
+    assert capfd.readouterr().err == ''
+
+
+def test_workers_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was begun of them is no traceback as it is dropped."""
+    def fail(*_: object) -> None:
+        raise OSError(24, 'Too many open files')
+    unraised: list[object] = []
+    monkeypatch.setattr(sys, 'unraisablehook', unraised.append)
+    monkeypatch.setattr('torch.utils.data._utils.signal_handling._set_worker_pids', fail)
+    with pytest.raises(ZooError, match=r'cannot be started \(Too many open files\): use fewer --workers, or 0'):
+        epoch_of(make(numbered(40), mode='stream', workers=2))
+    gc.collect()
+    assert not unraised and not multiprocessing.active_children()
 
 
 def test_a_worker_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,16 +5,20 @@ world_size-th image from the r-th on, so that together they have the batch that 
 """
 import contextlib
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
@@ -189,6 +193,33 @@ class _Samples(Dataset):
             return self.transform(image), self.split.labels[i]
 
 
+class _Workers(_MultiProcessingDataLoaderIter):
+    """torch's, without the traceback that its __del__ prints where it could not be started as a whole."""
+
+    def __init__(self, loader: Any) -> None:
+        try:
+            super().__init__(loader)
+        except BaseException:
+            for worker in getattr(self, '_workers', ()):
+                worker.kill()
+                worker.join()
+            self._shutdown = True
+            raise
+
+
+class _Loader(DataLoader):
+    def _get_iterator(self) -> Any:
+        return _Workers(self) if self.num_workers else super()._get_iterator()
+
+
+def _end_unsent(_: int) -> None:
+    """Let a worker end that cannot send a batch: its queue drops it, with a traceback, and it would be waited for."""
+    def end(*_: object) -> None:
+        os._exit(1)
+    Queue._on_queue_feeder_error = staticmethod(end)    # type: ignore[attr-defined]
+    sys.excepthook = end    # which the thread that hands over a batch's memory calls
+
+
 class _StreamBatches(Batches):
     # timm's `create_loader` takes no order and seeds augmentation by worker: no run could be resumed to the same bits
 
@@ -196,9 +227,9 @@ class _StreamBatches(Batches):
                  transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__(order, device)
         self.streamed, self._transform = samples.transform is not None, transform
-        self._loader = DataLoader(
+        self._loader = _Loader(
             samples, batch_sampler=order, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=device.type == 'cuda',
+            worker_init_fn=_end_unsent, pin_memory=device.type == 'cuda',
             generator=torch.Generator())  # its own: the loop's random numbers are not to depend on the loader
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -256,13 +287,14 @@ def _naming_dead_workers() -> Iterator[None]:
         if text.startswith('DataLoader timed out'):
             raise TimeoutError from e
         broken = not isinstance(e, RuntimeError) and not text.startswith('Caught ')     # while it sent a batch
-        if broken or text.startswith(('DataLoader', 'Pin memory', 'received 0 items')):
+        if broken or text.startswith(('DataLoader', 'Pin memory', 'received 0 items', "can't start")):
             raise _dead(one_line(e)) from e
         raise
 
 
 def _dead(reason: str) -> ZooError:
-    return ZooError(f'A process that loads images died, hangs or cannot be started ({reason}): use fewer --workers.')
+    return ZooError(f'A process that loads images died, hangs or cannot be started ({reason}): use fewer --workers, or '
+                    f'0.')
 
 
 @contextlib.contextmanager
