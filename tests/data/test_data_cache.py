@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tinyvit_zoo.data import batches as loaders, images as cache
 from tinyvit_zoo.data.images import decode
+from tinyvit_zoo.errors import ZooError
 
 
 def pixels_in_memory(root: Path, size: int = 4) -> Tensor:
@@ -104,3 +105,16 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.cache_folder() == Path('/x/tinyvit_zoo/images')
     monkeypatch.delenv('XDG_CACHE_HOME')
     assert cache.cache_folder() == Path.home() / '.cache/tinyvit_zoo/images'
+    monkeypatch.setenv('TINYVIT_ZOO_CACHE', '~nobody_of_this_name/x')
+    assert cache.cache_folder() == Path('~nobody_of_this_name/x/images')
+
+
+def test_a_user_without_home_gives_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr('pwd.getpwuid', lambda _: {}['no entry'])
+    monkeypatch.setenv('TINYVIT_ZOO_CACHE', '/x')
+    assert cache.cache_folder() == Path('/x/images')
+    monkeypatch.delenv('TINYVIT_ZOO_CACHE')
+    with pytest.raises(ZooError, match=r'no home directory .*: set TINYVIT_ZOO_CACHE'):
+        cache.cache_folder()

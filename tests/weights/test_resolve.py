@@ -89,7 +89,9 @@ def test_another_size_is_tried() -> None:
 @pytest.mark.parametrize('spec, words', [
     ('cct_2_3x9', 'Did you mean cct_2_3x2'), ('cct_2_3x2.c11', 'Did you mean c10'),
     ('none.pth', 'There is no file or run directory none.pth'), ('no/run', 'There is no file or run directory no/run'),
-    ('cct_2_3x2=none.pth', 'There is no weights file none.pth'), ('.', 'is not a run directory'),
+    ('cct_2_3x2=none.pth', 'There is no weights file none.pth'),
+    ('~nobody_of_this_name/x', 'There is no file or run directory ~'),
+    ('cct_2_3x2=~nobody_of_this_name/x', 'There is no weights file ~'), ('.', 'is not a run directory'),
 ])
 def test_mistakes(spec: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """`tinyvit-zoo eval`: accuracy, features and robustness of models on a dataset."""
 import argparse
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any
         return {'views': args.tta, **evaluate(model, bench.batches(), bench.world, bench.dtype)}
     if name == 'attack':
         return attack_figures(bench, _attacks(args))
-    return corruption_figures(bench, None if args.corruptions is True else Path(args.corruptions).expanduser())
+    return corruption_figures(bench, None if args.corruptions is True else Path(os.path.expanduser(args.corruptions)))
 
 
 def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Bench]) -> str:

@@ -295,8 +295,11 @@ def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int],
 
 
 def cache_folder() -> Path:
-    default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'tinyvit_zoo'
-    return Path(os.environ.get('TINYVIT_ZOO_CACHE') or default).expanduser() / 'images'
+    default = os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'tinyvit_zoo')
+    folder = os.path.expanduser(os.environ.get('TINYVIT_ZOO_CACHE') or default)
+    if folder.startswith('~/'):
+        raise ZooError('There is no home directory to keep decoded images in: set TINYVIT_ZOO_CACHE to a folder.')
+    return Path(folder) / 'images'
 
 
 def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:

@@ -1,5 +1,6 @@
 """From a name, a file or a run directory to a model, its preprocessing and its class names."""
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -183,7 +184,7 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
     name, equals, place = spec.partition('=')
     if not equals or '/' in name or Path(spec).exists():
         name, place = architecture, spec
-    path, file = Path(place).expanduser(), None
+    path, file = Path(os.path.expanduser(place)), None
     recipe: dict[str, Any] = {}
     if path.is_dir():
         recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
