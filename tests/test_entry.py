@@ -1,6 +1,7 @@
 """What a command sets up before torch is imported, and only a command."""
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinyvit_zoo import entry
+from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.entry import is_busy, is_command
 
 
@@ -34,6 +36,7 @@ def test_what_is_busy(tmp_path: Path, text: str | None, expected: bool) -> None:
 def test_a_value_that_is_set_wins(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, 'argv', ['tinyvit-zoo', 'list'])
     monkeypatch.setattr(os, 'environ', dict(given))
+    monkeypatch.setattr(signal, 'signal', lambda *_: None)
     runpy.run_path(entry.__file__)
     assert os.environ == given or (not given and len(os.environ) == 1)
 
@@ -53,3 +56,25 @@ def test_as_a_module_it_sets_openmp_and_hands_on_the_exit_code() -> None:
     assert last.startswith("tinyvit-zoo: There is no model 'cct_7_3x9'.")
     if sys.platform == 'linux':     # where libgomp says what it read
         assert "OMP_WAIT_POLICY = 'PASSIVE'" in '\n'.join(shown)
+
+
+def test_ctrl_c_ends_the_imports_without_a_traceback(tmp_path: Path) -> None:
+    """As a module and as a script; a program that imports the package keeps its own handler."""
+    torch = 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint("goes on")\n'
+    (tmp_path / 'torch.py').write_text(torch)     # the one of these commands
+    (tmp_path / 'tinyvit-zoo').write_text('from tinyvit_zoo.cli.main import main\n')
+    for argv in (['-m', 'tinyvit_zoo'], [str(tmp_path / 'tinyvit-zoo')], ['-c', 'import tinyvit_zoo']):
+        done = subprocess.run([sys.executable, *argv, 'list'], capture_output=True, text=True, env={
+            **os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{Path(entry.__file__).parents[1]}'})
+        if argv[0] != '-c':
+            assert (done.returncode, done.stdout, done.stderr) == (130, '', '')
+    assert 'KeyboardInterrupt' in done.stderr
+
+
+def test_a_command_takes_ctrl_c_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, entry.stop)
+    try:
+        main(['list', 'cct_2'])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -5,6 +5,7 @@ they are to sleep; on a quiet machine sleeping would cost a few percent, half of
 that they spin there, a tenth as long as by default. A value that is set already wins.
 """
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +34,13 @@ def is_busy(path: str = '/proc/loadavg') -> bool:
     return sorted(running)[2] > 1
 
 
+def stop(*_: object) -> None:
+    """End at Ctrl-C, without the traceback of an import."""
+    os._exit(128 + signal.SIGINT)
+
+
 IS_COMMAND = is_command(sys.argv, sys.orig_argv)
+if IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, stop)  # until main takes over
 if IS_COMMAND and not any(name in os.environ for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')):
     os.environ.update({'OMP_WAIT_POLICY': 'passive'} if is_busy() else {'GOMP_SPINCOUNT': '30000'})

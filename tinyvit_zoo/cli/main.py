@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
+from ..entry import stop
 from ..errors import ZooError, nearest
 from ..runtime.text import drop, one_line, printable, show
 from ..version import __version__
@@ -37,9 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))   # closed by >&-
     logging.lastResort.setFormatter(_Printable())    # type: ignore[union-attr]
     warnings.filterwarnings('ignore', module=r'PIL\.')    # of a damaged image, which gets a line
+    warnings.filterwarnings('ignore', 'tqdm:disabling monitor')    # where no thread may be started: bars do without
     logging.getLogger('PIL').setLevel(logging.CRITICAL)     # likewise
     try:
-    warnings.filterwarnings('ignore', 'tqdm:disabling monitor')    # where no thread may be started: bars do without
+        if signal.getsignal(signal.SIGINT) is stop:     # which ends the imports
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if odd := next((word for word in argv if word.endswith('=--') or '\0' in word), None):
             raise ZooError(f'{odd!r} is not a value of an option (see `tinyvit-zoo --help`)')
         args, unknown = _parser().parse_known_args(argv)
