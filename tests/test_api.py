@@ -344,6 +344,7 @@ def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> N
         damaged.predict(DATA['test'][0][0])
 
 
+@pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors')
 @pytest.mark.parametrize('call, message', [
     (lambda run: run.predict([], batch_size='x'), "batch_size is 'x', expected int"),
     (lambda run: run.predict(np.array('x')), "images is array('x'"),
@@ -352,6 +353,14 @@ def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> N
     (lambda run: run.evaluate(DATA, bootstrap=-1), 'bootstrap is -1, expected 0 to'),
     (lambda run: run.evaluate(DATA, precision=[]), 'precision is [], expected str'),
     (lambda run: run.evaluate({**DATA, 'class_names': 3}), 'class_names is 3, expected'),
+    (lambda run: run.predict(torch.rand(3, 8, 8).to_sparse()), 'Image 0 cannot be read as an image (The image: got Te'),
+    (lambda run: run.predict(torch.nested.nested_tensor([torch.rand(3, 8, 8)] * 2)), 'Image 0 cannot be read as an'),
+    (lambda run: run.predict(Image.new('RGB', (0, 5))), 'Image 0 cannot be read as an image (it has 0 x 5 pixels, exp'),
+    (lambda run: run.show('\0'), r'\x00 has a null byte'),
+    (lambda _: zoo.find_recipe(None), 'The recipe is a NoneType'),
+    (lambda _: zoo.find_recipe(np.zeros(2)), 'The recipe is a ndarray'),
+    (lambda _: zoo.list_models(True), 'pattern is True, expected'),
+    (lambda _: zoo.list_models(np.array([])), 'pattern is array([]'),
     (lambda run: run.export(3), 'path is 3, expected str | Path'), (lambda run: run.show(3), 'folder is 3, expected'),
     (lambda _: zoo.load(None), 'weights is None, expected str | Path'),
     (lambda _: zoo.load('x/' + 'x' * 5000), "'x/xxxxxx"),

@@ -27,7 +27,7 @@ from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
 from .recipes import Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
-from .runtime.files import display_pictures
+from .runtime.files import check_path, display_pictures
 from .runtime.text import one_line, shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import own, train as training
@@ -195,6 +195,7 @@ class Classifier:
         """
         chosen = folder or (self.folder / 'pictures' if self.folder else tempfile.mkdtemp(prefix='tinyvit-zoo-'))
         place, paths = Path(chosen), []
+        check_path(place)
         if self.folder and (self.folder / 'curves.png').exists():
             paths.append(self.folder / 'curves.png')
         if self._evaluated:

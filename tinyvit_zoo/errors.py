@@ -9,5 +9,5 @@ class ZooError(RuntimeError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the closest known name, or '' if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     return f' Did you mean {" or ".join(close)}?' if close else ''

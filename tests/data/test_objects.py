@@ -173,6 +173,7 @@ def test_hugging_face_datasets() -> None:
     ({'train': (COLOUR, LABELS), 'class_names': ['a', 'b', 'a']}, 'no two alike'),
     ({'train': None}, 'expected train, and optionally'),
     (([[1], [1, 2]], [0, 1]), 'not an array'), ((torch.zeros(6, 3, 8, 8, device='meta'), LABELS), 'not an array'),
+    ((torch.from_numpy(COLOUR).to_sparse(), LABELS), 'sparse or nested: use to_dense'),
     ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'), ((COLOUR, np.array(None)), 'labels are'),
     ((COLOUR, torch.zeros(6, device='meta')), 'not numbers'),
     ((COLOUR, [['a', 'b'], ['c'], ['a'], ['b'], ['c'], 'a']), 'not numbers'), ((COLOUR, [[]] * 6), '0 out of 0'),

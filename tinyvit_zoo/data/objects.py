@@ -57,11 +57,17 @@ class DatasetImages(Images):
 def as_image(image: Any) -> Image.Image:
     """Return a Pillow image, upright, 8 bits, of a Pillow image, an array or a tensor."""
     if isinstance(image, Image.Image):
-        return upright(image.copy())    # it is turned in place
+        return upright(_sized(image).copy())    # it is turned in place
     pixels = as_pixels(image, 'The image', batch=False)
     if is_deep(pixels.shape[2] if pixels.ndim == 3 else 1, pixels.dtype):
         raise ValueError('its bits or channels differ from the first image')
     return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+
+
+def _sized(image: Image.Image) -> Image.Image:
+    if not all(image.size):
+        raise ValueError(f'it has {image.width} x {image.height} pixels, expected one or more')
+    return image
 
 
 def deep_pixels(image: Any) -> Tensor | None:
@@ -69,7 +75,7 @@ def deep_pixels(image: Any) -> Tensor | None:
     if isinstance(image, (str, Path)):
         return read_deep(Path(image))
     if isinstance(image, Image.Image):
-        return read_pages(image) if is_deep_image(image) else None
+        return read_pages(image) if is_deep_image(_sized(image)) else None
     pixels = as_pixels(image, 'The image', batch=False)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     return pixels if is_deep(len(pixels), pixels.dtype) else None
@@ -81,6 +87,8 @@ def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
     Floats are of 0 to 1. Channels are the last axis if it has 1 or 3, else the shorter one of both.
     """
     try:
+        if isinstance(values, Tensor) and (values.is_nested or values.layout != torch.strided):
+            raise TypeError('sparse or nested: use to_dense() or a list')
         pixels = (values if isinstance(values, Tensor) else as_tensor(np.asarray(values))).detach().cpu()
     except Exception as e:  # arrays of objects, ragged lists, tensors without values
         raise ZooError(f'{title}: got {type(values).__name__}, not an array of numbers ({one_line(e)}): expected '
@@ -116,8 +124,8 @@ def is_object(data: Any) -> bool:
 
 def is_one(images: Any, channels: int) -> bool:
     """Return whether this is one image, not several; [3, H, W] and [H, W, 4] are one, [N, H, W] are several in grey."""
-    if hasattr(images, 'ndim'):
-        return images.ndim == 2 or (images.ndim == 3 and (
+    if hasattr(images, 'ndim'):     # a nested tensor has neither shape nor length, and is refused as an image
+        return getattr(images, 'is_nested', False) or images.ndim == 2 or (images.ndim == 3 and (
             images.shape[0] in (1, 3, channels) or images.shape[2] in (1, 2, 3, 4, channels)))
     return not isinstance(images, Iterable) or isinstance(images, str)
 

@@ -4,6 +4,7 @@ import timm
 from timm.models import get_pretrained_cfg, model_entrypoint
 
 from ..errors import ZooError, nearest
+from ..runtime.text import shown
 from . import compact, fast_cnn, mae_lite, mae_vit, sl_cait, sl_pit, sl_swin, sl_t2t, sl_vit, ssl_small
 from ._build import build_model, check_tag
 from ._tokens import Layer, TokenTransformer, block_layers
@@ -24,6 +25,8 @@ FAMILIES = [family.__name__ for family in (
 
 def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
     """List the zoo's models that match a wildcard pattern; with `pretrained`, `name.tag` of all with weights."""
+    if not all(isinstance(each, str) for each in (pattern if isinstance(pattern, (list, tuple)) else [pattern])):
+        raise ZooError(f'pattern is {shown(pattern)}, expected text with wildcards, as in cct_*.')
     modules = [family.rpartition('.')[2] for family in FAMILIES]  # timm knows a module by the last part of its name
     names = timm.list_models(pattern, module=modules, pretrained=pretrained)
     return [name for name in names if model_entrypoint(name).__module__ in FAMILIES]

@@ -1,5 +1,7 @@
 """Recipes by the name of the weights they make. Imports nothing but dataclasses."""
 # ruff: noqa: F401
+from typing import Any
+
 from ..errors import ZooError, nearest
 from . import compact, fast_cnn, gpu, mae_lite, mae_small, spt_lsa, ssl_small
 from .base import BaseRecipe, Pretraining, Recipe
@@ -17,6 +19,7 @@ PRETRAININGS = {
 
 def find_recipe(name: str) -> Recipe:
     """Return the recipe of these weights; ZooError with the nearest name if there is none."""
+    _check_type(name)
     if name in PRETRAININGS:
         raise ZooError(f'{name} is a pre-training: `tinyvit-zoo pretrain {name}`.')
     if name not in RECIPES:
@@ -27,9 +30,15 @@ def find_recipe(name: str) -> Recipe:
 
 def find_pretraining(name: str) -> Pretraining:
     """Return the pre-training of this name, as `find_recipe`."""
+    _check_type(name)
     if name in RECIPES:
         raise ZooError(f'{name} is a supervised training: `tinyvit-zoo train {name}`.')
     if name not in PRETRAININGS:
         raise ZooError(f'There is no pre-training {name!r}.{nearest(name, [*PRETRAININGS, *PRETRAINING_PRESETS])} '
                        f'`tinyvit-zoo recipes` lists them; a method with a model needs none.')
     return PRETRAININGS[name]
+
+
+def _check_type(name: Any) -> None:
+    if not isinstance(name, str):
+        raise ZooError(f'The recipe is a {type(name).__name__}, expected its name: `tinyvit-zoo recipes` lists them.')
