@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,19 @@ def test_a_system_error_is_one_line_and_ctrl_c_none(
     monkeypatch.setattr(autoload, 'status', lambda: fail(KeyboardInterrupt()))
     assert main(['autoload', 'status']) == 130
     assert capsys.readouterr() == ('', '')
+
+
+def test_a_system_error_without_a_file_says_what_to_do(
+        refused: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / 'gone').mkdir()
+    monkeypatch.chdir(tmp_path / 'gone')
+    (tmp_path / 'gone').rmdir()
+    monkeypatch.setattr(autoload, 'status', os.getcwd)
+    assert 'The current folder has been removed: change to another one' in refused('autoload', 'status')
+    monkeypatch.setattr(tempfile, 'tempdir', None)
+    monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: ['/nowhere'])
+    monkeypatch.setattr(autoload, 'status', tempfile.gettempdir)
+    assert "found in ['/nowhere']: set TMPDIR to a folder" in refused('autoload', 'status')
 
 
 def test_sigterm_removes_what_is_half_written(

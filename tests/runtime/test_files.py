@@ -70,6 +70,18 @@ def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException], fol
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(('error', 'remedy'), [
+    (OSError(28, 'No space left on device'), ': free disk space, or choose another place.'),
+    (PermissionError(13, 'Permission denied'), ' (Permission denied): choose another place.'),
+    (IsADirectoryError(21, 'Is a directory'), ': remove it, or choose another place.'),
+    (FileNotFoundError(2, "No usable temporary directory found in ['/x']"), "['/x']): set TMPDIR to a folder that can "
+     'be written.')])
+def test_the_remedy_is_that_of_the_error(error: OSError, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(ZooError) as caught, written_whole(tmp_path / 'a'):
+        raise error
+    assert str(caught.value).endswith(remedy)
+
+
 def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, 'No space left on device')

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from ..entry import stop
 from ..errors import ZooError, nearest
+from ..runtime.files import told
 from ..runtime.text import drop, one_line, printable, show
 from ..version import __version__
 from ._options import Incomplete
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _complain(f'Out of memory ({one_line(e)}): use smaller images, batches or models.')
     except OSError as e:
-        return _complain(f'{e.filename or "Cannot read or write a file"}: {e.strerror or one_line(e)}')
+        return _complain(told(e))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -83,6 +83,8 @@ def program_of(model: nn.Module, input_size: Sequence[int], any_size: bool = Fal
     try:
         with torch.no_grad():
             return torch.export.export(model, (images,), dynamic_shapes=(shape,), strict=False)
+    except OSError:     # of its temporary files
+        raise
     except Exception as e:  # the exporter has many of its own
         if any_size:
             raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave out any_size.') from e

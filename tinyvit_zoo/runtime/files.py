@@ -1,4 +1,5 @@
 """Write files whole or not at all; draw pictures with matplotlib, without touching the state of pyplot."""
+import errno
 import glob
 import os
 import platform
@@ -68,8 +69,27 @@ def naming_unwritable(path: Path) -> Iterator[None]:
     except OSError as e:
         copies = e.args[0] if isinstance(e, shutil.Error) else ''   # of a folder: shutil gives a reason for each file
         reason = copies[0][-1] if isinstance(copies, list) else e.strerror or e
-        what_to_do = 'remove it' if isinstance(e, IsADirectoryError) else 'free disk space'
-        raise ZooError(f'{path} cannot be written ({reason}): {what_to_do}, or choose another place.') from e
+        raise ZooError(f'{path} cannot be written ({reason}): {_remedy(e)}.') from e
+
+
+def _remedy(error: OSError) -> str:
+    if 'temporary directory' in str(error):     # as the module tempfile says it
+        return 'set TMPDIR to a folder that can be written'
+    first = {errno.ENOSPC: 'free disk space, or ', errno.EDQUOT: 'free disk space, or ', errno.EISDIR: 'remove it, or '}
+    return f'{first.get(error.errno or 0, "")}choose another place'
+
+
+def told(error: OSError) -> str:
+    """Return which file an OSError is of, and why; what to do where it names none."""
+    reason = error.strerror or str(error)
+    if 'temporary directory' in reason:
+        return f'{reason}: {_remedy(error)}.'
+    if not os.path.isabs(str(error.filename or '')):
+        try:
+            os.getcwd()
+        except OSError:
+            return 'The current folder has been removed: change to another one.'
+    return f'{error.filename or "Cannot read or write a file"}: {reason}'
 
 
 def check_path(path: Path) -> None:
