@@ -6,6 +6,9 @@ from collections.abc import Iterable
 class ZooError(RuntimeError):
     """A mistake of the caller, in one line: the problem, the expected value, the remedy."""
 
+    def __str__(self) -> str:   # names of files may hold any character
+        return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in super().__str__().strip())
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the closest known name, or '' if none is close."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 from PIL import UnidentifiedImageError
 
+from tinyvit_zoo import ZooError
 from tinyvit_zoo.runtime.text import one_line, table
 
 
@@ -15,6 +16,11 @@ from tinyvit_zoo.runtime.text import one_line, table
 ])
 def test_an_error_on_one_line(error: Exception, expected: str) -> None:
     assert one_line(error) == expected
+
+
+def test_the_package_has_errors_of_one_line() -> None:
+    """Whatever a file is called, and also in a process of a loader, whose traceback goes around it."""
+    assert str(ZooError('There is no a\nb\x1b: give another.\n')) == r'There is no a\nb\x1b: give another.'
 
 
 def test_columns_are_aligned() -> None:
