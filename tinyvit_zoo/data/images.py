@@ -162,10 +162,6 @@ class FileImages(EncodedImages):
     def __len__(self) -> int:
         return len(self._paths)
 
-    @property
-    def paths(self) -> list[str]:
-        return [os.fsdecode(path) for path in self._paths]
-
     def name(self, i: int) -> str:
         return str(self.open(i))
 
