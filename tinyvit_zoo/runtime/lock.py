@@ -21,7 +21,7 @@ def lock(folder: Path) -> IO[str]:
     """
     key, mine = (os.getpid(), folder.resolve()), object()
     if _HELD.setdefault(key, mine) is not mine:     # before it is opened: closing any handle would give the lock up
-        raise ZooError(f'{folder} is in use by another training of this process: wait, or choose another --output.')
+        raise ZooError(f'{folder} is in use by another training of this process: wait, or choose another output.')
     try:
         return _lock(folder)
     except BaseException:
