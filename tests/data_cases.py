@@ -24,7 +24,7 @@ def numbered(count: int) -> Split:
 def refusal(spec: object, **options: Any) -> str:
     with pytest.raises(ZooError) as caught:
         open_source(str(spec), **options)
-    assert '\n' not in str(caught.value)
+    assert r'\n' not in str(caught.value)
     return str(caught.value)
 
 

@@ -310,7 +310,7 @@ def test_mix_without_mixing_smooths() -> None:
 def test_mistakes_are_named(kwargs: dict, text: str) -> None:
     with pytest.raises(ZooError) as caught:
         augmentation((32, 32), **({'mean': MEAN, 'std': STD} | kwargs))
-    assert text in str(caught.value) and '\n' not in str(caught.value)
+    assert text in str(caught.value) and r'\n' not in str(caught.value)
 
 
 def test_mistakes_at_the_call_are_named() -> None:

@@ -324,7 +324,7 @@ def test_a_file_that_vanished_is_named_in_one_line(workers: int, tmp_path: Path)
     with pytest.raises(ZooError) as caught:
         epoch_of(batches)
     assert str(root) in str(caught.value) and 'can no longer be read' in str(caught.value)
-    assert '\n' not in str(caught.value) and str(caught.value).endswith('fix it and resume.')
+    assert r'\n' not in str(caught.value) and str(caught.value).endswith('fix it and resume.')
 
 
 def test_memory_and_stream_give_the_same_pixels(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_without_splits_the_test_images_are_always_the_same(photos: Path) -> Non
 def test_a_wrong_table_is_one_line(text: str, message: str, photos: Path) -> None:
     with pytest.raises(ZooError, match=message) as error:
         open_source(write(photos, text))
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
 
 
 def test_no_text(photos: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_damaged_published_set_is_named(change: Callable[[Path], None], said: 
     change(tmp_path)
     with pytest.raises(ZooError) as error:
         open_published(tmp_path, 10)
-    assert said in str(error.value) and '\n' not in str(error.value)
+    assert said in str(error.value) and r'\n' not in str(error.value)
 
 
 # -- attacks on a model whose answers are known ------------------------------------------------------------------------

@@ -245,7 +245,7 @@ def test_draws_belong_to_images_whatever_the_mask_ratio() -> None:
 def test_what_cannot_be_masked_is_refused_with_what_can(name: str) -> None:
     with pytest.raises(ZooError, match=r'use mae_vit.*moco_v3') as error:
         SmallMaskedAutoencoder(timm.create_model(name, num_classes=0))
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('make, words', [

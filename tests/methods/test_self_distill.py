@@ -244,7 +244,7 @@ def test_what_cannot_be_combined_is_refused() -> None:
         encoder = timm.create_model(name, num_classes=0, **kwargs)
         with pytest.raises(ZooError, match=reason) as caught:
             SelfDistillation(encoder)
-        assert '\n' not in str(caught.value)
+        assert r'\n' not in str(caught.value)
     SelfDistillation(timm.create_model('mae_lite_vit_tiny_rpe', img_size=32, depth=1, num_classes=0), local_views=0)
     with pytest.raises(ZooError, match='classifier of 10 classes'):
         SelfDistillation(encoder_of('ssl_vit', num_classes=10))

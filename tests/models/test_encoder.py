@@ -118,7 +118,7 @@ def test_models_that_cannot_be_masked_are_refused(name: str, words: str) -> None
     model = timm.create_model(name, img_size=32) if name in list_models() else timm.create_model(name)
     with pytest.raises(ZooError, match=words) as error:
         encode(model, torch.zeros(1, 3, 32, 32), torch.zeros(1, 2, dtype=torch.long))
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
 
 
 def test_wrong_indices_are_refused() -> None:

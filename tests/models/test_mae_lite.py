@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused_by_name(
     torch.save(make(), tmp_path / 'w.pth')
     with pytest.raises(ZooError, match=words) as error:
         load_file(tmp_path / 'w.pth', name, classes)
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
 
 
 # -- other sizes -------------------------------------------------------------------------------------------------------

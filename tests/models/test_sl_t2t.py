@@ -286,4 +286,4 @@ def test_pretrained_weights_for_other_channels_are_refused_in_one_line() -> None
     state = timm.create_model('sl_t2t', depth=1).state_dict()
     with pytest.raises(tinyvit_zoo.ZooError, match=r'in_chans=3 and convert the images') as e:
         create_pretrained(state, in_chans=1)
-    assert '\n' not in str(e.value)
+    assert r'\n' not in str(e.value)

@@ -340,7 +340,7 @@ def test_what_does_not_belong_is_named(change: Any, words: str, tmp_path: Path) 
     torch.save(content, tmp_path / 'w.pth')
     with pytest.raises(ZooError, match=words) as error:
         from_file('ssl_vit', tmp_path / 'w.pth')
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
 
 
 def test_a_wrong_model_or_class_count_is_named(tmp_path: Path) -> None:

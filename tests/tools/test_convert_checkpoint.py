@@ -203,7 +203,7 @@ def test_a_source_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.Monk
                           ('nowhere.pth', 'There is no file nowhere.pth')):
         with pytest.raises(ZooError) as error:
             tool.convert_checkpoint(source, TINY, tmp_path / 'out.safetensors')
-        assert words in str(error.value) and '\n' not in str(error.value)
+        assert words in str(error.value) and r'\n' not in str(error.value)
 
 
 def test_targets_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

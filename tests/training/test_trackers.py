@@ -108,6 +108,6 @@ def test_what_cannot_begin_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(ZooError, match=r'Tracking by wandb cannot start \(no login here\)') as error:
         open_tracker('wandb', Module(), tmp_path, {})
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
     with pytest.raises(ZooError, match='expected tensorboard, wandb, mlflow, trackio'):
         tracker_module('comet')

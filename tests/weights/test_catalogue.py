@@ -51,7 +51,7 @@ def weight(entry: dict[str, Any] = ENTRY, **changes: Any) -> Weight:
 def refused(call: Callable[[], Any]) -> str:
     with pytest.raises(ZooError) as error:
         call()
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
     return str(error.value)
 
 

@@ -86,7 +86,7 @@ def test_by_name_past_the_warning_and_another_file_later_is_refused(folder: Path
     serve({name: tensor + 1 for name, tensor in given.items()})
     with pytest.raises(ZooError, match='has changed since') as error:
         timm.create_model(NAME, pretrained=True, **SMALL)
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
 
 
 def test_an_encoder_by_name() -> None:
@@ -106,7 +106,7 @@ def test_no_weights_are_kept_of_anything_else(
     Server.content = content[:-99] if mood == 'cut' else content
     with pytest.raises(ZooError, match=words) as error:
         timm.create_model(NAME, pretrained=True)
-    assert '\n' not in str(error.value) and DRIVE[f'{NAME}.wang_in1k_mae'].url in str(error.value)
+    assert r'\n' not in str(error.value) and DRIVE[f'{NAME}.wang_in1k_mae'].url in str(error.value)
     assert 'partial' not in str(error.value) and not list(folder.glob('*'))
 
 

@@ -70,7 +70,7 @@ def load(url: str) -> nn.Module:
 def test_what_does_not_come_whole_is_not_kept(name: str, words: str, address: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=words) as error:
         load(f'{address}/{name}.safetensors')
-    assert '\n' not in str(error.value) and [p for p in tmp_path.rglob('*') if p.is_file()] == []
+    assert r'\n' not in str(error.value) and [p for p in tmp_path.rglob('*') if p.is_file()] == []
 
 
 def test_https_alone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_mistakes(spec: str, words: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ZooError, match=words) as error:
         resolve(spec)
-    assert '\n' not in str(error.value)
+    assert r'\n' not in str(error.value)
 
 
 def test_a_file_without_metadata_and_weights_that_are_missing(tmp_path: Path) -> None:
