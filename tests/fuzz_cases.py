@@ -50,7 +50,7 @@ def outcome(function: Callable[[], T]) -> tuple[T | None, str]:
         _count('not refused')
         return result
     except ZooError as e:
-        assert str(e) and r'\n' not in str(e), repr(str(e))
+        assert str(e) and '\n' not in str(e), repr(str(e))
         _count('refused')
         return None, str(e)
 

@@ -65,7 +65,8 @@ def test_ctrl_c_ends_the_imports_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / 'tinyvit-zoo').write_text('from tinyvit_zoo.cli.main import main\n')
     for argv in (['-m', 'tinyvit_zoo'], [str(tmp_path / 'tinyvit-zoo')], ['-c', 'import tinyvit_zoo']):
         done = subprocess.run([sys.executable, *argv, 'list'], capture_output=True, text=True, env={
-            **os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{Path(entry.__file__).parents[1]}'})
+            **os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{Path(entry.__file__).parents[1]}'},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # which shells ignore in the background
         if argv[0] != '-c':
             assert (done.returncode, done.stdout, done.stderr) == (130, '', '')
     assert 'KeyboardInterrupt' in done.stderr

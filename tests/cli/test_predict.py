@@ -263,7 +263,7 @@ def test_weights_that_are_missing_or_do_not_fit_are_named(
 
 @pytest.mark.parametrize(('argv', 'said'), [
     (['cct_7_3x9', '.'], 'Did you mean cct_7_3x'), (['cct_7_3x1.shi_c10_300', '.'], 'Did you mean shi_c10_300e'),
-    ([MODEL, 'no/such.png'], 'no/such.png'), ([MODEL, 'one\nname'], 'one name'),
+    ([MODEL, 'no/such.png'], 'no/such.png'), ([MODEL, 'one\nname'], r'one\nname'),
     ([MODEL, '.', '--device', 'cuda:99'], "'cuda:99'"), ([MODEL, '.', '--device', 'meta'], "'meta'"),
     ([MODEL, '.', '--device', 'gpu'], "'gpu'"), ([MODEL, '.', '--topk', '0'], "'0'"),
     ([MODEL, '.', '--batch-size', 'many'], "'many'"), ([MODEL], 'IMAGE'),

@@ -207,5 +207,5 @@ class Odd(torch.utils.data.Dataset):
 def test_what_a_dataset_raises_is_named_and_kept(later: bool, message: str) -> None:
     with pytest.raises(ZooError) as error:
         decode(open_source(Odd(later)).train.images, (5, 7), 3)
-    assert message in str(error.value) and r'\n' not in str(error.value)
+    assert message in str(error.value) and '\n' not in str(error.value)
     assert isinstance(error.value.__cause__, KeyError)

@@ -64,7 +64,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     """
     check_arguments(model_cls, kwargs)
     if str(kwargs.get('device')) != 'meta' and (sizes := repr((model_cls, kwargs))) not in _FITTING:
-        _check_memory(variant, build_model(model_cls, variant, False, filter_fn, **{**kwargs, 'device': 'meta'}))
+        _check_memory(variant, build_model(
+            model_cls, variant, False, filter_fn, pretrained_cfg, **{**kwargs, 'device': 'meta'}))
         _FITTING.add(sizes)
     indices = getattr(model_cls, 'default_out_indices', 3)
     kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
