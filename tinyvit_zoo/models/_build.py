@@ -64,9 +64,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     """
     check_arguments(model_cls, kwargs)
     if str(kwargs.get('device')) != 'meta' and (sizes := repr((model_cls, kwargs))) not in _FITTING:
-        _check_memory(variant, build_model(
-            model_cls, variant, False, filter_fn, pretrained_cfg, **{**kwargs, 'device': 'meta'}))
-        _FITTING.add(sizes)
+        meta = build_model(model_cls, variant, False, filter_fn, pretrained_cfg, **{**kwargs, 'device': 'meta'})
+        _check_memory(variant, meta, sizes)
     indices = getattr(model_cls, 'default_out_indices', 3)
     kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
     if isinstance(pretrained_cfg, str):
@@ -107,12 +106,13 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     return model
 
 
-def _check_memory(variant: str, model: nn.Module) -> None:
+def _check_memory(variant: str, model: nn.Module, arguments: str) -> None:
     """Raise ZooError if a model, given on the meta device, is larger than any weights that are read, or than memory."""
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 2 ** 30
     if size > (most := min(free_memory(), LARGEST) / 2 ** 30):
         raise ZooError(f'{variant} of this size takes {size:,.1f} GiB of memory, expected {most:,.1f} at most: use '
                        f'smaller arguments.')
+    _FITTING.add(arguments)
 
 
 def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], cache_dir: str | Path | None,
