@@ -27,7 +27,7 @@ TEXTS = [
     '%s',
     '{0}', '*', '[', 'cct*', 'cct_2_3x2', 'cct_2_3x2.none', 'resnet18', 'ssl_vit', 'x' * 300, 'x/' * 3000]
 TAKES_LONG = {'--compile', '--track', '--probe', '--speed', '--help', '--version', '--fvcore', '--corruptions',
-              '--attack', '--all'}
+              '--attack', '--all', '--serve'}
 LENGTHS = {'--minutes': 0, '--pflop': 0, '--seconds': 0.1, '--epochs': 3, '--cooldown-epochs': 3, '--topk': 9e9,
            '--steps': 3, '--accumulate': 99}     # the most that a test has time for
 
