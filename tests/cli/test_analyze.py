@@ -78,7 +78,7 @@ def test_maps_of_files_and_temperatures(weights: str, tmp_path: Path, capsys: py
     (['attention', 'sl_vit', '--data', 'digits'], 'There are no weights of sl_vit: give sl_vit=FILE, or sl_vit.un'),
     (['attention', 'sl_vit=none.pth', '--data', 'digits'], 'There is no weights file none.pth'),
     (['attention', 'sl_vit', 'sl_vit', '--data', 'digits'], 'given twice'),
-    (['positions', 'w/a b', 'w/a_b'], 'one would overwrite the other'),
+    (['positions', 'w/a b', 'w/a_b'], 'would have the same name'),
     (['maps', 'sl_vit.untrained', '--data', 'digits', '--query', '3'], 'expected ROW,COL'),
     (['maps', 'sl_vit.untrained', '--data', 'digits', '--images', '0'], "--images: '0' is not a whole number"),
     (['maps', 'sl_vit.untrained', '--files', 'nowhere.png'], 'There is no image or folder'),

@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> str:
     if len(set(args.models)) < len(args.models):
         raise ZooError('A model is given twice: give it once.')
     if len({_path(args, spec, 'npz') for spec in args.models}) < len(args.models):
-        raise ZooError('The names of two models differ in odd characters alone, so that one would overwrite the other: '
-                       'analyze each in an --output of its own.')
+        raise ZooError('The files of the two models would have the same name: analyze each into its own --output.')
     options = _options(args)
     with join_world(args.device) as world:
         models = [resolve(spec).load(world.device) for spec in args.models]

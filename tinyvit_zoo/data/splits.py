@@ -140,7 +140,7 @@ def numbers_of(train: Split, title: str) -> tuple[str, ...]:
 
 
 def are_numbers(names: Sequence[str]) -> bool:
-    """Return whether the names of classes are but their numbers."""
+    """Return whether the names of classes are their numbers, in order."""
     return [*names] == [*map(str, range(len(names)))]
 
 

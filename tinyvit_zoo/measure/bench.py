@@ -97,7 +97,7 @@ class Bench:
     def _comparable(self) -> bool:
         """Return whether the classes of the weights and of the images have names, and the images are no known set.
 
-        Names that are all of digits are compared with such, not with others: they may be but the numbers of classes.
+        Numbers in order stand for classes without names; they are compared with other numbers alone.
         """
         names, own = self.loaded.label_names, self.given.class_names
         if not names or self.given.info or len(set(names)) < len(names):
