@@ -363,7 +363,7 @@ def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> N
     (lambda _: zoo.list_models(np.array([])), 'pattern is array([]'),
     (lambda run: run.export(3), 'path is 3, expected str | Path'), (lambda run: run.show(3), 'folder is 3, expected'),
     (lambda _: zoo.load(None), 'weights is None, expected str | Path'),
-    (lambda _: zoo.load('x/' + 'x' * 5000), "'x/xxxxxx"),
+    (lambda _: zoo.load('x/' + 'x' * 5000), "x/xxxxxx"),
     (lambda _: zoo.train(1.5, DATA), 'model is 1.5, expected str | Path | Recipe'),
     (lambda _: zoo.train('cct_2_3x2', DATA, workers='x'), "workers is 'x': expected a value as None")])
 def test_bad_arguments(call: Any, message: str, run: zoo.Classifier) -> None:
@@ -404,3 +404,16 @@ def test_ctrl_c_ends_with_a_checkpoint(run: zoo.Classifier, tmp_path: Path, monk
     again = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', resume=True, **SMALL)
     assert all(torch.equal(a, b) for a, b in zip(
         run.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+
+
+def test_images_of_a_dataset_are_told_apart(tmp_path: Path) -> None:
+    """Test images that are trained on are named; `resume` refuses others."""
+    train, test = ([*zip(*DATA[split], strict=True)] for split in ('train', 'test'))
+    data = {**DATA, 'train': train, 'test': [*test, train[5]]}
+    zoo.train('cct_2_3x2', data, output=tmp_path / 'run', **SMALL)
+    assert '1 of 13 test images are training images too' in (tmp_path / 'run/train.log').read_text()
+    zoo.train('cct_2_3x2', data, output=tmp_path / 'run', resume=True, **SMALL)
+    for split, items in (('contents', [(255 - train[0][0], 0), *train[1:]]), ('test', [*test, train[8]])):
+        changed = {'train' if split == 'contents' else split: items}
+        with pytest.raises(ZooError, match=f'{split} [0-9a-f]+ -> '):
+            zoo.train('cct_2_3x2', data | changed, output=tmp_path / 'run', resume=True, **SMALL)

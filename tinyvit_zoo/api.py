@@ -27,8 +27,8 @@ from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
 from .recipes import Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
-from .runtime.files import check_path, display_pictures
-from .runtime.text import one_line, shown
+from .runtime.files import check_path, display_pictures, told
+from .runtime.text import shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import own, train as training
 from .training.loop import Stopped
@@ -59,7 +59,7 @@ def _checked(function: Function) -> Function:
         try:
             return function(*args, **keywords)
         except OSError as e:    # a name that is too long, for one
-            raise ZooError(f'{shown(e.filename or "a file")}: {e.strerror or one_line(e)}.') from e
+            raise ZooError(told(e)) from e
     return checking     # type: ignore[return-value]
 
 

@@ -143,6 +143,16 @@ def test_tiffs_that_pillow_does_not_read(tmp_path: Path, monkeypatch: pytest.Mon
         read_deep(tmp_path / 'stack.tif')
 
 
+def test_pages_out_of_range_are_named_with_their_values(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((4, 4), value, np.float32)) for value in (.5, 300)]
+    for label in 'ab':
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            pages[0].save(tmp_path / label / f'{i}.tif', save_all=True, append_images=pages[1:])
+    with pytest.raises(ZooError, match=r'floating-point pixels go from 300 to 300, expected 0 to 1'):
+        decode(open_source(tmp_path).train.images, (4, 4), 3)
+
+
 def test_augmentation_keeps_16_bits() -> None:
     """Crops and flips equal those of 8 bits, but for the rounding."""
     draws = torch.Generator().manual_seed(0)

@@ -92,7 +92,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 def test_the_check_before_streaming_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = folder_split(tmp_path / 'set')
     cache.check_cached(split.images)
-    monkeypatch.setattr(cache, '_for_each', lambda *_: pytest.fail('checked again'))
+    monkeypatch.setattr(cache, 'for_each', lambda *_: pytest.fail('checked again'))
     cache.check_cached(split.images)
     os.utime(tmp_path / 'set' / 'a' / '000.png', ns=(1, 1))
     with pytest.raises(pytest.fail.Exception):

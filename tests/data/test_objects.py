@@ -1,6 +1,9 @@
 """Arrays, tensors and datasets as data."""
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from PIL import Image
 
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.data.images import decode
-from tinyvit_zoo.data.objects import as_image, as_pixels
+from tinyvit_zoo.data.objects import DatasetImages, as_image, as_pixels
 from tinyvit_zoo.data.sources import open_source
 
 DRAW = np.random.RandomState(0)
@@ -209,3 +212,32 @@ def test_what_a_dataset_raises_is_named_and_kept(later: bool, message: str) -> N
         decode(open_source(Odd(later)).train.images, (5, 7), 3)
     assert message in str(error.value) and '\n' not in str(error.value)
     assert isinstance(error.value.__cause__, KeyError)
+
+
+def test_digests_are_those_of_the_same_arrays() -> None:
+    """By which a resumed run notices other images, and leaked test images are named."""
+    for pixels in (COLOUR, COLOUR[..., 0], np.repeat(COLOUR, 2, 3).astype(np.uint16)):
+        ours, theirs = DatasetImages([(image, 0) for image in pixels], 'x'), open_source((pixels, LABELS)).train.images
+        assert np.array_equal(ours.digests(), theirs.digests()) and len(np.unique(theirs.digests(), axis=0)) == 6
+    odd = Odd(later=False)
+    images, odd.seen = DatasetImages(odd, 'x'), -1000
+    with pytest.raises(ZooError, match=r'1 of 6 images .* x\[3\]'):
+        images.digests()
+
+
+def test_ctrl_c_waits_for_the_image_that_is_read_alone() -> None:
+    """Not for the 64 of its thread."""
+    read: list[int] = []
+
+    class Slow(Odd):
+        def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+            read.append(i)
+            if len(read) == 10:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(.02)
+            return COLOUR[0], 0
+    images = DatasetImages(Slow(False), 'x')
+    read.clear()
+    with pytest.raises(KeyboardInterrupt):
+        decode(images, (5, 7), 3, torch.zeros(640, dtype=torch.int64))
+    assert len(read) < 64

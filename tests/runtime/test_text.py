@@ -1,11 +1,14 @@
 """One-line errors and aligned tables."""
 from __future__ import annotations
 
+import errno
+import io
+
 import pytest
 from PIL import UnidentifiedImageError
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.runtime.text import one_line, table
+from tinyvit_zoo.runtime.text import one_line, show, table
 
 
 @pytest.mark.parametrize(('error', 'expected'), [
@@ -16,6 +19,18 @@ from tinyvit_zoo.runtime.text import one_line, table
 ])
 def test_an_error_on_one_line(error: Exception, expected: str) -> None:
     assert one_line(error) == expected
+
+
+@pytest.mark.parametrize('number, remedy', [(errno.ENOSPC, 'free disk space'), (errno.EIO, 'another place')])
+def test_output_that_cannot_be_written(number: int, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(io.StringIO):
+        encoding = 'utf-8'
+
+        def write(self, _: str) -> int:
+            raise OSError(number, 'no')
+    monkeypatch.setattr('sys.stdout', Failing())
+    with pytest.raises(ZooError, match=rf'^Standard output cannot be written \(no\): .*{remedy}\.$'):
+        show('text')
 
 
 def test_the_package_has_errors_of_one_line() -> None:

@@ -118,6 +118,8 @@ def pixels_of(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image upright; make it 8-bit RGB or grey: palettes looked up, alpha dropped, 16 bits scaled, not cut."""
     if (pages := page_count(image)) > 1:
+        if image.mode.startswith(('I', 'F')):
+            read_pages(image)   # says what is wrong with its values, if anything is
         raise ValueError(f'it has {pages} pages, expected one, or up to {MOST} grey ones of one size in each image')
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ('L', 'RGB'):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,13 @@ class Images(ABC):
     def read(self, i: int) -> Image.Image:
         """Return image `i`: upright, 8 bits, RGB or grey, of its own size."""
 
+    @abstractmethod
     def digests(self) -> np.ndarray:
-        """Return a digest of each image, uint8 [N, 32]; empty if reading all of them would take too long."""
-        return np.zeros((0, 32), np.uint8)
+        """Return a digest of each image, uint8 [N, 32]."""
 
     def contents(self) -> str:
         """Return a digest of all images, by which a resumed run checks that they are unchanged."""
-        return ''
+        return hashlib.sha256(self.digests().data).hexdigest()
 
 
 class ArrayImages(Images):
@@ -79,7 +80,7 @@ class ArrayImages(Images):
         return f'{self.title}[{i}]'
 
     def digests(self) -> np.ndarray:
-        return _rows([hashlib.sha256(image.tobytes()).digest() for image in self.pixels.numpy()])
+        return digest_rows([hashlib.sha256(image.tobytes()).digest() for image in self.pixels.numpy()])
 
     def contents(self) -> str:
         digest = hashlib.sha256(repr(list(self.pixels.shape)).encode())
@@ -124,20 +125,17 @@ class EncodedImages(Images):
         with suppress(OSError):
             known = path.read_bytes()
             if len(known) == 32 * (1 + len(self)) and hashlib.sha256(known[32:]).digest() == known[:32]:
-                return _rows([known[32:]])
+                return digest_rows([known[32:]])
         digests = np.zeros((len(self), 32), np.uint8)
 
         def work(place: int, i: int) -> None:
             source = self.open(i)
             content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
             digests[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-        _for_each(self, range(len(self)), work, 'reading images', progress=True)
+        for_each(self, range(len(self)), work, 'reading images', progress=True)
         content = digests.tobytes()
         _write(path, hashlib.sha256(content).digest() + content)
         return digests
-
-    def contents(self) -> str:
-        return hashlib.sha256(self.digests().data).hexdigest()
 
     def read(self, i: int) -> Image.Image:
         with open_image(self.open(i)) as image:
@@ -215,7 +213,7 @@ class DeepImages(EncodedImages):
         self.pixels_at(i)
 
 
-def _rows(digests: list[bytes]) -> np.ndarray:
+def digest_rows(digests: list[bytes]) -> np.ndarray:
     return np.frombuffer(b''.join(digests), np.uint8).reshape(-1, 32)
 
 
@@ -255,22 +253,25 @@ def decode(images: Images, size: tuple[int, int], channels: int, indices: Tensor
             out[place] = fitted(images.pixels_at(i), size, channels)
         else:
             target[place] = pixels_of(as_channels(images.read(i), channels), size)
-    _for_each(images, indices.tolist(), work, 'decoding images', progress)
+    for_each(images, indices.tolist(), work, 'decoding images', progress)
     return out
 
 
-def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int], None], title: str,
+def for_each(images: Images, indices: Sequence[int], work: Callable[[int, int], None], title: str,
               progress: bool) -> None:
     """Call `work(place, index)` for all, in threads: Pillow's decoders release the GIL."""
     def run(start: int) -> list[tuple[str, BaseException]]:
         failed = []
         for place, i in enumerate(indices[start:start + _CHUNK], start):
+            if stopped.is_set():
+                break
             try:
                 work(place, i)
             except Exception as e:  # every decoder has its own errors for a damaged file
                 failed.append((f'{images.name(i)} ({one_line(e)})', e.__cause__ or e))
         return failed
     bad: list[tuple[str, Any]] = []
+    stopped = Event()
     with ThreadPoolExecutor(cpu_count()) as pool:
         starts = range(0, len(indices), _CHUNK)
         results: Iterator[list[tuple[str, BaseException]]] = map(run, starts)
@@ -282,6 +283,7 @@ def _for_each(images: Images, indices: Sequence[int], work: Callable[[int, int],
                     bad += failed
                     shown.show(min(shown.done + _CHUNK, len(indices)))
         except BaseException:  # Ctrl-C: drop the queue
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if bad:
@@ -320,7 +322,7 @@ def check_cached(images: EncodedImages, progress: bool = True) -> None:
     """Read every image once, unless the same files passed before; one error names all that cannot be read."""
     path = cache_folder() / f'{_key(images)}.checked'
     if not path.exists():
-        _for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
+        for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
         _write(path)
 
 

@@ -1,4 +1,5 @@
 """Python objects as data: arrays, tensors, torch datasets, and datasets of the Hugging Face library."""
+import hashlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..errors import ZooError
 from ..runtime.text import one_line, shown
 from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages, upright
-from .images import ArrayImages, FileImages, Images
+from .images import ArrayImages, FileImages, Images, digest_rows, for_each
 from .splits import Split, hot, numbered, sorted_names
 
 SPLITS = ('train', 'val', 'test')
@@ -28,6 +29,7 @@ class DatasetImages(Images):
     def __init__(self, dataset: Any, title: str) -> None:
         self._dataset, self._title = dataset, title
         self._lock = threading.Lock()       # a dataset may hold an open file
+        self._digests: list[bytes] = []
         with suppress(Exception):           # it is named with all others that cannot be read
             if (pixels := deep_pixels(dataset[0][0])) is not None:
                 self.channels, self.dtype = len(pixels), pixels.dtype
@@ -37,6 +39,18 @@ class DatasetImages(Images):
 
     def name(self, i: int) -> str:
         return f'{self._title}[{i}]'
+
+    def digests(self) -> np.ndarray:
+        """Read all images once; as arrays of the same pixels have them."""
+        digests = [b''] * len(self)
+
+        def work(place: int, i: int) -> None:
+            pixels = self.pixels_at(i).permute(1, 2, 0).numpy() if self.deep else np.asarray(self.read(i))
+            digests[place] = hashlib.sha256(pixels.tobytes()).digest()
+        if not self._digests:
+            for_each(self, range(len(self)), work, 'reading images', progress=True)
+            self._digests = digests
+        return digest_rows(self._digests)
 
     def pixels_at(self, i: int) -> Tensor:
         pixels = deep_pixels(self._image(i))

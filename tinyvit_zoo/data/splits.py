@@ -83,7 +83,7 @@ def repeated(split: Split, among: Split) -> list[int]:
 
     def rows(part: Split) -> list[bytes]:
         digests = [row.tobytes() for row in read[part.images]]
-        return digests if part.index is None or not digests else [digests[i] for i in part.index.tolist()]
+        return digests if part.index is None else [digests[i] for i in part.index.tolist()]
     known = set(rows(among))
     return [i for i, row in enumerate(rows(split)) if row in known]
 

@@ -89,7 +89,7 @@ def told(error: OSError) -> str:
             os.getcwd()
         except OSError:
             return 'The current folder has been removed: change to another one.'
-    return f'{error.filename or "Cannot read or write a file"}: {reason}'
+    return f'{str(error.filename or "Cannot read or write a file")[:300]}: {reason}.'
 
 
 def check_path(path: Path) -> None:

@@ -1,5 +1,6 @@
 """One-line errors, tables, and progress bars."""
 import csv
+import errno
 import io
 import os
 import sys
@@ -48,7 +49,8 @@ def show(text: str) -> None:
         raise
     except OSError as e:
         drop(sys.stdout)
-        raise ZooError(f'Standard output cannot be written ({e.strerror or e}): free disk space.') from e
+        remedy = 'free disk space' if e.errno in (errno.ENOSPC, errno.EDQUOT) else 'send it to another place'
+        raise ZooError(f'Standard output cannot be written ({e.strerror or e}): {remedy}.') from e
 
 
 def drop(stream: Any) -> None:
