@@ -48,6 +48,17 @@ def test_hub(hub: Callable[..., str]) -> None:
     assert source.train.name(2) == f'{name} train[2]'
 
 
+def test_a_configuration_of_several(hub: Callable[..., str]) -> None:
+    name = hub(['x', 'y'], train=[0, 1, 1], test=[1])
+    Path(name, 'README.md').write_text('---\nconfigs:\n' + ''.join(
+        f'- config_name: {key}\n  data_files:\n  - split: train\n    path: {key}-0.parquet\n'
+        for key in ('train', 'test')) + '---\n')
+    assert len(open_source(f'hf:{name}:train').train) == 3
+    for wrong in ('', ':other'):
+        with pytest.raises(ZooError, match=r"cannot be loaded \(.*'train', 'test'"):
+            open_source(f'hf:{name}{wrong}')
+
+
 def test_hub_with_plain_numbers_and_withheld_test_labels(hub: Callable[..., str]) -> None:
     source = open_source(f'hf:{hub(column="fine_label", train=[0, 1, 2], test=[-1, -1])}')
     assert sizes(source) == (3, 0, 0) and source.class_names == ('0', '1', '2')

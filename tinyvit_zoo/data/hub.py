@@ -40,13 +40,13 @@ class HubImages(EncodedImages):
 
 
 def open_hub(name: str, training: bool = True) -> Parts:
-    """Open a dataset of the Hugging Face Hub by its `datasets` library, which downloads a missing one."""
+    """Open a dataset of the Hugging Face Hub, NAME or NAME:CONFIG, by `datasets`, which downloads a missing one."""
     try:
         import datasets
     except ImportError as e:
         raise ZooError("hf: needs the datasets library: pip install 'tinyvit-zoo[hf]'.") from e
     try:
-        splits = datasets.load_dataset(name)
+        splits = datasets.load_dataset(*name.split(':', 1))
     except Exception as e:  # the network, the Hub and each format have their own
         raise ZooError(f'The dataset {name} cannot be loaded ({one_line(e, 200)}): use another, or a folder.') from e
     return hub_parts(name, splits, training)
