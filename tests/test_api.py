@@ -121,7 +121,8 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
         run.evaluate((DATA['test'][0], [[]] * 12))
 
 
-def test_images_that_are_new_to_the_weights(run: zoo.Classifier, tmp_path: Path) -> None:
+def test_images_that_are_new_to_the_weights(
+        run: zoo.Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All of a folder, or a split alone, of some of the classes."""
     images, labels = DATA['test']
     for i in range(12):
@@ -137,7 +138,9 @@ def test_images_that_are_new_to_the_weights(run: zoo.Classifier, tmp_path: Path)
     with pytest.raises(ZooError, match='has no val images, but test: evaluate on the split test'):
         run.evaluate({'test': lone, 'class_names': ['grey']}, 'val')
     command = ['eval', str(run.folder), '--data', f'folder:{tmp_path}', '--split', 'all']
-    assert main(command) == 0 and main([*command, '--knn']) == 2
+    assert main([*command, '--json']) == 0 and json.loads(capsys.readouterr().out)[0]['split'] == 'all'
+    assert main(command) == 0 and ', all images' in capsys.readouterr().out
+    assert main([*command, '--knn']) == 2
 
 
 def test_numbers_as_names_are_compared_by_name(tmp_path: Path) -> None:
@@ -417,3 +420,16 @@ def test_images_of_a_dataset_are_told_apart(tmp_path: Path) -> None:
         changed = {'train' if split == 'contents' else split: items}
         with pytest.raises(ZooError, match=f'{split} [0-9a-f]+ -> '):
             zoo.train('cct_2_3x2', data | changed, output=tmp_path / 'run', resume=True, **SMALL)
+
+
+def test_training_on_a_list_of_paths_is_that_on_their_pixels(tmp_path: Path) -> None:
+    images, labels = DATA['train']
+    for i, image in enumerate(images):
+        path = tmp_path / 'photos' / DATA['class_names'][labels[i]] / f'{i:02}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    paths = sorted(tmp_path.rglob('*.png'))
+    names, arrays = [path.parent.name for path in paths], np.stack([images[int(path.stem)] for path in paths])
+    first, again = (zoo.train('cct_2_3x2', {**DATA, 'train': (given, names)}, output=tmp_path / name, **SMALL)
+                    for given, name in ((paths, 'a'), (arrays, 'b')))
+    assert first.result['figures'] == again.result['figures']

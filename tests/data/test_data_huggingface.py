@@ -59,6 +59,16 @@ def test_a_configuration_of_several(hub: Callable[..., str]) -> None:
             open_source(f'hf:{name}{wrong}')
 
 
+def test_a_damaged_file_is_one_line_with_its_cause(
+        hub: Callable[..., str], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    name = hub(['x', 'y'], train=[0, 1, 1] * 20)
+    path = next(Path(name).glob('*.parquet'))
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ZooError, match='cannot be loaded') as error:
+        open_source(f'hf:{name}')
+    assert 'error occurred' not in str(error.value) and not caplog.records and 'rror' not in capfd.readouterr().err
+
+
 def test_hub_with_plain_numbers_and_withheld_test_labels(hub: Callable[..., str]) -> None:
     source = open_source(f'hf:{hub(column="fine_label", train=[0, 1, 2], test=[-1, -1])}')
     assert sizes(source) == (3, 0, 0) and source.class_names == ('0', '1', '2')

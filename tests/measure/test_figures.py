@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinyvit_zoo import ZooError
@@ -112,6 +113,18 @@ def test_bootstrap_intervals() -> None:
     assert set(found.intervals) == {'top1', 'balanced_accuracy', 'f1', 'auroc', 'average_precision'}
 
 
+def test_classes_without_images_are_in_every_resample_of_the_f1() -> None:
+    """Predicted once or twice each, they are 0; not predicted in a resample, they would leave its mean."""
+    logits, labels = made_up(300, 30, 0)
+    labels %= 3
+    logits[torch.arange(300), labels] += 2
+    several = F.one_hot(labels, 30).to(torch.uint8)
+    for found in (figures_of(logits, labels, [str(i) for i in range(30)], bootstrap=100),
+                  figures_of(8 * logits - 20, several, [str(i) for i in range(30)], bootstrap=100)):
+        low, high = found.intervals['f1']
+        assert low < found.f1 < high
+
+
 @pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('labels', [
     torch.tensor([1, 1]), torch.tensor([0]), torch.zeros(2, 3, dtype=torch.uint8), torch.ones(1, 3, dtype=torch.uint8)])
@@ -163,7 +176,7 @@ def test_confusion_shows_shares_of_rows(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.allclose(axes.images[0].get_array(), [[75, 25, 0], [0, 50, 50], [0, 0, 0]])
     assert {(t.get_position(), t.get_text()) for t in axes.texts} == {
         ((0, 0), '75.0'), ((1, 0), '25.0'), ((1, 1), '50.0'), ((2, 1), '50.0')}
-    assert [t.get_text() for t in axes.get_yticklabels()] == ['a', 'b', 'c'] and axes.get_title() == 'title'
+    assert [t.get_text() for t in axes.get_yticklabels()] == ['a', 'b', 'c'] and figures[0].get_suptitle() == 'title'
     assert (tmp_path / 'm.svg').read_text().startswith('<?xml') and len(list(tmp_path.iterdir())) == 1
 
 
@@ -175,6 +188,25 @@ def test_names_of_a_hundred_classes_do_not_touch(tmp_path: Path, monkeypatch: py
     assert len(boxes) == 100 and boxes[0].height > 6
     gaps = [above.y0 - below.y1 for above, below in pairwise(boxes)]
     assert min(gaps) > -1       # pixels
+
+
+@pytest.mark.parametrize('longest', [2, 20, 60])
+def test_long_names_leave_room(longest: int, tmp_path: Path, drawn: Callable[[], Any]) -> None:
+    """For the matrix, whose cells stay as large, and for the title, in lines that fit."""
+    names, title = ['a', 'b' * longest, 'c', 'd'], f'{"long/" * 30}run on digits: 93.10 %'
+    plot_confusion(np.eye(4, dtype=int), names, title, tmp_path / 'm.png')
+    figure = drawn()
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().width > 4.2 * figure.dpi
+    edge, heading = figure.bbox, figure.texts[0].get_window_extent()
+    assert heading.x0 > 0 and heading.x1 < edge.x1 and '93.10\xa0%' in figure.get_suptitle()
+    labels = torch.arange(4).roll(1)
+    split = Split(ArrayImages(torch.zeros(4, 5, 5, dtype=torch.uint8), title), labels)
+    plot_mistakes(10 * torch.eye(4), labels, split, names, title, tmp_path / 'm.png')
+    drawn().draw_without_rendering()
+    boxes = [text.get_window_extent() for axes in drawn().axes for text in (axes.title, axes.texts[0])]
+    assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= drawn().bbox.x1
+    assert all(left.x1 < right.x0 for row in (boxes[::2], boxes[1::2]) for left, right in pairwise(row))
 
 
 @pytest.fixture
@@ -194,6 +226,7 @@ def test_the_most_wrong_images_come_first(tmp_path: Path, drawn: Callable[[], An
     plot_mistakes(logits, split.labels, split, ['cat', 'a dog of a very long name'], 'title', tmp_path / 'a.png')
     panels = drawn().axes
     assert [int(panel.images[0].get_array()[0, 0]) for panel in panels] == [120, 60]
+    assert [panel.texts[0].get_text() for panel in panels] == ['x[2]', 'x[1]']
     assert panels[0].get_title() == 'a dog of a very lon\u2026\ntaken for cat (98 %)' and (tmp_path / 'a.png').exists()
     plot_mistakes(logits[:1], split.labels[:1], split, 'ab', 'title', tmp_path / 'a.png')
     assert drawn().get_suptitle() == 'title: no mistake'

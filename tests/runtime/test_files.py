@@ -38,8 +38,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
             partial.mkdir()
             (partial / 'b').touch()
             os._exit(0)
-    left = tmp_path / written_name(tmp_path / 'a[1].png', child)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    left, = tmp_path.iterdir()
     others = [left.with_name(left.name + 'x'), tmp_path / written_name(tmp_path / 'a[1].png', os.getppid())]
     for path in others:
         path.touch()
@@ -54,7 +54,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 def written_name(path: Path, process: int) -> str:
     with written_whole(path) as partial:
         partial.touch()
-    return partial.name.replace(f'-{os.getpid()}-', f'-{process}-')
+    return partial.name.replace(f'-{os.getpid()}.', f'-{process}.')
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])

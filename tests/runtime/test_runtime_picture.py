@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def test_dollars_begin_no_formula(tmp_path: Path) -> None:
     write_picture(figure, tmp_path / 'a.svg')
     texts = (tmp_path / 'a.svg').read_text()
     assert texts.count(rf'<!-- {name} -->') == 5 and texts.count('x^2$ -->') == 2 and 'mathdefault' in texts
+
+
+def test_letters_without_a_font_are_told_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip('matplotlib')
+    figure, _ = new_figure(1, 1, (4, 4), 'plain, \u03a3')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        write_picture(figure, tmp_path / 'a.png')
+        assert not caplog.messages
+        figure.suptitle('\U0001fad8')    # DejaVu Sans has none
+        write_picture(figure, tmp_path / 'a.png')
+    assert [line.partition(':')[0] for line in caplog.messages] == [
+        f'{tmp_path}/a.png shows boxes in place of some letters']
 
 
 @pytest.mark.parametrize(('path', 'message'), [

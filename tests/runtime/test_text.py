@@ -38,6 +38,10 @@ def test_the_package_has_errors_of_one_line() -> None:
     assert str(ZooError('There is no a\nb\x1b: give another.\n')) == r'There is no a\nb\x1b: give another.'
 
 
+def test_letters_of_two_columns_are_aligned() -> None:
+    assert table([('a\u0301', '1'), ('\u65e5\u672c', '20')]).splitlines() == ['a\u0301      1', '\u65e5\u672c  20']
+
+
 def test_columns_are_aligned() -> None:
     rows = [('name', 'count', 'of'), ('a', '10', 'b'), ('abcde', '2', '')]
     assert table(rows).splitlines() == ['name   count  of', 'a         10   b', 'abcde      2']

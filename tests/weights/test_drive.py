@@ -113,6 +113,7 @@ def test_no_weights_are_kept_of_anything_else(
 def test_the_page_leads_to_no_other_host() -> None:
     page = drive.Page(WARNING.replace('/download"', 'https://elsewhere.invalid/download"').encode())
     assert page.confirmed('https://drive.invalid/a') == ''
+    assert drive.Page(b'<html><title>Gone</title><![foo[ <!-- x').reason == 'Gone'
     assert page.action and drive.Page(b'<html>').confirmed('https://drive.invalid/a') == ''
 
 

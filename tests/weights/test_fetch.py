@@ -2,7 +2,9 @@
 import contextlib
 import http.server
 import threading
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,23 +23,39 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         kind = self.path.removeprefix('/').partition('.')[0]
-        self.send_response(302 if kind == 'elsewhere' else 404 if kind == 'none' else 200)
-        if kind == 'elsewhere':
-            self.send_header('Location', 'ftp://no.invalid/w.safetensors')
-        if kind not in ('none', 'endless'):
+        if kind == 'head':
+            self.wfile.write(b'HTTP/1.1 200 OK\r\n')
+            self.drip(b'x' * 100)
+            return
+        self.send_response(302 if kind in ('elsewhere', 'moved') else 404 if kind in ('none', 'cut404') else 200)
+        if kind in ('elsewhere', 'moved'):
+            self.send_header('Location', 'ftp://no.invalid/w.safetensors' if kind == 'elsewhere' else '/w.safetensors')
+        if kind == 'cut404':
+            self.send_header('Transfer-Encoding', 'chunked')
+        elif kind not in ('none', 'endless', 'moved'):
             self.send_header('Content-Length', str(10**11 if kind == 'huge' else len(self.content)))
         self.end_headers()
         if kind == 'slow':
             threading.Event().wait(2)
         with contextlib.suppress(OSError):  # the client has gone
-            for byte in self.content if kind == 'drip' else b'':
-                self.wfile.write(bytes([byte]))
-                threading.Event().wait(0.1)
+            if kind in ('drip', 'moved'):
+                self.drip(self.content)
             for _ in range(1000 if kind == 'endless' else 1):
                 self.wfile.write(self.content[:len(self.content) // 2] if kind == 'cut' else self.content)
 
+    def drip(self, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                threading.Event().wait(0.1)
+
     def log_message(self, *args: object) -> None:
         pass
+
+
+class Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(type('Connection', (fetch._Timed, http.client.HTTPConnection), {}), req)
 
 
 @pytest.fixture(scope='module')
@@ -55,6 +73,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
     monkeypatch.setattr(fetch, '_SCHEMES', ('http',))
+    monkeypatch.setattr(fetch, '_Https', Http)
     monkeypatch.setattr(fetch, 'SECONDS', 0.5)
     monkeypatch.setattr(fetch, 'LARGEST', 20_000_000)
 
@@ -66,11 +85,31 @@ def load(url: str) -> nn.Module:
 
 @pytest.mark.parametrize('name, words', [
     ('cut', 'broke off'), ('huge', 'has more than 0.0 GB'), ('endless', 'has more than'), ('slow', 'timed out'),
-    ('drip', 'too few bytes'), ('elsewhere', 'is not downloaded'), ('none', '404')])
+    ('drip', 'too few bytes'), ('elsewhere', 'is not downloaded'), ('none', '404'), ('cut404', '404'),
+    ('head', 'timed out: the head'), ('', 'names no file')])
 def test_what_does_not_come_whole_is_not_kept(name: str, words: str, address: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=words) as error:
-        load(f'{address}/{name}.safetensors')
+        load(f'{address}/{name}{".safetensors" * bool(name)}')
     assert r'\n' not in str(error.value) and [p for p in tmp_path.rglob('*') if p.is_file()] == []
+
+
+def test_the_page_of_a_redirection_is_not_read(address: str) -> None:
+    """It drips for hours."""
+    load(f'{address}/moved.safetensors')
+
+
+def test_threads_that_fetch_one_file_do_not_disturb_each_other(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = threading.Barrier(2, timeout=60)
+    read = fetch.read_weights
+
+    def waiting(path: Path, **keywords: bool) -> object:
+        if '.partial' in path.name:     # both are written before one of them is renamed
+            inside.wait()
+        return read(path, **keywords)
+    monkeypatch.setattr(fetch, 'read_weights', waiting)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(weight_file, [{'url': f'{address}/w.safetensors'}] * 2)
+    assert first == second and first and first.read_bytes() == Server.content
 
 
 def test_https_alone(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ tinyvit-zoo eval runs/a runs/b ssl_vit.untrained --data digits --knn --probe
 tinyvit-zoo eval runs/a --data folder:photos --calibrate
 tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 '''
-_COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test'}
+_COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test', 'all': 'all'}
 # titles by option
 _MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'tta': 'views', 'corruptions': 'mCE', 'attack': 'attack'}
 _PICTURES = {'confusion': 'the confusion matrix', 'reliability': 'the accuracy over the predicted probability',
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> str:
         if args.all:
             return _check_catalogue(args, bench)
         source = open_bench_source(args.data[0], args.split, download=args.download, fraction=args.fraction)
-        args.split = 'test' if args.split == 'all' else args.split
+        args.asked, args.split = args.split, 'test' if args.split == 'all' else args.split
         if source.train.multi_label:
             _check_several(source, args)
         if source.train.images.deep and (args.corruptions or args.attack):
@@ -172,7 +172,7 @@ def _record(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     if not asked or any(getattr(args, name) for name in _PICTURES):
         bench.check_classes('give --knn or --probe to evaluate its features, or the data it was trained on')
     return {
-        'model': loaded.title, 'data': bench.source.name, 'split': bench.split, 'epochs': loaded.epochs,
+        'model': loaded.title, 'data': bench.source.name, 'split': args.asked, 'epochs': loaded.epochs,
         'parameters': sum(p.numel() for p in loaded.model.parameters()), 'input_size': list(loaded.cfg['input_size']),
         'precision': str(bench.dtype or 'torch.float32').removeprefix('torch.'), 'device': str(bench.world.device),
         **({} if bench.class_mismatch else _accuracy(bench, args)),
@@ -210,7 +210,7 @@ def _accuracy(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     logits, labels = outputs(loaded.model, bench.batches(), bench.world, bench.dtype)
     figures = figures_of(logits, labels, names, args.bootstrap, readout=loaded.readout)
     if bench.world.first:
-        title = f'{loaded.title} on {bench.source.name}, {_COUNTED[bench.split]} images: {figures.headline}'
+        title = f'{loaded.title} on {bench.source.name}, {_COUNTED[args.asked]} images: {figures.headline}'
         if args.confusion and isinstance(figures, Figures):
             plot_confusion(figures.confusion, names, title, args.confusion)
         if args.reliability:
@@ -245,7 +245,8 @@ def _one(record: Mapping[str, Any]) -> str:
         if lacking := [row['class'] for row in record['classes'] if not row['images']]:
             means = f'{"balanced accuracy, " * ("top1" in record)}AUROC and AP'
             names = ', '.join(lacking[:5]) + ', ...' * (len(lacking) > 5)
-            lines += [('no images', f'of {names}: {means} are means over the other classes')]
+            lines += [('no images', f'of {names}: {means} are means over the other classes; F1 '
+                       f'counts those that are predicted as 0')]
     lines += [(title, f'{_cell(record, name)} %') for name, title in _MEASURES.items() if name in record]
     return '\n'.join([f'{record["model"]}: {record["parameters"]:,} parameters',
                       *(f'  {title:10}{text}' for title, text in lines)])

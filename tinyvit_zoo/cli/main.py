@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ZooError(f'There is no {kind} {name!r}.{nearest(name, args.options)} '
                            f'See `tinyvit-zoo {args.command.NAME} --help`.')
         args.argv = argv
-        with _terminating():
+        with _terminating(), _quiet_threads():
             return _run(args)
     except BrokenPipeError:
         drop(sys.stdout)
@@ -102,6 +102,17 @@ def _terminating() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Print no OSError of a library's thread: whoever waits for the thread reports it."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _complain(message: str, code: int = 2) -> int:

@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> str:
     if len({run.fraction for run in runs}) == 1:
         raise ZooError(f'All runs trained on {runs[0].fraction:.0%} of the images: add runs of another --fraction.')
     runs.sort(key=lambda run: run.fraction)
-    figure, ((axes,),) = new_figure(1, 1, (6, 4))
+    figure, ((axes,),) = new_figure(1, 1, (6, 4), runs[0].data)
     rows: list[tuple[str, ...]] = [('recipe', 'fraction', 'images', 'runs', 'top-1, %', 'lowest to highest')]
     for series in dict.fromkeys(run.series for run in runs):
         rows += _draw(axes, series, [run for run in runs if run.series == series])
-    axes.set(xlabel='share of the training images, %', ylabel='test top-1, %', title=runs[0].data, xlim=(0, 105))
+    axes.set(xlabel='share of the training images, %', ylabel='test top-1, %', xlim=(0, 105))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     write_picture(figure, args.output)

@@ -72,7 +72,8 @@ def plot_maps(images: Tensor, maps: Maps, title: str) -> Any:
     """Plot a row for each image: the image, the rollout, the mean over the heads, and each head."""
     rollout = [] if maps.rollout is None else [maps.rollout]
     names = ['image', *['rollout'] * len(rollout), 'mean head', *(f'head {i + 1}' for i in range(maps.heads.shape[1]))]
-    figure, axes = new_figure(len(images), len(names), (_INCH * len(names), (_INCH + 0.17) * len(images) + 0.5))
+    figure, axes = new_figure(len(images), len(names), (_INCH * len(names), (_INCH + 0.17) * len(images) + 0.5),
+                              f'{title}: {maps.layer.name}, attention from {maps.query}')
     for i, (row, image) in enumerate(zip(axes, images, strict=True)):
         shares = [*(r[i] for r in rollout), maps.heads[i].mean(0), *maps.heads[i]]
         _show_image(row[0], image)
@@ -80,7 +81,6 @@ def plot_maps(images: Tensor, maps: Maps, title: str) -> Any:
             _overlay(axis, image, share, maps.layer.stride)
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=9)
-    figure.suptitle(f'{title}: {maps.layer.name}, attention from {maps.query}', fontsize=10)
     return figure
 
 
@@ -108,7 +108,8 @@ def _overlay(axes: Any, image: Tensor, share: Tensor, stride: tuple[float, float
 def plot_pooling(images: Tensor, pooling: Pooling, title: str) -> Any:
     """Plot images above their weights; the last column is the mean of all, on its own scale."""
     count = len(images)
-    figure, axes = new_figure(2, count + 1, (_INCH * (count + 1) + 1, 2 * _INCH + 0.9))
+    figure, axes = new_figure(2, count + 1, (_INCH * (count + 1) + 1, 2 * _INCH + 0.9),
+                              f'{title}: weights of sequence pooling')
     for column, image, weights in zip(axes.T, images, pooling.maps, strict=False):
         _show_image(column[0], image)
         _overlay(column[1], image, weights, pooling.stride)
@@ -118,7 +119,6 @@ def plot_pooling(images: Tensor, pooling: Pooling, title: str) -> Any:
     axes[1, -1].set(xticks=[], yticks=[])
     axes[1, -1].set_title(f'mean of {len(pooling.maps)}', fontsize=9)
     figure.colorbar(heat, ax=axes[1, -1], label='× uniform', shrink=0.8)
-    figure.suptitle(f'{title}: weights of sequence pooling', fontsize=10)
     return figure
 
 

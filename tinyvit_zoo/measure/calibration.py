@@ -60,7 +60,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def plot_reliability(logits: Tensor, labels: Tensor, title: str, path: Path, readout: Readout = PLAIN) -> None:
     """Plot accuracy over the probability of the predicted class, and how many images have it; also before scaling."""
-    figure, axes = new_figure(2, 1, (5, 6), sharex=True, height_ratios=(3, 1))
+    figure, axes = new_figure(2, 1, (5, 6), title, sharex=True, height_ratios=(3, 1))
     upper, lower = axes[:, 0]
     left = np.arange(_BINS) / _BINS
     upper.plot((0, 1), (0, 1), color='0.6', linestyle='--', label='perfectly calibrated')
@@ -76,8 +76,7 @@ def plot_reliability(logits: Tensor, labels: Tensor, title: str, path: Path, rea
             upper.bar(left[used], right[used], 1 / _BINS, align='edge', edgecolor='white', alpha=0.8)
         upper.plot(sure[used], right[used], 'o-' if last else 'x:', color='C1' if last else '0.4',
                    label=f'calibration error {error:.3f}{name}')
-    upper.set(ylabel='share of images that have the class' if several else 'accuracy', title=title, xlim=(0, 1),
-              ylim=(0, 1))
+    upper.set(ylabel='share of images that have the class' if several else 'accuracy', xlim=(0, 1), ylim=(0, 1))
     upper.legend(loc='upper left')
     lower.bar(left, 100 * counts / counts.sum(), 1 / _BINS, align='edge', edgecolor='white', color='0.5')
     lower.set(xlabel=f'probability of {"a" if several else "the predicted"} class',

@@ -166,7 +166,8 @@ def conditions(about: dict[str, Any]) -> str:
 def plot_comparison(rows: Sequence[dict[str, Any]], dataset: str | None, about: dict[str, Any] | None) -> Any:
     """Draw a panel for each figure and a line for each model: names stay readable whatever their number."""
     panels = 4 if about else 3
-    figure, (axes,) = new_figure(1, panels, (3 * panels + 1, 1.3 + 0.32 * len(rows)), sharey=True)
+    figure, (axes,) = new_figure(1, panels, (3 * panels + 1, 1.3 + 0.32 * len(rows)),
+                                f'Speed: {conditions(about)}' if about else '', sharey=True)
     _plot_bars(axes[0], 'M parameters', [row['params'] / 1e6 for row in rows], '{:.2f}')
     _plot_bars(axes[1], 'M MACs', [row['macs'] / 1e6 for row in rows], '{:.0f}')
     for key, fill in (('measured', _BLUE), ('published', 'none')):
@@ -182,7 +183,6 @@ def plot_comparison(rows: Sequence[dict[str, Any]], dataset: str | None, about: 
         axes[2].text(0.5, 0.5, 'no figures', transform=axes[2].transAxes, ha='center')
     if about:
         _plot_bars(axes[3], 'images/s', [row['images_per_second'] for row in rows], '{:.0f}')
-        figure.suptitle(f'Speed: {conditions(about)}', fontsize=8)
     axes[0].set_yticks(range(len(rows)), [row['name'] for row in rows])
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure

@@ -130,8 +130,9 @@ class _Sample(Ranking):
     """Probabilities [N, C] and labels [N]; each figure is of images counted `weights` times, as a bootstrap needs."""
 
     def __init__(self, probabilities: np.ndarray, labels: np.ndarray) -> None:
-        super().__init__(probabilities, labels[:, None] == np.arange(probabilities.shape[1]))
         self.labels, self.predicted = labels, probabilities.argmax(1)
+        super().__init__(probabilities, *(x[:, None] == np.arange(probabilities.shape[1]) for x in (
+            labels, self.predicted)))
 
     def confusion(self, weights: np.ndarray) -> np.ndarray:
         count = self.probabilities.shape[1]
@@ -147,7 +148,7 @@ class _Sample(Ranking):
 
     def f1(self, weights: np.ndarray) -> float:
         confusion = self.confusion(weights)
-        return 100 * mean(shares(2 * confusion.diagonal(), confusion.sum(0) + confusion.sum(1)))
+        return self.macro_f1(confusion.diagonal(), confusion.sum(0) + confusion.sum(1))
 
 
 def _by_class(confusion: np.ndarray, names: Sequence[str], aurocs: np.ndarray, precisions: np.ndarray,
@@ -195,13 +196,15 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     size = min(max(4.5, 0.62 * len(names)), max(16, 0.12 * len(names)), 24)     # inches
     font = min(10., 60 * size / len(names) * 0.75)      # points, so that names do not overlap
     ticks = range(len(names)) if font >= _SMALLEST else ()
-    figure, ((axes,),) = new_figure(1, 1, (size + 2.2, size + 1.2))
+    labels = [_short(name) for name in names]
+    beside = max(len(labels[i]) for i in ticks) * font / 110 if ticks else 0.   # inches that names take
+    figure, ((axes,),) = new_figure(1, 1, (size + beside + 1.8, size + beside + 0.8), title)
     image = axes.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
     for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
-        set_ticks(ticks, [names[i] for i in ticks], rotation=rotation, fontsize=font)
+        set_ticks(ticks, [labels[i] for i in ticks], rotation=rotation, fontsize=font)
         set_ticks([i + 0.5 for i in ticks[:-1]], minor=True)
     axes.tick_params(which='both', length=0)
-    axes.set(xlabel='predicted class', ylabel='true class', title=title)
+    axes.set(xlabel='predicted class', ylabel='true class')
     axes.grid(which='minor', color='0.88', linewidth=0.4)
     if len(names) <= _NUMBERS:
         for row, column in zip(*counts.nonzero(), strict=True):
@@ -213,13 +216,13 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
 
 
 def plot_mistakes(logits: Tensor, labels: Tensor, split: Split, names: Sequence[str], title: str, path: Path) -> None:
-    """Draw the wrongly classified images with the largest loss: the class they have, and the one predicted."""
+    """Draw the wrongly classified images with the largest loss: their class, the predicted one, and their name."""
     losses = F.cross_entropy(logits.float(), labels, reduction='none').masked_fill(logits.argmax(1) == labels, -1)
     worst = [i for i in losses.argsort(descending=True)[:_MISTAKES].tolist() if losses[i] >= 0]
     columns = min(6, max(1, len(worst)))
-    figure, axes = new_figure(max(1, -(-len(worst) // columns)), columns, (1.9 * columns, 0.6 + 2.2 * max(
-        1, -(-len(worst) // columns))))
-    figure.suptitle(title if worst else f'{title}: no mistake')
+    rows = max(1, -(-len(worst) // columns))
+    figure, axes = new_figure(rows, columns, (max(2.2 * columns, 4.), 0.6 + 2.5 * rows),
+                              title if worst else f'{title}: no mistake')
     for panel in axes.flat:
         panel.axis('off')
     for i, panel in zip(worst, axes.flat, strict=False):
@@ -228,8 +231,13 @@ def plot_mistakes(logits: Tensor, labels: Tensor, split: Split, names: Sequence[
         panel.imshow(split.read(i), cmap='gray', interpolation='nearest')
         panel.set_title(f'{_short(names[int(labels[i])])}\ntaken for {_short(names[guess])} '
                         f'({100 * probabilities[guess]:.0f} %)', fontsize=8)
+        panel.text(0.5, -0.03, _short(split.name(i), 40, end=True), transform=panel.transAxes, ha='center', va='top',
+                   fontsize=6)
     write_picture(figure, path)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else f'{name[:19]}\u2026'
+def _short(name: str, most: int = 20, end: bool = False) -> str:
+    """Return the first characters of a name, or its last."""
+    if len(name) <= most:
+        return name
+    return f'\u2026{name[1 - most:]}' if end else f'{name[:most - 1]}\u2026'

@@ -33,8 +33,8 @@ class LabelFigures:
 class MultiLabelFigures:
     """Figures in percent; `auroc`, `average_precision` and calibration errors from 0 to 1. None if undefined.
 
-    Means over classes (`f1`, `auroc`, `average_precision`) leave out those without images. `accuracy` and `auroc` are
-    the ACC and AUC of MedMNIST.
+    Means over classes (`f1`, `auroc`, `average_precision`) leave out those without images; `f1` counts one of these
+    that is predicted as 0. `accuracy` and `auroc` are the ACC and AUC of MedMNIST.
     """
     images: int
     accuracy: float                             # share of right answers, over images and classes
@@ -85,7 +85,7 @@ def multi_label_figures(logits: Tensor, labels: Tensor, names: Sequence[str], bo
     sample = _Answers(logits.sigmoid().numpy(), labels.numpy() > 0)
     every = np.ones(len(labels))
     aurocs, precisions = sample.aurocs(every), sample.average_precisions(every)
-    truth, predicted = sample.positive, sample.predicted
+    truth, predicted = sample.positive, sample.answers
     hits, have, said = (x.sum(0) for x in (truth & predicted, truth, predicted))
     columns = [accuracy, precision, recall, f1] = [
         100 * part for part in ((truth == predicted).mean(0), shares(hits, said), shares(hits, have),
@@ -106,16 +106,14 @@ class _Answers(Ranking):
     """A yes or no for each image and class."""
 
     def __init__(self, probabilities: np.ndarray, positive: np.ndarray) -> None:
-        super().__init__(probabilities, positive)
-        self.predicted = probabilities > 0.5
+        super().__init__(probabilities, positive, probabilities > 0.5)
 
     def accuracy(self, weights: np.ndarray) -> float:
-        return 100 * float(weights @ (self.predicted == self.positive).mean(1) / weights.sum())
+        return 100 * float(weights @ (self.answers == self.positive).mean(1) / weights.sum())
 
     def f1(self, weights: np.ndarray) -> float:
         hits, both = self._counts(weights)
-        value = defined(100 * mean(shares(2 * hits, both)))
-        return value or 0.
+        return defined(self.macro_f1(hits, both)) or 0.
 
     def micro_f1(self, weights: np.ndarray) -> float:
         hits, both = self._counts(weights)
@@ -123,4 +121,4 @@ class _Answers(Ranking):
 
     def _counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return for each class the true positives, and the sum of predicted and actual positives."""
-        return weights @ (self.predicted & self.positive), weights @ self.predicted + weights @ self.positive
+        return weights @ (self.answers & self.positive), weights @ self.answers + weights @ self.positive

@@ -8,8 +8,9 @@ import numpy as np
 class Ranking:
     """Probabilities and membership [N, C]; each figure is of images counted `weights` times, as a bootstrap needs."""
 
-    def __init__(self, probabilities: np.ndarray, positive: np.ndarray) -> None:
-        self.probabilities, self.positive = probabilities, positive
+    def __init__(self, probabilities: np.ndarray, positive: np.ndarray, answers: np.ndarray) -> None:
+        self.probabilities, self.positive, self.answers = probabilities, positive, answers
+        self.without = answers.any(0) & ~positive.any(0)
         # from the most probable image of each class to the least
         self.order = [np.argsort(-column, kind='stable') for column in probabilities.T]
         # where a run of equal probabilities ends: its images share one threshold
@@ -21,6 +22,10 @@ class Ranking:
 
     def average_precision(self, weights: np.ndarray) -> float:
         return mean(self.average_precisions(weights))
+
+    def macro_f1(self, hits: np.ndarray, either: np.ndarray) -> float:
+        """Return the mean F1 in percent; a class without images that is predicted counts as 0, in all resamples."""
+        return 100 * mean(np.where(self.without, 0., shares(2 * hits, either)))
 
     def _thresholds(self, weights: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Return at each threshold, the highest first, how many images of class `i` and of the others reach it."""

@@ -189,7 +189,7 @@ def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
     attack = record.get('attack')
     families = list(dict.fromkeys(FAMILY.get(name, _EXTRA) for name in errors['errors'])) if errors else []
     count = len(families) + bool(attack)
-    figure, axes = new_figure(1, count, (3.4 * count + 0.6, 4.4), sharey=True)
+    figure, axes = new_figure(1, count, (3.4 * count + 0.6, 4.4), title, sharey=True)
     for panel, family in zip(axes[0], families, strict=False):
         for name, row in errors['errors'].items():
             if FAMILY.get(name, _EXTRA) == family:
@@ -204,7 +204,6 @@ def plot_robustness(record: Mapping[str, Any], title: str, path: Path) -> None:
         panel.set_ylim(0, 102)
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel('error, %')
-    figure.suptitle(title, fontsize=11)
     write_picture(figure, path)
 
 

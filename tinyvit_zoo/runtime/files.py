@@ -1,9 +1,13 @@
 """Write files whole or not at all; draw pictures with matplotlib, without touching the state of pyplot."""
 import errno
 import glob
+import itertools
+import logging
 import os
 import platform
 import shutil
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -12,8 +16,14 @@ from typing import Any
 from ..errors import ZooError
 
 PARTIAL = '.partial-'    # begins the name of a file that is being written
-_PARTIAL_HERE, _ASIDE = f'{PARTIAL}{platform.node()}-', '~'     # then the process, and the name
+_PARTIAL_HERE, _ASIDE = f'{PARTIAL}{platform.node()}-', '~'     # then process, number, name
+_number = itertools.count()
+_open: set[str] = set()     # names of partial files that threads of this process write
 KINDS = ('.png', '.pdf', '.svg')
+_FONTS = (      # for letters that matplotlib's own has not: of Linux, macOS, and Windows
+    'Noto Sans CJK JP', 'Noto Sans CJK SC', 'WenQuanYi Zen Hei', 'Droid Sans Fallback', 'Arial Unicode MS',
+    'Hiragino Sans', 'Microsoft YaHei', 'Malgun Gothic', 'Noto Sans Devanagari', 'Noto Sans Thai', 'Noto Sans Arabic')
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -22,8 +32,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     A folder is written in the place of a folder. What processes that have been killed left of `path` is removed.
     """
-    partial = path.with_name(f'{_PARTIAL_HERE}{os.getpid()}-{path.name}')
+    partial = path.with_name(f'{_PARTIAL_HERE}{os.getpid()}.{next(_number)}-{path.name}')
     aside = partial.with_name(f'{partial.name}{_ASIDE}')
+    _open.add(partial.name)
     try:
         with naming_unwritable(path):
             for each in _left_of(path):
@@ -39,13 +50,16 @@ def written_whole(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             _remove(partial)
             _remove(aside)
+        _open.discard(partial.name)
 
 
 def _left_of(path: Path) -> Iterator[Path]:
     """Yield what processes of this machine that have ended began to write in the place of `path`."""
     for each in path.parent.glob(f'{glob.escape(_PARTIAL_HERE)}*-{glob.escape(path.name)}*'):
         number, _, name = each.name.removeprefix(_PARTIAL_HERE).partition('-')
-        if name.removesuffix(_ASIDE) == path.name and number.isdecimal() and _has_ended(int(number)):
+        process = number.partition('.')[0]
+        if name.removesuffix(_ASIDE) == path.name and process.isdecimal() and _has_ended(int(process)) \
+                and each.name.removesuffix(_ASIDE) not in _open:
             yield each
 
 
@@ -160,20 +174,31 @@ def require_matplotlib() -> None:
                        f'matplotlibrc.') from e
 
 
-def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[Any, Any]:
-    """Make a figure of `size` inches; return it and its axes [rows, columns]."""
+def new_figure(rows: int, columns: int, size: tuple[float, float], title: str = '', **kwargs: Any) -> tuple[Any, Any]:
+    """Make a figure of `size` inches with a title, in lines that fit; return it and its axes [rows, columns]."""
     require_matplotlib()
     from matplotlib.figure import Figure
     figure = Figure(figsize=size, layout='constrained')
+    if title:
+        figure.suptitle(textwrap.fill(title.replace(' %', '\xa0%'), int(12 * size[0])), fontsize=10)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 def write_picture(figure: Any, path: Path, dpi: int = 130, **kwargs: Any) -> None:
     """Write `path` whole, in the format of its ending; `kwargs` go to `savefig`."""
-    for text in figure.findobj(lambda artist: hasattr(artist, 'set_parse_math') and '$' in artist.get_text()):
-        text.set_parse_math(False)      # names of files and classes are no formulas
-    with written_whole(path) as partial:
+    from matplotlib.font_manager import fontManager
+    from matplotlib.text import Text
+    installed = {font.name for font in fontManager.ttflist}
+    for text in figure.findobj(Text):
+        text.set_parse_math('$' not in text.get_text())     # names of files and classes are no formulas
+        if not text.get_text().isascii():
+            text.set_fontfamily([text.get_fontfamily()[0], *(name for name in _FONTS if name in installed)])
+    with written_whole(path) as partial, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')     # for each file
         figure.savefig(partial, dpi=dpi, **kwargs)
+    if any('missing from font' in str(each.message) for each in caught):
+        _logger.warning('%s shows boxes in place of some letters: install a font that has them, such as Noto Sans CJK.',
+                        path)
 
 
 def display_pictures(paths: Sequence[Path]) -> None:

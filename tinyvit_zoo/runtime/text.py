@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -62,10 +63,17 @@ def drop(stream: Any) -> None:
 def table(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> str:
     """Align columns: those in `left` to the left, the others to the right."""
     rows = [[printable(cell).replace('\n', r'\n') for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return '\n'.join('  '.join(
-        cell.ljust(width) if i in left else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+    widths = [max(map(_columns, column)) for column in zip(*rows, strict=True)]
+
+    def padded(cell: str, width: int, i: int) -> str:
+        blanks = ' ' * (width - _columns(cell))
+        return cell + blanks if i in left else blanks + cell
+    return '\n'.join('  '.join(map(padded, row, widths, range(len(row)))).rstrip() for row in rows)
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for each Chinese, Japanese or Korean letter."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in 'WF') for c in text)
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:

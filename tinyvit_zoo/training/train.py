@@ -235,8 +235,8 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
 def _check_output(options: Options, source: Source) -> None:
     """Raise ZooError where pictures of the run would be images of the next one."""
     data, images = options.data, source.train.images
-    if images.root and (data.is_dir() if isinstance(data, Path) else data.startswith('folder:')) \
-            and options.output.resolve().is_relative_to(images.root.resolve()):
+    is_folder = data.is_dir() if isinstance(data, Path) else isinstance(data, str) and data.startswith('folder:')
+    if images.root and is_folder and options.output.resolve().is_relative_to(images.root.resolve()):
         raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another output.')
 
 

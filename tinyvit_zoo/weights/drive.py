@@ -1,6 +1,7 @@
 """Addresses and pages of Google Drive, which asks before it gives a large file and has errors as pages of HTML."""
 import re
 import urllib.parse
+from contextlib import suppress
 from html.parser import HTMLParser
 
 DIRECT = 'https://drive.usercontent.google.com/download?id={}&export=download&confirm=t'
@@ -33,7 +34,8 @@ class Page(HTMLParser):
         self.action, self._inside = '', False
         self.fields: dict[str, str] = {}
         self._texts: list[str] = []
-        self.feed(content.decode('utf-8', 'replace'))
+        with suppress(AssertionError):      # of a declaration that is none
+            self.feed(content.decode('utf-8', 'replace'))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or '' for key, value in attrs}

@@ -7,11 +7,13 @@ import http.client
 import itertools
 import os
 import re
+import socket
+import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,8 @@ def hub_config(cfg: Mapping[str, Any], cache_dir: str | Path | None = None) -> P
 def url_cache(url: str, cache_dir: str | Path | None = None) -> Path:
     """Return the path that a file of this address has, or will have, in the cache: that of torch.hub."""
     name = f'{drive_id(url)}.pth' if drive_id(url) else Path(urllib.parse.urlparse(url).path).name
+    if name in ('', '..'):
+        raise ZooError(f'{url} names no file: give the address of a .safetensors, .pth or .zip file.')
     return Path(cache_dir or Path(torch.hub.get_dir(), 'checkpoints'), name)
 
 
@@ -133,7 +137,7 @@ def _download(url: str, path: Path) -> None:
 
 def _answer(stack: ExitStack, url: str, path: Path) -> Iterator[bytes]:
     """Return the content of the file at an address, for `path`; ZooError where a web page is there in its place."""
-    opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPCookieProcessor())
+    opener = urllib.request.build_opener(_Https, _Redirects, urllib.request.HTTPCookieProcessor())
     address = direct_url(url)
     pages: list[Page] = []
     while address and len(pages) < 2:   # Drive may ask first whether a file is wanted that it has not scanned
@@ -153,7 +157,9 @@ def _response(opener: urllib.request.OpenerDirector, url: str) -> Any:
         request = urllib.request.Request(url, headers={'User-Agent': f'tinyvit_zoo/{__version__}'})
         return opener.open(request, timeout=SECONDS)
     except urllib.error.HTTPError as e:
-        page = e.read(_CHUNK)
+        page = b''
+        with suppress(OSError, http.client.HTTPException):
+            page = _piece(e)
         raise OSError(f'{one_line(e)}{f": {Page(page).reason}" if is_page(page) else ""}') from e
     except (http.client.HTTPException, ValueError) as e:
         raise OSError(one_line(e)) from e
@@ -187,8 +193,41 @@ def _piece(response: Any) -> bytes:
     return bytes(piece)
 
 
+class _Timed(http.client.HTTPConnection):
+    def getresponse(self) -> http.client.HTTPResponse:
+        """Return the answer; TimeoutError where its head has not come within SECONDS."""
+        late, sock = threading.Event(), self.sock
+
+        def stop() -> None:
+            late.set()
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        timer = threading.Timer(SECONDS, stop)
+        timer.start()
+        try:
+            response = super().getresponse()
+            if not late.is_set():
+                return response
+        except (OSError, http.client.HTTPException):
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        raise TimeoutError('timed out: the head of the answer is not whole')
+
+
+class _Connection(_Timed, http.client.HTTPSConnection):
+    pass
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_Connection, req)
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        fp.close()      # or urllib reads all of its page
         _check_scheme(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
