@@ -3,6 +3,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import tinyvit_zoo  # noqa: F401
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.errors import ZooError
-from tinyvit_zoo.publish.export import TOLERANCE, difference, export, load_exported
+from tinyvit_zoo.publish.export import TOLERANCE, compare, difference, export, load_exported
 from tinyvit_zoo.publish.formats import FORMATS, folded, program_of, set_formulas
 from tinyvit_zoo.weights import save_weights
 
@@ -73,6 +74,31 @@ def test_other_formats_give_what_the_model_gives(
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(load_exported(path)(images), model(images), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize('calibrated', [False, True])
+def test_products_in_8_bits_do_not_overflow(calibrated: bool, tmp_path: Path) -> None:
+    """CPUs with AVX2 alone add two products of 8 bits in 16."""
+    onnx = pytest.importorskip('onnx')
+    for library in ('onnxruntime', 'onnxscript'):
+        pytest.importorskip(library)
+    path, images = tmp_path / 'a.onnx', torch.randn(8, 3, 32, 32) if calibrated else None
+    export(made('cct_2_3x2', {}), (3, 32, 32), path, int8=True, images=images)
+    weights = [onnx.numpy_helper.to_array(each).astype(int) for each in onnx.load(path).graph.initializer
+               if each.data_type == onnx.TensorProto.INT8]
+    assert weights and max(abs(each).max() for each in weights) in (63, 64)
+
+
+@pytest.mark.parametrize('lost', [10, 40])
+def test_a_file_that_is_much_less_accurate_is_told(lost: int, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = torch.eye(2).repeat(500, 1), torch.tensor([0, 1]).repeat(500)
+    bench: Any = SimpleNamespace(batches=lambda split: [(images, labels)], source=SimpleNamespace(name='photos'),
+                                 loaded=SimpleNamespace(model=lambda images: images))
+    sign = torch.ones(1000, 1)
+    sign[:lost] = -1
+    assert compare(bench, lambda images: images * sign, strict=False)['top1'] == 100 - lost / 10
+    told = 'The file in 8 bits is 4.0 points less accurate than the model on photos: prefer float32.\n'
+    assert capsys.readouterr().out == ('' if lost == 10 else told)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from ..data.splits import generator
 from ..errors import ZooError
 from ..measure.bench import Bench, open_bench_source
 from ..runtime.files import check_path, written_whole
-from ..runtime.text import one_line
+from ..runtime.text import one_line, show
 from ..runtime.world import World
 from ..version import __version__
 from ..weights.resolve import Loaded
@@ -29,6 +29,7 @@ from .int8 import check_int8, quantize
 
 TOLERANCE = 1e-4        # between two logits of float32
 CALIBRATION = 256      # images
+_LOSS = 2               # points of accuracy that are said
 _DRAW = 8               # makes this draw differ from others with the same seed
 
 
@@ -104,7 +105,10 @@ def _preprocessing(loaded: Loaded) -> dict[str, Any]:
 
 @torch.inference_mode()
 def compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
-    """Return the accuracy of the model and of the file, and how far they differ; ZooError if `strict` and too far."""
+    """Return the accuracy of the model and of the file, and how far they differ; ZooError if `strict` and too far.
+
+    Print a line where the file is much less accurate.
+    """
     correct, same, count, worst = [0., 0.], 0, 0, torch.zeros(())
     for images, labels in bench.batches('test'):
         logits = [function(images) for function in (bench.loaded.model, exported)]
@@ -119,6 +123,9 @@ def compare(bench: Bench, exported: Function, strict: bool) -> dict[str, Any]:
     if strict and not worst <= TOLERANCE:
         raise ZooError(f'The exported file differs from the model on {bench.source.name} (by {worst:.1e}, expected at '
                        f'most {TOLERANCE:g}): it was not written; please report it.')
+    if (lost := 100 * (correct[0] - correct[1]) / count) > _LOSS:
+        show(f'The file in 8 bits is {lost:.1f} points less accurate than the model on {bench.source.name}: prefer '
+             f'float32.')
     return {'images': count, 'top1_model': 100 * correct[0] / count, 'top1': 100 * correct[1] / count,
             'same_class': 100 * same / count, 'largest_difference': worst.item()}
 
