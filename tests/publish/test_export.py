@@ -107,7 +107,7 @@ def test_a_fully_integer_file_for_small_devices(tmp_path: Path) -> None:
     pytest.importorskip('ai_edge_quantizer')
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
     assert main(['export', 'cct_2_3x2.digits', str(tmp_path / 'a.tflite'), '--int8', '--data', 'digits']) == 0
-    measured = json.loads((tmp_path / 'a.json').read_text())['measured']
+    measured = json.loads((tmp_path / 'a.tflite.json').read_text())['measured']
     assert measured['top1'] > measured['top1_model'] - 2
     interpreter = Interpreter(str(tmp_path / 'a.tflite'),
                               experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
@@ -188,10 +188,10 @@ def test_the_command_measures_and_writes_the_preprocessing(
         pytest.importorskip(library)
     assert main(['export', weights, str(tmp_path / 'small.onnx'), '--int8', '--data', 'digits']) == 0
     out = capsys.readouterr().out
-    told = json.loads((tmp_path / 'small.json').read_text())
+    told = json.loads((tmp_path / 'small.onnx.json').read_text())
     assert (told['mean'], told['std'], told['input_size']) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7], [3, 32, 32])
     assert told['label_names'] == list('0123456789') and told['int8'] and told['measured']['images'] == 360
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['small.json', 'small.onnx']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['small.onnx', 'small.onnx.json']
 
     from tinyvit_zoo.augment.batched import normalize
     from tinyvit_zoo.data.batches import in_memory
@@ -231,10 +231,37 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize('there', ['{"recipe": {}}', 'no json', '{"made_by": "tinyvit_zoo", "format": "onnx"}'])
 def test_another_json_is_left_alone(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / 'a.json').write_text(there)
+    beside = tmp_path / 'a.pt2.json'
+    beside.write_text(there)
     assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.pt2')]) == 2
     assert 'choose another name' in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ['a.json'] and (tmp_path / 'a.json').read_text() == there
+    assert list(tmp_path.iterdir()) == [beside] and beside.read_text() == there
+
+
+def test_each_format_has_a_json(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'a.onnx.json').write_text('{}')     # as of another format
+    assert main(['export', weights, str(tmp_path / 'a.pt2')]) == 0
+    assert json.loads((tmp_path / 'a.pt2.json').read_text())['format'] == 'pt2'
+    assert f'{tmp_path / "a.pt2.json"}: its preprocessing and classes; the output is logits' in capsys.readouterr().out
+
+
+def test_an_encoder_gives_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for library in ('onnxruntime', 'onnxscript'):
+        pytest.importorskip(library)
+    save_weights(timm.create_model('cct_2_3x2', num_classes=0).state_dict(), tmp_path / 'w.safetensors', {
+        'pretrained_cfg': json.dumps({'num_classes': 0, 'input_size': [3, 32, 32]})})
+    path = tmp_path / 'a.onnx'
+    assert main(['export', f'cct_2_3x2={tmp_path / "w.safetensors"}', str(path)]) == 0
+    assert 'a.onnx.json: its preprocessing; the output is features\n' in capsys.readouterr().out
+    told = json.loads((tmp_path / 'a.onnx.json').read_text())
+    assert (told['output'], told['probabilities']) == ('features', None)
+    import onnxruntime
+    assert onnxruntime.InferenceSession(path).get_outputs()[0].name == 'features'
+
+
+def test_one_size_is_told_in_plain_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.pt2'), '--any-size']) == 2
+    assert capsys.readouterr().err == 'tinyvit-zoo: The model takes images of one size: leave out any_size.\n'
 
 
 def test_a_missing_extra_says_the_command(

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import ZooError
 from ..models import list_models
-from ..publish.export import check_replaceable, export, export_with_preprocessing
+from ..publish.export import check_replaceable, export, export_with_preprocessing, json_of
 from ..publish.formats import FORMATS, Format, endings, format_of
 from ..publish.int8 import check_int8
 from ..runtime.text import show
@@ -67,14 +67,15 @@ def _text(report: dict[str, Any], output: Path) -> str:
     size = 'any size' if report['any_size'] else ' x '.join(map(str, report['input_size']))
     batch = 'one image' if report['one_image'] else 'batches of images'
     lines = [f'{output}: {report["model"]}, {batch} {size}, {report["bytes"] / 1e6:.2f} MB',
-             f'{output.with_suffix(".json")}: its preprocessing and classes; the output is logits, probabilities are '
-             f'{report["probabilities"]}']
+             f'{json_of(output)}: its preprocessing' + (
+                 f' and classes; the output is logits, probabilities are {formula}' if (
+                     formula := report['probabilities']) else '; the output is features')]
     kind = f'int8 ({report["int8"]}), before that ' if report['int8'] else ''
     lines.append(f'random images: {kind}within {report["largest_difference"]:.1e} of the model'
                  if report['largest_difference'] is not None else
                  f'not checked: {format_of(output).name} files only run on their own platform')
     if measured := report.get('measured'):
-        figure = 'ACC' if report['probabilities'].startswith('sigmoid') else 'top-1'
+        figure = 'ACC' if formula.startswith('sigmoid') else 'top-1'
         lines.append(
             f'{measured["images"]:,} test images of {measured["data"]}: {figure} {measured["top1"]:.2f} % '
             f'(the model {measured["top1_model"]:.2f} %), the same class in {measured["same_class"]:.2f} %, '

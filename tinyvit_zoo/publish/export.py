@@ -24,7 +24,7 @@ from ..runtime.text import one_line, show
 from ..runtime.world import World
 from ..version import __version__
 from ..weights.resolve import Loaded
-from .formats import Function, files_of, format_of
+from .formats import Function, files_of, format_of, output_of
 from .int8 import check_int8, quantize
 
 TOLERANCE = 1e-4        # between two logits of float32
@@ -69,14 +69,18 @@ def calibration_images(bench: Bench) -> Tensor:
 
 def _written(output: Path) -> list[Path]:
     """Return what an export writes: the file, for OpenVINO the weights beside, and .json, which is there first."""
-    return [output.with_suffix(suffix) for suffix in (
-        output.suffix, *['.bin'] * (output.suffix == '.xml'), '.json')]
+    return [*files_of(output), json_of(output)] if output.suffix == '.xml' else [output, json_of(output)]
+
+
+def json_of(output: Path) -> Path:
+    """Return the path of the .json, whose name has the ending of the file: another format has its own."""
+    return output.with_name(f'{output.name}.json')
 
 
 def check_replaceable(output: Path) -> None:
     """Raise ZooError if an export to `output` would replace something that no export wrote, or for an odd name."""
     check_path(output)
-    beside = output.with_suffix('.json')
+    beside = json_of(output)
     foreign = output if output.is_dir() else next((path for path in _written(output)[1:-1] if path.exists()), None)
     if not beside.exists() and not foreign:
         return
@@ -93,8 +97,9 @@ def _preprocessing(loaded: Loaded) -> dict[str, Any]:
     cfg = loaded.cfg
     names = (loaded.model.pretrained_cfg or {}).get('label_names') or []
     return {
-        'model': loaded.title, 'made_by': f'tinyvit_zoo {__version__}', 'input': 'images', 'output': 'logits',
-        'probabilities': loaded.readout.formula,
+        'model': loaded.title, 'made_by': f'tinyvit_zoo {__version__}', 'input': 'images',
+        'output': output_of(loaded.model),
+        'probabilities': loaded.readout.formula if loaded.model.num_classes else None,
         'layout': 'float32 [batch, channels, height, width]' + ', RGB' * (cfg['input_size'][0] == 3),
         'steps': 'resize (the shorter side to height / crop_pct), crop the middle, divide by 255 (16 bits: by 65535), '
                  'subtract mean, divide by std',

@@ -64,6 +64,10 @@ def files_of(path: Path) -> list[Path]:
     return sorted(each for each in path.rglob('*') if each.is_file()) if path.is_dir() else [path]
 
 
+def output_of(model: Any) -> str:
+    return 'logits' if getattr(model, 'num_classes', 1) else 'features'
+
+
 def set_formulas(model: nn.Module) -> None:
     """Set attention and the maximum over an image to formulas: converters know these, and runtimes fuse them."""
     for module in model.modules():
@@ -87,7 +91,7 @@ def program_of(model: nn.Module, input_size: Sequence[int], any_size: bool = Fal
         raise
     except Exception as e:  # the exporter has many of its own
         if any_size:
-            raise ZooError(f'The model does not take images of any size ({one_line(e)}): leave out any_size.') from e
+            raise ZooError('The model takes images of one size: leave out any_size.') from e
         raise ZooError(f'torch.export cannot export the model ({one_line(e)}): please report it.') from e
 
 
@@ -149,12 +153,12 @@ def _load_program(path: Path) -> Function:
 
 # -- ONNX --------------------------------------------------------------------------------------------------------------
 def write_onnx(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bool = False,
-               outputs: Sequence[str] = ('logits',)) -> None:
+               outputs: Sequence[str] = ()) -> None:
     set_formulas(model)
     program = program_of(model, input_size, any_size)
     with _converting('ONNX'):
         onnx: Any = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=['images'], output_names=list(outputs))
+            program, dynamo=True, verbose=False, input_names=['images'], output_names=outputs or [output_of(model)])
         for node in onnx.model.graph:
             node.metadata_props.clear()     # they name files of this machine
         onnx.save(str(path), external_data=False)
