@@ -448,6 +448,14 @@ def test_a_source_tree_is_refused(tmp_path: Path, function: str) -> None:
     assert 'no installed tinyvit-zoo' in environment.refuse(function, PYTHONPATH=str(tmp_path / 'source'))
 
 
+@pytest.mark.parametrize('function', ['switch_on', 'switch_off', 'status'])
+def test_a_record_that_is_no_text_is_refused(environment: Environment, function: str) -> None:
+    content = b'\xff\xfe,,\n' + environment.record.read_bytes()
+    environment.record.write_bytes(content)
+    assert 'RECORD of tinyvit-zoo is damaged' in environment.refuse(function)
+    assert environment.record.read_bytes() == content and not environment.file.exists()
+
+
 def test_a_directory_python_reads_no_start_up_files_from_is_refused(environment: Environment, tmp_path: Path) -> None:
     for name in ('tinyvit_zoo', environment.info.name):
         shutil.move(environment.site / name, tmp_path / 'target' / name)

@@ -8,6 +8,7 @@ CPython ignores import lines in `.pth` files from 3.18 on (PEP 829): there `on` 
 them would import this package, and torch, at every start.
 """
 import base64
+import csv
 import hashlib
 import os
 import shutil
@@ -92,7 +93,11 @@ def status() -> Status:
 def find_installation() -> Installation:
     """Find the installed distribution; a source tree's egg-info has no RECORD and does not count."""
     for installed in metadata.distributions(name=DISTRIBUTION):
-        records = [file for file in installed.files or () if file.match('*.dist-info/RECORD')]
+        try:
+            records = [file for file in installed.files or () if file.match('*.dist-info/RECORD')]
+        except (ValueError, csv.Error) as e:    # no text, or no table
+            raise ZooError(f'autoload: the RECORD of {DISTRIBUTION} is damaged ({" ".join(str(e).split())}); expected '
+                           f'a list of its files; reinstall it (`pip install --force-reinstall`)') from e
         if not records:
             continue
         folder = Path(str(installed.locate_file(''))).resolve()
