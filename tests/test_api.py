@@ -24,6 +24,7 @@ from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.measure import prediction
 from tinyvit_zoo.measure.figures import Figures
+from tinyvit_zoo.publish.export import load_exported
 from tinyvit_zoo.training import own
 from tinyvit_zoo.training.loop import Loop
 from tinyvit_zoo.weights.readout import PLAIN, Readout, write_readout
@@ -266,6 +267,27 @@ def test_export(run: zoo.Classifier, tmp_path: Path) -> None:
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     assert run.export(tmp_path / 'a8.onnx', int8=True, data=DATA)['int8'] == 'weights and activations'
+
+
+def test_a_model_that_was_changed_is_what_is_used(run: zoo.Classifier, tmp_path: Path) -> None:
+    changed = zoo.load(run.folder, 'cpu')
+    with torch.inference_mode():
+        changed.model.head.weight.zero_()
+    assert changed.export(tmp_path / 'a.pt2', data=DATA)['measured']['top1'] == changed.evaluate(DATA).top1
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_exported(tmp_path / 'a.pt2')(images), changed.model(images))
+    changed.model.set_input_size((32, 32))
+    assert len(changed.predict(DATA['test'][0])) == changed.evaluate(DATA).images == 12
+    assert changed.export(tmp_path / 'a.pt2')['input_size'] == [3, 32, 32] and '32, 32' in repr(changed)
+    uses: tuple[Any, ...] = (lambda: changed.predict(DATA['test'][0]), lambda: changed.evaluate(DATA),
+                             lambda: changed.export(tmp_path / 'b.pt2'))
+    for change, message in ((changed.model.half, 'is now torch.float16, expected torch.float32'),
+                            (lambda: changed.model.float().reset_classifier(7), 'now has 7 classes, expected 3')):
+        change()
+        for use in uses:
+            with pytest.raises(ZooError, match=message):
+                use()
 
 
 def test_a_relative_run_serves_from_another_directory(

@@ -1,4 +1,5 @@
 """Train, evaluate and use models from Python: what the commands do, with progress bars in a notebook too."""
+import copy
 import inspect
 import signal
 import tempfile
@@ -146,6 +147,7 @@ class Classifier:
         return readout.temperature or 1.
 
     def _bench(self, source: Source, split: str, batch_size: int, precision: str = 'fp32') -> Bench:
+        self._loaded = self._loaded.following(self.model)
         return Bench(self._loaded, source, split, World(0, 1, self.device), autocast_dtype(precision, self.device),
                      batch_size)
 
@@ -160,6 +162,7 @@ class Classifier:
         """
         if not self.classes:
             raise ZooError(f'{self.title} has no classes to predict: it is an encoder; train a classifier from it.')
+        self._loaded = self._loaded.following(self.model)
         try:
             items = [images] if is_one(images, self._loaded.cfg['input_size'][0]) else list(images)
         except TypeError as e:
@@ -175,7 +178,7 @@ class Classifier:
 
     @_checked
     def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: Any = '') -> dict[str, Any]:
-        """Export to the format of the ending, with the preprocessing as .json; return the report of the check.
+        """Export `model` to the format of the ending, with its preprocessing as .json; return the report of the check.
 
         `data`, as for `evaluate`: check on its test images too; with `int8`, quantize by its training images.
         """
@@ -183,8 +186,10 @@ class Classifier:
         format_of(path).require()
         check_replaceable(path)
         data = data if isinstance(data, str) else self._source(data, 'test')[0]
+        self._loaded = self._loaded.following(self.model)
+        loaded = replace(self._loaded, model=copy.deepcopy(self.model).cpu().eval())
         with _random_numbers_kept(self.device):
-            return export_with_preprocessing(self._resolved.load(), path, any_size, int8, data)
+            return export_with_preprocessing(loaded, path, any_size, int8, data)
 
     @_checked
     def show(self, folder: str | Path | None = None) -> list[Path]:

@@ -3,7 +3,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,25 @@ class Loaded:
     epochs: int | None = None
     label_names: Sequence[str] = ()
     readout: Readout = PLAIN
+    shape: tuple[Any, int] = (None, 0)      # image size, where the model has one, and number of classes
+
+    def following(self, model: Any) -> 'Loaded':
+        """Return this with a model and image size as the caller changed them; ZooError for other types and classes."""
+        shape = _shape(model)
+        if odd := {p.dtype for p in model.parameters()} - {torch.float32}:
+            raise ZooError(f'The model of {self.title} is now {odd.pop()}, expected torch.float32: call model.float(); '
+                           f'evaluate takes a precision.')
+        if shape[1] != self.shape[1]:
+            raise ZooError(f'The model of {self.title} now has {shape[1]} classes, expected {self.shape[1]}: load it '
+                           f'again, or train one with start.')
+        if shape != self.shape:
+            model.pretrained_cfg['input_size'] = (self.cfg['input_size'][0], *shape[0])
+        return replace(self, model=model, cfg=resolve_model_data_config(model), shape=shape)
+
+
+def _shape(model: Any) -> tuple[Any, int]:
+    size = getattr(model, 'img_size', None) or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    return size, getattr(model, 'num_classes', 0)
 
 
 @dataclass(frozen=True)
@@ -174,7 +193,7 @@ class Resolved:
                                f'size.') from e
         stated = {} if self.untrained else self.cfg
         return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or (),
-                      self.readout)
+                      self.readout, _shape(model))
 
 
 def resolve(spec: str | Path, architecture: str = '') -> Resolved:
