@@ -397,6 +397,27 @@ def test_bad_arguments(call: Any, message: str, run: zoo.Classifier) -> None:
     assert str(e.value).startswith(message)
 
 
+def test_a_second_training_of_the_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would change the random numbers of the first, and these its own."""
+    told: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(ZooError) as e:
+            zoo.train('cct_2_3x2', DATA, output=tmp_path / 'second', **SMALL)
+        told.append(str(e.value))
+
+    def end_epoch(loop: Loop, own: Any = Loop.end_epoch) -> None:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        own(loop)
+    monkeypatch.setattr(Loop, 'end_epoch', end_epoch)
+    for name in 'ab':       # the next may train
+        zoo.train('cct_2_3x2', DATA, output=tmp_path / name, **SMALL)
+    assert set(told) == {'Another training of this process is running: wait until it ends, or start another process.'}
+    assert len(told) == 4 and not (tmp_path / 'second').exists()
+
+
 def test_no_state_is_left_behind(tmp_path: Path) -> None:
     """Random numbers, signal handlers, log levels, and whether gradients are recorded; also from another thread."""
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()

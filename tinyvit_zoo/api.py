@@ -29,6 +29,7 @@ from .publish.formats import format_of
 from .recipes import Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
 from .runtime.files import check_path, display_pictures, told
+from .runtime.lock import only_training
 from .runtime.text import shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import own, train as training
@@ -302,7 +303,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
         output=Path(output or Path('runs', recipe.name)), data=data, given=given,
         command=own.call_text(name, recipe, data, keywords), **others)
     first = training.pretraining_of(recipe) if isinstance(recipe, Recipe) else None
-    with join_world(device) as world, _random_numbers_kept(world.device):
+    with only_training(), join_world(device) as world, _random_numbers_kept(world.device):
         try:
             if first:
                 training.train_from_pretraining(first, recipe, options, world)  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
-"""Lock a folder for one training; the system releases the lock when its process ends, however it ends."""
+"""Lock a folder, and a process, for one training; the system releases the lock when the process ends in any way."""
 import errno
 import os
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 from ..errors import ZooError
@@ -12,6 +14,18 @@ from .files import naming_unwritable
 
 LOCK = '.lock'
 _HELD: dict[tuple[int, Path], object] = {}   # by process and folder: the system's locks part processes, not threads
+_TRAINING = Lock()
+
+
+@contextmanager
+def only_training() -> Iterator[None]:
+    """Raise ZooError in a second thread that trains: both would draw from torch's one generator of random numbers."""
+    if not _TRAINING.acquire(blocking=False):
+        raise ZooError('Another training of this process is running: wait until it ends, or start another process.')
+    try:
+        yield
+    finally:
+        _TRAINING.release()
 
 
 def lock(folder: Path) -> IO[str]:
