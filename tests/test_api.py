@@ -118,7 +118,7 @@ def test_evaluate(run: zoo.Classifier, tmp_path: Path) -> None:
         run.evaluate((DATA['test'][0], np.array([7] + [0] * 11)))
     with pytest.raises(ZooError, match='labels up to 1, expected 0 to 2'):
         run.evaluate((DATA['test'][0], np.eye(12, 2)))
-    with pytest.raises(ZooError, match='gives an image one label, tuple has several labels'):
+    with pytest.raises(ZooError, match='gives an image one label, an array has several labels'):
         run.evaluate((DATA['test'][0], [[]] * 12))
 
 
@@ -308,7 +308,7 @@ def test_pretrain_then_train(tmp_path: Path) -> None:
     run = zoo.train('', Pairs(), start=encoder, output=tmp_path / 'b', epochs=1, batch_size=6, device='cpu')
     assert str(tmp_path / 'a') in json.loads((tmp_path / 'b' / 'recipe.json').read_text())['recipe']['from_weights']
     assert run.predict(DATA['test'][0][0]) and not run.result['figures']
-    assert f"train('', data='Pairs', start='{encoder.folder}', epochs=1" in (tmp_path / 'b' / 'card.md').read_text()
+    assert f"train('', data=..., start='{encoder.folder}', epochs=1" in (tmp_path / 'b' / 'card.md').read_text()
     with pytest.raises(ZooError, match='model is missing'):
         zoo.pretrain('mae_small', DATA)
 
@@ -390,7 +390,11 @@ def test_outputs_that_are_no_numbers_are_no_prediction(run: zoo.Classifier) -> N
     (lambda _: zoo.load(None), 'weights is None, expected str | Path'),
     (lambda _: zoo.load('x/' + 'x' * 5000), "x/xxxxxx"),
     (lambda _: zoo.train(1.5, DATA), 'model is 1.5, expected str | Path | Recipe'),
-    (lambda _: zoo.train('cct_2_3x2', DATA, workers='x'), "workers is 'x': expected a value as None")])
+    (lambda _: zoo.train('cct_2_3x2.c10'), "There is no data: give data='folder:PATH'"),
+    (lambda _: zoo.train('cct_2_3x2', DATA, epochs='3'), "epochs is '3': expected a whole number"),
+    (lambda _: zoo.train('cct_2_3x2', DATA, lr=float('nan')), 'lr is nan: expected a finite number'),
+    (lambda _: zoo.train('cct_2_3x2', DATA, betas=(1, 'x')), "betas is [1, 'x']: expected tuple[float, float]"),
+    (lambda _: zoo.train('cct_2_3x2', DATA, workers='x'), "workers is 'x': expected int | None")])
 def test_bad_arguments(call: Any, message: str, run: zoo.Classifier) -> None:
     with pytest.raises(ZooError) as e:
         call(run)

@@ -27,7 +27,7 @@ from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
 from .recipes import Pretraining, Recipe
-from .recipes.settings import AnyRecipe, check_types, defaults, is_of, override, settings
+from .recipes.settings import AnyRecipe, check_types, is_of, override, settings
 from .runtime.files import check_path, display_pictures, told
 from .runtime.lock import only_training
 from .runtime.text import shown
@@ -37,6 +37,7 @@ from .training.loop import Stopped
 from .training.run_dir import read_result
 from .weights.resolve import Loaded, resolve
 
+_WORDS: dict[Any, str] = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'a text'}
 _LONGEST = 10_000       # characters of a setting
 _LEAST = {'batch_size': 1, 'topk': 1, 'bootstrap': 0}   # and 10 ** 9 at most
 Function = TypeVar('Function', bound=Callable[..., Any])
@@ -286,7 +287,9 @@ def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', ou
 def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, device: str, keywords: dict[str, Any],
            ) -> Path:
     """Run a training of the recipe with the fields among `keywords` changed; return its directory."""
-    kind, data = type(recipe), spec_of(recipe.dataset) if data is None else data
+    kind = type(recipe)
+    if data is None and 'PATH' in (data := spec_of(recipe.dataset)):
+        raise ZooError(f"There is no data: give data={data!r}, arrays, or another source.")
     keywords = {key: value.item() if isinstance(value, np.generic) else value for key, value in keywords.items()}
     _check_lengths({**vars(recipe), **keywords})
     known = [f.name for f in fields(training.Options) if f.name not in _OWN]
@@ -338,6 +341,6 @@ def _check_types(kind: type[Any], given: dict[str, Any]) -> None:
     try:
         check_types(kind, plain)
     except ZooError as e:
-        key = str(e).partition(' ')[0]
-        raise ZooError(f'{e}: expected a value as {defaults(kind).get(key)!r}, its default.') from e
+        hint = get_type_hints(kind)[str(e).partition(' ')[0]]
+        raise ZooError(f'{e}: expected {_WORDS.get(hint) or inspect.formatannotation(hint)}.') from e
 

@@ -283,6 +283,9 @@ def test_mix_without_mixing_smooths() -> None:
     got, targets = Mix(4, smoothing=0.2)(x, labels, generator())
     assert torch.equal(got, x)
     torch.testing.assert_close(targets, tm.mixup_target(labels, 4, 1., 0.2))
+    several = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    targets = Mix(4, smoothing=0.2)(x, several, generator())[1]
+    torch.testing.assert_close(targets, tm.mixup_target(several, 4, 1., 0.2, multi_label=True))
     got, targets = Mix(4, 1., 1., prob=0.)(x, labels, generator())
     assert torch.equal(got, x) and torch.equal(targets, torch.eye(4)[labels])
 

@@ -149,7 +149,7 @@ def test_digits_untrained_and_its_features(run: Run) -> None:
 def test_by_class_names_are_the_weights_where_the_data_has_numbers(
         data: str, trained: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run(trained, '--data', data, '--per-class')
-    assert out.splitlines()[-5].split()[:2] == ['0', '6'] and 'kappa' in out.splitlines()[-1]
+    assert out.splitlines()[-5].split()[:2] == ['0', '6'] and 'are grades 0 < 1 < 2' in out.splitlines()[-1]
     monkeypatch.setattr(Bench, 'class_names', ['red', 'green', 'blue', 'grey'])
     assert 'green' in run(trained, '--data', data, '--per-class')
 

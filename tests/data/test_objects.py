@@ -156,7 +156,7 @@ def test_hugging_face_datasets() -> None:
         assert both.val is not None and both.val.labels.tolist() == both.train.labels.tolist() == [0, 1] * 3
     others = rows.cast_column('label', datasets.ClassLabel(names=['yes', 'no']))
     for other in (others, rows.rename_column('label', 'y'), rows.cast_column('label', datasets.Value('int64'))):
-        with pytest.raises(ZooError, match='test images of the dataset dict have other columns or classes'):
+        with pytest.raises(ZooError, match='test images of the dataset Dataset have other columns or classes'):
             open_source({'train': rows, 'test': other})
     assert np.array_equal(np.asarray(both.train.read(2)), COLOUR[2])
 
@@ -164,8 +164,9 @@ def test_hugging_face_datasets() -> None:
 @pytest.mark.parametrize('data, message', [
     ((COLOUR, LABELS[:4]), '6 train images but 4 labels'), ((COLOUR.astype(float), LABELS), 'expected 0 to 1'),
     ((COLOUR.astype(np.int64), LABELS), 'expected uint8'), ((COLOUR[:0], LABELS[:0]), 'no pixels'),
-    ((COLOUR, [*'abcab', None]), 'labels are'), ((COLOUR, [*'abcab', 3.5]), 'labels are'),
-    ((COLOUR, LABELS - 1), 'labels are'), (5, 'a int: expected'),
+    ((COLOUR, [*'abcab', None]), "number 0 is 'a'"), ((COLOUR, [0, 1, 2, 0, 1, None]), 'number 5 is None'),
+    ((COLOUR, [*'abcab', 3.5]), 'labels are'), ((COLOUR, [0, 1, 2, float('nan'), 1, 2]), 'number 3 is nan'),
+    ((COLOUR, LABELS - 1), 'number 0 is -1'), (5, 'a int: expected'),
     ((COLOUR, LABELS * 10 ** 12), 'labels are'), ((np.zeros((6, 20, 20, 20), np.uint8), LABELS), 'expected uint8'),
     ((COLOUR, LABELS * 5), 'a label 10'), ({'test': (COLOUR, LABELS)}, 'expected train'),
     ({'train': (COLOUR, LABELS), 'tset': 1}, "the keys 'train', 'tset'"), ((COLOUR, [None] * 6), 'labels are'),

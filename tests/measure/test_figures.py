@@ -227,7 +227,7 @@ def test_the_most_wrong_images_come_first(tmp_path: Path, drawn: Callable[[], An
     panels = drawn().axes
     assert [int(panel.images[0].get_array()[0, 0]) for panel in panels] == [120, 60]
     assert [panel.texts[0].get_text() for panel in panels] == ['x[2]', 'x[1]']
-    assert panels[0].get_title() == 'a dog of a very lon\u2026\ntaken for cat (98 %)' and (tmp_path / 'a.png').exists()
+    assert panels[0].get_title() == 'a dog of a\u2026long name\ntaken for cat (98 %)' and (tmp_path / 'a.png').exists()
     plot_mistakes(logits[:1], split.labels[:1], split, 'ab', 'title', tmp_path / 'a.png')
     assert drawn().get_suptitle() == 'title: no mistake'
 

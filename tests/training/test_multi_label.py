@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,24 @@ def test_what_several_labels_cannot_have(keywords: dict[str, Any], message: str,
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('exclusive', [False, True])
+def test_one_label_for_each_image_is_told(exclusive: bool, tmp_path: Path) -> None:
+    """Of classes that exclude each other, such a table gives no top-1."""
+    images = DATA['train'][0]
+    labels = np.eye(3, dtype=int)[np.arange(len(images)) % 3]
+    labels[0, 0] = exclusive
+    keywords = {**SMALL, 'epochs': 1, 'warmup_epochs': 0}
+    zoo.train('cct_2_3x2', {'train': (images, labels), 'test': (images, labels)}, output=tmp_path / 'run', **keywords)
+    text = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'with any number of labels' in text and ('all training images have one: give' in text) == exclusive
+
+
 def test_the_asymmetric_loss(tmp_path: Path) -> None:
     keywords = {**SMALL, 'epochs': 1, 'warmup_epochs': 0, 'multi_label_loss': 'asymmetric', 'mixup': 0., 'cutmix': 0.}
     found = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', **keywords)
     assert found.result['figures']['test']['auroc'] > 0.4
+    row = json.loads((tmp_path / 'run' / 'log.jsonl').read_text())
+    plain = math.log(2) * (0.5 * 0.5 + 0.5 * 0.5 ** 4)      # about, of untrained weights: a mean over all answers
+    assert plain / 4 < row['train_loss'] < 4 * plain
     with pytest.raises(ZooError, match='one label per image: leave it out'):
         zoo.train('cct_2_3x2', 'digits', output=tmp_path / 'b', **{**SMALL, 'multi_label_loss': 'asymmetric'})

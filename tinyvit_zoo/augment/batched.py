@@ -223,10 +223,10 @@ class Mix:
 
 
 def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return soft targets [B, C] of labels [B], or [B, C] of 0 and 1, as timm's losses have them."""
-    off = smoothing / num_classes
+    """Return soft targets [B, C] of labels [B], or of [B, C] of 0 and 1, which move towards 0.5; as timm's."""
     if labels.ndim == 2:
-        return labels.float() * (1 - smoothing) + off
+        return labels.float() * (1 - smoothing) + smoothing / 2
+    off = smoothing / num_classes
     targets = torch.full((len(labels), num_classes), off, device=labels.device)
     return targets.scatter_(1, labels[:, None], 1 - smoothing + off)
 

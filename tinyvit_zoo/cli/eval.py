@@ -30,6 +30,7 @@ tinyvit-zoo eval runs/a --data folder:photos --calibrate
 tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 '''
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test', 'all': 'all'}
+_LINE = 300     # characters, of the order of grades: many classes are none
 # titles by option
 _MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'tta': 'views', 'corruptions': 'mCE', 'attack': 'attack'}
 _PICTURES = {'confusion': 'the confusion matrix', 'reliability': 'the accuracy over the predicted probability',
@@ -131,6 +132,8 @@ def _check(args: argparse.Namespace) -> None:
                        'pictures, --per-class, --bootstrap, --calibrate, --img-size and --split.')
     if args.calibrate and args.img_size:
         raise ZooError('--calibrate uses the image size of the weights: leave out --img-size.')
+    if args.bootstrap and len(args.models) > 1 and not args.json:
+        raise ZooError('--bootstrap shows its intervals for one model, or in --json: add that, or evaluate one by one.')
     if len(args.data) > 1 and not args.all:
         raise ZooError('--data is given twice: give one data set (with --all, any number).')
     if args.fraction != 1 and not (args.knn or args.probe):
@@ -266,19 +269,15 @@ def _many(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table with a line for each model; '-' where it has no accuracy on these classes."""
     asked = [name for name in _MEASURES if name in records[0]]
     titles = [_MEASURES[name] for name in asked]
-    several = 'accuracy' in records[0]
-    own = ['ACC', 'AUROC', 'AP', 'loss'] if several else ['top-1', '95 % interval', 'top-5', 'loss']
-    head = ['model', 'M params', 'epochs', *own, *titles]
+    own = [name for name in FORMATS if name not in ('micro_f1', 'calibrated_error')]
+    head = ['model', 'M params', 'epochs', *(FORMATS[name][0] for name in own), *titles]
+    head.insert(head.index('top-1') + 1, '95 % interval')
     rows = []
     for record in records:
-        row = [record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-')]
-        if several:
-            row += [f'{record[key]:{FORMATS[key][1]}}' if key in record else '-'
-                    for key in ('accuracy', 'auroc', 'average_precision', 'loss')]
-        else:
-            row += [f'{record["top1"]:.2f}', '{:.2f} to {:.2f}'.format(*record['interval']),
-                f'{record["top5"]:.2f}' if 'top5' in record else '-',
-                f'{record["loss"]:.4f}'] if 'top1' in record else ['-'] * 4
+        row = [record['model'], f'{record["parameters"] / 1e6:.2f}', str(record['epochs'] or '-'), *(
+            f'{record[name]:{FORMATS[name][1]}}' if name in record else '-' for name in own)]
+        row.insert(head.index('95 % interval'), '{:.2f} to {:.2f}'.format(*record['interval'])
+                   if 'interval' in record else '-')
         rows.append([*row, *(_cell(record, name) for name in asked)])
     kept = [i for i in range(len(head)) if any(row[i] != '-' for row in rows)]
     return table([[row[i] for i in kept] for row in (head, *rows)])
@@ -304,7 +303,9 @@ def _classes(record: Mapping[str, Any], titled: bool) -> str:
         figures = ['-' if row[key] is None else f'{row[key]:{unit}}' for key, unit in (
             ('top1', '.2f'), ('precision', '.2f'), ('f1', '.2f'), ('auroc', '.4f'), ('average_precision', '.4f'))]
         rows.append((row['class'], str(row['images']), figures[0], interval, *figures[1:], taken))
-    kappa = f'\nkappa (quadratic weights), for classes in an order: {record["kappa"]:.4f}' if 'kappa' in record else ''
+    order = ' < '.join(row['class'] for row in record['classes'])
+    kappa = f'\nkappa (quadratic weights), if the classes are grades {order}: {record["kappa"]:.4f}'
+    kappa = kappa if 'kappa' in record and len(kappa) < _LINE else ''
     return (f'{record["model"]}\n' if titled else '') + table(rows, left=(0, 8)) + kappa
 
 

@@ -148,7 +148,9 @@ def title_of(data: Any) -> str:
     """Name data in a message or a card; a Path as the source that it is taken for."""
     if isinstance(data, Path):
         return f'{data.suffix[1:] if data.suffix in (".npz", ".csv") else "folder"}:{data}'
-    return data if isinstance(data, str) else type(data).__name__
+    if type(data) is dict and data:
+        return title_of(data.get('train', next(iter(data.values()))))
+    return data if isinstance(data, str) else 'an array' if isinstance(data, (tuple, list)) else type(data).__name__
 
 
 def open_split(data: Any, name: str, names: Sequence[str] = (), known: Sequence[str] = (),
@@ -288,7 +290,10 @@ def _labels(values: Any, name: str, names: Sequence[str]) -> tuple[Tensor, tuple
     if array.ndim == 1 and len(array) and all(isinstance(each, str) for each in values):    # NumPy makes texts of all
         names = tuple(names) or sorted_names(values)
         return numbered(values, names, f'The {name} labels'), names
-    if array.dtype.kind not in 'iu' or array.ndim != 1 or not len(array) or array.min() < 0 or array.max() >= 2 ** 31:
-        raise ZooError(f'The {name} labels are {array.dtype} {list(array.shape)}: expected one whole number, from 0, '
-                       f'or one class name for each image.')
+    if array.dtype.kind not in 'iub' or array.ndim != 1 or not len(array) or array.min() < 0 or array.max() >= 2 ** 31:
+        given = list(values) if isinstance(values, (list, tuple)) else array.tolist() if array.ndim == 1 else []
+        wrong = next((f': number {i} is {shown(label)}' for i, label in enumerate(given)
+                      if not isinstance(label, (int, np.integer)) or not 0 <= label < 2 ** 31), '')
+        raise ZooError(f'The {name} labels are {array.dtype} {list(array.shape)}{wrong}; expected one whole number, '
+                       f'from 0, or one class name for each image.')
     return torch.from_numpy(array.astype(np.int64)), ()

@@ -1,7 +1,7 @@
 """Figures of a classifier from its logits: accuracy, F1, AUROC, calibration, by class, with bootstrap intervals."""
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ class Figures:
     auroc: float | None                         # one against rest
     average_precision: float | None
     calibration_error: float
-    classes: list[ClassFigures]
-    confusion: list[list[int]]                  # images by class (row) and predicted class (column)
+    classes: list[ClassFigures] = field(repr=False)
+    confusion: list[list[int]] = field(repr=False)      # images by class (row) and predicted class (column)
     intervals: dict[str, tuple[float, float]]   # 95 % by bootstrap, where asked for
     temperature: float | None = None            # of the weights, and the calibration error of the scaled outputs
     calibrated_error: float | None = None
@@ -197,6 +197,7 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], tit
     font = min(10., 60 * size / len(names) * 0.75)      # points, so that names do not overlap
     ticks = range(len(names)) if font >= _SMALLEST else ()
     labels = [_short(name) for name in names]
+    labels = labels if len({*labels}) == len({*names}) else [_short(name, 60) for name in names]
     beside = max(len(labels[i]) for i in ticks) * font / 110 if ticks else 0.   # inches that names take
     figure, ((axes,),) = new_figure(1, 1, (size + beside + 1.8, size + beside + 0.8), title)
     image = axes.imshow(shares, cmap='Blues', norm=PowerNorm(0.5, 0, 100), interpolation='nearest')
@@ -237,7 +238,8 @@ def plot_mistakes(logits: Tensor, labels: Tensor, split: Split, names: Sequence[
 
 
 def _short(name: str, most: int = 20, end: bool = False) -> str:
-    """Return the first characters of a name, or its last."""
+    """Leave out the middle of a long name, or (`end`) all but its end."""
     if len(name) <= most:
         return name
-    return f'\u2026{name[1 - most:]}' if end else f'{name[:most - 1]}\u2026'
+    first = 0 if end else most // 2
+    return f'{name[:first]}\u2026{name[first + 1 - most:]}'

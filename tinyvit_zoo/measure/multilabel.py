@@ -1,6 +1,6 @@
 """Figures where an image may have several labels: each class is a yes or no, at a probability of 0.5."""
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class MultiLabelFigures:
     auroc: float | None
     average_precision: float | None
     calibration_error: float                    # of all answers
-    classes: list[LabelFigures]
+    classes: list[LabelFigures] = field(repr=False)
     intervals: dict[str, tuple[float, float]]   # 95 % by bootstrap, where asked for
     temperature: float | None = None            # of the weights, and the calibration error of the scaled outputs
     calibrated_error: float | None = None

@@ -45,7 +45,7 @@ class Supervised(Task):
         self.average = copy.deepcopy(self.network).eval() if self.recipe.ema else None
         self.several = bool(self.cfg.get('multi_label'))
         self.best: dict[str, Any] = {'top1': -1.}      # or the AUROC
-        self.steps, self.asymmetric = 0, AsymmetricLossMultiLabel()
+        self.steps, self.asymmetric = 0, AsymmetricLossMultiLabel(reduction='mean')
         self.class_weights: Tensor | None = None
         recipe, world = self.recipe, self.world
         self.teacher = Teacher(recipe.teacher, self.cfg, world.device, self.dtype) if recipe.teacher else None
@@ -124,7 +124,7 @@ class Supervised(Task):
         logits = forward(x).float()
         if self.several:
             if self.recipe.multi_label_loss == 'asymmetric':
-                return self.asymmetric(logits, target) / target.numel()     # timm's is a sum
+                return self.asymmetric(logits, target)
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.class_weights)
         loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smoothing)
         if teacher:
@@ -206,11 +206,16 @@ class Supervised(Task):
         parts = [f'{name} {len(split)}' for name, split in (
             ('training', source.train), ('validation', source.val), ('test', source.test)) if split is not None]
         beginning = f'from {self.recipe.from_weights}' if self.recipe.from_weights else 'from scratch'
+        several = ''
+        if self.several:
+            one = ' (all training images have one: give one class per image if they exclude each other)'
+            several = f' with any number of labels{one * bool((source.train.labels.sum(1) == 1).all())}'
         return (f'{sum(p.numel() for p in self.network.parameters()):,} parameters, {beginning}; '
-                f'{source.name}, images: {", ".join(parts)}')
+                f'{source.name}, images{several}: {", ".join(parts)}')
 
     def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
-        lines = [f'{name} accuracy: {split.get("top1", split.get("accuracy")):.2f} % of {split["images"]} images'
+        over = ' over images and classes' if self.several else ''
+        lines = [f'{name} accuracy{over}: {split.get("top1", split.get("accuracy")):.2f} % of {split["images"]} images'
                  + (f', AUROC {split["auroc"]:.4f}' if self.several and 'auroc' in split else '')
                  for name, split in figures.items()]
         scaled = [f'{split["calibration_error"]:.4f} to {split["calibrated_error"]:.4f} ({name} images)'

@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 
 from ..data.datasets import DATASETS
-from ..data.objects import title_of
+from ..data.objects import is_object, title_of
 from ..data.sources import Source
 from ..errors import ZooError
 from ..methods import METHODS
@@ -75,7 +75,7 @@ def call_text(name: str, recipe: BaseRecipe, data: Any, keywords: Mapping[str, A
     if 'from_weights' not in keywords and start not in ('', known.from_weights if known else name):
         keywords = {'start': start, **keywords}
     rest = ''.join(f', {key}={value!r}' for key, value in keywords.items() if key != 'resume')
-    return f'tinyvit_zoo.{verb}({model}, data={title_of(data)!r}{rest})'
+    return f'tinyvit_zoo.{verb}({model}, data={"..." if is_object(data) else repr(title_of(data))}{rest})'
 
 
 _COLOURS = ('auto_augment', 'color_jitter')

@@ -207,18 +207,21 @@ class Run:
         if figure is None:
             return
         rows, (left, right) = self.rows, axes[0]
+        colours = {'val': 'C1', 'test': 'C2'}   # in both panels
         left.plot([r['epoch'] for r in rows], [r['train_loss'] for r in rows], label='training')
         for key in dict.fromkeys(key for r in rows for key in r):
             points = [(r['epoch'], r[key]) for r in rows if key in r]
             panel = left if key.endswith('_loss') else right if key.endswith(('_top1', '_accuracy')) else None
             if panel and key != 'train_loss':
-                panel.plot(*zip(*points, strict=True), marker='.', label=key.rpartition('_')[0])
+                name = key.rpartition('_')[0]
+                panel.plot(*zip(*points, strict=True), marker='.', label=name, color=colours.get(name))
         left.set(xlabel='epoch', ylabel='loss')
         several = any(key.endswith('_accuracy') for row in rows for key in row)
         right.set(xlabel='epoch', ylabel='accuracy, %' if several else 'top-1, %')
         for panel in (left, right):
             panel.grid(alpha=0.3)
             panel.legend()
+            panel.xaxis.get_major_locator().set_params(integer=True)
         write_picture(figure, self.folder / 'curves.png', dpi=110)
 
     def draw_images(self, step: int, rows: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> None:
