@@ -274,7 +274,7 @@ class Encoder:
 @_checked
 def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', output: str | Path | None = None,
              device: str = 'auto', **keywords: Any) -> Encoder:
-    """Pre-train an encoder without labels; the arguments are those of `train`.
+    """Pre-train an encoder without labels, which the images need not have; the arguments are those of `train`.
 
     `method`: 'mae_small', 'self_distill', ... with `model`, the encoder; or a recipe, or the name of one.
     """

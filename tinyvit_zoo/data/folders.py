@@ -17,12 +17,16 @@ _TEST_SHARE = 0.2   # of a folder that has no split of its own
 _TEST_SEED = 0      # never the run's: another seed must not train on these test images
 
 
-def open_folder(root: Path, training: bool = True, whole: bool = False) -> Parts:
+def open_folder(root: Path, training: bool = True, whole: bool = False, labels: bool = True) -> Parts:
     """Open `train`, `val` and `test` with class folders inside, or class folders alone, holding a fifth out.
 
-    Not `training`: any of the splits, and classes, will do. `whole`: class folders alone are all for testing.
+    Not `training`: any of the splits, and classes, will do. `whole`: class folders alone are all for testing. Not
+    `labels`: all images of a folder, or of its `train`, that has not two classes are one, and for training.
     """
     with Finder(root) as finder:
+        inner = root / 'train' if (root / 'train').is_dir() else root
+        if not labels and len(finder.folders(inner)) < 2 and (paths := finder.images(inner)):
+            return Parts(Split(FileImages(inner, paths), torch.zeros(len(paths), dtype=torch.int64)), None, None, ('',))
         return _open_parts(root, finder, training, whole)
 
 

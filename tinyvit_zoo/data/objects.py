@@ -153,6 +153,38 @@ def title_of(data: Any) -> str:
     return data if isinstance(data, str) else 'an array' if isinstance(data, (tuple, list)) else type(data).__name__
 
 
+class _Alone:
+    """A Dataset of images alone, with a label 0 for each."""
+
+    def __init__(self, images: Any) -> None:
+        self._images, self.targets = images, [0] * len(images)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        item = self._images[i]
+        return item[0] if isinstance(item, (tuple, list)) else item, 0
+
+
+def with_labels(data: Any) -> Any:
+    """Return images that have no labels with a label 0 for each; other data as they are."""
+    if type(data) is dict and data.keys() == {'train'}:
+        return {'train': with_labels(data['train'])}
+    if isinstance(data, (tuple, list)) and len(data) == 2 and data[1] is None:
+        data = data[0]
+    elif isinstance(data, (tuple, list)):
+        if not data or not all(isinstance(each, (str, Path, Image.Image)) for each in data):
+            return data
+    elif not hasattr(data, 'ndim'):
+        item: Any = {}
+        with suppress(Exception):   # it is named later
+            item = data[0]
+        alone = len(item) == 1 if isinstance(item, (tuple, list)) else not isinstance(item, Mapping)
+        return _Alone(data) if alone else data
+    return data, [0] * len(data)
+
+
 def open_split(data: Any, name: str, names: Sequence[str] = (), known: Sequence[str] = (),
                ) -> tuple[Split, tuple[str, ...]]:
     """Return the split of arrays or a torch Dataset, and the names of its classes, () where it has none.

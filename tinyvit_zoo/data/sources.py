@@ -21,7 +21,7 @@ from .files import read_npz
 from .folders import open_folder
 from .hub import hub_parts, is_hub, open_hub
 from .images import ArrayImages, EncodedImages, FileImages, check_cached, decode, deep, with_depth
-from .objects import SPLITS, as_hot, is_object, names_of, open_split, title_of
+from .objects import SPLITS, as_hot, is_object, names_of, open_split, title_of, with_labels
 from .splits import Parts, Split, draw, generator, nested, numbers_of
 from .tables import medmnist_file, open_csv
 
@@ -56,7 +56,7 @@ def syntax() -> dict[str, str]:
 
 
 def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., fraction: float = 1.,
-                seed: int = 0, training: bool = True, whole: bool = False) -> Source:
+                seed: int = 0, training: bool = True, whole: bool = False, labels: bool = True) -> Source:
     """Open the images of `spec`, without decoding them.
 
     Args:
@@ -69,12 +69,14 @@ def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., 
         seed: of these two draws. A published or fixed test set does not depend on it.
         training: require training images of every class.
         whole: take class folders or a table without splits for testing, all of them; else a fifth.
+        labels: not, for pre-training: images without labels will do, and are one class.
     """
     if not 0 <= val_fraction < 1 or not 0 < fraction <= 1:
         raise ZooError(f'val_fraction is {val_fraction:g}, expected 0 to below 1; fraction {fraction:g}, above 0 to 1.')
     if isinstance(spec, Path):
         spec = f'{spec.suffix[1:] if spec.suffix in (".npz", ".csv") else "folder"}:{spec}'
-    source = _open_objects(spec, training) if is_object(spec) else _open(spec, download, training, whole)
+    source = _open_objects(spec if labels else with_labels(spec), training and labels) if is_object(spec) else _open(
+        spec, download, training, whole, labels)
     if val_fraction and source.val is None:
         mask = draw(source.train.labels, round(val_fraction * len(source.train)), seed, _VAL)
         if not mask.any():
@@ -87,7 +89,7 @@ def open_source(spec: Any, *, download: bool = False, val_fraction: float = 0., 
     return source
 
 
-def _open(spec: str, download: bool, training: bool, whole: bool) -> Source:
+def _open(spec: str, download: bool, training: bool, whole: bool, labels: bool) -> Source:
     name, _, place = spec.partition(':')
     known = syntax()
     if name not in known:
@@ -116,9 +118,9 @@ def _open(spec: str, download: bool, training: bool, whole: bool) -> Source:
     title, parts = (
         (place, open_hub(place, training)) if name == 'hf' else
         (path.stem, open_csv(place, training, whole)) if name == 'csv' else
-        (path.resolve().name, open_folder(path, training, whole)) if name == 'folder' else
-        (path.stem, _open_npz(path, training)))
-    return _source(title, parts, training=training)
+        (path.resolve().name, open_folder(path, training, whole, labels)) if name == 'folder' else
+        (path.stem, _open_npz(path, training, labels)))
+    return _source(title, parts, training=training and labels)
 
 
 def _open_objects(data: Any, training: bool) -> Source:
@@ -192,11 +194,16 @@ def open_digits(_: str) -> Parts:
     return Parts(everything.select(~held), None, everything.select(held))
 
 
-def _open_npz(path: Path, training: bool) -> Parts:
-    """Open MedMNIST's layout: `train_images`, `train_labels`, and the same for `val` and `test` where there are any."""
+def _open_npz(path: Path, training: bool, labels: bool = True) -> Parts:
+    """Open MedMNIST's layout: `train_images`, `train_labels`, and the same for `val` and `test` where there are any.
+
+    Not `labels`: training images may have none.
+    """
     if not path.is_file():
         raise ZooError(f'There is no file {path}: give an .npz file with train_images and train_labels.')
     arrays = read_npz(path, lambda name: name.partition('_')[0] in ('train', 'val', 'test'))
+    if not labels and 'train_images' in arrays:
+        arrays.setdefault('train_labels', np.zeros(arrays['train_images'].shape[:1], np.int64))
     train, val, test = (_npz_split(path, name, arrays) for name in ('train', 'val', 'test'))
     some = train or (None if training else test or val)
     if some is None:

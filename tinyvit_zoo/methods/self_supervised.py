@@ -114,13 +114,15 @@ class SelfSupervised(Task):
 
     def begin(self) -> None:
         before = self.figures['untrained'] = self.figures['last'] = self.look()
-        self.say(f'before training: k-NN top-1 {before["knn_top1"]:.2f} %, spread {before["spread"]:.3f}')
+        knn_top1 = f'k-NN top-1 {before["knn_top1"]:.2f} %, ' if 'knn_top1' in before else ''
+        self.say(f'before training: {knn_top1}spread {before["spread"]:.3f}')
 
     def look(self) -> dict[str, float]:
-        """Return k-NN accuracy and spread of the encoder's features."""
+        """Return k-NN accuracy, where there are labels, and spread of the encoder's features."""
         bank, features = (extract(self.network.kept(), batches, self.world, self.dtype)
                           for batches in (self.bank, self.queries))
-        return {'knn_top1': knn(*bank, *features, num_classes=self.classes), 'spread': spread(features[0])}
+        accuracy = {'knn_top1': knn(*bank, *features, num_classes=self.classes)} if self.classes > 1 else {}
+        return {**accuracy, 'spread': spread(features[0])}
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         if not self.due(epoch):
@@ -153,15 +155,20 @@ class SelfSupervised(Task):
                 f'{len(source.train)} images, without labels')
 
     def summary(self, folder: Path, figures: Mapping[str, Any]) -> list[str]:
-        last, before = (self.figures[key]['knn_top1'] for key in ('last', 'untrained'))
-        return [f'The encoder and its card are in {folder}: `tinyvit-zoo train --from {folder} --data ...` fine-tunes '
-                f'it.', f'k-NN accuracy: {last:.2f} % (untrained {before:.2f} %)']
+        last, before = (self.figures[key] for key in ('last', 'untrained'))
+        lines = [f'The encoder and its card are in {folder}: `tinyvit-zoo train --from {folder} --data ...` fine-tunes '
+                 f'it.', f'spread of the features: {last["spread"]:.3f} (untrained {before["spread"]:.3f})']
+        if 'knn_top1' in last:
+            lines[1] = f'k-NN accuracy: {last["knn_top1"]:.2f} % (untrained {before["knn_top1"]:.2f} %)'
+        return lines
 
     def card(self, figures: Mapping[str, Any]) -> dict[str, str]:
-        rows = ''.join(f'| {name} | {self.figures[key]["knn_top1"]:.2f} | {self.figures[key]["spread"]:.2f} |\n'
+        shown = {'knn_top1': 'k-NN top-1, %', 'spread': 'spread of the features'}
+        shown = {key: title for key, title in shown.items() if key in self.figures['last']}
+        rows = ''.join(f'| {name} | {" | ".join(f"{self.figures[key][figure]:.2f}" for figure in shown)} |\n'
                        for name, key in (('random weights', 'untrained'), ('these', 'last')))
         return {'note': f' An encoder without classifier, pre-trained by {self.recipe.method} without labels.',
-                'table': f'| encoder | k-NN top-1, % | spread of the features |\n|---|---|---|\n{rows}',
+                'table': f'| encoder | {" | ".join(shown.values())} |\n|---{"|---" * len(shown)}|\n{rows}',
                 'use': '`tinyvit-zoo train --from DIR --data SOURCE` fine-tunes it. ', 'classes': ''}
 
     def state_dict(self) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
     fraction = VAL_FRACTION * best if options.val_fraction is None else options.val_fraction
     with world.first_alone():
         source = open_source(options.data, download=options.download, val_fraction=fraction, fraction=options.fraction,
-                             seed=recipe.seed)
+                             seed=recipe.seed, labels=isinstance(recipe, Recipe))
     _check_output(options, source)
     if source.val_fraction and options.val_fraction is None and world.first:
         show(f'{fraction:.0%} of the training images are held out to choose the best weights: val_fraction sets the '
@@ -227,8 +227,8 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
     TASKS[type(recipe)].check_images(recipe, source)
     if isinstance(recipe, Pretraining) and not (source.val or source.test):
         if not draw(source.train.labels, len(source.train) // 5, 0).any():
-            raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold out a fifth for the k-NN '
-                           f'accuracy: give more, or test images too.')
+            raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold out a fifth to watch '
+                           f'the features: give more, or test images too.')
     return source
 
 
