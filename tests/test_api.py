@@ -311,6 +311,10 @@ def test_pretrain_then_train(tmp_path: Path) -> None:
     assert f"train('', data=..., start='{encoder.folder}', epochs=1" in (tmp_path / 'b' / 'card.md').read_text()
     with pytest.raises(ZooError, match='model is missing'):
         zoo.pretrain('mae_small', DATA)
+    with pytest.raises(ZooError, match='is an encoder without classes'):
+        zoo.load(encoder.folder).evaluate(DATA['test'])
+    with pytest.raises(ZooError, match='is not a run directory'):
+        zoo.train('ssl_vit', DATA, start=tmp_path, output=tmp_path / 'c')
 
 
 @pytest.mark.parametrize('recipe, data, keywords, call', [

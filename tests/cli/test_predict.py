@@ -1,6 +1,7 @@
 """`tinyvit-zoo predict` gives what timm's transform and the model give, for every kind of image."""
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -99,6 +100,18 @@ def test_the_most_probable_come_first_and_there_are_k(run: Run, weights: Path, p
         assert probabilities == sorted(probabilities, reverse=True)
         assert three[image] == found[:3]
     assert len({found[0]['index'] for found in every.values()}) > 2  # or mixed-up images would not show
+
+
+def test_csv_has_a_row_for_each_class(run: Run, weights: Path, photos: Path) -> None:
+    every = predictions(run, MODEL, photos, '--weights', weights, '--topk', 2)
+    rows = [*csv.DictReader(run('predict', MODEL, photos, '--weights', weights, '--topk', 2, '--csv').splitlines())]
+    assert [(row['image'], row['class'], float(row['probability'])) for row in rows] == [
+        (image, found['label'], found['probability']) for image, two in every.items() for found in two]
+
+
+def test_what_is_no_file_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['predict', 'runs/nope', 'a.png']) == 2
+    assert 'There is no file or run directory runs/nope' in capsys.readouterr().err
 
 
 def test_the_batch_size_changes_nothing(run: Run, weights: Path, photos: Path) -> None:

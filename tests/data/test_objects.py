@@ -53,6 +53,9 @@ def test_lists_of_images_and_of_paths(tmp_path: Path) -> None:
     assert np.array_equal(open_source((palettes, LABELS)).train.read(3), palettes[3].convert('RGB'))
     with pytest.raises(ZooError, match='6 train images but 5 labels'):
         open_source((images, LABELS[:5]))
+    several = [COLOUR[0], COLOUR[1, :4], torch.from_numpy(COLOUR[2])]
+    split = open_source((several, [0, 1, 1])).train
+    assert [split.read(i).size for i in range(3)] == [(7, 5), (7, 4), (7, 5)]
 
 
 def test_grey_and_one_channel() -> None:

@@ -54,6 +54,9 @@ def test_a_masked_autoencoder_gives_its_encoder_and_nothing_is_made_up(tmp_path:
     encoder = {f'encoder.{name}': tensor for name, tensor in filled((36, 36), 0).items()}
     decoder = {'mask_token': torch.zeros(1, 1, 96), 'decoder_pred.bias': torch.zeros(27)}
     torch.save({**encoder, **decoder}, tmp_path / 'w.pth')
+    for empty in (dict(state_dict={}), dict(state_dict=5), dict(file=''), dict(url={})):
+        with pytest.raises(ZooError, match=f'{next(iter(empty))} is .*: expected weights'):
+            timm.create_model('mae_vit_c10', pretrained=True, pretrained_cfg_overlay=empty)
     overlay = dict(file=str(tmp_path / 'w.pth'), num_classes=0)
     model = timm.create_model('mae_vit_c10', pretrained=True, pretrained_cfg_overlay=overlay)
     torch.testing.assert_close(model.norm.weight.data.double(), encoder['encoder.norm.weight'], rtol=0, atol=1e-6)

@@ -34,6 +34,8 @@ def test_tensorboard(tmp_path: Path) -> None:
     track('tensorboard', tmp_path / 'run')
     events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
     assert [(event.step, event.value) for event in events.Scalars('train_loss')] == STEPS
+    text = events.Tensors(events.Tags()['tensors'][0])[0].tensor_proto.string_val[0].decode()
+    assert 'model = cct_2_3x2' in text
 
 
 @pytest.mark.parametrize('given', [True, False])

@@ -577,6 +577,9 @@ def test_tensorboard_events_where_asked(data: str, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(tmp_path / 'run' / 'tensorboard')).Reload()
     assert [event.step for event in events.Scalars('train_loss')] == [6, 12]
+    figures = json.loads((tmp_path / 'run' / 'result.json').read_text())['figures']['test']
+    for name in ('top1', 'f1', 'loss'):
+        assert events.Scalars(f'final_test_{name}')[0].value == pytest.approx(figures[name], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -71,8 +71,8 @@ def add_formats(parser: argparse.ArgumentParser, json_help: str) -> None:
 # -- trainings ---------------------------------------------------------------------------------------------------------
 def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None:
     """Add the options of the machine, and one for every field of the recipe."""
-    parser.add_argument('--data', metavar='SOURCE', help='cifar10:DIR, npz:FILE, folder:DIR, digits, ... '
-                                                         '(default: digits, for recipes on digits)')
+    parser.add_argument('--data', metavar='SOURCE', help='folder:DIR, csv:FILE, npz:FILE, hf:NAME, medmnist:NAME, '
+                        'cifar10:DIR, digits, ... (default: digits, for recipes on digits)')
     parser.add_argument('--output', type=Path, metavar='DIR', help='run directory (default: runs/RECIPE)')
     parser.add_argument('--resume', action='store_true', help='continue the run in --output')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')

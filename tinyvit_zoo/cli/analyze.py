@@ -50,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         kind.add_argument('--format', default='png', choices=['png', 'pdf', 'svg'], help='default: png')
         add_device(kind)
         if images:
-            kind.add_argument('--data', metavar='SOURCE', help='digits, npz:FILE, folder:DIR, cifar10:DIR, ...')
+            kind.add_argument('--data', metavar='SOURCE', help='folder:DIR, csv:FILE, npz:FILE, hf:NAME, digits, ...')
             kind.add_argument('--split', default='test', choices=['train', 'val', 'test'],
                               help='split of SOURCE (default: test)')
             kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE',

@@ -46,8 +46,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--all', action='store_true', help='instead, compare all weights for the given data with the '
                         'catalogue; exit with code 1 if a figure differs')
     parser.add_argument(
-        '--data', metavar='[KEY=]SOURCE', action='append', required=True, help='digits, cifar10:DIR, npz:FILE, '
-        'folder:DIR, ...; KEY (c10, c100, ...) names the data set of a file; may be repeated with --all')
+        '--data', metavar='[KEY=]SOURCE', action='append', required=True, help='folder:DIR, csv:FILE, npz:FILE, '
+        'hf:NAME, medmnist:NAME, cifar10:DIR, digits, ...; '
+        'KEY (c10, c100, ...) names the data set of a file; may be repeated with --all')
     parser.add_argument('--split', default='test', choices=['test', 'val', 'train', 'all'], help='default: test, which '
                         'is a fifth of class folders without splits; all: all of their images, if no weights saw them')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')

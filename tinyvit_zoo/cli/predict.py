@@ -9,7 +9,7 @@ from ..errors import ZooError
 from ..measure.accuracy import ViewAverage
 from ..measure.prediction import classify, image_files, load_classifier, problem_of
 from ..models import with_tag
-from ..runtime.text import table
+from ..runtime.text import as_csv, table
 from ..runtime.world import choose_device
 from ._options import Incomplete, positive
 
@@ -18,7 +18,7 @@ SUMMARY = 'classify images'
 EXAMPLES = '''
 tinyvit-zoo predict cct_7_3x1 cat.png
 tinyvit-zoo predict runs/mine photos/
-tinyvit-zoo predict cct_7_3x1.shi_c100_300e photos/ --topk 3 --json
+tinyvit-zoo predict cct_7_3x1.shi_c100_300e photos/ --topk 1 --csv > classes.csv
 tinyvit-zoo predict cct_2_3x2 photos/ --weights trained.safetensors --device cuda
 '''
 
@@ -38,7 +38,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         '--weights', type=Path, metavar='FILE',
         help='load this .safetensors, .pth or .zip file; size, normalization and classes come from its metadata, '
              'else from NAME.TAG')
-    parser.add_argument('--json', action='store_true', help='print JSON, with more fields')
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument('--csv', action='store_true', help='print CSV: image, class, probability')
+    shape.add_argument('--json', action='store_true', help='print JSON, with more fields')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -52,7 +54,9 @@ def run(args: argparse.Namespace) -> str:
     model = ViewAverage(model, args.tta) if args.tta else model
     results = list(zip(paths, classify(model, labels, paths, args.topk, args.batch_size, readout), strict=True))
     text, failed = _text(results), [(path, found) for path, found in results if isinstance(found, str)]
-    if args.json:
+    if args.csv:
+        text = as_csv(_rows(results) or [dict.fromkeys(('image', 'class', 'probability'), '')])
+    elif args.json:
         images = [{'image': str(path), 'error' if isinstance(found, str) else 'predictions': found}
                   for path, found in results]
         weights = args.weights and str(args.weights)
@@ -63,11 +67,19 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _text(results: Sequence[tuple[Path, Any]]) -> str:
+    rows, shown = [('image', 'probability', 'class')], ''
+    for row in _rows(results):
+        share = '-' if row['probability'] is None else f'{100 * row["probability"]:.2f} %'
+        rows.append(('' if row['image'] == shown else row['image'], share, row['class']))
+        shown = row['image']
+    return table(rows, left=(0, 2))
+
+
+def _rows(results: Sequence[tuple[Path, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each class of each image that could be read."""
     none = {'probability': None, 'label': 'none above 50 %'}
-    rows = [(str(path) if i == 0 else '', '-' if guess is none else f'{100 * guess["probability"]:.2f} %',
-             guess['label'])
-            for path, guesses in results if not isinstance(guesses, str) for i, guess in enumerate(guesses or [none])]
-    return table([('image', 'probability', 'class'), *rows], left=(0, 2))
+    return [{'image': str(path), 'class': guess['label'], 'probability': guess['probability']}
+            for path, guesses in results if not isinstance(guesses, str) for guess in guesses or [none]]
 
 
 def _problem(failed: Sequence[tuple[Path, str]], count: int = 0) -> str:

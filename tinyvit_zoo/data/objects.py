@@ -225,6 +225,8 @@ def _images(values: Any, name: str) -> Images:
     if isinstance(values, (list, tuple)) and values:
         if all(isinstance(each, Image.Image) for each in values):
             return DatasetImages([(each, 0) for each in values], name)
+        if len({tuple(getattr(each, 'shape', ())) for each in values}) > 1:    # arrays of several sizes
+            return DatasetImages([(each, 0) for each in values], name)
         if all(isinstance(each, (str, Path)) for each in values):
             return FileImages(Path(), [str(each) for each in values])
     return ArrayImages(as_pixels(values, f'The {name} images'), name)

@@ -207,6 +207,8 @@ def open_evaluated(data: Any, split: str, classes: Sequence[str], title: str, **
     if not is_object(data) or hasattr(data, 'keys') or is_hub(data):
         source = open_bench_source(data, '' if options else split, **options)
         return source, known or next(name for name in reversed(SPLITS) if getattr(source, name))
+    if not classes:
+        raise ZooError(f'{title} is an encoder without classes: train a classifier from it.')
     images, _ = open_split(data, known or 'test', classes, () if are_numbers(classes) else classes)
     count = images.labels.shape[1] if images.multi_label else int(images.labels.max()) + 1
     if count > len(classes) or (images.multi_label and count < len(classes)):

@@ -49,7 +49,8 @@ class Figures:
     """Figures in percent; `auroc`, `average_precision` and `calibration_error` from 0 to 1. None if undefined.
 
     Means over classes (`balanced_accuracy`, `f1`, `auroc`, `average_precision`) leave out those without images; `f1`
-    counts one of these that is predicted as 0.
+    counts one of these that is predicted as 0. All but `calibrated_error` are of the outputs as they are, without the
+    temperature of the weights, by which the loss, AUROC and AP of the probabilities of `predict` differ a little.
     """
     images: int
     top1: float

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..runtime.text import track
+
 
 class Ranking:
     """Probabilities and membership [N, C]; each figure is of images counted `weights` times, as a bootstrap needs."""
@@ -55,7 +57,7 @@ class Ranking:
         if not bootstrap:
             return {}
         draw, count, values = np.random.default_rng(seed), len(self.probabilities), []
-        for _ in range(bootstrap):
+        for _ in track(range(bootstrap), 'resampling', 'resample', lines=False):
             weights = np.bincount(draw.integers(count, size=count), minlength=count).astype(float)
             values.append([getattr(self, name)(weights) for name in names])
         known = {key: column[~np.isnan(column)] for key, column in zip(names, np.array(values).T, strict=True)}

@@ -119,6 +119,10 @@ def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], 
                  ) -> Path | None:
     """Raise ZooError for impossible values in a cfg of the caller's, or of a config.json; return that if unsealed."""
     given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
+    for key in _SOURCES:
+        value, mapping = overlay.get(key), key == 'state_dict'
+        if value is not None and (not value or isinstance(value, Mapping) != mapping):
+            raise ZooError(f'In the pretrained cfg of {variant}, {key} is {shown(value)}: expected weights.')
     try:
         path = hub_config(given, cache_dir)
         sealed = path is None or check_config(path)

@@ -127,6 +127,9 @@ class Run:
         """Draw the curves, and write result.json: the training is over and its weights are on the disk."""
         if any(key.endswith(_FIGURES) for row in self.rows for key in row):
             self.draw()
+        numbers = {f'final_{split}_{key}': value for split, figures in result.get('figures', {}).items()
+                   for key, value in figures.items() if isinstance(value, (int, float))}
+        self._track(lambda tracker: tracker.log(numbers, self.rows[-1]['step']))
         write_document(self.folder / _RESULT, result)
 
     def finished(self) -> dict[str, Any] | None:

@@ -28,12 +28,13 @@ class _TensorBoard:
     """Event files in DIR/tensorboard."""
 
     def __init__(self, module: Any, folder: Path, settings: Mapping[str, Any], key: str) -> None:
-        self.make, self.folder = module.SummaryWriter, folder / 'tensorboard'
+        self.make, self.folder, self.settings = module.SummaryWriter, folder / 'tensorboard', settings
         self.writer: Any = None
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         if self.writer is None:     # what a resumed run does again counts once
             self.writer = self.make(str(self.folder), purge_step=step)
+            self.writer.add_text('recipe', '\n'.join(f'    {key} = {value}' for key, value in self.settings.items()))
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()

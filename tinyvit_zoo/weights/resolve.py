@@ -209,6 +209,7 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
         recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
         name = name or recipe['name'].partition('.')[0]
         if not file.is_file():
+            read_recipe(path)       # says what is no run
             raise ZooError(f'{path} is an unfinished run (no {file.name}): resume it (--resume, resume=True).')
     elif path.is_file():
         name, file = name or read_metadata(path).get('recipe', '').partition('.')[0], path
