@@ -258,6 +258,7 @@ def test_export(run: zoo.Classifier, tmp_path: Path) -> None:
     report = run.export(tmp_path / 'a.pt2')
     assert report['label_names'] == list(run.classes) and report['largest_difference'] < 1e-4
     assert report['output'] == 'logits' and report['probabilities'] == 'softmax(logits)'
+    assert report['temperature'] is None and report['multi_label'] is False
     assert json.loads((tmp_path / 'a.pt2.json').read_text())['sha256'] == report['sha256']
     for data in (DATA, DATA['test'], Pairs(run.classes)):       # as `evaluate` takes them
         measured = run.export(tmp_path / 'a.pt2', data=data)['measured']

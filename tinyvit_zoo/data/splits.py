@@ -107,6 +107,8 @@ class Parts(NamedTuple):
         labels, count = self.train.labels, len(self.class_names)
         numbers = labels.any(0).nonzero()[:, 0] if self.train.multi_label else labels.unique()
         seen = {*numbers.tolist()} & {*range(count)}
+        if not count and self.train.multi_label:
+            raise ZooError(f'{title} has no label, and so no classes: give a column of 0 and 1 for each class.')
         if not count or (complete and (len(seen) < count or count < 2)):
             lacking = printable(', '.join([name[:40] for i, name in enumerate(self.class_names) if i not in seen][:3]))
             raise ZooError(f'{title} has training images of {len(seen)} out of {count} classes'

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _preprocessing(loaded: Loaded) -> dict[str, Any]:
     return {
         'model': loaded.title, 'made_by': f'tinyvit_zoo {__version__}', 'input': 'images',
         'output': output_of(loaded.model),
-        'probabilities': loaded.readout.formula if loaded.model.num_classes else None,
+        'probabilities': loaded.readout.formula if loaded.model.num_classes else None, **asdict(loaded.readout),
         'layout': 'float32 [batch, channels, height, width]' + ', RGB' * (cfg['input_size'][0] == 3),
         'steps': 'resize (the shorter side to height / crop_pct), crop the middle, divide by 255 (16 bits: by 65535), '
                  'subtract mean, divide by std',
