@@ -183,7 +183,8 @@ def test_hugging_face_datasets() -> None:
     ((torch.from_numpy(COLOUR).to_sparse(), LABELS), 'sparse or nested: use to_dense'),
     ((COLOUR, [torch.tensor(1), 0, 1, 0, 1, 0.5]), 'labels are'), ((COLOUR, np.array(None)), 'labels are'),
     ((COLOUR, torch.zeros(6, device='meta')), 'not numbers'),
-    ((COLOUR, [['a', 'b'], ['c'], ['a'], ['b'], ['c'], 'a']), 'not numbers'), ((COLOUR, [[]] * 6), 'no label, and so no classes'),
+    ((COLOUR, [['a', 'b'], ['c'], ['a'], ['b'], ['c'], 'a']), 'not numbers'),
+    ((COLOUR, [[]] * 6), 'no label, and so no classes'),
     ({'train': (COLOUR, [['a'], ['b']] * 3), 'test': (COLOUR, [['a'], ['d']] * 3)}, "have the class 'd': expected 'a'"),
     (torch.utils.data.TensorDataset(torch.zeros(0, 3), torch.zeros(0)), 'are empty')])
 def test_what_cannot_be_data_is_one_line(data: Any, message: str) -> None:
