@@ -120,3 +120,11 @@ def test_nothing_is_appended_to_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / 'log')
     with pytest.raises(ZooError, match='no regular file'):
         append(tmp_path / 'log', 'a line')
+
+
+def test_files_that_belong_together_keep_that_in_their_names(tmp_path: Path) -> None:
+    """OpenVINO writes the weights beside, by the name of the other file."""
+    with written_whole(tmp_path / 'a.xml') as first, written_whole(tmp_path / 'a.bin') as second:
+        for path in (first, second):
+            path.touch()
+        assert first.with_suffix('.bin') == second

@@ -1,12 +1,12 @@
 """Write files whole or not at all; draw pictures with matplotlib, without touching the state of pyplot."""
 import errno
 import glob
-import itertools
 import logging
 import os
 import platform
 import shutil
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,8 +16,7 @@ from typing import Any
 from ..errors import ZooError
 
 PARTIAL = '.partial-'    # begins the name of a file that is being written
-_PARTIAL_HERE, _ASIDE = f'{PARTIAL}{platform.node()}-', '~'     # then process, number, name
-_number = itertools.count()
+_PARTIAL_HERE, _ASIDE = f'{PARTIAL}{platform.node()}-', '~'     # then process, thread, name
 _open: set[str] = set()     # names of partial files that threads of this process write
 KINDS = ('.png', '.pdf', '.svg')
 _FONTS = (      # for letters that matplotlib's own has not: of Linux, macOS, and Windows
@@ -32,7 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     A folder is written in the place of a folder. What processes that have been killed left of `path` is removed.
     """
-    partial = path.with_name(f'{_PARTIAL_HERE}{os.getpid()}.{next(_number)}-{path.name}')
+    partial = path.with_name(f'{_PARTIAL_HERE}{os.getpid()}.{threading.get_native_id()}-{path.name}')
     aside = partial.with_name(f'{partial.name}{_ASIDE}')
     _open.add(partial.name)
     try:
