@@ -39,8 +39,8 @@ class Alone(torch.utils.data.Dataset):
     lambda folder: as_folder(folder, 'train/deep/er'), lambda folder: f'folder:{as_folder(folder, "")}',
     lambda folder: np.savez(folder / 'a.npz', train_images=PIXELS) or folder / 'a.npz', lambda _: PIXELS,
     lambda _: torch.from_numpy(PIXELS), lambda _: (PIXELS, None), lambda _: {'train': [*map(Image.fromarray, PIXELS)]},
-    lambda folder: sorted(as_folder(folder, '').iterdir()), lambda _: Alone(),
-    lambda _: torch.utils.data.TensorDataset(torch.from_numpy(PIXELS))], ids=range(12))
+    lambda folder: sorted(as_folder(folder, '').iterdir()), lambda _: Alone(), lambda _: [*PIXELS],
+    lambda _: torch.utils.data.TensorDataset(torch.from_numpy(PIXELS))], ids=range(13))
 def test_images_without_labels_are_the_same_however_given(make: Callable[[Path], Any], tmp_path: Path) -> None:
     source = open_source(make(tmp_path), labels=False)
     assert (len(source.train), source.val, source.test, len(source.class_names)) == (30, None, None, 1)
@@ -51,13 +51,16 @@ def test_labels_are_kept_where_there_are_any(tmp_path: Path) -> None:
     """And what is no image is refused as before."""
     for data in ('digits', (PIXELS, np.arange(30) % 3), [PIXELS, np.arange(30) % 3]):
         assert len(open_source(data, labels=False).class_names) >= 2
-    for wrong in (5, [], [5], {'train': [], 'test': []}, tmp_path / 'nowhere', as_folder(tmp_path, '') / '00.png'):
+    endless = type('Endless', (), {'__getitem__': lambda self, i: PIXELS[i]})()
+    for wrong in (5, [], [5], (None, None), np.array(None), np.float32(3), {'train': None}, endless,
+                  {'train': [], 'test': []}, tmp_path / 'nowhere', as_folder(tmp_path, '') / '00.png'):
         with pytest.raises(ZooError):
             open_source(wrong, labels=False)
     with pytest.raises(ZooError, match='expected a folder for each class'):
         open_source(tmp_path / 'photos')
 
 
+@pytest.mark.filterwarnings('error:No artists')
 @pytest.mark.parametrize('method', ['mae_small', 'self_distill'])
 def test_a_pretraining_without_labels(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The loss and the spread are shown, no accuracy; it is resumed, and fine-tuned with labels."""

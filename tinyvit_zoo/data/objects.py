@@ -174,15 +174,18 @@ def with_labels(data: Any) -> Any:
     if isinstance(data, (tuple, list)) and len(data) == 2 and data[1] is None:
         data = data[0]
     elif isinstance(data, (tuple, list)):
-        if not data or not all(isinstance(each, (str, Path, Image.Image)) for each in data):
+        several = len(data) > 2 and all(     # two are images and labels
+            isinstance(each, (str, Path, Image.Image)) or getattr(each, 'ndim', 0) in (2, 3) for each in data)
+        if not several:
             return data
     elif not hasattr(data, 'ndim'):
         item: Any = {}
         with suppress(Exception):   # it is named later
             item = data[0]
         alone = len(item) == 1 if isinstance(item, (tuple, list)) else not isinstance(item, Mapping)
-        return _Alone(data) if alone else data
-    return data, [0] * len(data)
+        return _Alone(data) if alone and hasattr(data, '__len__') else data
+    countable = data.ndim > 0 if hasattr(data, 'ndim') else hasattr(data, '__len__')
+    return (data, [0] * len(data)) if countable else data
 
 
 def open_split(data: Any, name: str, names: Sequence[str] = (), known: Sequence[str] = (),

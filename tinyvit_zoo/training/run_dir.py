@@ -206,22 +206,24 @@ class Run:
     def draw(self) -> None:
         """Draw curves.png: loss and accuracy over the epochs."""
         self.drawn = time.monotonic()
-        figure, axes = self.figure(1, 2, (10, 3.6))
+        rows, keys = self.rows, list(dict.fromkeys(key for row in self.rows for key in row))
+        panels = 1 + any(key.endswith(('_top1', '_accuracy')) for key in keys)
+        figure, axes = self.figure(1, panels, (5 * panels, 3.6))
         if figure is None:
             return
-        rows, (left, right) = self.rows, axes[0]
+        left, right = axes[0, 0], axes[0, -1]
         colours = {'val': 'C1', 'test': 'C2'}   # in both panels
         left.plot([r['epoch'] for r in rows], [r['train_loss'] for r in rows], label='training')
-        for key in dict.fromkeys(key for r in rows for key in r):
+        for key in keys:
             points = [(r['epoch'], r[key]) for r in rows if key in r]
             panel = left if key.endswith('_loss') else right if key.endswith(('_top1', '_accuracy')) else None
             if panel and key != 'train_loss':
                 name = key.rpartition('_')[0]
                 panel.plot(*zip(*points, strict=True), marker='.', label=name, color=colours.get(name))
-        left.set(xlabel='epoch', ylabel='loss')
-        several = any(key.endswith('_accuracy') for row in rows for key in row)
-        right.set(xlabel='epoch', ylabel='accuracy, %' if several else 'top-1, %')
-        for panel in (left, right):
+        right.set(ylabel='accuracy, %' if any(key.endswith('_accuracy') for key in keys) else 'top-1, %')
+        left.set(ylabel='loss')
+        for panel in axes[0]:
+            panel.set_xlabel('epoch')
             panel.grid(alpha=0.3)
             panel.legend()
             panel.xaxis.get_major_locator().set_params(integer=True)
