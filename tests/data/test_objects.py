@@ -243,6 +243,10 @@ def test_ctrl_c_waits_for_the_image_that_is_read_alone() -> None:
             return COLOUR[0], 0
     images = DatasetImages(Slow(False), 'x')
     read.clear()
-    with pytest.raises(KeyboardInterrupt):
-        decode(images, (5, 7), 3, torch.zeros(640, dtype=torch.int64))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # background processes ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            decode(images, (5, 7), 3, torch.zeros(640, dtype=torch.int64))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(read) < 64
