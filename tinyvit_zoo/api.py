@@ -37,7 +37,7 @@ from .training.loop import Stopped
 from .training.run_dir import read_result
 from .weights.resolve import Loaded, resolve
 
-_WORDS: dict[Any, str] = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'a text'}
+_WORDS: dict[Any, str] = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'text'}
 _LONGEST = 10_000       # characters of a setting
 _LEAST = {'batch_size': 1, 'topk': 1, 'bootstrap': 0}   # and 10 ** 9 at most
 Function = TypeVar('Function', bound=Callable[..., Any])

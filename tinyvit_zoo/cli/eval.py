@@ -30,7 +30,7 @@ tinyvit-zoo eval runs/a --data folder:photos --calibrate
 tinyvit-zoo eval --all --data c10=npz:FILE --data digits
 '''
 _COUNTED = {'train': 'training', 'val': 'validation', 'test': 'test', 'all': 'all'}
-_LINE = 300     # characters, of the order of grades: many classes are none
+_LINE = 300     # most characters of a line that shows the order of the classes
 # titles by option
 _MEASURES = {'knn': 'k-NN', 'probe': 'probe', 'tta': 'views', 'corruptions': 'mCE', 'attack': 'attack'}
 _PICTURES = {'confusion': 'the confusion matrix', 'reliability': 'the accuracy over the predicted probability',

@@ -227,8 +227,8 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
     TASKS[type(recipe)].check_images(recipe, source)
     if isinstance(recipe, Pretraining) and not (source.val or source.test):
         if not draw(source.train.labels, len(source.train) // 5, 0).any():
-            raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold out a fifth to watch '
-                           f'the features: give more, or test images too.')
+            raise ZooError(f'{source.name} has {len(source.train)} images, too few to hold out a fifth to '
+                           f'evaluate the features: give more, or test images too.')
     return source
 
 

@@ -195,7 +195,7 @@ def _piece(response: Any) -> bytes:
 
 class _Timed(http.client.HTTPConnection):
     def getresponse(self) -> http.client.HTTPResponse:
-        """Return the answer; TimeoutError where its head has not come within SECONDS."""
+        """Return the answer; TimeoutError unless its headers arrive within SECONDS."""
         late, sock = threading.Event(), self.sock
 
         def stop() -> None:
@@ -213,7 +213,7 @@ class _Timed(http.client.HTTPConnection):
                 raise
         finally:
             timer.cancel()
-        raise TimeoutError('timed out: the head of the answer is not whole')
+        raise TimeoutError('timed out: the headers did not arrive')
 
 
 class _Connection(_Timed, http.client.HTTPSConnection):
