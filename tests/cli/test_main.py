@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_a_system_error_without_a_file_says_what_to_do(
     monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: ['/nowhere'])
     monkeypatch.setattr(autoload, 'status', tempfile.gettempdir)
     assert "found in ['/nowhere']: set TMPDIR to a folder" in refused('autoload', 'status')
+
+
+def test_a_system_error_of_a_thread_is_not_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library's thread that writes to a full disk; other errors of threads are faults of ours."""
+    printed: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, 'excepthook', lambda args: printed.append(args.exc_type))
+
+    def status() -> str:
+        for error in (OSError(28, 'No space left on device'), ValueError('x')):
+            def fail(error: Exception = error) -> None:
+                raise error
+            thread = threading.Thread(target=fail)
+            thread.start()
+            thread.join()
+        return ''
+    monkeypatch.setattr(autoload, 'status', status)
+    run('autoload', 'status')
+    assert printed == [ValueError]
 
 
 def test_sigterm_removes_what_is_half_written(
