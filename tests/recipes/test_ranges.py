@@ -15,6 +15,7 @@ RECIPE = Recipe(name='cct_2_3x2.x', about='')
     (SHARE, 2, 'x is 2, expected 0 to 1.'), (SHARE, 'a', "x is 'a', expected 0 to 1."),
     (FROM_0, float('nan'), 'x is nan, expected 0 to 1,000,000.'),
     (POSITIVE.of(2), (1, 0), r'x is \(1, 0\), expected 2 numbers, each above 0.'),
+    (POSITIVE.of(2), (1, True), r'x is \(1, True\), expected 2 numbers'), (SHARE, True, 'x is True, expected 0 to 1'),
     (POSITIVE.of(2), (1,), r'x is \(1,\), expected 2 numbers'), (POSITIVE.of(2), 1, 'x is 1, expected 2 numbers'),
     (Choice(('a', 'b')), 'c', "x is 'c', expected 'a' or 'b'.")])
 def test_what_is_not_allowed(allowed: Any, value: Any, message: str) -> None:

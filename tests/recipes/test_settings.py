@@ -21,7 +21,8 @@ def test_text_becomes_the_type_of_its_field(name: str, text: str, value: Any) ->
 @pytest.mark.parametrize(('name', 'text', 'expected'), [
     ('batch_size', '1.5', '--batch-size is \'1.5\', expected a whole number'), ('lr', 'fast', 'a number'),
     ('decay_all', 'maybe', 'true or false'), ('crop_scale', 'half', r'a value like \(0.6, 1.0\)'),
-    ('model_args', '3', 'a value like'), ('betas', '__import__("os")', 'a value like'),
+    ('model_args', '3', 'a value like'), ('std', '-' * 5000 + '1', 'a value like'), ('std', '1', r'like \(0.25, 0.25'),
+    ('min_lr', 'True', 'a number'), ('betas', '__import__("os")', 'a value like'),
 ])
 def test_other_text_is_refused(name: str, text: str, expected: str) -> None:
     with pytest.raises(ZooError, match=expected):

@@ -10,7 +10,7 @@ from ..augment.spec import AugmentSpec
 from ..augment.views import OneView, Views
 from ..data.sources import Source
 from ..errors import ZooError
-from ..recipes import BaseRecipe
+from ..recipes import BaseRecipe, Recipe
 from ..recipes.ranges import FROM_1, SHARE
 from ..runtime.world import World
 from ..weights.resolve import create_model
@@ -148,12 +148,14 @@ def check_model(recipe: BaseRecipe) -> Any:
     depths = recipe.model_args.get('depths', recipe.model_args.get('depth'))
     for depth in depths if isinstance(depths, (tuple, list)) else (depths,):
         FROM_1.check(depth=depth)
-    if 'num_classes' in recipe.model_args:
-        raise ZooError('num_classes comes from the images: leave it out of model_args.')
     try:
-        return create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
+        model = create_model(recipe.model, device='meta', **{'img_size': recipe.img_size, **recipe.model_args})
     except ZooError:
         raise
     except Exception as e:  # constructors raise errors of all kinds for arguments that are not theirs
         raise ZooError(f'{recipe.model} cannot be built with the model_args {dict(recipe.model_args)}: {e}. Expected '
                        f'arguments of its constructor that its name leaves open.') from e
+    if not recipe.model_args.get('global_pool', True) and isinstance(recipe, Recipe):
+        raise ZooError(f'model_args sets global_pool to {recipe.model_args["global_pool"]!r}, but a classifier needs '
+                       f'pooled features: leave it out.')
+    return model

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..errors import ZooError, nearest
 from . import compact, fast_cnn, gpu, mae_lite, mae_small, spt_lsa, ssl_small
-from .base import BaseRecipe, Pretraining, Recipe
+from .base import BaseRecipe, Pretraining, Recipe, check_model_args
 from .presets import FINETUNING_PRESET, PRETRAINING_PRESETS
 
 RECIPES = {

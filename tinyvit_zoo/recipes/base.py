@@ -15,6 +15,11 @@ from ..errors import ZooError
 from .ranges import BELOW_1, FINITE, FROM_0, FROM_1, PART, POSITIVE, SEED, SHARE, Choice, check_fields, setting
 
 SCHEDULES = Choice(('cosine', 'later_cosine', 'linear'))
+# of `timm.create_model` or the training: they say where weights come from, or follow from images and settings
+_NO_MODEL_ARGS = (
+    'num_classes', 'in_chans', 'img_size', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict',
+    'pretrained_model_args', 'checkpoint_path', 'cache_dir', 'device', 'dtype', 'scriptable', 'exportable', 'no_jit',
+    'features_only', 'feature_cfg', 'out_indices')
 SCHEDULE_HELP = 'cosine from epoch 0 on; later_cosine or linear after the warm-up'
 
 
@@ -78,6 +83,7 @@ class BaseRecipe:
             given = getattr(self, name, {})
             if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
                 raise ZooError(f"{name} is {given!r}, expected arguments by name, e.g. {{'depth': 3}}.")
+        check_model_args(self.model_args)
         if self.crop_padding > self.img_size:
             raise ZooError(f'crop_padding is {self.crop_padding}, expected at most the {self.img_size} pixels of the '
                            f'images.')
@@ -93,6 +99,13 @@ class BaseRecipe:
         """Return the command line that trains it on the source `data`."""
         verb = 'pretrain' if isinstance(self, Pretraining) else 'train'
         return f'tinyvit-zoo {verb} {self.name} --data {data} --output DIR'
+
+
+def check_model_args(given: Mapping[str, Any]) -> None:
+    """Raise ZooError for an argument that is not of a model's constructor alone."""
+    if others := [key for key in given if key in _NO_MODEL_ARGS]:
+        raise ZooError(f'model_args has {others[0]!r}, which the images, other settings or the weights decide: leave '
+                       f'it out.')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ class Range:
             numbers = value if self.length > 1 else (value,)
             if value is not None and (
                     not isinstance(numbers, (tuple, list)) or len(numbers) != self.length or not all(
-                    isinstance(number, (int, float)) and self.fits(number) for number in numbers)):
+                    isinstance(number, (int, float)) and not isinstance(number, bool) and self.fits(number)
+                    for number in numbers)):
                 each = f'{self.length} numbers, each ' if self.length > 1 else ''
                 raise ZooError(f'{name} is {value!r}, expected {each}{self.expected}.')
 

@@ -12,7 +12,8 @@ from ..errors import ZooError, nearest
 from . import FINETUNING_PRESET, BaseRecipe, Pretraining, Recipe
 
 _FIXED = ('name', 'about', 'published', 'method')       # fields that no option overrides
-_EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4, 'sizes': (24, 28, 32)}
+_EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4, 'sizes': (24, 28, 32),
+             'color_jitter': (0.4, 0.4, 0.4, 0.1), 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}
 _BOOLS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
 AnyRecipe = TypeVar('AnyRecipe', bound=BaseRecipe)
 
@@ -45,14 +46,13 @@ def parse(kind: type[BaseRecipe], name: str, text: str) -> Any:
         hint = typing.get_type_hints(kind)[name]    # tuple[float, float] | None: tuple and NoneType
         hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         value, allowed = ast.literal_eval(text), tuple(typing.get_origin(each) or each for each in hints)
-        value = float(value) if float in allowed and isinstance(value, int) else value
-        if not isinstance(value, allowed):
+        if not (isinstance(value, allowed) or (float in allowed and type(value) is int)):
             raise ValueError
-        return value
-    except (ValueError, SyntaxError, KeyError, TypeError) as e:
+        return float(value) if float in allowed and value is not None else value
+    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as e:
         expected = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}.get(
             wanted, f'a value like {_EXAMPLES.get(name) or getattr(FINETUNING_PRESET, name)!r}')
-        raise ZooError(f'{option(name)} is {text!r}, expected {expected}.') from e
+        raise ZooError(f'{option(name)} is {text[:80]!r}, expected {expected}.') from e
 
 
 def defaults(kind: type[Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from .run_dir import Run
 
 _AIM = 1.03             # of the minutes: a training may take 1 to 1.05 of them
 _MEASURED = 0.03        # of the minutes: for steps to time, _STEPS and _SECONDS at least; the first third warms up
-_STEPS, _SECONDS = 15, 4.
+_STEPS, _SECONDS, _MOST_SECONDS = 15, 4., 120.
+_MOST_EPOCHS = 1_000_000
 _REPEATED = 0.01        # of the minutes: what takes less is timed at its second call
 _GPU_BLOCK = 20         # steps that are timed together where the device runs behind the host
 _OUTLIER = 5.           # as many median steps are the most that one counts for
@@ -45,6 +46,8 @@ def fit_epochs(recipe: AnyRecipe, given: Mapping[str, Any], cost: Callable[[AnyR
     low, high = 0, 1
     while cost(of(high)) <= limit:
         low, high = high, 2 * high
+        if low > _MOST_EPOCHS:
+            raise ZooError(f'The minutes or pflop are too much: more than {_MOST_EPOCHS:,} epochs fit. Give less.')
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(of(middle)) <= limit else (low, middle)
@@ -93,8 +96,8 @@ def fit_minutes(recipe: AnyRecipe, options: Any, world: World, build: Callable[[
         loop = build(run)
         loop.task.begin()
         pace.once, steps = time.monotonic() - before, len(loop.batches)
-        pace.step, spent = world.gather((_seconds_a_step(loop, max(_SECONDS, 60 * _MEASURED * options.minutes)),
-                                         time.monotonic() - begun))[0]
+        measured = min(max(_SECONDS, 60 * _MEASURED * options.minutes), _MOST_SECONDS)
+        pace.step, spent = world.gather((_seconds_a_step(loop, measured), time.monotonic() - begun))[0]
         if seconds(shortest) <= limit:      # else the rest need not be known
             loop.epoch = recipe.total_epochs - 1    # the last: it is evaluated
             pace.evaluation, pace.checkpoint = timed(loop.end_epoch), timed(loop.save)

@@ -22,7 +22,7 @@ from timm.models._hub import load_model_config_from_path
 
 from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
-from ..recipes import Pretraining, Recipe
+from ..recipes import Pretraining, Recipe, check_model_args
 from ..recipes.settings import check_types
 from ..runtime.documents import read_document
 from ..runtime.text import one_line
@@ -238,6 +238,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     content = read_document(path, _RECIPE_DOCUMENT, advice)
     try:
         check_types(Pretraining if 'method' in content['recipe'] else Recipe, content['recipe'])
+        check_model_args(content['recipe'].get('model_args', {}))
     except ZooError as e:
         raise ZooError(f'{path} is damaged ({e}): {advice}.') from e
     return content
