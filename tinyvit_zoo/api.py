@@ -19,7 +19,7 @@ from .data.objects import SPLITS, is_one
 from .data.sources import Source
 from .errors import ZooError, nearest
 from .measure.accuracy import calibrate, outputs
-from .measure.bench import Bench, open_evaluated
+from .measure.bench import Bench, check_size, open_evaluated
 from .measure.calibration import plot_reliability
 from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.multilabel import MultiLabelFigures
@@ -128,6 +128,7 @@ class Classifier:
         bench = self._bench(source, split, batch_size, precision)
         bench.check_classes()
         images: Any = getattr(source, split)
+        check_size(self._resolved, None, min(batch_size, len(images)), self.device)
         logits, labels = outputs(self.model, bench.batches(), bench.world, bench.dtype)
         figures = figures_of(logits, labels, self.classes, bootstrap, readout=self._loaded.readout)
         self._evaluated = figures, logits, labels, images, f'{self.title} on {source.name}: {figures.headline}'
@@ -169,6 +170,7 @@ class Classifier:
             items = [images] if is_one(images, self._loaded.cfg['input_size'][0]) else list(images)
         except TypeError as e:
             raise ZooError(f'images is {shown(images)}, expected paths, Pillow images, arrays or tensors.') from e
+        check_size(self._resolved, None, min(batch_size, len(items)), self.device)
         self.model.eval()
         found = []
         for i, top in enumerate(classify(self.model, self.classes, items, topk, batch_size, self._loaded.readout)):

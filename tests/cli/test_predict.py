@@ -19,7 +19,7 @@ from timm.models import get_pretrained_cfg
 
 import tinyvit_zoo
 from tinyvit_zoo.cli.main import main
-from tinyvit_zoo.weights import save_weights
+from tinyvit_zoo.weights import read_weights, save_weights
 
 MODEL = 'cct_2_3x2'
 Run = Callable[..., str]
@@ -57,6 +57,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(i).save(path)
     (folder / 'notes.txt').write_text('no image')
     return folder
+
+
+def test_images_that_the_memory_does_not_hold(
+        refused: Callable[..., str], weights: Path, photos: Path, tmp_path: Path) -> None:
+    large = tmp_path / 'large.safetensors'
+    save_weights(read_weights(weights), large, {'pretrained_cfg': json.dumps({'input_size': [3, 4096, 4096]})})
+    for name in range(40):
+        (tmp_path / f'{name}.png').symlink_to(photos / 'b.png')
+    assert 'GiB of memory for a batch of 32' in refused('predict', MODEL, tmp_path, '--weights', large)
 
 
 def predictions(run: Run, *argv: object) -> dict[str, list[dict[str, Any]]]:

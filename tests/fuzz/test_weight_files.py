@@ -135,7 +135,7 @@ def _published(folder: Path) -> Path:
     if not place.exists():
         place.mkdir()
         shutil.copyfile(FOLDER / catalogue()[NAME].file, place / 'model.safetensors')
-        _write_config(timm.create_model(NAME, pretrained=True), place / 'config.json')
+        _write_config(timm.create_model(NAME, pretrained=True), place)
     return place
 
 
@@ -194,7 +194,7 @@ def test_metadata_without_a_digest_hold_what_a_training_writes(changed: dict[str
 def test_a_config_without_a_digest_agrees_with_the_weights(folder: Path) -> None:
     place = _published(folder)
     path, content = place / 'config.json', (place / 'config.json').read_text()
-    for changes, problem in (({}, ''), ({'mean': [0.3, 0.3, 0.4]}, 'has mean'), ({'std': [0.5]}, 'has std')):
+    for changes, problem in (({}, ''), ({'mean': [0.3, 0.3, 0.4]}, 'has mean'), ({'std': [0.5] * 3}, 'has std')):
         config = json.loads(content)
         config['pretrained_cfg'].update(changes)
         for name, said in (('', problem), ('config_shb256', 'its digest does not match')):
@@ -203,6 +203,15 @@ def test_a_config_without_a_digest_agrees_with_the_weights(folder: Path) -> None
             assert said in outcome(lambda: timm.create_model(f'local-dir:{place}', pretrained=True))[1]
             config['config_sha256'] = digest
     path.write_text(content)
+
+
+def test_a_config_with_a_digest_is_of_the_weights_beside_it(folder: Path) -> None:
+    """Others of ours are whole too, and fit."""
+    place = _published(folder)
+    path, content = place / 'model.safetensors', (place / 'model.safetensors').read_bytes()
+    shutil.copyfile(FOLDER / catalogue()['cct_2_3x2.c10'].file, path)
+    assert 'holds other weights than' in outcome(lambda: timm.create_model(f'local-dir:{place}', pretrained=True))[1]
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize('name', ['weights/catalogue.json', 'data/classes.json'])
@@ -221,6 +230,7 @@ def test_data_files_of_the_package(data: DataObject, name: str, folder: Path) ->
 
 def test_metadata_are_checked_by_value() -> None:
     for key, value in (('num_classes', -5), ('num_classes', True), ('std', [float('nan')] * 3), ('std', [0, 1, 1]),
-                       ('mean', [0.1, 0.2]), ('input_size', [3, 16]), ('crop_pct', 0), ('label_names', ['a', 'b']),
+                       ('mean', [0.1, 0.2]), ('input_size', [3, 16]), ('crop_pct', 1e-9), ('std', [1e-320] * 3),
+                       ('std', [0.5]), ('interpolation', 'random'), ('label_names', ['a', 'b']),
                        ('file', '/etc/passwd'), ('custom_load', True), ('interpolation', [])):
         assert outcome(lambda key=key, value=value: check_cfg({**CFG, key: value}, 'Here'))[1].startswith('Here')

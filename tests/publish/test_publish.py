@@ -539,8 +539,8 @@ def test_transformers_gives_the_same(name: str, tmp_path: Path) -> None:
     model = timm.create_model(name)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    _write_config(model, tmp_path / 'config.json')
     save_weights({name: tensor.half() for name, tensor in model.state_dict().items()}, tmp_path / 'model.safetensors')
+    _write_config(model, tmp_path)
 
     model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()

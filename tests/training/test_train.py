@@ -460,7 +460,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     ('give both or neither', ['--mean', '(0.5, 0.5, 0.5)']), ("argument 'foo'", ['--model-args', "{'foo': 1}"]),
     ('drop_path_rate is 2', ['--model-args', "{'drop_path_rate': 2}"]),
     ("has 'num_classes'", ['--model-args', "{'num_classes': 5}"]), ("has 'checkpoint_path'", [
-        '--model-args', "{'checkpoint_path': 'w.safetensors'}"]), ("has 'in_chans'", ['--model-args', "{'in_chans': 1}"]),
+        '--model-args', "{'checkpoint_path': 'w.pth'}"]), ("has 'in_chans'", ['--model-args', "{'in_chans': 1}"]),
     ("has 'img_size'", ['--model-args', "{'img_size': 8}"]), ("global_pool to ''", [
         '--model-args', "{'global_pool': ''}"]), ('crop_scale is (0.5, True)', ['--crop-scale', '(0.5, True)']),
     ('depth is 0', ['--model-args', "{'depth': 0}"]),

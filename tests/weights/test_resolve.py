@@ -55,6 +55,14 @@ def test_a_run_states_its_model(folder: Path) -> None:
     assert 'pos_embed' not in dict(loaded.model.named_parameters()) and not loaded.model.training
 
 
+def test_a_run_names_no_other_weights(folder: Path, tmp_path: Path) -> None:
+    recipe = {**RECIPE, 'model_args': {'checkpoint_path': str(folder / 'weights.safetensors')}}
+    (tmp_path / 'recipe.json').write_text(json.dumps({'recipe': recipe}))
+    (tmp_path / 'weights.safetensors').write_bytes((folder / 'weights.safetensors').read_bytes())
+    with pytest.raises(ZooError, match="model_args has 'checkpoint_path'"):
+        resolve(tmp_path)
+
+
 def test_a_file_or_run_for_a_given_model(folder: Path) -> None:
     """Its arguments are the caller's then, and not those of the run."""
     file = folder / 'weights.safetensors'

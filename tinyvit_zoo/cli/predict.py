@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> str:
     paths = image_files(args.images)
     if all(problems := [problem_of(path) for path in paths]):  # before any weights are fetched
         raise ZooError(_problem(list(zip(paths, problems, strict=True))))
-    model, labels, readout = load_classifier(name, args.weights, args.device)
+    model, labels, readout = load_classifier(name, args.weights, args.device, min(args.batch_size, len(paths)))
     model = ViewAverage(model, args.tta) if args.tta else model
     results = list(zip(paths, classify(model, labels, paths, args.topk, args.batch_size, readout), strict=True))
     text, failed = _text(results), [(path, found) for path, found in results if isinstance(found, str)]

@@ -5,6 +5,7 @@ counted, with the two of attention in any kernel; norms, activations, softmax an
 """
 import math
 import sys
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -242,8 +243,10 @@ def fvcore_macs(model: nn.Module, input_size: InputSize = None) -> dict[str, int
     """Count the multiply-adds of an image by operator with fvcore, as many papers do; not on 'meta' (it traces)."""
     # unlike `count` it counts norms ('layer_norm', five for each value) and poolings; fused attention gets a formula
     try:
-        from fvcore.nn import FlopCountAnalysis
-        from fvcore.nn.jit_handles import get_shape
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)      # it scripts a function, which torch deprecates
+            from fvcore.nn import FlopCountAnalysis
+            from fvcore.nn.jit_handles import get_shape
     except ImportError as e:
         raise ZooError("fvcore is missing: pip install 'tinyvit-zoo[analysis]'.") from e
 

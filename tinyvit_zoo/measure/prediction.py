@@ -16,6 +16,7 @@ from ..errors import ZooError
 from ..runtime.text import Progress, one_line
 from ..weights.readout import PLAIN, Readout
 from ..weights.resolve import resolve
+from .bench import check_size
 from .calibration import check_finite
 
 
@@ -27,8 +28,9 @@ def label_names(cfg: Any) -> list[str]:
     return list(names or ())
 
 
-def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Module, list[str], Readout]:
-    """Load `NAME.TAG`, or `weights` into its architecture.
+def load_classifier(name: str, weights: Path | None, device: str, batch: int = 1,
+                    ) -> tuple[nn.Module, list[str], Readout]:
+    """Load `NAME.TAG`, or `weights` into its architecture, for batches of so many images.
 
     Returns the model, a name or number for each class, and how its logits become probabilities.
     """
@@ -37,6 +39,7 @@ def load_classifier(name: str, weights: Path | None, device: str) -> tuple[nn.Mo
         raise ZooError(f'There are no weights for {resolved.architecture}: give --weights FILE.')
     if not weights and not resolved.cfg['num_classes']:
         raise ZooError(f'{name} has no classes to predict: it is an encoder; train a classifier from it.')
+    check_size(resolved, None, batch, torch.device(device))
     model = resolved.create().to(device).eval()
     count = int(model.num_classes)
     if not count:

@@ -75,7 +75,7 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
         overlay = {**dict.fromkeys(_SOURCES[:3]), **overlay}
     if overlay.get('file'):
         overlay = {**read_cfg(weight_file({'file': overlay['file']}) or ''), **overlay}
-    unsealed = _check_given(variant, pretrained_cfg, overlay, kwargs.get('cache_dir'))
+    config = _check_given(variant, pretrained_cfg, overlay, kwargs.get('cache_dir'))
     if not pretrained:
         if pretrained_cfg is None and f'{variant}.untrained' in get_arch_pretrained_cfgs(variant):
             pretrained_cfg = 'untrained'
@@ -91,8 +91,8 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     source_size = None if size is None else to_2tuple(size)  # unknown for a file of the caller's that does not say
     try:
         if path := weight_file(cfg, kwargs.get('cache_dir')):
-            if unsealed:
-                check_agreement(unsealed, pretrained_cfg, path)
+            if config:
+                check_agreement(config, pretrained_cfg, path)
             tensors = unwrap(read_weights(path, verified=not cfg.get('file')))
             overlay.update(state_dict=tensors, source='')   # with a source, timm reads a file by itself
         model = build_model_with_cfg(
@@ -117,7 +117,7 @@ def _check_memory(variant: str, model: nn.Module, arguments: str) -> None:
 
 def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], cache_dir: str | Path | None,
                  ) -> Path | None:
-    """Raise ZooError for impossible values in a cfg of the caller's, or of a config.json; return that if unsealed."""
+    """Raise ZooError for impossible values in a cfg of the caller's, or of a config.json; return that, if any."""
     given = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
     for key in _SOURCES:
         value, mapping = overlay.get(key), key == 'state_dict'
@@ -125,14 +125,15 @@ def _check_given(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any], 
             raise ZooError(f'In the pretrained cfg of {variant}, {key} is {shown(value)}: expected weights.')
     try:
         path = hub_config(given, cache_dir)
-        sealed = path is None or check_config(path)
+        if path:
+            check_config(path)
     except _NOT_FETCHED as e:
         raise ZooError(f'{_fetch_advice(variant, given, cache_dir)} ({one_line(e)})') from e
     check_cfg({**given, **overlay}, f'In the pretrained cfg of {variant}', others=True)
     if unknown := {**given, **overlay}.keys() - {f.name for f in fields(PretrainedCfg)}:
         raise ZooError(f'In the pretrained cfg of {variant} there is a field {min(unknown)!r}, which timm does not '
                        f'have.{nearest(min(unknown), [f.name for f in fields(PretrainedCfg)])} Leave it out.')
-    return None if sealed else path
+    return path
 
 
 def register_family(module: str, build: Callable[..., nn.Module],
@@ -202,6 +203,8 @@ def _strict_filter(state_dict: Mapping[str, Any], model: Any, filter_fn: Filter,
     """Apply the family's filter, and the check that timm skips when the class count differs."""
     single = {name: value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
               else value for name, value in state_dict.items()}  # tables are resized and channels adapted in it
+    if odd := [name for name, value in single.items() if isinstance(value, Tensor) and value.is_complex()]:
+        raise ZooError(f'The tensor {odd[0]} of the checkpoint is complex: expected real numbers.')
     try:
         tensors = filter_fn(single, model, source_size)
     except ZooError:
@@ -233,8 +236,8 @@ def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
             any_channels = name == stem and len(given) == len(expected) == 4
             if given != expected and not (any_channels and given[:1] + given[2:] == expected[:1] + expected[2:]):
                 problems.append(f'{name} is {given}, expected {expected}')
-            elif tensors[name].is_complex():
-                problems.append(f'{name} is complex')
+            elif own[name].is_floating_point() and not tensors[name].is_floating_point():
+                problems.append(f'{name} is of {str(tensors[name].dtype).removeprefix("torch.")}, expected floats')
     return problems
 
 

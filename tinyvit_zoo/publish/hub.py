@@ -146,7 +146,7 @@ def build_repository(weight: Weight, repo_id: str, folder: Path, source: Source 
     run.draw()
     if not (folder / 'curves.png').exists():
         raise ZooError("The training's curves are drawn by matplotlib: pip install 'tinyvit-zoo[train]'.")
-    config = _write_config(model, folder / 'config.json')
+    config = _write_config(model, folder)
     web, without = write_for_the_web(weight, config, repo_id, folder, source)
     examples = write_examples([resolve(weight.name)], folder / 'examples', config['label_names'] or ('none',))
     (folder / 'README.md').write_text(readme(weight, model, repo_id, web, examples), encoding='utf-8')
@@ -154,15 +154,19 @@ def build_repository(weight: Weight, repo_id: str, folder: Path, source: Source 
     return without
 
 
-def _write_config(model: nn.Module, path: Path) -> dict[str, Any]:
-    """Write timm's config as transformers needs it: labels on top, fp32 for a file in half precision; return it."""
+def _write_config(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Write timm's config beside the weights, as transformers needs it; return it.
+
+    Labels on top, fp32 for a file in half precision.
+    """
+    path = folder / 'config.json'
     names = label_names(model.pretrained_cfg) or None
     save_config_for_hf(model, str(path), model_config={'label_names': names, 'dtype': 'float32'})
     config = json.loads(path.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)  # transformers would give it to create_model twice
     if names:
         config['id2label'] = {str(i): name for i, name in enumerate(names)}     # of transformers.js
-    path.write_text(json.dumps(seal_config(config), indent=2) + '\n', encoding='utf-8')
+    path.write_text(json.dumps(seal_config(config, folder / 'model.safetensors'), indent=2) + '\n', encoding='utf-8')
     return config
 
 

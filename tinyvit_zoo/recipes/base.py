@@ -12,14 +12,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ZooError
-from .ranges import BELOW_1, FINITE, FROM_0, FROM_1, PART, POSITIVE, SEED, SHARE, Choice, check_fields, setting
+from .ranges import (
+    BELOW_1,
+    CROP,
+    DEVIATION,
+    FROM_0,
+    FROM_1,
+    MEAN,
+    PART,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Choice,
+    check_fields,
+    setting,
+)
 
 SCHEDULES = Choice(('cosine', 'later_cosine', 'linear'))
 # of `timm.create_model` or the training: they say where weights come from, or follow from images and settings
 _NO_MODEL_ARGS = (
-    'num_classes', 'in_chans', 'img_size', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict',
-    'pretrained_model_args', 'checkpoint_path', 'cache_dir', 'device', 'dtype', 'scriptable', 'exportable', 'no_jit',
-    'features_only', 'feature_cfg', 'out_indices')
+    'num_classes', 'in_chans', 'img_size', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay',
+    'pretrained_strict', 'pretrained_model_args', 'checkpoint_path', 'cache_dir', 'device', 'dtype', 'scriptable',
+    'exportable', 'no_jit', 'features_only', 'feature_cfg', 'out_indices')
 SCHEDULE_HELP = 'cosine from epoch 0 on; later_cosine or linear after the warm-up'
 
 
@@ -34,11 +48,11 @@ class BaseRecipe:
     about: str
     published: float | None = None      # the paper's top-1
     dataset: str = setting('', 'data set whose mean and std to use: c10, c100, ... (default: measured)')
-    mean: tuple[float, float, float] | None = setting(None, 'mean of each channel, in place of that', FINITE.of(3))
-    std: tuple[float, float, float] | None = setting(None, 'standard deviation, likewise', POSITIVE.of(3))
+    mean: tuple[float, float, float] | None = setting(None, 'mean of each channel, in place of that', MEAN.of(3))
+    std: tuple[float, float, float] | None = setting(None, 'standard deviation, likewise', DEVIATION.of(3))
     model_args: Mapping[str, Any] = setting({}, "arguments of the model: \"{'drop_path_rate': 0.1}\"")
     img_size: int = setting(32, 'side of the images in pixels', FROM_1)
-    crop_pct: float = setting(1., 'center crop of the evaluation, as a share of the side', PART)
+    crop_pct: float = setting(1., 'center crop of the evaluation, as a share of the side', CROP)
 
     epochs: int = setting(300, 'epochs, warm-up included, cool-down not', FROM_1)
     batch_size: int = setting(128, 'images in a step, over all processes', FROM_1)

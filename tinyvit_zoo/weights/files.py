@@ -254,14 +254,14 @@ def _figures(value: Any, good: Callable[[float], bool]) -> bool:
         type(v) in (int, float) and math.isfinite(v) and good(v) for v in value)
 
 
-_INTERPOLATIONS = ('bicubic', 'bilinear', 'box', 'hamming', 'lanczos', 'nearest', 'nearest-exact', 'random')
+_INTERPOLATIONS = ('bicubic', 'bilinear', 'box', 'hamming', 'lanczos', 'nearest')
 _FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     'num_classes': ('a whole number from 0 to a million', lambda v: _whole(v, 0, 10**6)),
     'input_size': ('channels, height and width', lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(
         _whole(n, 1, 4096) for n in v)),
-    'mean': ('finite numbers', lambda v: _figures(v, lambda n: True)),
-    'std': ('finite numbers above 0', lambda v: _figures(v, lambda n: n > 0)),
-    'crop_pct': ('a number above 0, at most 2', lambda v: _figures([v], lambda n: 0 < n <= 2)),
+    'mean': ('numbers from -1e30 to 1e30', lambda v: _figures(v, lambda n: abs(n) <= 1e30)),
+    'std': ('numbers from 1e-30 to 1e30', lambda v: _figures(v, lambda n: 1e-30 <= n <= 1e30)),
+    'crop_pct': ('a number from 0.05 to 2', lambda v: _figures([v], lambda n: 0.05 <= n <= 2)),
     'interpolation': (f'one of {", ".join(_INTERPOLATIONS)}', lambda v: v in _INTERPOLATIONS),
     'crop_mode': ('center, squash or border', lambda v: v in ('center', 'squash', 'border')),
     'label_names': ('texts', lambda v: v is None or (isinstance(v, (list, tuple)) and all(
@@ -285,6 +285,8 @@ def check_cfg(cfg: Any, where: str, others: bool = False) -> None:
     for name in ('mean', 'std'):
         if len(cfg.get(name, ' ')) not in (1, 3, channels):
             raise ZooError(f'{where} {name} has {len(cfg[name])} numbers, expected {channels}, one for each channel.')
+    if 'mean' in cfg and 'std' in cfg and len(cfg['mean']) != len(cfg['std']):
+        raise ZooError(f'{where} mean has {len(cfg["mean"])} numbers and std {len(cfg["std"])}, expected as many.')
 
 
 def _check_unsealed(metadata: Mapping[str, str], cfg: Mapping[str, Any], where: str) -> None:
@@ -297,17 +299,19 @@ def _check_unsealed(metadata: Mapping[str, str], cfg: Mapping[str, Any], where: 
 
 
 _CONFIG = 'config_sha256'
-_SEAL = 'or seal your own changes (tinyvit_zoo.weights.seal_config)'
+_SEAL = 'or seal your own changes (tinyvit_zoo.weights.seal_config(CONFIG, FILE))'
 
 
-def seal_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a config.json with a digest of the rest."""
+def seal_config(config: Mapping[str, Any], weights: Path | None = None) -> dict[str, Any]:
+    """Return the content of a config.json with a digest of the rest, and with that of the tensors of `weights`."""
     rest = {key: value for key, value in config.items() if key != _CONFIG}
+    if weights and (tensors := read_metadata(weights).get(_TENSORS)):
+        rest[_TENSORS] = tensors
     return {**rest, _CONFIG: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
-def check_config(path: Path) -> bool:
-    """Return whether a config.json has a digest; raise ZooError if that does not match."""
+def check_config(path: Path) -> dict[str, Any]:
+    """Return the content of a config.json; ZooError if it has a digest that does not match."""
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
         stated = _stated_digest(config, _CONFIG)
@@ -315,11 +319,16 @@ def check_config(path: Path) -> bool:
         raise ZooError(f'{path} is damaged ({one_line(e)}): download it again.') from e
     if stated not in (None, seal_config(config)[_CONFIG]):
         raise ZooError(f'{path} is damaged (its digest does not match): download it again, {_SEAL}.')
-    return stated is not None
+    return config
 
 
 def check_agreement(config: Path, cfg: Mapping[str, Any], weights: Path) -> None:
-    """Raise ZooError if a config.json without a digest disagrees with the weights beside it."""
+    """Raise ZooError if a config.json names other weights than those beside it or, without a digest, disagrees."""
+    stated = check_config(config)
+    if _CONFIG in stated:
+        if stated.get(_TENSORS) not in (None, read_metadata(weights).get(_TENSORS)):
+            raise ZooError(f'{weights} holds other weights than {config} describes: fetch both again, {_SEAL}.')
+        return
     for name, value in read_cfg(weights).items():
         given = cfg.get(name)
         if json.dumps(given) != json.dumps(value) and not (name == 'label_names' and given is None):

@@ -1,6 +1,5 @@
 """How the logits of weights become probabilities, kept in the metadata of their file."""
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,8 +43,8 @@ def read_readout(path: str | Path) -> Readout:
     text = read_metadata(path).get(_KEY, '{}')
     try:
         readout = Readout(**json.loads(text))
-        good = readout.temperature is None or 0 < readout.temperature < math.inf
-        good = good and isinstance(readout.multi_label, bool)
+        good = isinstance(readout.multi_label, bool) and (readout.temperature is None or (
+            type(readout.temperature) in (int, float) and 1e-3 <= readout.temperature <= 1e3))
     except (ValueError, TypeError, RecursionError) as e:
         raise ZooError(f'{path} is damaged or too new (its {_KEY} is {text[:80]}): download it again.') from e
     if not good:
