@@ -144,11 +144,19 @@ def test_bf16_autocast(name: str, kwargs: dict) -> None:
     torch.testing.assert_close(half, model(x).detach(), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize('name', ['sl_vit', 'sl_pit', 'sl_swin', 'ssl_cait'])
+def test_indices_of_features_rise(name: str) -> None:
+    for indices in ((0, 0), (1, 0), (-1, -1)):
+        with pytest.raises(tinyvit_zoo.ZooError, match='expected each once, the first layers first'):
+            timm.create_model(name, features_only=True, out_indices=indices)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name, kwargs, backend', [
     (*KINDS[0], 'inductor'), (*KINDS[4], 'aot_eager'), *((*case, 'eager') for case in CASES[len(SMALL):])])
 def test_compiles_to_one_graph(name: str, kwargs: dict, backend: str) -> None:
     """One graph, forward and backward. Compiling it further, a minute for some, is spared for most."""
+    torch.compiler.reset()      # or these are too many for one process
     model = create(name, **kwargs)
     compiled, x = torch.compile(model, fullgraph=True, backend=backend), image(model)
     model.train()

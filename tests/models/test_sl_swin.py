@@ -276,7 +276,7 @@ def test_read_outs(pool: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize('kwargs, words', [
     (dict(pos_embed='sine'), "'learnable' or 'none'"), (dict(global_pool='token'), "'seq'"),
-    (dict(img_size=7), 'at least 8 x 8')])
+    (dict(img_size=7), 'at least 8 x 8'), (dict(window_size=64), 'at most the 16 tokens')])
 def test_bad_option(kwargs: dict, words: str) -> None:
     with pytest.raises(tinyvit_zoo.ZooError, match=words):
         timm.create_model('sl_swin', **kwargs)

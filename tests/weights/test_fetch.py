@@ -1,6 +1,7 @@
 """Weight files are fetched whole, by https, of bounded size, and are the same at every later use."""
 import contextlib
 import http.server
+import os
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -142,6 +143,10 @@ def test_the_first_use_is_noted_and_another_file_refused(address: str, tmp_path:
     beside.unlink()
     path.unlink()
     load(url)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ZooError, match=r'missing or cannot be read \(no file\): delete it'):
+        load(url)
 
 
 def test_a_web_page_put_into_the_cache_is_not_noted(address: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from timm.models import (
     register_model,
 )
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models._features import feature_take_indices  # noqa: F401
+from timm.models._features import feature_take_indices as _taken
 from timm.models._input import update_model_args, update_model_input_size  # noqa: F401
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -239,6 +239,14 @@ def _misfits(tensors: Mapping[str, Tensor], model: Any) -> list[str]:
             elif own[name].is_floating_point() and not tensors[name].is_floating_point():
                 problems.append(f'{name} is of {str(tensors[name].dtype).removeprefix("torch.")}, expected floats')
     return problems
+
+
+def feature_take_indices(count: int, indices: int | list[int] | None = None) -> tuple[list[int], int]:
+    """Return the positions that `indices` stand for, from 0, and the last; ZooError unless they rise."""
+    taken, last = _taken(count, indices)
+    if sorted(set(taken)) != list(taken):
+        raise ZooError(f'The indices of features are {shown(indices)}, expected each once, the first layers first.')
+    return taken, last
 
 
 def renamed(tensors: Mapping[str, Tensor], patterns: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:

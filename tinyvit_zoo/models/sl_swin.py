@@ -92,6 +92,8 @@ class LocalSwin(StagedTransformer):
         self.patch_size, self.least_size = patch_size, patch_size * 2 ** (len(depths) - 1)
         self._check_size(self.img_size)
         tokenizer = (ShiftedPatchTokenization if spt else ConvTokenizer)(in_chans, embed_dim, patch_size, **dd)
+        if window_size > max(4, *(grid := tokenizer.grid_size(self.img_size))):
+            raise ZooError(f'window_size is {window_size}, expected at most the {max(grid)} tokens of a side.')
         self._init_tokens(tokenizer, embed_dim, pos_drop_rate, pos_embed, **dd)
         merging = ShiftedMerging if spt else Merging
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)

@@ -3,6 +3,7 @@
 A file of ours holds two digests: `tensors_sha256`, and `metadata_sha256` of the metadata, with the other among them.
 """
 import argparse
+import errno
 import hashlib
 import io
 import json
@@ -90,9 +91,9 @@ def _advice(path: str | Path) -> str:
 def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], str | Path]]:
     """Open a weight file, or the one in a zip, with its name; an error inside the `with` becomes a ZooError."""
     path = Path(path)
-    if not path.is_file():
-        raise ZooError(f'There is no weights file {path}: give the path of a .safetensors, .pth or .zip file.')
     try:
+        if not path.is_file():
+            raise ZooError(f'There is no weights file {path}: give the path of a .safetensors, .pth or .zip file.')
         with open(path, 'rb') as file:
             inner = _unzipped(file, path) if path.suffix != '.safetensors' else None
             file.seek(0)
@@ -236,6 +237,8 @@ def check_sha256(path: str | Path, sha256: str, advice: str) -> None:
 def file_sha256(path: str | Path, advice: str) -> str:
     digest = hashlib.sha256()
     try:
+        if not Path(path).is_file():    # a pipe, or a device, has no end
+            raise FileNotFoundError(errno.ENOENT, 'no file')
         with open(path, 'rb') as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
