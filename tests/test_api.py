@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -425,6 +426,18 @@ def test_a_second_training_of_the_process_is_refused(tmp_path: Path, monkeypatch
         zoo.train('cct_2_3x2', DATA, output=tmp_path / name, **SMALL)
     assert set(told) == {'Another training of this process is running: wait until it ends, or start another process.'}
     assert len(told) == 4 and not (tmp_path / 'second').exists()
+
+
+def test_threads_load_and_export_one_at_a_time(run: zoo.Classifier, tmp_path: Path) -> None:
+    def total(i: int) -> Any:
+        at_once.wait()
+        if i < 2:
+            return run.export(tmp_path / f'{i}.pt2')['format']
+        return zoo.load('vit_lite_2_4.untrained', device='cpu').model.head.weight.sum().item()
+    at_once = threading.Barrier(6)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(total, range(6)))
+    assert found[:2] == ['pt2', 'pt2'] and len(set(found[2:])) == 1
 
 
 def test_no_state_is_left_behind(tmp_path: Path) -> None:

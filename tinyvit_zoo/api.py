@@ -3,6 +3,7 @@ import copy
 import inspect
 import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
@@ -41,6 +42,7 @@ _WORDS: dict[Any, str] = {int: 'a whole number', float: 'a finite number', bool:
 _LONGEST = 10_000       # characters of a setting
 _LEAST = {'batch_size': 1, 'topk': 1, 'bootstrap': 0}   # and 10 ** 9 at most
 Function = TypeVar('Function', bound=Callable[..., Any])
+_ALONE = threading.RLock()     # torch's random numbers and its exporter are the process's
 _OWN = ('output', 'data', 'given', 'begun', 'command')      # fields of Options that are no keywords
 
 
@@ -98,7 +100,7 @@ class Classifier:
         self.device = choose_device(device)
         self.folder = Path(spec).absolute() if Path(spec).is_dir() else None
         self.result: dict[str, Any] = read_result(self.folder) if self.folder else {}
-        with _random_numbers_kept(self.device):
+        with _ALONE, _random_numbers_kept(self.device):
             self._loaded: Loaded = self._resolved.load(self.device)
         self.model, self.title = self._loaded.model, self._loaded.title
         self._evaluated: tuple[Figures | MultiLabelFigures, Tensor, Tensor, Any, str] | None = None
@@ -192,7 +194,7 @@ class Classifier:
         data = data if isinstance(data, str) else self._source(data, 'test')[0]
         self._loaded = self._loaded.following(self.model)
         loaded = replace(self._loaded, model=copy.deepcopy(self.model).cpu().eval())
-        with _random_numbers_kept(self.device):
+        with _ALONE, _random_numbers_kept(self.device):
             return export_with_preprocessing(loaded, path, any_size, int8, data)
 
     @_checked

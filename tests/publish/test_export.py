@@ -1,5 +1,6 @@
 """Exported files give what the models give, at any batch size, and say how images are prepared."""
 import json
+import os
 import math
 import sys
 from pathlib import Path
@@ -236,6 +237,9 @@ def test_another_json_is_left_alone(there: str, tmp_path: Path, capsys: pytest.C
     assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.pt2')]) == 2
     assert 'choose another name' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [beside] and beside.read_text() == there
+    beside.unlink()
+    os.mkfifo(beside)       # which reading would wait for
+    assert main(['export', 'cct_2_3x2.untrained', str(tmp_path / 'a.pt2')]) == 2
 
 
 def test_each_format_has_a_json(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

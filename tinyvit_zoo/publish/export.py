@@ -88,7 +88,7 @@ def check_replaceable(output: Path) -> None:
     beside = beside if beside.exists() else foreign or beside
     content = None
     with suppress(OSError, ValueError, RecursionError):
-        content = json.loads(beside.read_text(encoding='utf-8'))
+        content = json.loads(beside.read_text(encoding='utf-8') if beside.is_file() else '')
     if not isinstance(content, dict) or 'made_by' not in content or content.get('format') != output.suffix[1:]:
         raise ZooError(f'{beside} exists, but not from an export to {output.name}: choose another name.')
 
