@@ -1,7 +1,7 @@
 """Exported files give what the models give, at any batch size, and say how images are prepared."""
 import json
-import os
 import math
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
