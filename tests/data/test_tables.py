@@ -1,6 +1,7 @@
 """CSV files of paths and labels, and MedMNIST by name."""
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,10 @@ def test_no_text(photos: Path) -> None:
         open_source(f'csv:{photos / "labels.csv"}')
     with pytest.raises(ZooError, match='cannot be read as CSV'):
         open_source(f'csv:{photos / "none.csv"}')
+    os.mkfifo(photos / 'pipe.csv')
+    with pytest.raises(ZooError, match='it is no regular file'):
+        open_source(f'csv:{photos / "pipe.csv"}')
+    (photos / 'pipe.csv').unlink()
 
 
 # -- MedMNIST ----------------------------------------------------------------------------------------------------------

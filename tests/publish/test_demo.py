@@ -1,6 +1,7 @@
 """The demo's page in a real browser: what it shows is what the models give. Preprocessing under node, to the bit."""
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -298,6 +299,9 @@ def test_other_files_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / 'models.json').write_text('{"made_by": "tinyvit_zoo"}')
     assert main(['demo', 'cct_2_3x2.digits', '--output', str(tmp_path)]) == 2
     assert 'holds other files (thesis.tex)' in capsys.readouterr().err
+    (tmp_path / 'models.json').unlink()
+    os.mkfifo(tmp_path / 'models.json')     # which reading would wait for
+    assert main(['demo', 'cct_2_3x2.digits', '--output', str(tmp_path)]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ['models.json', 'thesis.tex']
 
 

@@ -53,6 +53,8 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     Also returns the names of the classes, where each has a column.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError('it is no regular file')   # a pipe would wait for a writer
         with open(path, encoding='utf-8-sig', newline='') as file:
             first = file.readline()
             file.seek(0)

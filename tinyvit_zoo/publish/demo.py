@@ -88,7 +88,8 @@ def check_replaceable(output: Path) -> None:
     ours = {'README.md', 'models.json', 'models', 'examples', 'runtime', *(path.name for path in PAGE.iterdir())}
     content = None
     with suppress(OSError, ValueError, RecursionError):
-        content = json.loads((output / 'models.json').read_text(encoding='utf-8'))
+        made = output / 'models.json'
+        content = json.loads(made.read_text(encoding='utf-8') if made.is_file() else '')    # a pipe would wait
     if not isinstance(content, dict) or 'made_by' not in content or names - ours:
         other = ', '.join(sorted(names - ours or names)[:3])
         raise ZooError(f'{output} holds other files ({other}): choose another --output, or empty it.')
