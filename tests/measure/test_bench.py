@@ -2,14 +2,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import tinyvit_zoo  # noqa: F401
+from tinyvit_zoo.data.images import FileImages
+from tinyvit_zoo.data.splits import Split
 from tinyvit_zoo.measure import bench as under_test
 from tinyvit_zoo.measure.bench import STRENGTHS, _path, extract, knn, probe, spread
 from tinyvit_zoo.runtime.world import World
@@ -20,6 +26,25 @@ ALONE = World(0, 1, torch.device('cpu'))
 def on_circle(*degrees: float) -> Tensor:
     angle = torch.tensor(degrees) * math.pi / 180
     return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+# -- images ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('changes', [
+    {}, {'crop_pct': 0.6}, {'interpolation': 'bilinear'}, {'crop_mode': 'squash'},
+    {'crop_pct': 0.875, 'input_size': (3, 16, 24)}, {'input_size': (1, 16, 16), 'mean': (0.5,), 'std': (0.2,)},
+], ids=str)
+def test_images_in_memory_are_those_of_timms_transform(changes: dict[str, Any], tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for i, shape in enumerate([(30, 40), (41, 23), (16, 16), (12, 50)]):
+        Image.fromarray(draws.integers(0, 256, (*shape, 3), np.uint8)).save(tmp_path / f'{i}.png')
+    images = FileImages(tmp_path, ['3.png', '0.png', '1.png', '2.png'])
+    split = Split(images, torch.arange(4), torch.tensor([1, 2, 3, 0]))
+    cfg = {'input_size': (3, 16, 16), 'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4), 'crop_pct': 1.,
+           'interpolation': 'bicubic', **changes}
+    (memory, _), = under_test.evaluation_batches(split, 4, cfg, ALONE, 'memory')
+    (stream, labels), = under_test.evaluation_batches(split, 4, cfg, ALONE, 'stream', workers=0)
+    torch.testing.assert_close(memory, stream, rtol=0, atol=2e-6)
+    assert labels.tolist() == [0, 1, 2, 3]
 
 
 # -- k-NN ------------------------------------------------------------------------------------------------------------

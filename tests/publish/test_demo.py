@@ -20,8 +20,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from tinyvit_zoo.cli.main import main
+from tinyvit_zoo.data.cache import cache_folder
 from tinyvit_zoo.data.channels import as_channels
-from tinyvit_zoo.data.images import cache_folder
 from tinyvit_zoo.interpret.attention import attention_maps, pooling_weights
 from tinyvit_zoo.measure.prediction import classify, load_classifier
 from tinyvit_zoo.publish import demo

@@ -5,13 +5,11 @@ in the middle. Files are decoded once: the pixels lie in the folder `TINYVIT_ZOO
 `~/.cache/tinyvit_zoo`, and may be deleted at any time.
 """
 import hashlib
-import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from threading import Event
@@ -23,14 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
-from ..runtime.files import written_whole
 from ..runtime.text import Progress, one_line
+from .cache import cache_folder, read_cached, write_cached
 from .channels import as_channels, fitted, is_deep, pixels_of, preview, read_deep, read_pages, upright
-from .files import cpu_count, open_image, read_npz
+from .files import cpu_count, open_image
 
-_logger = logging.getLogger(__name__)
 _CHUNK = 64             # images a thread takes at a time
-_VERSION = 2            # of decoding; another one makes the cache void
+_VERSION = 3            # of decoding; another one makes the cache void
 
 
 class Images(ABC):
@@ -122,10 +119,8 @@ class EncodedImages(Images):
     def digests(self) -> np.ndarray:
         """Read all files, unless the same ones were read before."""
         path = cache_folder() / f'{_key(self)}.digests'
-        with suppress(OSError):
-            known = path.read_bytes()
-            if len(known) == 32 * (1 + len(self)) and hashlib.sha256(known[32:]).digest() == known[:32]:
-                return digest_rows([known[32:]])
+        if (known := read_cached(path, (len(self), 32), np.uint8)) is not None:
+            return known
         digests = np.zeros((len(self), 32), np.uint8)
 
         def work(place: int, i: int) -> None:
@@ -133,8 +128,7 @@ class EncodedImages(Images):
             content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
             digests[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
         for_each(self, range(len(self)), work, 'reading images', progress=True)
-        content = digests.tobytes()
-        _write(path, hashlib.sha256(content).digest() + content)
+        write_cached(path, digests)
         return digests
 
     def read(self, i: int) -> Image.Image:
@@ -292,29 +286,15 @@ def for_each(images: Images, indices: Sequence[int], work: Callable[[int, int], 
                        f'{", ".join(text for text, _ in bad[:10])}{more}.') from bad[0][1]
 
 
-def cache_folder() -> Path:
-    default = os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'tinyvit_zoo')
-    folder = os.path.expanduser(os.environ.get('TINYVIT_ZOO_CACHE') or default)
-    if folder.startswith('~/'):
-        raise ZooError('There is no home directory to keep decoded images in: set TINYVIT_ZOO_CACHE to a folder.')
-    return Path(folder) / 'images'
-
-
 def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, progress: bool = True) -> Tensor:
     """Decode all images, or read them from the cache if the same files were decoded to the same size before."""
     shape = (len(images), channels, *size)
-    path = cache_folder() / f'{_key(images, *shape, *[16] * (images.dtype == torch.int32))}.npz'
-    if path.exists():
-        try:
-            array = read_npz(path, 'images'.__eq__)['images']
-            if array.shape == shape and array.dtype == (np.int32 if images.dtype == torch.int32 else np.uint8):
-                return torch.from_numpy(array)
-            reason = f'it holds {array.dtype} {array.shape}'
-        except (ZooError, LookupError) as e:
-            reason = one_line(e.__cause__ or e)
-        _logger.warning('The cached images %s are damaged (%s): decoding them again.', path, reason)
+    wide = images.dtype == torch.int32
+    path = cache_folder() / f'{_key(images, *shape, *[16] * wide)}.npz'
+    if (known := read_cached(path, shape, np.int32 if wide else np.uint8)) is not None:
+        return torch.from_numpy(known)
     pixels = decode(images, size, channels, progress=progress)
-    _write(path, pixels)
+    write_cached(path, pixels.numpy())
     return pixels
 
 
@@ -323,27 +303,8 @@ def check_cached(images: EncodedImages, progress: bool = True) -> None:
     path = cache_folder() / f'{_key(images)}.checked'
     if not path.exists():
         for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
-        _write(path)
+        write_cached(path)
 
 
 def _key(images: EncodedImages, *shape: int) -> str:
     return hashlib.sha256(repr((_VERSION, images.fingerprint(), shape)).encode()).hexdigest()[:32]
-
-
-def _write(path: Path, content: Tensor | bytes = b'') -> None:
-    """Write decoded pixels, or bytes; warn if the cache cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial, open(partial, 'wb') as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                np.savez(file, images=content.numpy())
-    except (OSError, ZooError) as e:
-        _warn_unwritable(path.parent, one_line(e.__cause__ or e))
-
-
-@cache
-def _warn_unwritable(folder: Path, reason: str) -> None:
-    _logger.warning('Decoded images cannot be kept in %s (%s): they are decoded at every start unless '
-                    'TINYVIT_ZOO_CACHE names another folder.', folder, reason)

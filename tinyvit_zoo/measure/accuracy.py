@@ -109,6 +109,8 @@ def calibrate(bench: Bench, file: Path | None) -> Readout:
     if not file or file.suffix != '.safetensors':
         raise ZooError(f'{title} has no file to store a temperature in: give a run directory, or NAME=FILE with a '
                        f'.safetensors file.')
+    if not bench.loaded.model.num_classes:
+        raise ZooError(f'{title} is an encoder, without probabilities to calibrate: train a classifier from it.')
     if source.val is None:
         raise ZooError(f'{source.name} has no validation images to fit a temperature to: give data with a validation '
                        f'split, or train with a val_fraction of 0.1.')

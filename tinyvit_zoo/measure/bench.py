@@ -7,12 +7,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
 from ..augment.batched import normalize
 from ..augment.spec import evaluation_transform
-from ..data.batches import Batches, make_batches
+from ..data.batches import Batches, fits_in_memory, make_batches
+from ..data.channels import as_channels, fitted
 from ..data.datasets import DATASETS
 from ..data.hub import is_hub
+from ..data.images import ArrayImages, for_each
 from ..data.objects import SPLITS, is_object, open_split, title_of
 from ..data.sources import Source, open_source
 from ..data.splits import Parts, Split, are_numbers, draw
@@ -28,12 +31,33 @@ _HELD_OUT = 0.2         # share of the training features that the penalty is cho
 _DRAW = 7               # makes this draw differ from others with the same seed
 
 
-def evaluation_batches(split: Split, batch_size: int, cfg: Mapping[str, Any], world: World, **options: Any) -> Batches:
-    """Make batches of a split, each image once, normalized as the weights of `cfg` expect."""
+def evaluation_batches(split: Split, batch_size: int, cfg: Mapping[str, Any], world: World, mode: str = 'auto',
+                       **options: Any) -> Batches:
+    """Make batches of a split, each image once, with the pixels of timm's transform, in memory or streamed."""
+    size, channels = cfg['input_size'][1:], options.get('channels', cfg['input_size'][0])
+    whole = cfg['crop_pct'] == 1 and cfg['interpolation'] == 'bicubic' and cfg.get('crop_mode') in (None, 'center')
+    if mode == 'auto':
+        mode = 'memory' if fits_in_memory(split, size, channels, world.device) else 'stream'
+    if mode == 'memory' and not whole:      # else decoding gives the same
+        split = _cut(split, cfg, channels, world.rank == 0)
     transforms = {'batch_transform': lambda images: normalize(images, cfg['mean'], cfg['std']),
                   'stream_transform': evaluation_transform(cfg), 'channels': cfg['input_size'][0]}
-    return make_batches(split, cfg['input_size'][1:], batch_size, world.device, train=False, rank=world.rank,
-                        world_size=world.size, **{**transforms, **options})
+    return make_batches(split, size, batch_size, world.device, train=False, rank=world.rank, world_size=world.size,
+                        mode=mode, **{**transforms, **options})
+
+
+def _cut(split: Split, cfg: Mapping[str, Any], channels: int, progress: bool) -> Split:
+    """Return the images of a split resized and cropped as timm's transform does, in memory."""
+    size, images, transform = cfg['input_size'][1:], split.images, evaluation_transform(cfg, normalize=False)
+    grown = (int(size[0] / cfg['crop_pct']), int(size[1] / cfg['crop_pct']))
+    pixels = torch.empty(len(split), *size, channels, dtype=images.dtype)
+
+    def work(place: int, i: int) -> None:
+        cut = center_crop(fitted(images.pixels_at(i), grown, channels), size) if images.deep else transform(
+            as_channels(images.read(i), channels))
+        pixels[place] = cut.permute(1, 2, 0)
+    for_each(images, list(map(split.number, range(len(split)))), work, 'decoding images', progress)
+    return Split(ArrayImages(pixels, 'images'), split.labels)
 
 
 @dataclass(frozen=True)
@@ -66,7 +90,6 @@ class Bench:
 
     def batches(self, split: str | Split = '', normalized: bool = True) -> Batches:
         """Return batches of every image of a split (default: the one evaluated on); not `normalized`: as uint8."""
-        # images are kept in memory as bytes only where the result equals that of timm's transform
         cfg = self.loaded.cfg
         images = split if isinstance(split, Split) else getattr(self.source, split or self.split)
         channels = cfg['input_size'][0]
@@ -74,11 +97,9 @@ class Bench:
         if channels not in (1, 3, own) or (images.images.deep and own not in (1, channels)):
             raise ZooError(f'{self.loaded.title} takes images of {channels} channels, {self.source.name} has {own}: '
                            f'give the data it was trained on.')
-        whole = cfg['crop_pct'] == 1 and cfg['interpolation'] == 'bicubic'
         raw: Any = {} if normalized else {
             'batch_transform': None, 'stream_transform': evaluation_transform(cfg, normalize=False)}
-        return evaluation_batches(images, self.batch_size * self.world.size, cfg, self.world, channels=channels,
-                                  mode='auto' if whole else 'stream', **raw)
+        return evaluation_batches(images, self.batch_size * self.world.size, cfg, self.world, channels=channels, **raw)
 
     def normalize(self, images: Tensor) -> Tensor:
         return normalize(images, self.loaded.cfg['mean'], self.loaded.cfg['std'])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.images import cache_folder
+from ..data.cache import cache_folder
 from ..data.sources import open_source
 from ..data.splits import Split
 from ..errors import ZooError

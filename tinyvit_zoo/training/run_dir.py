@@ -319,7 +319,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     content = buffer.getvalue()
     write_whole(folder / f'checkpoint-{step:08d}.pt', hashlib.sha256(content).digest() + content)
     for old in checkpoints(folder)[:-_KEPT]:
-        old.unlink()
+        with naming_unwritable(old):
+            old.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from .facts import begun_cfg, facts_of, to_begin
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
-from .run_dir import PRETRAINING, Run
+from .run_dir import PRETRAINING, Run, load_checkpoint
 
 VAL_FRACTION = 0.1      # held out where the recipe keeps the best weights and there are no validation images
 
@@ -94,6 +95,10 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
     recipe, world = task.recipe, task.world
     if options.resume and isinstance(recipe, Pretraining):  # a chain goes on to its second stage
         if result := world.gather(run.finished())[0]:
+            with suppress(ZooError):    # checkpoints may be gone
+                state = load_checkpoint(run.folder, run.say) if world.first else None
+                if state and state.get('rows') and state['epoch'] == recipe.total_epochs:
+                    run.rewind(state['rows'])
             run.say(f'{recipe.name} is finished: {run.folder}.')
             return result
     batches = batches or training_batches(task, options, source)

@@ -13,7 +13,7 @@ from data_cases import folder_split
 from PIL import Image
 from torch import Tensor
 
-from tinyvit_zoo.data import batches as loaders, images as cache
+from tinyvit_zoo.data import batches as loaders, cache, images as decoding
 from tinyvit_zoo.data.images import decode
 from tinyvit_zoo.errors import ZooError
 
@@ -26,7 +26,7 @@ def test_files_are_decoded_once(tmp_path: Path, cache_folder: Path, monkeypatch:
     first = pixels_in_memory(tmp_path / 'set')
     assert len(list(cache_folder.iterdir())) == 1
     assert pixels_in_memory(tmp_path / 'set', 5).shape[-1] == 5  # another size is another entry
-    monkeypatch.setattr(cache, 'decode', lambda *_, **__: pytest.fail('decoded again'))
+    monkeypatch.setattr(decoding, 'decode', lambda *_, **__: pytest.fail('decoded again'))
     assert torch.equal(pixels_in_memory(tmp_path / 'set'), first)
     assert not [path for path in cache_folder.iterdir() if path.name.startswith('.')]
 
@@ -60,6 +60,13 @@ def test_a_damaged_cache_is_made_again(
     entry.write_bytes(harm(whole))
     assert torch.equal(pixels_in_memory(tmp_path / 'set'), first)
     assert 'are damaged' in caplog.text and entry.stat().st_size == len(whole)
+    pixels_in_memory(tmp_path / 'other')
+    changed = next(path for path in cache_folder.iterdir() if path != entry)
+    entry.write_bytes(changed.read_bytes())     # whole, but of other images
+    assert torch.equal(pixels_in_memory(tmp_path / 'set'), first) and entry.read_bytes() == whole
+    entry.unlink()
+    os.mkfifo(entry)        # which reading would wait for
+    assert torch.equal(pixels_in_memory(tmp_path / 'set'), first) and entry.read_bytes() == whole
 
 
 @pytest.mark.parametrize('harm', [
@@ -91,12 +98,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 def test_the_check_before_streaming_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = folder_split(tmp_path / 'set')
-    cache.check_cached(split.images)
-    monkeypatch.setattr(cache, 'for_each', lambda *_: pytest.fail('checked again'))
-    cache.check_cached(split.images)
+    decoding.check_cached(split.images)
+    monkeypatch.setattr(decoding, 'for_each', lambda *_: pytest.fail('checked again'))
+    decoding.check_cached(split.images)
     os.utime(tmp_path / 'set' / 'a' / '000.png', ns=(1, 1))
     with pytest.raises(pytest.fail.Exception):
-        cache.check_cached(split.images)
+        decoding.check_cached(split.images)
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
