@@ -123,6 +123,11 @@ def test_calibration_by_the_command(data: str, trained: Path, run: Run, refused:
     assert 'ECE at T' in run(tmp_path / 'run', '--data', data) and 'ECE at T' not in run(trained, '--data', data)
     assert '--img-size' in refused(trained, '--data', data, '--calibrate', '--img-size', 16)
     assert 'no file to store' in refused('cct_2_3x2.digits', '--data', data, '--calibrate')
+    encoder = tmp_path / 'encoder.safetensors'
+    save_weights(timm.create_model('cct_2_3x2', num_classes=0).state_dict(), encoder, {
+        'recipe': 'cct_2_3x2.mine', 'pretrained_cfg': '{"num_classes": 0}'})
+    assert 'without probabilities to calibrate' in refused(
+        encoder, '--data', f'npz:{tmp_path / "a.npz"}', '--calibrate', '--knn')
 
 
 def test_a_table_of_runs_and_encoders(data: str, trained: Path, run: Run) -> None:

@@ -194,6 +194,16 @@ def test_a_finished_run_that_lost_its_end_makes_it_again(
     assert_same_bits(finished, tmp_path / 'run')
 
 
+def test_the_log_of_a_finished_run_is_that_of_its_checkpoint(finished: Path, data: str, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / 'run')
+    log, whole = tmp_path / 'run' / 'log.jsonl', (finished / 'log.jsonl').read_text()
+    log.write_text(whole.replace('1', '2'))
+    assert pretrained(data, tmp_path / 'run', '--eval-every', '1', '--resume') == 0 and log.read_text() == whole
+    for path in run_dir.checkpoints(tmp_path / 'run'):      # removed for their size
+        path.unlink()
+    assert pretrained(data, tmp_path / 'run', '--eval-every', '1', '--resume') == 0 and log.read_text() == whole
+
+
 def test_a_damaged_recipe_is_one_line(finished: Path, data: str, tmp_path: Path,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(finished, tmp_path / 'run')
