@@ -1,6 +1,7 @@
 """What a command sets up before torch is imported, and only a command."""
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,6 +57,15 @@ def test_as_a_module_it_sets_openmp_and_hands_on_the_exit_code() -> None:
     assert last.startswith("tinyvit-zoo: There is no model 'cct_7_3x9'.")
     if sys.platform == 'linux':     # where libgomp says what it read
         assert "OMP_WAIT_POLICY = 'PASSIVE'" in '\n'.join(shown)
+
+
+def test_a_removed_folder_is_one_line(tmp_path: Path) -> None:
+    """Of ours: MKL would end the import of torch there."""
+    command = f'mkdir gone; cd gone; rmdir ../gone; exec {shlex.quote(sys.executable)} -m tinyvit_zoo list'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(Path(entry.__file__).parents[1])})
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == 'tinyvit-zoo: The current folder has been removed: change to another one.\n'
 
 
 def test_ctrl_c_ends_the_imports_without_a_traceback(tmp_path: Path) -> None:

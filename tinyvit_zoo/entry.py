@@ -39,7 +39,18 @@ def stop(*_: object) -> None:
     os._exit(128 + signal.SIGINT)
 
 
+def check_folder() -> None:
+    """End where the current folder has been removed: MKL does not load there, and says why wrongly."""
+    try:
+        os.getcwd()
+    except OSError:
+        print('tinyvit-zoo: The current folder has been removed: change to another one.', file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 IS_COMMAND = is_command(sys.argv, sys.orig_argv)
+if IS_COMMAND:
+    check_folder()
 if IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop)  # until main takes over
 if IS_COMMAND and not any(name in os.environ for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')):

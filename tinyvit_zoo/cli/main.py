@@ -53,7 +53,6 @@ def main(argv: list[str] | None = None) -> int:
             raise ZooError(f'There is no {kind} {name!r}.{nearest(name, args.options)} '
                            f'See `tinyvit-zoo {args.command.NAME} --help`.')
         args.argv = argv
-        os.getcwd()     # OSError where it has been removed, which stops MKL with a line of its own
         with _terminating(), _quiet_threads():
             return _run(args)
     except BrokenPipeError:

@@ -56,7 +56,8 @@ class Options:
     checkpoint_minutes: float = setting(1., allowed=FROM_0_TO_INFINITY)
     eval_every: int = setting(0, allowed=FROM_0)    # epochs; 0: some 20 times in all, or a fifth of the time
     track: str = ''                 # tensorboard, wandb, mlflow or trackio
-    minutes: float | None = setting(None, allowed=POSITIVE)     # that the run may take: they set the epochs
+    # that the run may take: they set the epochs
+    minutes: float | None = setting(None, allowed=Range('above 0, and at most 50,000', lambda v: 0 < v <= 50_000))
     pflop: float | None = setting(None, allowed=POSITIVE)       # likewise
     begun: float | None = None      # time.monotonic() when the minutes began; None: as `train` is called
     given: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe that do not scale with the epochs

@@ -307,6 +307,8 @@ _SEAL = 'or seal your own changes (tinyvit_zoo.weights.seal_config(CONFIG, FILE)
 
 def seal_config(config: Mapping[str, Any], weights: Path | None = None) -> dict[str, Any]:
     """Return the content of a config.json with a digest of the rest, and with that of the tensors of `weights`."""
+    if not isinstance(config, Mapping):
+        raise ZooError(f'The config is a {type(config).__name__}, expected the content of a config.json.')
     rest = {key: value for key, value in config.items() if key != _CONFIG}
     if weights and (tensors := read_metadata(weights).get(_TENSORS)):
         rest[_TENSORS] = tensors
