@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from tinyvit_zoo.weights.readout import PLAIN, Readout, write_readout
 SMALL: dict[str, Any] = dict(
     epochs=2, batch_size=16, warmup_epochs=1, img_size=16, auto_augment='', precision='fp32', device='cpu',
     model_args={'depth': 1}, from_weights='', layer_decay=1.)
+NESTED: list[Any] = []
+for _ in range(3000):
+    NESTED = [NESTED]
 
 
 def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -347,7 +351,9 @@ def test_a_recipe_by_its_name(tmp_path: Path) -> None:
     ({'minutes': 1, 'epochs': 2}, 'give one of them'), ({'lr': -1.}, 'lr is -1.0'),
     ({'minutes': -1}, 'minutes is'), ({'precision': 'x'}, 'precision'), ({'crop_scale': 5}, 'crop_scale is 5'),
     ({'model_args': 3}, 'model_args is 3'), ({'lr': 10 ** 5000}, 'lr is a int that cannot be printed, expected'),
-    ({'track': 'x' * 20_000}, 'track is .* expected a shorter')])
+    ({'track': 'x' * 20_000}, 'track is .* expected a shorter'), ({'fraction': 10 ** 400}, 'fraction is 1000'),
+    ({'model_args': {'depth': NESTED}}, 'model_args is a dict that cannot be printed'),
+    ({'model_args': defaultdict(int, foo=1)}, "argument 'foo'")])
 def test_bad_keywords_leave_nothing(keywords: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ZooError, match=message):
         zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', device='cpu', **keywords)

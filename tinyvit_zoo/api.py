@@ -4,7 +4,7 @@ import inspect
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
@@ -283,8 +283,7 @@ def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', ou
     `method`: 'mae_small', 'self_distill', ... with `model`, the encoder; or a recipe, or the name of one.
     """
     recipe = own.pretraining_recipe(method, model)
-    name = method if isinstance(method, str) else recipe.name
-    folder = _train(name, recipe, data, output, device, keywords)
+    folder = _train(method if isinstance(method, str) else recipe.name, recipe, data, output, device, keywords)
     return Encoder(folder, read_result(folder))
 
 
@@ -294,7 +293,8 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
     kind = type(recipe)
     if data is None and 'PATH' in (data := spec_of(recipe.dataset)):
         raise ZooError(f"There is no data: give data={data!r}, arrays, or another source.")
-    keywords = {key: value.item() if isinstance(value, np.generic) else value for key, value in keywords.items()}
+    keywords = {key: value.item() if isinstance(value, np.generic) else dict(value) if isinstance(value, Mapping)
+                else value for key, value in keywords.items()}
     _check_lengths({**vars(recipe), **keywords})
     known = [f.name for f in fields(training.Options) if f.name not in _OWN]
     given = {key: value for key, value in keywords.items() if key not in known}
@@ -333,7 +333,7 @@ def _check_lengths(values: dict[str, Any]) -> None:
     """Raise ZooError for a value that no message, card or recipe.json could hold."""
     for key, value in values.items():
         text = ''
-        with suppress(ValueError):      # Python prints no integer of thousands of digits
+        with suppress(Exception):   # of integers of thousands of digits, of nested lists, and of a caller's objects
             text = repr(value)
         if not 0 < len(text) <= _LONGEST:
             raise ZooError(f'{key} is {shown(value)}, expected a shorter value.')

@@ -2,7 +2,7 @@
 import ast
 import dataclasses
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ def is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and len(value) == len(each) and all(map(is_of, value, each))
     if hint in (int, float):
         numbers = (int, float) if hint is float else int
-        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < math.inf
+        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, type(None) if origin is None else origin)
 
 
