@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 import tinyvit_zoo  # noqa: F401
-from tinyvit_zoo.data.images import FileImages
+from tinyvit_zoo.data.images import ArrayImages, FileImages
 from tinyvit_zoo.data.splits import Split
 from tinyvit_zoo.measure import bench as under_test
 from tinyvit_zoo.measure.bench import STRENGTHS, _path, extract, knn, probe, spread
+from tinyvit_zoo.measure.prediction import _read
 from tinyvit_zoo.runtime.world import World
 
 ALONE = World(0, 1, torch.device('cpu'))
@@ -34,6 +35,7 @@ def on_circle(*degrees: float) -> Tensor:
     {'crop_pct': 0.875, 'input_size': (3, 16, 24)}, {'input_size': (1, 16, 16), 'mean': (0.5,), 'std': (0.2,)},
 ], ids=str)
 def test_images_in_memory_are_those_of_timms_transform(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Images of 16 bits are cropped too, also where they are streamed, as by `predict`."""
     draws = np.random.default_rng(0)
     for i, shape in enumerate([(30, 40), (41, 23), (16, 16), (12, 50)]):
         Image.fromarray(draws.integers(0, 256, (*shape, 3), np.uint8)).save(tmp_path / f'{i}.png')
@@ -45,6 +47,13 @@ def test_images_in_memory_are_those_of_timms_transform(changes: dict[str, Any], 
     (stream, labels), = under_test.evaluation_batches(split, 4, cfg, ALONE, 'stream', workers=0)
     torch.testing.assert_close(memory, stream, rtol=0, atol=2e-6)
     assert labels.tolist() == [0, 1, 2, 3]
+    if cfg['input_size'][0] == 3 and 'crop_mode' not in cfg:
+        deep = torch.from_numpy(draws.integers(0, 65536, (2, 21, 34, 3), np.int32))
+        split = Split(ArrayImages(deep, 'deep'), torch.arange(2))
+        (memory, _), = under_test.evaluation_batches(split, 2, cfg, ALONE, 'memory')
+        (stream, _), = under_test.evaluation_batches(split, 2, cfg, ALONE, 'stream', workers=0)
+        predicted = [_read(image.numpy().astype(np.uint16), None, cfg) for image in deep]
+        assert torch.equal(memory, stream) and torch.equal(memory, torch.stack(predicted))
 
 
 # -- k-NN ------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..errors import ZooError, nearest
 from ..runtime.text import one_line
-from .channels import as_channels, fitted, pixels_of
+from .channels import as_channels, cropped, pixels_of
 from .files import cpu_count, free_memory
 from .images import ArrayImages, EncodedImages, check_cached, decode, decode_cached
 from .splits import Split, generator, seeded
@@ -64,7 +64,8 @@ class Batches:
 def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int, device: str | torch.device, *,
                  train: bool, balanced: bool = False, channels: int = 3, seed: int = 0, rank: int = 0,
                  world_size: int = 1, mode: str = 'auto', batch_transform: Callable[[Tensor], Tensor] | None = None,
-                 stream_transform: Callable[[Any], Tensor] | None = None, workers: int | None = None) -> Batches:
+                 stream_transform: Callable[[Any], Tensor] | None = None, workers: int | None = None,
+                 crop_pct: float = 1.) -> Batches:
     """Make the batches of a split. Reads all its images once beforehand, unless they are known to be sound.
 
     Args:
@@ -78,6 +79,7 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
         batch_transform: from a uint8 batch on the device to the yielded images.
         stream_transform: from a Pillow image (RGB, or grey for one channel) to a tensor; when streaming, it is applied
             in place of `batch_transform`, under a seed of its own for each image and epoch.
+        crop_pct: of images that are deep and streamed, to which `stream_transform` is not applied.
         workers: processes that stream; 0: none, None: as many as there are processors, eight at most.
     """
     size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
@@ -97,7 +99,8 @@ def make_batches(split: Split, img_size: int | tuple[int, int], batch_size: int,
     if isinstance(split.images, EncodedImages):
         check_cached(split.images, progress=rank == 0)
     workers = min(8, cpu_count()) if workers is None else workers
-    return _StreamBatches(_Samples(split, size, channels, seed, stream_transform), order, device, workers, transform)
+    samples = _Samples(split, size, channels, seed, stream_transform, crop_pct)
+    return _StreamBatches(samples, order, device, workers, transform)
 
 
 def fits_in_memory(split: Split, size: tuple[int, int], channels: int, device: torch.device) -> bool:
@@ -177,13 +180,14 @@ class _Samples(Dataset):
     channels: int
     seed: int
     transform: Callable[[Any], Tensor] | None
+    crop_pct: float = 1.
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, i = key
         try:
             if self.split.images.deep:
                 pixels = self.split.images.pixels_at(self.split.number(i))
-                return fitted(pixels, self.size, self.channels).clone(), self.split.labels[i]
+                return cropped(pixels, self.size, self.channels, self.crop_pct).clone(), self.split.labels[i]
             image = as_channels(self.split.read(i), self.channels)
         except Exception as e:  # it could be read when all were checked
             raise ZooError(f'{self.split.name(i)} can no longer be read ({one_line(e)}): fix it and resume.') from e

@@ -87,6 +87,12 @@ def fitted(pixels: Tensor, size: tuple[int, int], channels: int) -> Tensor:
     return pixels.expand(channels, -1, -1)
 
 
+def cropped(pixels: Tensor, size: tuple[int, int], channels: int, crop_pct: float) -> Tensor:
+    """Fit pixels to a larger size, of which `size` is a share, and crop the middle, as timm does."""
+    grown = int(size[0] / crop_pct), int(size[1] / crop_pct)
+    return center_crop(fitted(pixels, grown, channels), list(size))
+
+
 def _filling(have: Sequence[int], size: Sequence[int]) -> list[int]:
     """Return the smallest height and width of the same shape that fill the size, rounded as torchvision does."""
     scale = max(want / old for want, old in zip(size, have, strict=True))

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import center_crop
 
 from ..augment.batched import normalize
 from ..augment.spec import evaluation_transform
 from ..data.batches import Batches, fits_in_memory, make_batches
-from ..data.channels import as_channels, fitted
+from ..data.channels import as_channels, cropped
 from ..data.datasets import DATASETS
 from ..data.hub import is_hub
 from ..data.images import ArrayImages, for_each
@@ -43,17 +42,16 @@ def evaluation_batches(split: Split, batch_size: int, cfg: Mapping[str, Any], wo
     transforms = {'batch_transform': lambda images: normalize(images, cfg['mean'], cfg['std']),
                   'stream_transform': evaluation_transform(cfg), 'channels': cfg['input_size'][0]}
     return make_batches(split, size, batch_size, world.device, train=False, rank=world.rank, world_size=world.size,
-                        mode=mode, **{**transforms, **options})
+                        mode=mode, crop_pct=cfg['crop_pct'], **{**transforms, **options})
 
 
 def _cut(split: Split, cfg: Mapping[str, Any], channels: int, progress: bool) -> Split:
     """Return the images of a split resized and cropped as timm's transform does, in memory."""
     size, images, transform = cfg['input_size'][1:], split.images, evaluation_transform(cfg, normalize=False)
-    grown = (int(size[0] / cfg['crop_pct']), int(size[1] / cfg['crop_pct']))
     pixels = torch.empty(len(split), *size, channels, dtype=images.dtype)
 
     def work(place: int, i: int) -> None:
-        cut = center_crop(fitted(images.pixels_at(i), grown, channels), size) if images.deep else transform(
+        cut = cropped(images.pixels_at(i), size, channels, cfg['crop_pct']) if images.deep else transform(
             as_channels(images.read(i), channels))
         pixels[place] = cut.permute(1, 2, 0)
     for_each(images, list(map(split.number, range(len(split)))), work, 'decoding images', progress)

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
-from torchvision.transforms.functional import center_crop
 
 from ..augment.batched import normalize
-from ..data.channels import as_channels, fitted, upright
+from ..data.channels import as_channels, cropped, upright
 from ..data.files import EXTENSIONS, Finder, open_image
 from ..data.objects import as_image, deep_pixels
 from ..errors import ZooError
@@ -103,9 +102,7 @@ def _read(image: Any, transform: Callable[[Any], Tensor] | None, cfg: Mapping[st
     try:
         size, pixels = cfg['input_size'], deep_pixels(image)
         if pixels is not None:
-            grown = [int(side / cfg['crop_pct']) for side in size[1:]]
-            whole = fitted(pixels, (grown[0], grown[1]), size[0])[None]
-            return normalize(center_crop(whole, size[1:]), cfg['mean'], cfg['std'])[0]
+            return normalize(cropped(pixels, size[1:], size[0], cfg['crop_pct'])[None], cfg['mean'], cfg['std'])[0]
         if transform is None:
             raise ValueError(f'it is grey or RGB, expected {size[0]} channels')
         if not isinstance(image, (str, Path)):
