@@ -70,6 +70,11 @@ def test_a_wrong_table_is_one_line(text: str, message: str, photos: Path) -> Non
     assert r'\n' not in str(error.value)
 
 
+def test_two_columns_of_labels(photos: Path) -> None:
+    with pytest.raises(ZooError, match='one label an image and one for several'):
+        open_source(write(photos, 'path,label,labels\na/000.png,a,a;b\n'))
+
+
 def test_no_text(photos: Path) -> None:
     (photos / 'labels.csv').write_bytes(b'path,label\n\xff\xfe,a')
     with pytest.raises(ZooError, match='expected UTF-8'):

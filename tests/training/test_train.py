@@ -459,6 +459,19 @@ def test_a_crop_of_the_evaluation_is_that_of_the_weights(
 
 
 # -- what is refused
+def test_a_run_that_was_refused_before_its_first_step_may_begin_anew(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fakes.image_folder(tmp_path / 'set', {'a': 20, 'b': 20}, 16)
+    image = folder / 'a' / '003.png'
+    whole = image.read_bytes()
+    image.write_bytes(whole[:60])
+    argv = f'folder:{folder}', tmp_path / 'run', '--epochs', '1', '--warmup-epochs', '0'
+    assert run(*argv) == 2 and '003.png' in capsys.readouterr().err
+    image.write_bytes(whole)
+    assert run(*argv, '--lr', '1e-3') == 0
+    assert run(*argv) == 2 and 'holds a run' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('words, argv', [
     ("no augmentation policy 'foo'", ['--auto-augment', 'foo']), ("interpolation is 'foo'", [
         '--crop-interpolation', 'foo']), ("erase_mode is 'foo'", ['--erase', '.2', '--erase-mode', 'foo']),

@@ -28,7 +28,7 @@ def train_all(args: argparse.Namespace) -> str:
         (name, str(jobs.folder / name), jobs.last.get(name, '')) for name in names)], left=(0, 1, 2))
     if jobs.stopped:
         show(text)
-        print('tinyvit-zoo: stopped; the checkpoints are written; continue with --resume.', file=sys.stderr)
+        print('tinyvit-zoo: stopped; continue with --resume.', file=sys.stderr)
         raise SystemExit(128 + jobs.stopped)
     if failed := [name for name, code in zip(names, codes, strict=True) if code]:
         raise Incomplete(f'{len(failed)} of {len(names)} trainings failed: {", ".join(failed)}.', text)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import ZooError
+from ..measure.bench import check_size
 from ..models import list_models
 from ..publish.export import check_replaceable, export, export_with_preprocessing, json_of
 from ..publish.formats import FORMATS, Format, endings, format_of
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> str:
         check_int8(args.output, bool(args.data))
     check_replaceable(args.output)
     form.require()
-    loaded = resolve(args.model).load(img_size=args.img_size)
+    resolved = resolve(args.model)
+    check_size(resolved, args.img_size, 1, torch.device('cpu'))
+    loaded = resolved.load(img_size=args.img_size)
     report = export_with_preprocessing(loaded, args.output, args.any_size, args.int8, args.data)
     return _text(report, args.output)
 

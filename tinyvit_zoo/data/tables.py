@@ -67,6 +67,9 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if twice := next((name for i, name in enumerate(head) if name and name in head[:i]), ''):
         raise ZooError(f'{path} has the column {printable(twice)!r:.80} twice: rename or remove one.')
     place = {key: next((head.index(name) for name in names if name in head), None) for key, names in _COLUMNS.items()}
+    if None not in (place['label'], place['labels']):
+        raise ZooError(f'{path} has a column for one label an image and one for several '
+                       f'({printable(", ".join(head))}): remove one of them.')
     own = {}
     if place['label'] is place['labels'] is None:
         own = {i: cell.strip() for i, cell in enumerate(lines[0] if lines else ()) if i not in place.values()}

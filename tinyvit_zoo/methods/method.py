@@ -12,6 +12,7 @@ from ..data.sources import Source
 from ..errors import ZooError
 from ..recipes import BaseRecipe, Recipe
 from ..recipes.ranges import FROM_1, SHARE
+from ..runtime.text import one_line
 from ..runtime.world import World
 from ..weights.resolve import create_model
 
@@ -153,8 +154,8 @@ def check_model(recipe: BaseRecipe) -> Any:
     except ZooError:
         raise
     except Exception as e:  # constructors raise errors of all kinds for arguments that are not theirs
-        raise ZooError(f'{recipe.model} cannot be built with the model_args {dict(recipe.model_args)}: {e}. Expected '
-                       f'arguments of its constructor that its name leaves open.') from e
+        raise ZooError(f'{recipe.model} cannot be built with the model_args {dict(recipe.model_args)} '
+                       f'({one_line(e)}): expected arguments of its constructor that its name leaves open.') from e
     if not recipe.model_args.get('global_pool', True) and isinstance(recipe, Recipe):
         raise ZooError(f'model_args sets global_pool to {recipe.model_args["global_pool"]!r}, but a classifier needs '
                        f'pooled features: leave it out.')

@@ -24,6 +24,7 @@ from ..data.sources import open_source
 from ..data.splits import Split
 from ..errors import ZooError
 from ..interpret.attention import Looking, no_look
+from ..measure.bench import check_size
 from ..measure.prediction import label_names
 from ..runtime.files import check_path, written_whole
 from ..runtime.text import Progress, one_line
@@ -100,6 +101,7 @@ def _write_model(
     """Export a model into `folder`; return what the page has to know of it."""
     if not resolved.untrained and resolved.cfg.get('num_classes') == 0:     # before anything is fetched
         raise ZooError(f'{resolved.spec} has no classes to show: it is an encoder, to train a classifier from.')
+    check_size(resolved, img_size, 1, torch.device('cpu'))
     loaded = resolved.load(img_size=img_size)
     cfg, names = loaded.cfg, label_names(loaded.model.pretrained_cfg)
     count = int(loaded.model.num_classes)

@@ -34,7 +34,7 @@ _NO_MODEL_ARGS = (
     'num_classes', 'in_chans', 'img_size', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay',
     'pretrained_strict', 'pretrained_model_args', 'checkpoint_path', 'cache_dir', 'device', 'dtype', 'scriptable',
     'exportable', 'no_jit', 'features_only', 'feature_cfg', 'out_indices', 'kwargs_filter', 'pretrained_filter_fn',
-    'pretrained_custom_load')
+    'pretrained_custom_load', 'model_cfg')
 SCHEDULE_HELP = 'cosine from epoch 0 on; later_cosine or linear after the warm-up'
 
 

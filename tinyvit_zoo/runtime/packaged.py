@@ -1,4 +1,5 @@
 """Data files of the package, read only as released: tools/update_sums.py writes their digests to SHA256SUMS."""
+import errno
 import hashlib
 from pathlib import Path
 
@@ -10,6 +11,9 @@ PACKAGE = Path(__file__).parent.parent
 def read_packaged(name: str) -> str:
     """Return the text of a file, named from the package's folder; ZooError if it is damaged or missing."""
     try:
+        for path in (PACKAGE / name, PACKAGE / 'SHA256SUMS'):
+            if not path.is_file():      # a pipe would wait for a writer
+                raise FileNotFoundError(errno.ENOENT, 'no such file', str(path))
         content = (PACKAGE / name).read_bytes()
         sums = (PACKAGE / 'SHA256SUMS').read_bytes().splitlines()
     except OSError as e:

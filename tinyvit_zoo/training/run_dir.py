@@ -65,7 +65,7 @@ class Run:
         """
         wanted = json.loads(json.dumps({'recipe': dataclasses.asdict(recipe), **facts}))
         self.claim(resume)
-        if not (self.folder / _RECIPE).exists():
+        if not (resume and (self.folder / _RECIPE).exists()):
             write_document(self.folder / _RECIPE, {**wanted, 'machine': machine()})
         else:
             self._check_same(type(recipe), wanted)
@@ -102,7 +102,8 @@ class Run:
     def check(self, resume: bool) -> None:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""
         if (self.folder / _RECIPE).exists():
-            if not resume:
+            early = _RECIPE, LOCK, 'train.log'      # all that a run leaves that was refused before its first step
+            if not resume and any(name not in early and not name.startswith(PARTIAL) for name in _names(self.folder)):
                 raise ZooError(f'{self.folder} holds a run: resume it (--resume, resume=True), or choose another '
                                f'output.')
         elif self.folder.exists() and not self.folder.is_dir():
