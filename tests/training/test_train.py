@@ -489,7 +489,7 @@ def test_a_run_that_was_refused_before_its_first_step_may_begin_anew(
     ('drop_path_rate is 2', ['--model-args', "{'drop_path_rate': 2}"]),
     ("has 'num_classes'", ['--model-args', "{'num_classes': 5}"]), ("has 'checkpoint_path'", [
         '--model-args', "{'checkpoint_path': 'w.pth'}"]), ("has 'in_chans'", ['--model-args', "{'in_chans': 1}"]),
-    ("has 'img_size'", ['--model-args', "{'img_size': 8}"]), ("global_pool to ''", [
+    ("has 'img_size'", ['--model-args', "{'img_size': 8}"]), ('not [images, classes]', [
         '--model-args', "{'global_pool': ''}"]), ('crop_scale is (0.5, True)', ['--crop-scale', '(0.5, True)']),
     ('depth is 0', ['--model-args', "{'depth': 0}"]),
     ("embed_dim is 'a'", ['--model-args', "{'embed_dim': 'a'}"]), ('as torch takes it', [

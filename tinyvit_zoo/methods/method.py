@@ -14,7 +14,7 @@ from ..recipes import BaseRecipe, Recipe
 from ..recipes.ranges import FROM_1, SHARE
 from ..runtime.text import one_line
 from ..runtime.world import World
-from ..weights.resolve import create_model
+from ..weights.resolve import create_model, without_rates
 
 
 class Method(nn.Module):
@@ -156,7 +156,22 @@ def check_model(recipe: BaseRecipe) -> Any:
     except Exception as e:  # constructors raise errors of all kinds for arguments that are not theirs
         raise ZooError(f'{recipe.model} cannot be built with the model_args {dict(recipe.model_args)} '
                        f'({one_line(e)}): expected arguments of its constructor that its name leaves open.') from e
-    if not recipe.model_args.get('global_pool', True) and isinstance(recipe, Recipe):
-        raise ZooError(f'model_args sets global_pool to {recipe.model_args["global_pool"]!r}, but a classifier needs '
-                       f'pooled features: leave it out.')
+    if isinstance(recipe, Recipe) and without_rates(recipe.model_args):
+        _check_forward(recipe)
     return model
+
+
+def _check_forward(recipe: Recipe) -> None:
+    """Raise ZooError unless the model, with the recipe's arguments, classifies images."""
+    problem = ''
+    for device in ('meta', 'cpu'):      # a forward pass may need values
+        try:
+            model = create_model(recipe.model, device=device, **{'img_size': recipe.img_size, **recipe.model_args})
+            logits = model.eval()(torch.zeros(2, 3, recipe.img_size, recipe.img_size, device=device))
+            if logits.ndim == 2:
+                return
+            problem = f'its output is {list(logits.shape)}, not [images, classes]'
+        except Exception as e:  # of every architecture its own
+            problem = one_line(e)
+    raise ZooError(f'{recipe.model} cannot be trained with the model_args {dict(recipe.model_args)} at '
+                   f'{recipe.img_size} pixels ({problem}): leave some out.')
