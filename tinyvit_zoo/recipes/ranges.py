@@ -52,7 +52,6 @@ POSITIVE = Range('above 0', lambda v: 0 < v < math.inf)
 CROP = Range('0.05 to 1', lambda v: 0.05 <= v <= 1)
 MEAN = Range('from -1e30 to 1e30', lambda v: abs(v) <= 1e30)
 DEVIATION = Range('from 1e-30 to 1e30', lambda v: 1e-30 <= v <= 1e30)
-FINITE = Range('finite', math.isfinite)
 SEED = Range('from -2**63 to 2**64 - 1, as torch takes it', lambda v: -2 ** 63 <= v < 2 ** 64)
 
 
