@@ -40,7 +40,7 @@ def stop(*_: object) -> None:
 
 
 def check_folder() -> None:
-    """End where the current folder has been removed: MKL does not load there, and says why wrongly."""
+    """Exit if the current folder has been removed: MKL cannot load there, and its error misleads."""
     try:
         os.getcwd()
     except OSError:

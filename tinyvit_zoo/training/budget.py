@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
+from ..recipes.ranges import FROM_1
 from ..recipes.settings import AnyRecipe, override
 from ..runtime.files import PARTIAL, remove_partial
 from ..runtime.world import World, autocast_dtype, fast_kernels
@@ -17,7 +18,6 @@ from .run_dir import Run
 _AIM = 1.03             # of the minutes: a training may take 1 to 1.05 of them
 _MEASURED = 0.03        # of the minutes: for steps to time, _STEPS and _SECONDS at least; the first third warms up
 _STEPS, _SECONDS, _MOST_SECONDS = 15, 4., 120.
-_MOST_EPOCHS = 1_000_000
 _REPEATED = 0.01        # of the minutes: what takes less is timed at its second call
 _GPU_BLOCK = 20         # steps that are timed together where the device runs behind the host
 _OUTLIER = 5.           # as many median steps are the most that one counts for
@@ -46,8 +46,8 @@ def fit_epochs(recipe: AnyRecipe, given: Mapping[str, Any], cost: Callable[[AnyR
     low, high = 0, 1
     while cost(of(high)) <= limit:
         low, high = high, 2 * high
-        if low > _MOST_EPOCHS:
-            raise ZooError(f'The minutes or pflop are too much: more than {_MOST_EPOCHS:,} epochs fit. Give less.')
+        if not FROM_1.fits(low):
+            raise ZooError(f'The minutes or pflop allow over {low:,} epochs, expected {FROM_1.expected}: give less.')
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(of(middle)) <= limit else (low, middle)

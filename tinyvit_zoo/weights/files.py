@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ZooError
+from ..recipes.ranges import DEVIATION, MEAN
 from ..runtime.files import write_whole
 from ..runtime.text import one_line, printable
 
@@ -262,8 +263,8 @@ _FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     'num_classes': ('a whole number from 0 to a million', lambda v: _whole(v, 0, 10**6)),
     'input_size': ('channels, height and width', lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(
         _whole(n, 1, 4096) for n in v)),
-    'mean': ('numbers from -1e30 to 1e30', lambda v: _figures(v, lambda n: abs(n) <= 1e30)),
-    'std': ('numbers from 1e-30 to 1e30', lambda v: _figures(v, lambda n: 1e-30 <= n <= 1e30)),
+    'mean': (f'numbers {MEAN.expected}', lambda v: _figures(v, MEAN.fits)),
+    'std': (f'numbers {DEVIATION.expected}', lambda v: _figures(v, DEVIATION.fits)),
     'crop_pct': ('a number from 0.05 to 2', lambda v: _figures([v], lambda n: 0.05 <= n <= 2)),
     'interpolation': (f'one of {", ".join(_INTERPOLATIONS)}', lambda v: v in _INTERPOLATIONS),
     'crop_mode': ('center, squash or border', lambda v: v in ('center', 'squash', 'border')),
