@@ -18,10 +18,13 @@ from .version import __version__
 
 try:
     from .models import list_models
-except ZooError as e:   # a damaged file of the package
+except Exception as e:  # a damaged file of the package, or of a library, or an environment variable that it cannot read
     if not entry.IS_COMMAND:
         raise
-    print(f'tinyvit-zoo: {e}', file=sys.stderr)
+    problem = str(e) if isinstance(e, ZooError) else (
+        f'A library cannot be imported ({type(e).__name__}: {" ".join(str(e).split())[:200]}): correct its installation '
+        f'or its environment variables; python -c "import tinyvit_zoo" shows where it fails.')
+    print(f'tinyvit-zoo: {problem}', file=sys.stderr)
     raise SystemExit(2) from None
 
 if TYPE_CHECKING:

@@ -51,7 +51,8 @@ class Pairs(torch.utils.data.Dataset):
 @pytest.fixture(scope='module')
 def run(tmp_path_factory: pytest.TempPathFactory) -> zoo.Classifier:
     """From the shipped weights of three channels."""
-    simple = dict(epochs=6, eval_every=6, batch_size=8, mixup=0., cutmix=0., erase=0., crop_scale=None, smoothing=0.)
+    simple = dict(epochs=6, eval_every=6, batch_size=8, mixup=0., cutmix=0., erase=0., crop_scale=None, smoothing=0.,
+                  crop_pct=0.8)
     folder = tmp_path_factory.mktemp('deep') / 'run'
     return zoo.train('cct_2_3x2.c10', DATA, output=folder, **{**SMALL, **simple})
 
@@ -61,7 +62,7 @@ def test_five_channels_of_16_bits(run: zoo.Classifier, capsys: pytest.CaptureFix
     test = run.result['figures']['test']
     assert test['top1'] == 100
     cfg = run.model.pretrained_cfg
-    assert tuple(cfg['input_size']) == (5, 16, 16) and len(cfg['mean']) == 5
+    assert tuple(cfg['input_size']) == (5, 16, 16) and len(cfg['mean']) == 5 and cfg['crop_pct'] == 0.8
     pixels = DATA['train'][0] / 65535
     assert cfg['mean'] == pytest.approx(pixels.mean((0, 1, 2)), rel=0.02) and max(cfg['std']) < 0.01
     again = zoo.load(run.folder)

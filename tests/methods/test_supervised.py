@@ -109,6 +109,16 @@ def test_bad_values_are_one_line_and_leave_nothing(
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_teacher_that_the_memory_does_not_hold(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('tinyvit_zoo.measure.counting.free_memory', lambda device: 2 ** 30)
+    large = tmp_path / 'large.safetensors'
+    save_weights(timm.create_model('cct_2_3x2', num_classes=4).state_dict(), large, {
+        'pretrained_cfg': json.dumps({'input_size': [3, 2048, 2048]})})
+    assert run(data, tmp_path / 'run', '--teacher', f'cct_2_3x2={large}') == 2
+    assert re.search('cct_2_3x2=.* at 2048 pixels takes about .* GiB', capsys.readouterr().err)
+
+
 # -- growing images ----------------------------------------------------------------------------------------------------
 def test_sizes_share_the_epochs() -> None:
     recipe = Recipe(name='cct_2_3x2.mine', about='', epochs=5, cooldown_epochs=1, sizes=(24, 28, 32))

@@ -13,11 +13,12 @@ import torch
 from ..augment.spec import AugmentSpec
 from ..data.datasets import DATASETS
 from ..errors import ZooError
+from ..measure.bench import check_size as check_evaluated
 from ..measure.counting import MANY_PIXELS, Count, TrainingFlop, check_memory, count, image_memory
 from ..methods import METHODS
 from ..methods.self_supervised import make_encoder
 from ..models import take_any_size
-from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining
+from ..recipes import PRETRAININGS, RECIPES, BaseRecipe, Pretraining, Recipe
 from ..runtime.text import one_line
 from ..runtime.world import World
 from ..weights.resolve import create_model, resolve
@@ -84,7 +85,11 @@ def check_size(recipe: BaseRecipe, images: int, num_classes: int, world: World) 
     """Raise ZooError where a batch takes more memory than is free; looked at where it has many pixels."""
     size, labelled = max(getattr(recipe, 'sizes', ()) or (recipe.img_size,)), not isinstance(recipe, Pretraining)
     batch = -(-min(recipe.batch_size, images) // (recipe.accumulate * world.size))
-    if not world.first or batch * size ** 2 < MANY_PIXELS:
+    if not world.first:
+        return
+    if isinstance(recipe, Recipe) and recipe.teacher:
+        check_evaluated(resolve(recipe.teacher), None, batch, world.device)
+    if batch * size ** 2 < MANY_PIXELS:
         return
     try:
         model = create_model(recipe.model, size, device='meta', num_classes=num_classes * labelled, **recipe.model_args)

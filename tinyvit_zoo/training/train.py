@@ -287,7 +287,7 @@ def data_cfg(recipe: BaseRecipe, source: Source, begun: Mapping[str, Any]) -> di
     return {
         'architecture': recipe.model, 'num_classes': classes,
         'input_size': (source.channels, recipe.img_size, recipe.img_size),
-        'mean': tuple(mean), 'std': tuple(std), 'crop_pct': 1. if deep else recipe.crop_pct, 'interpolation': 'bicubic',
+        'mean': tuple(mean), 'std': tuple(std), 'crop_pct': recipe.crop_pct, 'interpolation': 'bicubic',
         'label_names': list(names), 'multi_label': source.train.multi_label and isinstance(recipe, Recipe)}
 
 
