@@ -68,6 +68,15 @@ def test_a_removed_folder_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == 'tinyvit-zoo: The current folder has been removed: change to another one.\n'
 
 
+def test_a_library_that_cannot_be_imported_is_one_line() -> None:
+    """Of a command; a program gets the traceback."""
+    for argv, lines in ((['-m', 'tinyvit_zoo', 'list'], 1), (['-c', 'import tinyvit_zoo'], 2)):
+        done = subprocess.run([sys.executable, *argv], capture_output=True, text=True,
+                              env={**os.environ, 'TQDM_MININTERVAL': 'often'})
+        assert done.returncode == 3 - lines and min(done.stderr.count('\n'), 2) == lines
+        assert "could not convert string to float: 'often'" in done.stderr
+
+
 def test_ctrl_c_ends_the_imports_without_a_traceback(tmp_path: Path) -> None:
     """As a module and as a script; a program that imports the package keeps its own handler."""
     torch = 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint("goes on")\n'

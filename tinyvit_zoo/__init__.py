@@ -22,8 +22,8 @@ except Exception as e:  # a damaged file of the package, or of a library, or an 
     if not entry.IS_COMMAND:
         raise
     problem = str(e) if isinstance(e, ZooError) else (
-        f'A library cannot be imported ({type(e).__name__}: {" ".join(str(e).split())[:200]}): correct its installation '
-        f'or its environment variables; python -c "import tinyvit_zoo" shows where it fails.')
+        f'A library cannot be imported ({type(e).__name__}: {" ".join(str(e).split())[:200]}): correct its '
+        f'installation or its environment variables; python -c "import tinyvit_zoo" shows where it fails.')
     print(f'tinyvit-zoo: {problem}', file=sys.stderr)
     raise SystemExit(2) from None
 

@@ -74,7 +74,7 @@ def test_info_wraps_long_notes_and_leaves_addresses_whole(run: Run) -> None:
 
 @pytest.mark.parametrize(('name', 'said'), [
     ('cct_7_3x9', 'Did you mean cct_7_3x'), ('cct_7_3x1.shi_c10_300', 'Did you mean shi_c10_300e'),
-    ('resnet50', "'resnet50'"), ('hf-hub:someone/cct', "'hf-hub:someone/cct'"),
+    ('resnet50', "'resnet50'"), ('hf-hub:someone/cct', 'hf-hub:someone/cct does not fit'),
 ])
 def test_an_unknown_name_is_one_line(refused: Run, name: str, said: str) -> None:
     assert said in refused('info', name)

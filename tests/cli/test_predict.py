@@ -233,7 +233,9 @@ def test_a_model_without_weights_predicts_nothing_but_with_a_file(
     name = without_weights()
     assert name in refused('predict', name, photos)
     save_weights(timm.create_model(name).state_dict(), tmp_path / 'mine.safetensors')
-    assert len(predictions(run, name, photos / 'b.png', '--weights', tmp_path / 'mine.safetensors')) == 1
+    file = tmp_path / 'mine.safetensors'
+    assert predictions(run, name, photos / 'b.png', '--weights', file) == predictions(
+        run, f'{name}={file}', photos / 'b.png')
 
 
 def test_images_are_looked_at_before_weights_are_fetched(

@@ -27,6 +27,7 @@ from tinyvit_zoo.measure.prediction import classify, load_classifier
 from tinyvit_zoo.publish import demo
 from tinyvit_zoo.publish.export import load_exported
 from tinyvit_zoo.weights import save_weights
+from tinyvit_zoo.weights.resolve import resolve
 
 RUNTIME = cache_folder().parent / f'onnxruntime-web-{demo.RUNTIME}'
 THREE = [(90, 60), (150, 40), (200, 70), (190, 115), (140, 135), (195, 155), (205, 205), (150, 240), (85, 215)]
@@ -165,7 +166,7 @@ def images(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 def test_probabilities_and_looks_are_pytorchs(page: Any, images: list[Path], several: str, said: list[str]) -> None:
     found = [results(page, lambda path=path: page.set_input_files('#files', str(path))) for path in images]
     for number, (name, weights) in enumerate([('cct_2_3x2.digits', None), several.split('=')]):
-        model, labels, readout = load_classifier(name, Path(weights) if weights else None, 'cpu')
+        model, labels, readout = load_classifier(resolve(f'{name}={weights}' if weights else name), 'cpu')
         guesses = classify(model, labels, images, len(labels), 32, readout)
         cfg = {key: timm.data.resolve_model_data_config(model)[key] for key in (
             'input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}

@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import ZooError
 from ..measure.accuracy import ViewAverage
 from ..measure.prediction import classify, image_files, load_classifier, problem_of
-from ..models import with_tag
 from ..runtime.text import as_csv, table
 from ..runtime.world import choose_device
+from ..weights.resolve import resolve
 from ._options import Incomplete, positive
 
 NAME = 'predict'
@@ -20,12 +20,13 @@ tinyvit-zoo predict cct_7_3x1 cat.png
 tinyvit-zoo predict runs/mine photos/
 tinyvit-zoo predict cct_7_3x1.shi_c100_300e photos/ --topk 1 --csv > classes.csv
 tinyvit-zoo predict cct_2_3x2 photos/ --weights trained.safetensors --device cuda
+tinyvit-zoo predict hf-hub:ORG/NAME photo.png
 '''
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('model', metavar='MODEL', help='NAME[.TAG] (without TAG: the default weights), or a run '
-                        'directory')
+    parser.add_argument('model', metavar='MODEL', help='NAME[.TAG] (without TAG: the default weights), a run '
+                        'directory, NAME[.TAG]=FILE, or hf-hub:ORG/NAME')
     parser.add_argument(
         'images', metavar='IMAGE', nargs='+', type=Path, help='a file, or a folder (searched recursively)')
     parser.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for views of '
@@ -44,13 +45,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> str:
-    run_directory = not args.weights and Path(args.model).is_dir()
-    name = args.model if run_directory else with_tag(args.model)
+    resolved = resolve(f'{args.model}={args.weights}' if args.weights else args.model)
     choose_device(args.device)  # before anything is loaded
     paths = image_files(args.images)
     if all(problems := [problem_of(path) for path in paths]):  # before any weights are fetched
         raise ZooError(_problem(list(zip(paths, problems, strict=True))))
-    model, labels, readout = load_classifier(name, args.weights, args.device, min(args.batch_size, len(paths)))
+    model, labels, readout = load_classifier(resolved, args.device, min(args.batch_size, len(paths)))
     model = ViewAverage(model, args.tta) if args.tta else model
     results = list(zip(paths, classify(model, labels, paths, args.topk, args.batch_size, readout), strict=True))
     text, failed = _text(results), [(path, found) for path, found in results if isinstance(found, str)]
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> str:
         images = [{'image': str(path), 'error' if isinstance(found, str) else 'predictions': found}
                   for path, found in results]
         weights = args.weights and str(args.weights)
+        name = args.model if resolved.file and not args.weights else resolve(args.model).name
         text = json.dumps({'model': name, 'weights': weights, 'images': images}, indent=2)
     if failed:
         raise Incomplete(_problem(failed, len(paths)), text)

@@ -14,7 +14,7 @@ from ..data.objects import as_image, deep_pixels
 from ..errors import ZooError
 from ..runtime.text import Progress, one_line
 from ..weights.readout import PLAIN, Readout
-from ..weights.resolve import resolve
+from ..weights.resolve import Resolved
 from .bench import check_size
 from .calibration import check_finite
 
@@ -27,22 +27,20 @@ def label_names(cfg: Any) -> list[str]:
     return list(names or ())
 
 
-def load_classifier(name: str, weights: Path | None, device: str, batch: int = 1,
-                    ) -> tuple[nn.Module, list[str], Readout]:
-    """Load `NAME.TAG`, or `weights` into its architecture, for batches of so many images.
+def load_classifier(resolved: Resolved, device: str, batch: int = 1) -> tuple[nn.Module, list[str], Readout]:
+    """Load weights for batches of so many images.
 
     Returns the model, a name or number for each class, and how its logits become probabilities.
     """
-    resolved = resolve(f'{name}={weights}' if weights else name)
-    if resolved.untrained:
+    if resolved.untrained or not resolved.has_weights:
         raise ZooError(f'There are no weights for {resolved.architecture}: give --weights FILE.')
-    if not weights and not resolved.cfg['num_classes']:
-        raise ZooError(f'{name} has no classes to predict: it is an encoder; train a classifier from it.')
+    if resolved.cfg.get('num_classes') == 0:
+        raise ZooError(f'{resolved.spec} has no classes to predict: it is an encoder; train a classifier from it.')
     check_size(resolved, None, batch, torch.device(device))
     model = resolved.create().to(device).eval()
     count = int(model.num_classes)
     if not count:
-        raise ZooError(f'{weights} and {name} have no classes: give a file trained by this package, or a NAME.TAG with '
+        raise ZooError(f'{resolved.spec} has no classes: give a file trained by this package, or a NAME.TAG with '
                        f'classes.')
     labels = label_names(model.pretrained_cfg)
     return model, labels if len(labels) == count else [str(i) for i in range(count)], resolved.readout

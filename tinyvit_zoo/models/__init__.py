@@ -35,8 +35,8 @@ def list_models(pattern: str = '', pretrained: bool = False) -> list[str]:
 def check_name(name: str) -> None:
     """Raise ZooError with the nearest name if the zoo has no such model; the tag is ignored."""
     architecture = name.partition('.')[0]
-    if '/' in name and ':' not in name:
-        raise ZooError(f'There is no file or run directory {name} that fits here: expected NAME or NAME.TAG.')
+    if any(c in name for c in '/:='):
+        raise ZooError(f'{name} does not fit here: expected NAME or NAME.TAG of the zoo.')
     if architecture not in list_models():
         raise ZooError(f'There is no model {architecture!r}.{nearest(architecture, list_models())} '
                        f'`tinyvit-zoo list` shows all.')
