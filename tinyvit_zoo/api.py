@@ -29,14 +29,13 @@ from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
 from .recipes import Pretraining, Recipe
 from .recipes.settings import AnyRecipe, check_types, is_of, override, settings
-from .runtime.files import check_path, display_pictures, told
+from .runtime.files import check_path, display_pictures, told, user_path
 from .runtime.lock import only_training
 from .runtime.text import shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import own, train as training
 from .training.loop import Stopped
-from .training.run_dir import read_result
-from .weights.resolve import Loaded, resolve
+from .weights.resolve import Loaded, read_result, resolve
 
 _WORDS: dict[Any, str] = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'text'}
 _LONGEST = 10_000       # characters of a setting
@@ -98,7 +97,7 @@ class Classifier:
         found = resolve(spec)
         self._resolved = replace(found, file=found.file.absolute()) if found.file else found    # for another directory
         self.device = choose_device(device)
-        self.folder = Path(spec).absolute() if Path(spec).is_dir() else None
+        self.folder = user_path(spec).absolute() if user_path(spec).is_dir() else None
         self.result: dict[str, Any] = read_result(self.folder) if self.folder else {}
         with _ALONE, _random_numbers_kept(self.device):
             self._loaded: Loaded = self._resolved.load(self.device)
@@ -188,7 +187,7 @@ class Classifier:
 
         `data`, as for `evaluate`: check on its test images too; with `int8`, quantize by its training images.
         """
-        path = Path(path)
+        path = user_path(path)
         format_of(path).require()
         check_replaceable(path)
         data = data if isinstance(data, str) else self._source(data, 'test')[0]
@@ -205,7 +204,7 @@ class Classifier:
         in a notebook. Returns their paths.
         """
         chosen = folder or (self.folder / 'pictures' if self.folder else tempfile.mkdtemp(prefix='tinyvit-zoo-'))
-        place, paths = Path(chosen), []
+        place, paths = user_path(chosen), []
         check_path(place)
         if self.folder and (self.folder / 'curves.png').exists():
             paths.append(self.folder / 'curves.png')
@@ -307,7 +306,7 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
     _check_types(training.Options, others)
     recipe = override(own.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
     options = training.Options(
-        output=Path(output or Path('runs', recipe.name)), data=data, given=given,
+        output=user_path(output or Path('runs', recipe.name)), data=data, given=given,
         command=own.call_text(name, recipe, data, keywords), **others)
     first = training.pretraining_of(recipe) if isinstance(recipe, Recipe) else None
     with only_training(), join_world(device) as world, _random_numbers_kept(world.device):

@@ -38,9 +38,14 @@ def test_seeds_are_averaged_and_fractions_sorted(tmp_path: Path, capsys: pytest.
 def test_mistakes_are_one_line_and_draw_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, half = write_run(tmp_path / 'whole', 1., 90.), write_run(tmp_path / 'half', 0.5, 80.)
     open_ended = write_run(tmp_path / 'open', 0.5, None)
+    several, first = write_run(tmp_path / 'several', 0.5, 0.), write_run(tmp_path / 'first', 0.5, 0., name='mae_small')
+    (several / 'result.json').write_text(json.dumps({'figures': {'test': {'accuracy': 80.}}, 'machine': {}}))
+    text = (first / 'recipe.json').read_text()
+    (first / 'recipe.json').write_text(text.replace('"from_weights": ""', '"method": "mae_small"'))
     other = write_run(tmp_path / 'other', 0.5, 60., source='cifar100')
     for argv, said in (
             ((whole, tmp_path), 'is not a run directory'), ((whole, open_ended), 'is not finished'),
+            ((whole, several), 'several labels per image'), ((whole, first), 'is a pre-training'),
             ((whole, whole), 'All runs trained on 100%'), ((whole, other), 'different data (cifar10, cifar100)'),
             ((whole, half, '--output', 'a.bmp'), 'a.bmp')):
         code, out, err = run(capsys, *argv)

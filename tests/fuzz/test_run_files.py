@@ -11,8 +11,8 @@ from hypothesis import given, strategies as st
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES
 from tinyvit_zoo.runtime.documents import read_document, write_document
 from tinyvit_zoo.training.own import finetuning_recipe
-from tinyvit_zoo.training.run_dir import Run, read_log, read_result
-from tinyvit_zoo.weights.resolve import read_recipe, resolve
+from tinyvit_zoo.training.run_dir import Run, read_log
+from tinyvit_zoo.weights.resolve import read_recipe, read_result, resolve
 
 FACTS = {'data': {'source': 'digits', 'images': 90, 'labels': 'abc'}, 'val_fraction': 0., 'fraction': 0.5,
          'processes': 1, 'precision': 'auto', 'compile': False, 'machine': {}}

@@ -20,6 +20,7 @@ from tinyvit_zoo.recipes import Recipe
 from tinyvit_zoo.training.run_dir import checkpoints
 from tinyvit_zoo.weights import read_weights, save_weights
 from tinyvit_zoo.weights.files import read_metadata
+from tinyvit_zoo.weights.readout import Readout
 
 CPU = torch.device('cpu')
 
@@ -95,15 +96,19 @@ def test_a_student_is_trained_and_resumed_to_the_same_bits(
     (['--teacher', 'fast_cnn_half.untrained'], 'has no weights'),
     (['--teacher', 'cct_2_3x2.digits'], 'has 10 classes, but the images have 4'),
     (['--teacher', 'no_model'], 'There is no model'),
+    (['--teacher', 'cct_2_3x2=SEVERAL'], 'gives several labels per image'),
     (['--sizes', '(24, 32)'], r'its last must be img_size, 16'),
     (['--sizes', '(0, 16)'], 'sizes is 0'),
-    (['--sizes', '(12.5, 16)'], 'cannot take images of 12.5 pixels'),
+    (['--sizes', '(12.5, 16)'], 'sizes is 12.5, expected a whole number'),
     (['--sizes', '16'], r'expected a value like \(24, 28, 32\)'),
     (['--whiten', 'true', '--from-weights', 'cct_2_3x2.digits'], 'give only one of them'),
 ])
 def test_bad_values_are_one_line_and_leave_nothing(
         data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
-    assert run(data, tmp_path / 'run', *options) == 2
+    several = tmp_path / 'several.safetensors'
+    save_weights(timm.create_model('cct_2_3x2', num_classes=4).state_dict(), several, {
+        'pretrained_cfg': json.dumps({'num_classes': 4}), **Readout(multi_label=True).metadata})
+    assert run(data, tmp_path / 'run', *(option.replace('SEVERAL', str(several)) for option in options)) == 2
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and re.search(words, error), error
     assert not (tmp_path / 'run').exists()
@@ -152,7 +157,7 @@ def test_whitened_patches_are_uncorrelated(name: str, filters: int) -> None:
 
 
 def test_whitening_needs_a_convolution() -> None:
-    with pytest.raises(ZooError, match='begins with a convolution, unlike LocalViT'):
+    with pytest.raises(ZooError, match='LocalViT does not begin with a convolution'):
         whiten_first_conv(timm.create_model('sl_vit', depth=1), torch.randn(2, 3, 32, 32))
 
 

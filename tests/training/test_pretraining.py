@@ -264,7 +264,8 @@ def test_distillation_from_a_run(data: str, finished: Path, tmp_path: Path, monk
     *((['self_distill', '--model', 'vit_lite_2_4', '--method-args', f'{{{args}}}'], words) for args, words in (
         ("'local_views': -1", 'local_views is -1'), ("'local_scale': (0.5,)", 'local_scale is (0.5,)'),
         ("'local_scale': (0.5, 0.2)", 'the smaller number'), ("'teacher_temperature': 0.04", 'expected 2 numbers'),
-        ("'num_prototypes': 0", 'num_prototypes is 0'), ("'num_prototypes': 2.5", 'does not take the method_args'))),
+        ("'num_prototypes': 0", 'num_prototypes is 0'), ("'num_prototypes': 2.5", 'expected a whole number'),
+        ("'local_views': 0.99", 'expected a whole number'))),
     *((['mae_small', '--model', 'vit_lite_2_4', '--method-args', f'{{{args}}}'], words) for args, words in (
         ("'mask_ratio': 'a'", "mask_ratio is 'a'"), ("'decoder_depth': -1", 'decoder_depth is -1'),
         ("'decoder_heads': 0", 'decoder_heads is 0'))),

@@ -30,7 +30,7 @@ from training_cases import (
     write_npz,
 )
 
-import tinyvit_zoo
+import tinyvit_zoo as zoo
 from tinyvit_zoo.augment import spec
 from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
@@ -43,6 +43,7 @@ from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
 from tinyvit_zoo.weights.files import read_metadata, save_weights
+from tinyvit_zoo.weights.readout import Readout, write_readout
 from tinyvit_zoo.weights.resolve import resolve
 
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
@@ -331,6 +332,39 @@ def test_a_damaged_log_is_mended(data: str, finished: Path, stopped: Path) -> No
         {k: v for k, v in row.items() if k not in timed} for row in _rows(finished)]
 
 
+def test_a_finished_run_stays_as_it_is(
+        data: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the temperature of a later calibration; the weights of another run in its place are refused."""
+    mine, file = tmp_path / 'run', tmp_path / 'run/weights.safetensors'
+    shutil.copytree(finished, mine)
+    write_readout(file, Readout(temperature=2.5))
+    before = file.read_bytes()
+    assert run(data, mine, '--resume') == 0 and 'is finished' in capsys.readouterr().out
+    assert file.read_bytes() == before
+    assert run(data, tmp_path / 'other', '--seed', '1', '--epochs', '2') == 0
+    shutil.copy(tmp_path / 'other/weights.safetensors', file)
+    with pytest.raises(ZooError, match='is not the file of this run'):
+        resolve(mine)
+    assert resolve(f'cct_2_3x2={file}').has_weights
+    assert run(data, mine, '--resume') == 0 and 'Repeating the end' in capsys.readouterr().out
+    assert_same_bits(finished, mine)
+
+
+def test_the_home_directory(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is where it is for reading, in commands and in Python; a folder of that name is not."""
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.chdir(tmp_path)
+    assert run(data, Path('~/run'), '--epochs', '2') == 0
+    assert resolve('~/run').file == tmp_path / 'home/run/weights.safetensors' and not Path('~').exists()
+    assert zoo.load('~/run').folder == tmp_path / 'home/run'
+    assert zoo.train('~/run', data, output='~/b', epochs=1, img_size=16, device='cpu').folder == tmp_path / 'home/b'
+    zoo.load('~/b').export('~/b.pt2')
+    assert (tmp_path / 'home/b.pt2').exists() and not Path('~').exists()
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr('pwd.getpwuid', lambda _: {}['no entry'])
+    assert run(data, Path('~/run')) == 2 and not Path('~').exists()
+
+
 def test_a_kill_before_the_recipe_was_written(data: str, finished: Path, tmp_path: Path) -> None:
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / '.partial-recipe.json').write_text('{"reci')
@@ -573,6 +607,8 @@ def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytes
     result = json.loads((tmp_path / 'run' / 'result.json').read_text())
     assert result['figures']['val']['top1'] == pytest.approx(max(row['val_top1'] for row in rows))
     assert not any('test_top1' in row for row in rows)  # test images are not even looked at
+    assert run(data, tmp_path / 'run', '--keep', 'best', '--resume') == 2     # other epochs would be looked at
+    assert 'eval_every 1 -> 0' in capsys.readouterr().err
 
 
 def test_many_test_images_are_evaluated_less_often(tmp_path: Path) -> None:
@@ -692,7 +728,7 @@ def test_accumulation_changes_nothing_but_memory(data: str, tmp_path: Path) -> N
 def test_number_formats() -> None:
     cpu = torch.device('cpu')
     assert autocast_dtype('fp32', cpu) is None and autocast_dtype('bf16', cpu) is torch.bfloat16
-    with pytest.raises(tinyvit_zoo.ZooError, match='thousand times slower'):
+    with pytest.raises(ZooError, match='thousand times slower'):
         autocast_dtype('fp16', cpu)
 
 

@@ -16,6 +16,7 @@ from ..entry import BEGUN, IS_COMMAND
 from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..recipes.settings import AnyRecipe, option, override, parse, settings, type_name
+from ..runtime.files import user_path
 from ..runtime.world import World, join_world
 from ..training.loop import Stopped
 from ..training.trackers import TRACKERS
@@ -73,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[BaseRecipe]) -> None
     """Add the options of the machine, and one for every field of the recipe."""
     parser.add_argument('--data', metavar='SOURCE', help='folder:DIR, csv:FILE, npz:FILE, hf:NAME, medmnist:NAME, '
                         'cifar10:DIR, digits, ... (default: digits, for recipes on digits)')
-    parser.add_argument('--output', type=Path, metavar='DIR', help='run directory (default: runs/RECIPE)')
+    parser.add_argument('--output', type=user_path, metavar='DIR', help='run directory (default: runs/RECIPE)')
     parser.add_argument('--resume', action='store_true', help='continue the run in --output')
     parser.add_argument('--download', action='store_true', help='download the data set if it is missing')
     parser.add_argument('--val-fraction', type=float, metavar='F', help='share of the training images to hold out for '

@@ -12,7 +12,7 @@ import timm
 from ..errors import ZooError, nearest
 from ..interpret import analyses
 from ..models import list_models
-from ..runtime.files import require_matplotlib, write_picture, written_whole
+from ..runtime.files import require_matplotlib, user_path, write_picture, written_whole
 from ..runtime.text import table
 from ..runtime.world import join_world
 from ..weights.resolve import resolve
@@ -46,14 +46,15 @@ def add(parser: argparse.ArgumentParser) -> None:
             if name != 'support' else 'start of a name, or a pattern with wildcards (default: all)'))
         if name == 'support':
             continue
-        kind.add_argument('--output', type=Path, default=Path('analysis'), metavar='DIR', help='default: analysis/')
+        kind.add_argument('--output', type=user_path, default=Path('analysis'), metavar='DIR',
+                          help='default: analysis/')
         kind.add_argument('--format', default='png', choices=['png', 'pdf', 'svg'], help='default: png')
         add_device(kind)
         if images:
             kind.add_argument('--data', metavar='SOURCE', help='folder:DIR, csv:FILE, npz:FILE, hf:NAME, digits, ...')
             kind.add_argument('--split', default='test', choices=['train', 'val', 'test'],
                               help='split of SOURCE (default: test)')
-            kind.add_argument('--files', type=Path, nargs='+', metavar='IMAGE',
+            kind.add_argument('--files', type=user_path, nargs='+', metavar='IMAGE',
                               help='image files and folders, instead of --data')
             kind.add_argument('--images', type=positive, default=images, metavar='N',
                               help=f'number of random images (default: {images})')

@@ -2,14 +2,13 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..data.datasets import DATASETS
 from ..errors import ZooError
 from ..measure import comparison
 from ..recipes import RECIPES
-from ..runtime.files import check_picture, write_picture
+from ..runtime.files import check_picture, user_path, write_picture
 from ..runtime.text import as_csv, table
 from ..runtime.world import join_world
 from ..training.cost import total_pflop
@@ -36,8 +35,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ... (default: cpu)')
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16'], help='default: fp32')
     parser.add_argument('--seconds', type=duration, default=10., metavar='S', help='duration of timing (default: 10)')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='plot the table as .png, .pdf or .svg')
-    parser.add_argument('--plot-cost', type=Path, metavar='FILE',
+    parser.add_argument('--plot', type=user_path, metavar='FILE', help='plot the table as .png, .pdf or .svg')
+    parser.add_argument('--plot-cost', type=user_path, metavar='FILE',
                         help='plot accuracy over the cost of training, of our weights and the papers\'')
     add_formats(parser, 'print JSON, with the machine')
 

@@ -2,9 +2,9 @@
 import argparse
 import webbrowser
 from contextlib import suppress
-from pathlib import Path
 
 from ..publish.demo import make_demo, serving
+from ..runtime.files import user_path
 from ..runtime.text import show
 from ._options import positive
 
@@ -19,8 +19,8 @@ tinyvit-zoo demo runs/a runs/b --output page --offline
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('models', metavar='MODEL', nargs='+', help='NAME[.TAG] of the zoo or timm, NAME[.TAG]=FILE, or '
                         'a run directory; several are shown side by side')
-    parser.add_argument('--output', type=Path, metavar='DIR', required=True, help='a new folder, or one of an earlier '
-                        'demo; serve it with any web server, or upload it as a Hugging Face Space')
+    parser.add_argument('--output', type=user_path, metavar='DIR', required=True, help='a new folder, or that of an '
+                        'earlier demo; serve it with any web server, or upload it as a Hugging Face Space')
     parser.add_argument('--img-size', type=positive, metavar='N', help='image size of all models (default: that of '
                         'the weights)')
     parser.add_argument('--offline', action='store_true', help='include onnxruntime-web (14 MB, fetched by npm) '

@@ -1,9 +1,7 @@
 """`tinyvit-zoo eval`: accuracy, features and robustness of models on a dataset."""
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from ..measure.bench import Bench, check_size, knn, open_bench_source, probe, sp
 from ..measure.calibration import plot_reliability
 from ..measure.figures import FORMATS, Figures, figures_of, plot_confusion, plot_mistakes
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
-from ..runtime.files import check_picture
+from ..runtime.files import check_picture, user_path
 from ..runtime.text import show, table
 from ..runtime.world import autocast_dtype, join_world
 from ..weights.resolve import resolve
@@ -70,11 +68,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--radius', type=float, nargs='+', metavar='R',
                        help=f'radii of the attack in grey levels (1/255) (default: {_RADIUS:g})')
     group.add_argument('--steps', type=int, metavar='N', help=f'steps of pgd (default: {_STEPS})')
-    group.add_argument('--plot', type=Path, metavar='FILE', help='plot corruptions and attack as .png, .pdf or .svg')
+    group.add_argument('--plot', type=user_path, metavar='FILE',
+                       help='plot corruptions and attack as .png, .pdf or .svg')
     shown = parser.add_argument_group('output')
     shown.add_argument('--per-class', action='store_true', help='print the accuracy of each class')
     for option, picture in _PICTURES.items():
-        shown.add_argument(f'--{option}', type=Path, metavar='FILE', help=f'draw {picture} as .png, .pdf or .svg')
+        shown.add_argument(f'--{option}', type=user_path, metavar='FILE', help=f'draw {picture} as .png, .pdf or .svg')
     shown.add_argument('--bootstrap', type=positive, default=0, metavar='N', help='print 95 %% intervals from N '
                        'resamples of the images, e.g. 1000')
     shown.add_argument('--json', action='store_true', help='print JSON, with more fields')
@@ -196,7 +195,7 @@ def _measure(name: str, bench: Bench, args: argparse.Namespace) -> dict[str, Any
         return {'views': args.tta, **evaluate(model, bench.batches(), bench.world, bench.dtype)}
     if name == 'attack':
         return attack_figures(bench, _attacks(args))
-    return corruption_figures(bench, None if args.corruptions is True else Path(os.path.expanduser(args.corruptions)))
+    return corruption_figures(bench, None if args.corruptions is True else user_path(args.corruptions))
 
 
 def _check_catalogue(args: argparse.Namespace, make_bench: Callable[[str, Any], Bench]) -> str:

@@ -16,6 +16,7 @@ from ..models import list_models
 from ..publish.export import check_replaceable, export, export_with_preprocessing, json_of
 from ..publish.formats import FORMATS, Format, endings, format_of
 from ..publish.int8 import check_int8
+from ..runtime.files import user_path
 from ..runtime.text import show
 from ..weights.resolve import resolve
 from ._options import positive
@@ -34,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'model', metavar='MODEL', nargs='?', help='NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, or '
         'a run directory')
-    parser.add_argument('output', metavar='OUT', nargs='?', type=Path, help=f'NAME and an ending: {endings()}')
+    parser.add_argument('output', metavar='OUT', nargs='?', type=user_path, help=f'NAME and an ending: {endings()}')
     parser.add_argument('--any-size', action='store_true', help='leave the image size open, if the model allows it')
     parser.add_argument('--int8', action='store_true', help='quantize to 8 bits: with --data, weights and activations '
                         '(ONNX, LiteRT), calibrated on training images; else the linear weights (ONNX)')

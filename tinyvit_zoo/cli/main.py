@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.lastResort.setFormatter(_Printable())    # type: ignore[union-attr]
     warnings.filterwarnings('ignore', module=r'PIL\.')    # of a damaged image, which gets a line
     warnings.filterwarnings('ignore', 'tqdm:disabling monitor')    # where no thread may be started: bars do without
+    warnings.filterwarnings('ignore', 'This DataLoader will create')    # more workers than cores, as was asked for
     logging.getLogger('PIL').setLevel(logging.CRITICAL)     # likewise
     try:
         if signal.getsignal(signal.SIGINT) is stop:     # which ends the imports

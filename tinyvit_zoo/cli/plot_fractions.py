@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from ..errors import ZooError
 from ..runtime.documents import fault
-from ..runtime.files import check_picture, new_figure, write_picture
+from ..runtime.files import check_picture, new_figure, user_path, write_picture
 from ..runtime.text import table
-from ..training.run_dir import read_result
-from ..weights.resolve import read_recipe
+from ..weights.resolve import read_recipe, read_result
 
 NAME = 'plot-fractions'
 SUMMARY = 'plot the accuracy of runs over their share of the training images'
@@ -26,10 +25,10 @@ class _Run(NamedTuple):
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('runs', metavar='RUN', nargs='+', type=Path, help='run directories of `tinyvit-zoo train '
+    parser.add_argument('runs', metavar='RUN', nargs='+', type=user_path, help='run directories of `tinyvit-zoo train '
                         '--fraction F`; seeds of one recipe and fraction are averaged')
-    parser.add_argument('--output', type=Path, default=Path('fractions.png'), metavar='FILE', help='.png, .pdf or .svg '
-                        '(default: fractions.png)')
+    parser.add_argument('--output', type=user_path, default=Path('fractions.png'), metavar='FILE',
+                        help='.png, .pdf or .svg (default: fractions.png)')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -56,6 +55,10 @@ def _read(folder: Path) -> _Run:
     if not (folder / 'result.json').is_file():
         raise ZooError(f'{folder} is not finished (no result.json): give finished runs of `train`.')
     figures = read_result(folder)['figures']
+    if 'method' in run['recipe']:
+        raise ZooError(f'{folder} is a pre-training: give runs of `train`.')
+    if 'accuracy' in figures.get('test', {}):
+        raise ZooError(f'{folder} has several labels per image, and no top-1: give other runs.')
     if 'test' not in figures:
         raise ZooError(f'{folder} has no test accuracy, as its data had no test images: give other runs.')
     read = {**run, 'test': figures['test']}

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ZooError
 from ..measure.accuracy import ViewAverage
 from ..measure.prediction import classify, image_files, load_classifier, problem_of
+from ..runtime.files import user_path
 from ..runtime.text import as_csv, table
 from ..runtime.world import choose_device
 from ..weights.resolve import resolve
@@ -28,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('model', metavar='MODEL', help='NAME[.TAG] (without TAG: the default weights), a run '
                         'directory, NAME[.TAG]=FILE, or hf-hub:ORG/NAME')
     parser.add_argument(
-        'images', metavar='IMAGE', nargs='+', type=Path, help='a file, or a folder (searched recursively)')
+        'images', metavar='IMAGE', nargs='+', type=user_path, help='a file, or a folder (searched recursively)')
     parser.add_argument('--tta', choices=['flip', 'shift', 'flip+shift'], help='average the outputs for views of '
                         'each image, mirrored or shifted by a pixel')
     parser.add_argument('--topk', type=positive, metavar='K', help='classes to show (default: 5; for '
@@ -36,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch-size', type=positive, default=32, metavar='N', help='default: 32')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, mps, ... (default: cpu)')
     parser.add_argument(
-        '--weights', type=Path, metavar='FILE',
+        '--weights', type=user_path, metavar='FILE',
         help='load this .safetensors, .pth or .zip file; size, normalization and classes come from its metadata, '
              'else from NAME.TAG')
     shape = parser.add_mutually_exclusive_group()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import ZooError
 from ..publish.hub import publish, shipped
+from ..runtime.files import user_path
 from ..runtime.text import show
 
 NAME = 'publish'
@@ -21,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data', nargs='+', metavar='[KEY=]SOURCE', default=[], help='training data of the weights, '
                         'to calibrate and measure their 8-bit ONNX file (digits are built in)')
     parser.add_argument('--dry-run', action='store_true', help='write to OUTPUT/ORG/NAME.TAG instead of pushing')
-    parser.add_argument('--output', type=Path, metavar='DIR', help='for --dry-run (default: hub)')
+    parser.add_argument('--output', type=user_path, metavar='DIR', help='for --dry-run (default: hub)')
 
 
 def run(args: argparse.Namespace) -> str:

@@ -18,14 +18,14 @@ _logger = logging.getLogger(__name__)
 def cache_folder() -> Path:
     default = os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'tinyvit_zoo')
     folder = os.path.expanduser(os.environ.get('TINYVIT_ZOO_CACHE') or default)
-    if folder.startswith('~/'):
-        raise ZooError('There is no home directory to keep decoded images in: set TINYVIT_ZOO_CACHE to a folder.')
+    if folder.startswith('~'):
+        raise ZooError(f'There is no home directory for the cache ({folder}): set TINYVIT_ZOO_CACHE to a folder.')
     return Path(folder) / 'images'
 
 
 def read_cached(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray | None:
     """Return the array of a file of the cache; None where there is none, and a warning where it is damaged."""
-    if not path.is_file():      # a pipe would wait for a writer
+    if not os.path.isfile(path):    # a pipe would wait for a writer
         return None
     try:
         array = read_npz(path, path.stem.__eq__)[path.stem]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
+from ..runtime.files import user_path
 from ..runtime.text import one_line, shown
 from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages, upright
 from .images import ArrayImages, FileImages, Images, digest_rows, for_each
@@ -87,7 +88,7 @@ def _sized(image: Image.Image) -> Image.Image:
 def deep_pixels(image: Any) -> Tensor | None:
     """Return the pixels [C, H, W] of an image of 16 bits or of other channels, a path or an object; None for others."""
     if isinstance(image, (str, Path)):
-        return read_deep(Path(image))
+        return read_deep(user_path(image) if isinstance(image, str) else image)
     if isinstance(image, Image.Image):
         return read_pages(image) if is_deep_image(_sized(image)) else None
     pixels = as_pixels(image, 'The image', batch=False)

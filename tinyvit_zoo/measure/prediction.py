@@ -12,6 +12,7 @@ from ..data.channels import as_channels, cropped, upright
 from ..data.files import EXTENSIONS, Finder, open_image
 from ..data.objects import as_image, deep_pixels
 from ..errors import ZooError
+from ..runtime.files import user_path
 from ..runtime.text import Progress, one_line
 from ..weights.readout import PLAIN, Readout
 from ..weights.resolve import Resolved
@@ -105,7 +106,7 @@ def _read(image: Any, transform: Callable[[Any], Tensor] | None, cfg: Mapping[st
             raise ValueError(f'it is grey or RGB, expected {size[0]} channels')
         if not isinstance(image, (str, Path)):
             return transform(as_channels(as_image(image), 3))
-        with open_image(Path(image)) as opened:
+        with open_image(user_path(image) if isinstance(image, str) else image) as opened:
             rgb = as_channels(upright(opened), 3)
         return transform(rgb)
     except Exception as e:  # every decoder has its own errors for a damaged file

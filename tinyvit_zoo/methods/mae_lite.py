@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import sincos2d_table
 from ..models import encode, record
-from ..recipes.ranges import FROM_0
+from ..recipes.ranges import COUNT, FROM_0
 from ..weights import unwrap
 from .masked import MaskedModel, patch_grid
 
@@ -77,7 +77,8 @@ class DistilledAutoencoder(MaskedAutoencoder):
     def __init__(self, encoder: Any, teacher: Any, decoder_block: int = 0, weight: float = 1., decoder_dim: int = 96,
                  decoder_depth: int = 1, decoder_heads: int = 3, mlp_ratio: float = 4., mask_ratio: float = 0.75,
                  normalize_targets: bool = True) -> None:
-        FROM_0.check(decoder_block=decoder_block, weight=weight)
+        COUNT.check(decoder_block=decoder_block)
+        FROM_0.check(weight=weight)
         super().__init__(encoder, decoder_dim, decoder_depth, decoder_heads, mlp_ratio, mask_ratio, normalize_targets)
         both = [(model.num_prefix_tokens, patch_grid(model)[1]) for model in (encoder, teacher)]
         if both[0] != both[1]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ZooError
 from ..layers import ShiftedPatchTokenization, cut_patches
 from ..models import encode, image_size, require_plain
-from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
+from ..recipes.ranges import COUNT, FROM_1, POSITIVE, SHARE
 from .method import Method
 
 _OR_JOINT = 'Or use moco_v3 or self_distill, which take any model.'
@@ -47,7 +47,7 @@ class MaskedModel(Method):
     def __init__(self, encoder: Any, decoder_dim: int, decoder_depth: int, decoder_heads: int, mlp_ratio: float,
                  mask_ratio: float, normalize_targets: bool) -> None:
         FROM_1.check(decoder_dim=decoder_dim, decoder_heads=decoder_heads)
-        FROM_0.check(decoder_depth=decoder_depth)
+        COUNT.check(decoder_depth=decoder_depth)
         POSITIVE.check(mlp_ratio=mlp_ratio)
         SHARE.check(mask_ratio=mask_ratio)
         super().__init__()

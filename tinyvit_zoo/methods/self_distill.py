@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from ..augment.spec import AugmentSpec
 from ..augment.views import Views, low_resolution_views
 from ..models import image_size
-from ..recipes.ranges import FROM_0, FROM_1, POSITIVE, SHARE
+from ..recipes.ranges import COUNT, FROM_1, POSITIVE, SHARE
 from ..runtime.world import without_autocast
 from . import joint
 from .joint import average_, feature_width, momentum_at, require_size, teacher_of
@@ -76,7 +76,7 @@ class SelfDistillation(Method):
                  student_temperature: float = 0.1, teacher_temperature: tuple[float, float] = (0.04, 0.07),
                  temperature_warmup: float = 0.05, freeze_last: float = 0.005, momentum: float = 0.996,
                  centre_momentum: float = 0.9) -> None:
-        FROM_0.check(local_views=local_views)
+        COUNT.check(local_views=local_views)
         FROM_1.check(hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, num_prototypes=num_prototypes)
         POSITIVE.check(student_temperature=student_temperature)
         POSITIVE.of(2).check(local_scale=local_scale, teacher_temperature=teacher_temperature)

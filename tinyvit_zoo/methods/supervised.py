@@ -190,7 +190,7 @@ class Supervised(Task):
 
         The temperature is fitted to the validation images and written into the file.
         """
-        model = resolve(folder).load(self.world.device).model
+        model = resolve(folder.absolute()).load(self.world.device).model
         names = self.cfg['label_names']
         made = {name: outputs(model, self.monitor.get(name) or make(), self.world, self.dtype)
                 for name, make in self.batches.items()}
@@ -292,6 +292,8 @@ class Teacher:
         if not resolved.has_weights:
             raise ZooError(f'The teacher {spec} has no weights: give NAME.TAG, NAME=FILE or a run directory.')
         loaded = resolved.load(device)
+        if loaded.readout.multi_label:
+            raise ZooError(f'The teacher {spec} gives several labels per image: give one that gives one label each.')
         self.model, self.device, self.dtype = loaded.model.requires_grad_(False), device, dtype
         classes, names = self.model.num_classes, list(loaded.label_names)
         if classes != cfg['num_classes']:
@@ -344,6 +346,5 @@ def first_conv(network: Any) -> nn.Conv2d:
     name = network.pretrained_cfg.get('first_conv') or ''
     conv = network.get_submodule(name) if isinstance(name, str) else None
     if not isinstance(conv, nn.Conv2d) or conv.groups > 1:
-        raise ZooError(f'whiten needs a model that begins with a convolution, unlike {type(network).__name__}: leave '
-                       f'it out.')
+        raise ZooError(f'{type(network).__name__} does not begin with a convolution, as whiten needs: leave it out.')
     return conv

@@ -42,7 +42,8 @@ class Choice:
 
 
 _MOST = 10 ** 6     # larger ones are typing errors that would run for ever or fill the memory
-FROM_1 = Range('a number from 1 to 1,000,000', lambda v: 1 <= v <= _MOST)
+FROM_1 = Range('a whole number from 1 to 1,000,000', lambda v: isinstance(v, int) and 1 <= v <= _MOST)
+COUNT = Range('a whole number from 0 to 1,000,000', lambda v: isinstance(v, int) and 0 <= v <= _MOST)
 FROM_0 = Range('0 to 1,000,000', lambda v: 0 <= v <= _MOST)
 FROM_0_TO_INFINITY = Range('0 or more', lambda v: v >= 0)
 SHARE = Range('0 to 1', lambda v: 0 <= v <= 1)

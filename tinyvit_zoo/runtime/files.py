@@ -105,6 +105,14 @@ def told(error: OSError) -> str:
     return f'{str(error.filename or "Cannot read or write a file")[:300]}: {reason}.'
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path whose `~`, if it begins with one, is the home directory, as for the shell."""
+    expanded = os.path.expanduser(path)
+    if expanded[:2] in ('~', '~/'):
+        raise ZooError(f'There is no home directory for {path}: give a path without ~.')
+    return Path(expanded)
+
+
 def check_path(path: Path) -> None:
     """Raise ZooError for a name that not every library can write to, or show."""
     try:

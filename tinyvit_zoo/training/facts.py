@@ -38,6 +38,8 @@ def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
         'val_fraction': source.val_fraction if options.val_fraction is None else options.val_fraction,
         'fraction': options.fraction, 'processes': task.world.size,
         'precision': options.precision, 'compile': options.compile}
+    if getattr(task.recipe, 'keep', '') == 'best':
+        facts['eval_every'] = options.eval_every
     if task.distilled is not None:
         tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
         facts['teacher'] = tensors_digest(tensors)[:16]

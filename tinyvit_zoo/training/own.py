@@ -1,7 +1,6 @@
 """Recipes for one's own model and images, from the presets."""
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from timm.models import get_pretrained_cfg
@@ -22,6 +21,7 @@ from ..recipes import (
     find_pretraining,
 )
 from ..recipes.settings import AnyRecipe, defaults
+from ..runtime.files import user_path
 from ..runtime.text import show
 from ..runtime.world import World
 from ..weights.resolve import resolve, without_rates
@@ -32,7 +32,7 @@ def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
 
     `start`: other weights to start from. Without `name` it is a pre-training run, whose encoder is fine-tuned.
     """
-    run = resolve(start).recipe if start and Path(start, 'recipe.json').is_file() else {}
+    run = resolve(start).recipe if start and (user_path(start) / 'recipe.json').is_file() else {}
     run = {**defaults(Pretraining), **run} if 'method' in run else {}
     if not name and not run:
         raise ZooError('Give a recipe (`tinyvit-zoo recipes` shows all), a model, or a pre-training run to start from '

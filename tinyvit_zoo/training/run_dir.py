@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ZooError
 from ..recipes import BaseRecipe
 from ..recipes.settings import defaults
-from ..runtime.documents import digest, fault, read_document, write_document
+from ..runtime.documents import digest, fault, write_document
 from ..runtime.files import (
     PARTIAL,
     append,
@@ -31,10 +31,10 @@ from ..runtime.lock import LOCK, lock, unlock
 from ..runtime.text import Progress, one_line, printable, show
 from ..runtime.world import machine
 from ..weights import read_weights
-from ..weights.resolve import read_recipe
+from ..weights.resolve import RESULT, read_recipe, read_result, resolve
 from .trackers import Tracker, open_tracker, tracker_module
 
-_RECIPE, _RESULT, _LOG = 'recipe.json', 'result.json', 'log.jsonl'
+_RECIPE, _LOG = 'recipe.json', 'log.jsonl'
 _ROW = {'epoch': int, 'step': int, 'train_loss': float}     # a line of the log, among others
 _FIGURES = 'top1', 'spread', 'accuracy', 'auroc'    # ends of their names in a line of the log
 _DRAW_SECONDS = 10      # between two pictures of the curves
@@ -131,15 +131,15 @@ class Run:
         numbers = {f'final_{split}_{key}': value for split, figures in result.get('figures', {}).items()
                    for key, value in figures.items() if isinstance(value, (int, float))}
         self._track(lambda tracker: tracker.log(numbers, self.rows[-1]['step']))
-        write_document(self.folder / _RESULT, result)
+        write_document(self.folder / RESULT, result)
 
     def finished(self) -> dict[str, Any] | None:
         """Return the result of a finished run whose weights can be read; None, and a line why, where it goes on."""
-        if not (self.folder / _RESULT).exists():
+        if not (self.folder / RESULT).exists():
             return None
         try:
             result = read_result(self.folder)
-            read_weights(self.folder / 'weights.safetensors')
+            read_weights(resolve(self.folder.absolute()).file or '')
             return result
         except ZooError as e:
             self.say(f'Repeating the end of the run: {e}')
@@ -272,12 +272,6 @@ def _names(folder: Path) -> list[str]:
         return []
     except OSError as e:
         raise ZooError(f'{folder} cannot be read ({e.strerror}): make it readable, or choose another output.') from e
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """Read the result.json of a finished run."""
-    shape = {'figures': dict, 'machine': dict}      # if damage has removed the digest, 'machine' beside it is gone too
-    return read_document(folder / _RESULT, shape, 'resume the run (--resume, resume=True), which writes it again')
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -21,12 +21,13 @@ from ..models import check_name, list_models
 from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, setting
 from ..recipes.settings import AnyRecipe, override
-from ..runtime.files import write_whole
+from ..runtime.files import naming_unwritable, write_whole
 from ..runtime.text import printable, show
 from ..runtime.world import World, autocast_dtype, fast_kernels, machine
 from ..weights import save_weights
+from ..weights.files import TENSORS, read_metadata
 from ..weights.readout import Readout
-from ..weights.resolve import check_model, read_recipe, resolve, without_rates
+from ..weights.resolve import RESULT, check_model, read_recipe, resolve, without_rates
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
@@ -94,7 +95,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
 def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, source: Source) -> dict[str, Any]:
     """Train from the beginning or, in a resumed run, from where it stands. Returns result.json."""
     recipe, world = task.recipe, task.world
-    if options.resume and isinstance(recipe, Pretraining):  # a chain goes on to its second stage
+    if options.resume:      # a chain goes on to its second stage
         if result := world.gather(run.finished())[0]:
             with suppress(ZooError):    # checkpoints may be gone
                 state = load_checkpoint(run.folder, run.say) if world.first else None
@@ -295,6 +296,8 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     """Write the weights, judge them, write card and result.json (which says that the training is over)."""
     recipe, world = task.recipe, task.world
     if world.first:
+        with naming_unwritable(run.folder):
+            (run.folder / RESULT).unlink(missing_ok=True)       # of other weights
         write_weights(run.folder, recipe, task.cfg, task.kept())
     world.barrier()
     try:
@@ -307,7 +310,8 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     except ZooError:    # a method from outside
         cost = None
     result = {'weights': recipe.name, 'figures': figures, 'pflop': cost,
-              'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine()}
+              'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine(),
+              TENSORS: read_metadata(run.folder / 'weights.safetensors')[TENSORS]}
     if world.first:
         write_whole(run.folder / 'card.md', make_card(task, source, result).encode(errors='backslashreplace'))
         run.finish(result)

@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 _WRAPPERS = (  # the first one found is used
     'state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'teacher', 'student', 'module')
 _PREFIXES = ('_orig_mod.', 'module.')   # torch.compile and DistributedDataParallel
-_TENSORS, _METADATA = 'tensors_sha256', 'metadata_sha256'
+TENSORS, _METADATA = 'tensors_sha256', 'metadata_sha256'
 _HEADER_BYTES = 100 << 20       # at most, as in safetensors
 
 
@@ -48,7 +48,7 @@ def read_weights(path: str | Path, verified: bool = False) -> dict[str, Any]:
             return _read_torch(file, path, verified)
         metadata = _metadata(file)
         tensors = safetensors.torch.load_file(path) if name == path else safetensors.torch.load(file.read())
-        if metadata.get(_TENSORS) not in (None, tensors_digest(tensors)):
+        if metadata.get(TENSORS) not in (None, tensors_digest(tensors)):
             raise ValueError('the digest of its tensors does not match')
         if not (verified or _sealed(metadata)):
             _logger.warning('%s is of an earlier version, without a digest of classes and preprocessing: damage to '
@@ -154,13 +154,13 @@ def _metadata(file: IO[bytes]) -> dict[str, str]:
 
 def _sealed(metadata: Mapping[str, str]) -> bool:
     """Return whether metadata have a digest of their own, or are of no file of ours."""
-    return _METADATA in metadata or _TENSORS not in metadata
+    return _METADATA in metadata or TENSORS not in metadata
 
 
 def _stated_digest(content: Mapping[str, Any], name: str) -> Any:
     """Return the digest stated under `name`; if that key is damaged, any other value that looks like a digest."""
     others = [text for key, text in content.items()
-              if key != _TENSORS and isinstance(text, str) and re.fullmatch('[0-9a-f]{64}', text)]
+              if key != TENSORS and isinstance(text, str) and re.fullmatch('[0-9a-f]{64}', text)]
     return content.get(name, others[0] if others else None)
 
 
@@ -202,7 +202,7 @@ def unwrap(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write safetensors atomically, with digests of all contents. Equal contents give equal bytes."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {'format': 'pt', **(metadata or {}), _TENSORS: tensors_digest(content)}  # transformers needs 'format'
+    metadata = {'format': 'pt', **(metadata or {}), TENSORS: tensors_digest(content)}  # transformers needs 'format'
     saved = safetensors.torch.save(content, {**metadata, _METADATA: _metadata_digest(metadata)})
     end = 8 + int.from_bytes(saved[:8], 'little')
     header = json.loads(saved[8:end])
@@ -311,8 +311,8 @@ def seal_config(config: Mapping[str, Any], weights: Path | None = None) -> dict[
     if not isinstance(config, Mapping):
         raise ZooError(f'The config is a {type(config).__name__}, expected the content of a config.json.')
     rest = {key: value for key, value in config.items() if key != _CONFIG}
-    if weights and (tensors := read_metadata(weights).get(_TENSORS)):
-        rest[_TENSORS] = tensors
+    if weights and (tensors := read_metadata(weights).get(TENSORS)):
+        rest[TENSORS] = tensors
     return {**rest, _CONFIG: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
@@ -332,7 +332,7 @@ def check_agreement(config: Path, cfg: Mapping[str, Any], weights: Path) -> None
     """Raise ZooError if a config.json names other weights than those beside it or, without a digest, disagrees."""
     stated = check_config(config)
     if _CONFIG in stated:
-        if stated.get(_TENSORS) not in (None, read_metadata(weights).get(_TENSORS)):
+        if stated.get(TENSORS) not in (None, read_metadata(weights).get(TENSORS)):
             raise ZooError(f'{weights} holds other weights than {config} describes: fetch both again, {_SEAL}.')
         return
     for name, value in read_cfg(weights).items():

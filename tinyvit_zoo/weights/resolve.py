@@ -26,13 +26,14 @@ from ..recipes import Pretraining, Recipe, check_model_args
 from ..recipes.settings import check_types
 from ..runtime.documents import read_document
 from ..runtime.text import one_line
-from .files import check_cfg, read_cfg, read_metadata
+from .files import TENSORS, check_cfg, read_cfg, read_metadata
 from .readout import PLAIN, Readout, read_readout
 
 _FORMS = 'NAME[.TAG] of the zoo or timm, NAME.untrained, NAME[.TAG]=FILE, hf-hub:ORG/NAME, or a run directory'
 _RECIPE_DOCUMENT = {
     'recipe': {'name': str}, 'data?': {'source': str, 'images': int, 'labels?': str}, 'val_fraction?': float,
     'fraction?': float, 'processes?': int, 'precision?': str, 'compile?': bool, 'machine?': dict}
+RESULT = 'result.json'
 _OF_THE_DATA = ('num_classes', 'in_chans', 'img_size')
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
 
@@ -211,6 +212,7 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
         if not file.is_file():
             read_recipe(path)       # says what is no run
             raise ZooError(f'{path} is an unfinished run (no {file.name}): resume it (--resume, resume=True).')
+        _check_own(file)
     elif path.is_file():
         name, file = name or read_metadata(path).get('recipe', '').partition('.')[0], path
         if not name:
@@ -242,6 +244,24 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     except ZooError as e:
         raise ZooError(f'{path} is damaged ({e}): {advice}.') from e
     return content
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read the result.json of a finished run."""
+    # if damage has removed the digest, 'machine' beside it is gone too
+    return read_document(folder / RESULT, {'figures': dict, 'machine': dict, f'{TENSORS}?': str},
+                         'resume the run (--resume, resume=True), which writes it again')
+
+
+def _check_own(file: Path) -> None:
+    """Raise ZooError where a finished run holds the weights of another."""
+    try:
+        stated = read_result(file.parent).get(TENSORS)
+    except ZooError:    # not finished, or to be resumed
+        return
+    if stated not in (None, read_metadata(file).get(TENSORS)):
+        raise ZooError(f'{file} is not the file of this run (its digest is not that of {RESULT}): resume the run '
+                       f'(--resume, resume=True), which writes it again, or give NAME={file}.')
 
 
 def without_rates(model_args: Mapping[str, Any]) -> dict[str, Any]:
