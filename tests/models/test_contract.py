@@ -131,6 +131,16 @@ def test_copies_and_pickles(name: str, kwargs: dict) -> None:
     torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
+@pytest.mark.parametrize('name, kwargs', [
+    ('fast_cnn_half', {}), CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[3:])])
+@torch.no_grad()
+def test_scripts(name: str, kwargs: dict) -> None:
+    """TorchScript takes the model and gives its numbers."""
+    model = create(name, **kwargs).eval()
+    x = image(model)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
 @pytest.mark.parametrize('name, kwargs', CASES)
 def test_bf16_autocast(name: str, kwargs: dict) -> None:
     model = create(name, **kwargs)

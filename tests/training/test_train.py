@@ -225,6 +225,20 @@ def test_resumed_without_a_checkpoint_it_begins_anew(
     assert_same_bits(finished, stopped)
 
 
+def test_files_that_are_written_to_meanwhile_are_told(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fakes.image_folder(tmp_path / 'images', {'a': 20, 'b': 20}, size=16)
+    for touched in (False, True):
+        def train(self: loop.Loop, touched: bool = touched, before: Any = loop.Loop.train) -> None:
+            before(self)
+            if touched:
+                next(folder.rglob('*.png')).touch()
+        with monkeypatch.context() as patched:
+            patched.setattr(loop.Loop, 'train', train)
+            assert run(f'folder:{folder}', tmp_path / f'run{touched}', '--epochs', '2') == 0
+        assert ('were written to during the training' in capsys.readouterr().out) == touched
+
+
 def test_another_recipe_is_refused_and_the_difference_shown(
         data: str, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in stopped.iterdir()}
@@ -233,6 +247,8 @@ def test_another_recipe_is_refused_and_the_difference_shown(
     assert 'lr 0.002 -> 0.0001' in capsys.readouterr().err
     assert run(data, stopped, '--resume', '--fraction', '0.5') == 2
     assert 'fraction' in capsys.readouterr().err
+    assert run(data, stopped, '--resume', '--model-args', "{'drop_path_rate': 0.5}") == 2     # one that was not given
+    assert 'drop_path_rate None -> 0.5' in capsys.readouterr().err
     assert {path: path.read_bytes() for path in stopped.iterdir()} == before
 
 

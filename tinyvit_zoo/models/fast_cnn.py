@@ -20,8 +20,9 @@ from ._build import build_model, feature_take_indices, register_family
 
 def _channels_last(x: Tensor) -> Tensor:
     """Put the channels last, which is faster; ExecuTorch does not know that order."""
-    if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-        return x
+    if not torch.jit.is_scripting():    # of its own: TorchScript would compile the rest of a condition
+        if torch.compiler.is_exporting():
+            return x
     return x.contiguous(memory_format=torch.channels_last)
 
 

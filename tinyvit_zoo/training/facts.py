@@ -8,6 +8,7 @@ from typing import Any
 
 from timm.data import resolve_model_data_config
 
+from ..data.images import EncodedImages
 from ..data.sources import Source
 from ..data.splits import Split
 from ..methods import Task
@@ -47,6 +48,12 @@ def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
             cfg = resolve_model_data_config(task.distilled)
             facts |= {f'teacher_{key}': cfg[key] for key in _KEPT}
     return facts
+
+
+def fingerprints(source: Source) -> list[str]:
+    """Return what changes when a file of the images is written to."""
+    images = dict.fromkeys(split.images for split in (source.train, source.val, source.test) if split is not None)
+    return [each.fingerprint() for each in images if isinstance(each, EncodedImages)]
 
 
 def _digest(*parts: bytes) -> str:

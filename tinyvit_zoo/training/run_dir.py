@@ -90,7 +90,7 @@ class Run:
         written = read_recipe(self.folder)
         same = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decide no weights
         written['recipe'] = {**defaults(kind), **written['recipe'], **same}
-        wanted = _stated(wanted, written)
+        wanted = {**_stated(wanted, written), 'recipe': wanted['recipe']}
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             same_recipe = wanted['recipe'] == written['recipe']

@@ -31,7 +31,7 @@ from ..weights.resolve import RESULT, check_model, read_recipe, resolve, without
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
-from .facts import begun_cfg, facts_of, to_begin
+from .facts import begun_cfg, facts_of, fingerprints, to_begin
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
@@ -103,6 +103,7 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
                     run.rewind(state['rows'])
             run.say(f'{recipe.name} is finished: {run.folder}.')
             return result
+    before = fingerprints(source)
     batches = batches or training_batches(task, options, source)
     loop = make_loop(task, batches, options, source, run)
     if options.resume:
@@ -119,6 +120,9 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
         task.begin()
     with keep_freed_memory(world.device), fast_kernels(world.device, task.dtype):
         loop.train()
+    if fingerprints(source) != before:
+        run.say(f'Files of {source.name} were written to during the training, which may have read other images: repeat '
+                f'it unless they are the same.')
     return _finish(task, options, source, run)
 
 
