@@ -288,7 +288,17 @@ def test_a_model_that_was_changed_is_what_is_used(run: zoo.Classifier, tmp_path:
     assert changed.export(tmp_path / 'a.pt2')['input_size'] == [3, 32, 32] and '32, 32' in repr(changed)
     uses: tuple[Any, ...] = (lambda: changed.predict(DATA['test'][0]), lambda: changed.evaluate(DATA),
                              lambda: changed.export(tmp_path / 'b.pt2'))
-    for change, message in ((changed.model.half, 'is now torch.float16, expected torch.float32'),
+    changed.model = torch.compile(changed.model, backend='eager')   # type: ignore[assignment]
+    for use in uses:
+        use()
+    changed.model = changed.model._orig_mod
+    plain, changed.model = changed.model, torch.nn.DataParallel(changed.model)  # type: ignore[assignment]
+    for use in uses:
+        with pytest.raises(ZooError, match='is now a DataParallel'):
+            use()
+    changed.model = plain
+    for change, message in ((lambda: plain.reset_classifier(3, ''), r'The outputs .* are \[.*, 3\], expected'),
+                            (changed.model.half, 'is now torch.float16, expected torch.float32'),
                             (lambda: changed.model.float().reset_classifier(7), 'now has 7 classes, expected 3')):
         change()
         for use in uses:

@@ -110,8 +110,9 @@ class Classifier:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names; numbers if the weights have no names; () for an encoder."""
-        names = label_names(self.model.pretrained_cfg)
-        return tuple(names if len(names) == self.model.num_classes else map(str, range(self.model.num_classes)))
+        model = self._loaded.model
+        names = label_names(model.pretrained_cfg)
+        return tuple(names if len(names) == model.num_classes else map(str, range(model.num_classes)))
 
     @_checked
     def evaluate(self, data: Any, split: str = '', *, per_class: bool = True, bootstrap: int = 0,
@@ -192,7 +193,7 @@ class Classifier:
         check_replaceable(path)
         data = data if isinstance(data, str) else self._source(data, 'test')[0]
         self._loaded = self._loaded.following(self.model)
-        loaded = replace(self._loaded, model=copy.deepcopy(self.model).cpu().eval())
+        loaded = replace(self._loaded, model=copy.deepcopy(getattr(self.model, '_orig_mod', self.model)).cpu().eval())
         with _ALONE, _random_numbers_kept(self.device):
             return export_with_preprocessing(loaded, path, any_size, int8, data)
 

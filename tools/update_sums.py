@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / 'tinyvit_zoo'
 
 
 def sums(package: Path) -> str:
-    paths = [path for pattern in ('data/*.json', 'weights/*.json', 'weights/*.jsonl') for path in package.glob(pattern)]
+    patterns = 'data/*.json', 'weights/*.json', 'weights/*.jsonl', 'publish/page/*.*', 'publish/page/examples/*.png'
+    paths = [path for pattern in patterns for path in package.glob(pattern)]
     return ''.join(f'{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(package).as_posix()}\n'
                    for path in sorted(paths))
 

@@ -20,7 +20,7 @@ from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.augment.views import Views
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.channels import read_deep
-from tinyvit_zoo.data.images import decode
+from tinyvit_zoo.data.images import DeepImages, FileImages, check_cached, decode
 from tinyvit_zoo.data.sources import normalization, open_source
 
 SMALL: dict[str, Any] = dict(
@@ -192,6 +192,19 @@ def test_pretraining_on_16_bits(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert zoo.load(encoder.folder).model.in_chans == 5
     run = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', start=encoder, **options)
     assert tuple(run.model.pretrained_cfg['input_size']) == (5, 16, 16)
+    with pytest.raises(ZooError, match=r'takes images of 5 channels, and .* has 3'):
+        zoo.train('cct_2_3x2', (DATA['train'][0][..., :3], DATA['train'][1]), output=tmp_path / 'b', start=encoder,
+                  **options)
+    assert not (tmp_path / 'b').exists()
+
+
+def test_files_of_other_depths_are_checked_again(tmp_path: Path) -> None:
+    """RGB files that passed as such are no images of five pages."""
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    images = FileImages(tmp_path, ['a.png'])
+    check_cached(images)
+    with pytest.raises(ZooError, match='1 of 1 images cannot be read'):
+        check_cached(DeepImages(images, 5, torch.uint8))
 
 
 def test_views_of_16_bits_equal_those_without_colours() -> None:

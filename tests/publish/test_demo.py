@@ -3,6 +3,8 @@ import base64
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from browser import ARGS, CHROMIUM
 from PIL import Image
 from timm.data import create_transform
 
+from tinyvit_zoo import ZooError
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.data.cache import cache_folder
 from tinyvit_zoo.data.channels import as_channels
@@ -26,9 +29,11 @@ from tinyvit_zoo.interpret.attention import attention_maps, pooling_weights
 from tinyvit_zoo.measure.prediction import classify, load_classifier
 from tinyvit_zoo.publish import demo
 from tinyvit_zoo.publish.export import load_exported
+from tinyvit_zoo.runtime import packaged
 from tinyvit_zoo.weights import save_weights
 from tinyvit_zoo.weights.resolve import resolve
 
+PAGE = packaged.PACKAGE / demo.PAGE
 RUNTIME = cache_folder().parent / f'onnxruntime-web-{demo.RUNTIME}'
 THREE = [(90, 60), (150, 40), (200, 70), (190, 115), (140, 135), (195, 155), (205, 205), (150, 240), (85, 215)]
 needs_node = pytest.mark.skipif(not shutil.which('node'), reason='needs node')
@@ -73,7 +78,7 @@ def test_preprocessing_is_timms_to_the_bit() -> None:
         given.append({'data': base64.b64encode(image.convert('RGBA').tobytes()).decode(), 'width': image.width,
                       'height': image.height, 'transform': cfg})
     result = subprocess.run(
-        ['node', '--input-type=module', '-e', SCRIPT, (demo.PAGE / 'preprocess.js').as_uri()],
+        ['node', '--input-type=module', '-e', SCRIPT, (PAGE / 'preprocess.js').as_uri()],
         input=json.dumps(given), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     level = 0. if PIL.__version__ >= '13' else 5 / 255   # before 13 tall images were resized in the other order
@@ -85,9 +90,20 @@ def test_preprocessing_is_timms_to_the_bit() -> None:
 @pytest.mark.skipif(not shutil.which('tsc'), reason="needs TypeScript's tsc")
 def test_the_pages_types_hold() -> None:
     command = ['tsc', '--checkJs', '--allowJs', '--noEmit', '--strict', '--target', 'es2022', '--module', 'es2022',
-               '--lib', 'es2022,dom,dom.iterable', *map(str, demo.PAGE.glob('*.js'))]
+               '--lib', 'es2022,dom,dom.iterable', *map(str, PAGE.glob('*.js'))]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_a_page_that_is_not_whole_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(PAGE, tmp_path / 'package/publish/page')
+    shutil.copy(packaged.PACKAGE / 'SHA256SUMS', tmp_path / 'package')
+    monkeypatch.setattr(packaged, 'PACKAGE', tmp_path / 'package')
+    for name in ('examples/frog.png', 'preprocess.js'):
+        (tmp_path / 'package/publish/page' / name).unlink()
+        with pytest.raises(ZooError, match=f'{name} cannot be read .*: reinstall tinyvit_zoo'):
+            demo.make_demo(['cct_2_3x2.c10'], tmp_path / 'demo')
+        assert not (tmp_path / 'demo').exists()
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -234,6 +250,18 @@ def test_the_page_fits_a_phone_and_names_its_controls(page: Any) -> None:
     nameless = page.evaluate('''[...document.querySelectorAll('button, input, canvas, img')].filter(e =>
       !(e.innerText || e.alt || e.ariaLabel || e.labels?.length || e.querySelector?.('img[alt]'))).map(e => e.id)''')
     assert nameless == []
+
+
+def test_clients_that_leave_print_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with demo.serving(folder, 0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        for request in ('GET /app.js HTTP/1.0', 'GET /%00 HTTP/1.0'):
+            with socket.create_connection(('127.0.0.1', server.server_port)) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))     # resets when closed
+                client.sendall(f'{request}\r\n\r\n'.encode())
+                client.recv(1)
+        server.shutdown()
+    assert capfd.readouterr().err == ''
 
 
 def test_forty_models_are_listed_with_their_sizes_and_loaded_on_demand(folder: Path, page: Any, tmp_path: Path) -> None:

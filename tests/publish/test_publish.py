@@ -82,7 +82,7 @@ def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ship:
     def ship(name: str = NAME, tensors: dict[str, torch.Tensor] | None = None, **fields: Any) -> Weight:
         architecture, _, tag = name.partition('.')
         file, log = tmp_path / f'{name}.safetensors', tmp_path / f'{name}.jsonl'
-        monkeypatch.setattr('tinyvit_zoo.publish.hub.read_packaged', lambda _: log.read_text())
+        monkeypatch.setattr('tinyvit_zoo.publish.hub.read_packaged', lambda _: log.read_bytes())
         if tensors is None:
             tensors = timm.create_model(architecture).half().state_dict()
         save_weights(tensors, file)

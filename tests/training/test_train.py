@@ -627,6 +627,15 @@ def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytes
     assert 'eval_every 1 -> 0' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('options', [
+    ['--batch-size', '1'], ['--accumulate', '16'], ['--batch-size', '7', '--accumulate', '3']])
+def test_batch_norms_need_several_images(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    assert run(data, tmp_path / 'run', '--mixup', '0', *options, model='fast_cnn_half') == 2
+    error = capsys.readouterr().err
+    assert 'larger batch_size, or less accumulate' in error and error.count('\n') == 1
+
+
 def test_many_test_images_are_evaluated_less_often(tmp_path: Path) -> None:
     """72 cost as much as a step of 24, so every fifth epoch is a fifth of the time."""
     assert run(write_npz(tmp_path / 'a.npz', train=24, test=72), tmp_path / 'run', '--epochs', '12') == 0
@@ -806,10 +815,19 @@ def test_two_machines_give_the_result_of_one_process(data: str, tmp_path: Path) 
     assert both[0]['loss'] == pytest.approx(both[1]['loss'], abs=1e-5)
 
 
+def test_processes_of_other_options_are_refused(
+        data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def gather(self: World, value: Any) -> list[Any]:
+        return [value, {**value, 'recipe': {**value['recipe'], 'lr': 1.}} if isinstance(value, dict) else value]
+    monkeypatch.setattr(World, 'gather', gather)
+    assert run(data, tmp_path / 'run') == 2 and not (tmp_path / 'run').exists()
+    assert 'The processes of this training differ (lr 0.002 -> 1.0)' in capsys.readouterr().err
+
+
 def test_machines_that_share_no_disk_are_refused(
-        data: str, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(World, 'gather', lambda self, value: [value, None])
-    assert run(data, finished, '--resume') == 2
+        data: str, stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(World, 'gather', lambda self, value: [value, value if isinstance(value, dict) else None])
+    assert run(data, stopped, '--resume') == 2
     assert 'an output on a disk that all machines share' in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ world_size-th image from the r-th on, so that together they have the batch that 
 """
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -217,7 +218,13 @@ class _Loader(DataLoader):
 
 
 def _end_unsent(_: int) -> None:
-    """Let a worker end that cannot send a batch: its queue drops it, with a traceback, and it would be waited for."""
+    """Let a worker end that cannot send a batch: its queue drops it, with a traceback, and it would be waited for.
+
+    Also one whose parent was killed before it began, which torch would not notice.
+    """
+    if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+        os._exit(1)
+
     def end(*_: object) -> None:
         os._exit(1)
     Queue._on_queue_feeder_error = staticmethod(end)    # type: ignore[attr-defined]

@@ -300,7 +300,8 @@ def decode_cached(images: EncodedImages, size: tuple[int, int], channels: int, p
 
 def check_cached(images: EncodedImages, progress: bool = True) -> None:
     """Read every image once, unless the same files passed before; one error names all that cannot be read."""
-    path = cache_folder() / f'{_key(images)}.checked'
+    depth = (images.channels, images.dtype.itemsize) if isinstance(images, DeepImages) else ()
+    path = cache_folder() / f'{_key(images, *depth)}.checked'
     if not path.exists():
         for_each(images, range(len(images)), lambda _, i: images.check(i), 'checking images', progress)
         write_cached(path)

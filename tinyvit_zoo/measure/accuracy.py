@@ -18,7 +18,7 @@ from ..runtime.world import World, autocast
 from ..weights import Weight, catalogue
 from ..weights.readout import Readout, write_readout
 from .bench import Bench, open_bench_source
-from .calibration import fit_temperature
+from .calibration import check_logits, fit_temperature
 from .figures import Figures, figures_of
 from .multilabel import MultiLabelFigures
 
@@ -41,6 +41,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
     for images, labels in batches:
         with autocast(world.device, dtype):
             logits = model(images)
+        check_logits(logits)
         logits = logits.float()
         classes = logits.shape[1]
         several = labels.ndim == 2

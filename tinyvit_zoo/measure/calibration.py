@@ -1,6 +1,7 @@
 """Measure calibration (are images of 80 % probability right in 80 % of cases?), and fit a temperature."""
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -12,6 +13,14 @@ from ..weights.readout import PLAIN, Readout
 
 _BINS = 15
 _LOWEST, _HIGHEST, _HALVINGS = 0.01, 100., 60       # of the temperature
+
+
+def check_logits(logits: Any) -> None:
+    """Raise ZooError unless a model's outputs are of images and classes."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ZooError(f'The outputs of the model are {shape}, expected [images, classes]: give it a pooling, and no '
+                       f'other outputs.')
 
 
 def check_finite(logits: Tensor) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor, nn
 
 from ..augment.batched import normalize
@@ -15,9 +15,9 @@ from ..errors import ZooError
 from ..runtime.files import user_path
 from ..runtime.text import Progress, one_line
 from ..weights.readout import PLAIN, Readout
-from ..weights.resolve import Resolved
+from ..weights.resolve import Resolved, preprocessing
 from .bench import check_size
-from .calibration import check_finite
+from .calibration import check_finite, check_logits
 
 
 def label_names(cfg: Any) -> list[str]:
@@ -82,7 +82,7 @@ def classify(
     Without `topk` five; where an image may have several labels, all above a probability of 0.5.
     An image is a path, a Pillow image, an array or a tensor.
     """
-    cfg = resolve_model_data_config(model)
+    cfg = preprocessing(model)
     transform = create_transform(**cfg, is_training=False) if cfg['input_size'][0] in (1, 3) else None
     device = next(model.parameters()).device
     results: list[list[dict[str, Any]] | str] = []
@@ -116,7 +116,9 @@ def _read(image: Any, transform: Callable[[Any], Tensor] | None, cfg: Mapping[st
 def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int | None, readout: Readout,
          ) -> list[list[dict[str, Any]]]:
     several = readout.multi_label and topk is None
-    logits = model(images).float()
+    logits = model(images)
+    check_logits(logits)
+    logits = logits.float()
     check_finite(logits)
     top = readout(logits).topk(len(labels) if several else min(topk or 5, len(labels)))
     return [[{'index': i, 'label': labels[i], 'probability': p} for i, p in zip(indices, values, strict=True)

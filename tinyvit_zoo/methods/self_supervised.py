@@ -17,6 +17,7 @@ from ..measure.bench import evaluation_batches, extract, knn, spread
 from ..models import require_plain
 from ..models.mae_lite import encoder_tensors
 from ..recipes import Pretraining
+from ..runtime.text import one_line
 from ..weights import read_weights, unwrap
 from ..weights.resolve import resolve
 from .method import Method, Task, check_model
@@ -79,7 +80,8 @@ class SelfSupervised(Task):
         try:
             return METHODS[recipe.method](encoder, **args).to(device)
         except (TypeError, ValueError, IndexError) as e:
-            raise ZooError(f'{recipe.method} does not take the method_args {dict(recipe.method_args)}: {e}.') from e
+            raise ZooError(f'{recipe.method} does not take the method_args {dict(recipe.method_args)} '
+                           f'({one_line(e)}): leave some out.') from e
 
     @property
     def distilled(self) -> Any:
@@ -198,12 +200,13 @@ def make_teacher(recipe: Pretraining) -> Any:
     try:
         require_plain(timm.create_model(name, device='meta', **args))
     except Exception as e:  # models of other kinds have other arguments
-        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels: {e} Use a plain ViT.') from e
+        raise ZooError(f'{name} cannot be a teacher at {recipe.img_size} pixels ({one_line(e)}): use a plain '
+                       f'ViT.') from e
     if not recipe.teacher_weights:
         try:
             return timm.create_model(name, pretrained=True, **args)
         except (RuntimeError, OSError) as e:
-            raise ZooError(f'There are no weights for the teacher {name} ({e}): give teacher_weights.') from e
+            raise ZooError(f'There are no weights for the teacher {name} ({one_line(e)}): give teacher_weights.') from e
     path = resolve(f'{name}={recipe.teacher_weights}').file
     assert path is not None     # NAME=FILE has one
     teacher = timm.create_model(name, **args)
@@ -212,5 +215,6 @@ def make_teacher(recipe: Pretraining) -> Any:
     try:
         teacher.load_state_dict(tensors)
     except RuntimeError as e:
-        raise ZooError(f'{path} holds no weights of {name} at {recipe.img_size} pixels: {e}') from e
+        raise ZooError(f'{path} holds no weights of {name} at {recipe.img_size} pixels ({one_line(e)}): give '
+                       f'others.') from e
     return teacher

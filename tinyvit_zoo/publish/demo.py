@@ -27,6 +27,7 @@ from ..interpret.attention import Looking, no_look
 from ..measure.bench import check_size
 from ..measure.prediction import label_names
 from ..runtime.files import check_path, written_whole
+from ..runtime.packaged import packaged_names, read_packaged
 from ..runtime.text import Progress, one_line
 from ..version import __version__
 from ..weights import catalogue
@@ -41,7 +42,7 @@ INTEGRITY = {
 HEADERS = {     # of pages that may use threads
     'cross-origin-embedder-policy': 'require-corp', 'cross-origin-opener-policy': 'same-origin',
     'cross-origin-resource-policy': 'cross-origin'}
-PAGE = Path(__file__).parent / 'page'
+PAGE = 'publish/page'
 _CDN = f'https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME}/dist/'
 _INTERPOLATIONS = ('bicubic', 'bilinear', 'lanczos', 'hamming', 'box')      # of preprocess.js
 _MNIST = {'side': 28, 'margin': 1 / 7}     # how a drawing becomes an image
@@ -64,7 +65,9 @@ def make_demo(specs: Sequence[str], output: Path, offline: bool = False, img_siz
     found = [resolve(spec) for spec in specs]
     runtime = runtime_folder() if offline else None
     with written_whole(output) as folder:
-        shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns('examples'))
+        folder.mkdir()
+        for name in packaged_names(PAGE):
+            (folder / Path(name).name).write_bytes(read_packaged(name))
         (folder / 'models').mkdir()
         entries: list[dict[str, Any]] = []
         with Progress(len(found), 'exporting', lines=False) as progress:
@@ -86,7 +89,8 @@ def check_replaceable(output: Path) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
-    ours = {'README.md', 'models.json', 'models', 'examples', 'runtime', *(path.name for path in PAGE.iterdir())}
+    page = {Path(name).name for name in packaged_names(PAGE)}
+    ours = {'README.md', 'models.json', 'models', 'examples', 'runtime', *page}
     content = None
     with suppress(OSError, ValueError, RecursionError):
         made = output / 'models.json'
@@ -201,11 +205,11 @@ def write_examples(found: Sequence[Resolved], folder: Path, known: Collection[st
                 image.save(folder / name)
                 examples.append({'file': f'examples/{name}', 'title': _title(source, opened.class_names, test, i)})
     if not examples:
-        for path in sorted((PAGE / 'examples').glob('*.png')):
-            if known and path.stem not in known:
+        for name in packaged_names(f'{PAGE}/examples'):
+            if known and Path(name).stem not in known:
                 continue
-            shutil.copyfile(path, folder / path.name)
-            examples.append({'file': f'examples/{path.name}', 'title': f'a drawn {path.stem}'})
+            (folder / Path(name).name).write_bytes(read_packaged(name))
+            examples.append({'file': f'examples/{Path(name).name}', 'title': f'a drawn {Path(name).stem}'})
     return examples
 
 
@@ -299,13 +303,18 @@ class _Handler(SimpleHTTPRequestHandler):
         """Print nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Print nothing: a browser closes connections, and may ask for what is no path."""
+
+
 @contextmanager
 def serving(folder: Path, port: int = 8000) -> Iterator[ThreadingHTTPServer]:
     """Make a server of the folder, with the headers of a Space, for this machine; on another port if this is taken."""
     handler = partial(_Handler, directory=str(folder))
     try:
-        server = ThreadingHTTPServer(('127.0.0.1', port), handler)
+        server = _Server(('127.0.0.1', port), handler)
     except OSError:
-        server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+        server = _Server(('127.0.0.1', 0), handler)
     with server:
         yield server

@@ -20,6 +20,7 @@ from ..data.sources import Source
 from ..data.splits import generator
 from ..errors import ZooError
 from ..measure.bench import Bench, open_bench_source
+from ..measure.calibration import check_logits
 from ..runtime.files import check_path, written_whole
 from ..runtime.text import one_line, show
 from ..runtime.world import World
@@ -162,6 +163,8 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
     if int8:
         check_int8(path, images is not None)
     model = copy.deepcopy(model).eval()
+    if model.num_classes:
+        check_logits(model(torch.zeros(1, *input_size, dtype=torch.float32)))
     channels, height, width = input_size
     sizes = [(channels, height, width)]
     if any_size:
@@ -172,7 +175,7 @@ def export(model: nn.Module, input_size: Sequence[int], path: Path, any_size: bo
         try:
             exported = load_exported(path)
             worst = torch.tensor([difference(exported, model, size) for size in sizes]).max().item()
-        except (RuntimeError, ValueError, TypeError) as e:
+        except Exception as e:      # every library has its own
             raise ZooError(f'{form.name} cannot run the exported file ({one_line(e)}): it was not written; export '
                            f'another format, and please report it.') from e
         if not worst <= TOLERANCE:
@@ -196,5 +199,5 @@ def load_exported(path: Path) -> Function:
 def difference(exported: Function, model: Function, input_size: Sequence[int]) -> float:
     """Return the largest difference between logits on random images, for batch sizes other than the exported one."""
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(count, *input_size, generator=generator) for count in (1, 3)]
+    batches = [torch.randn(count, *input_size, generator=generator, dtype=torch.float32) for count in (1, 3)]
     return torch.stack([(exported(images) - model(images)).abs().max() for images in batches]).max().item()  # keeps NaN

@@ -140,7 +140,7 @@ def build_repository(weight: Weight, repo_id: str, folder: Path, source: Source 
     folder.mkdir(parents=True)
     shutil.copyfile(FOLDER / weight.file, folder / 'model.safetensors')
     log = read_packaged(f'weights/{weight.trained["log"]}')
-    (folder / 'log.jsonl').write_text(log, encoding='utf-8')
+    (folder / 'log.jsonl').write_bytes(log)
     run = Run(folder, quiet=True)
     run.rows = read_log(folder)
     run.draw()

@@ -6,15 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_model_data_config
-
 from ..data.images import EncodedImages
 from ..data.sources import Source
 from ..data.splits import Split
 from ..methods import Task
 from ..recipes import BaseRecipe, Recipe
 from ..weights.files import check_cfg, tensors_digest
-from ..weights.resolve import read_recipe
+from ..weights.resolve import preprocessing, read_recipe
 from .run_dir import checkpoints
 
 _KEPT = 'mean', 'std', 'input_size'
@@ -45,7 +43,7 @@ def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
         tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
         facts['teacher'] = tensors_digest(tensors)[:16]
         if isinstance(task.recipe, Recipe):     # else it sees the images as the student does
-            cfg = resolve_model_data_config(task.distilled)
+            cfg = preprocessing(task.distilled)
             facts |= {f'teacher_{key}': cfg[key] for key in _KEPT}
     return facts
 

@@ -109,8 +109,14 @@ class Loop:
         epoch = self.step / len(self.batches)
         set_learning_rate(self.optimizer, learning_rate(self.recipe, epoch), weight_decay(self.recipe, epoch))
         progress = self.step / self.total_steps
-        loss = self.graphs.gradients(images, labels, self.task.kind_at(self.epoch, progress)) if self.graphs else (
-            self._gradients(images, labels))
+        try:
+            loss = self.graphs.gradients(images, labels, self.task.kind_at(self.epoch, progress)) if self.graphs else (
+                self._gradients(images, labels))
+        except ValueError as e:     # torch's, of a batch norm
+            if 'more than 1 value per channel' not in str(e):
+                raise
+            raise ZooError(f'{self.recipe.model} has batch norms, which cannot be trained on one image at a time: use '
+                           f'a larger batch_size, or less accumulate.') from e
         self.task.before_step(progress)
         (self.graphs.update if self.graphs else self._update)()
         self.task.after_step((self.step + 1) / self.total_steps)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import ZooError, nearest
 from ..recipes import BaseRecipe, Recipe
+from ..runtime.text import one_line
 from .muon import batch_matrices
 
 _FUSED = ('adam', 'adamw', 'sgd', 'nesterov', 'momentum')
@@ -35,7 +36,7 @@ def make_optimizer(recipe: BaseRecipe, model: nn.Module) -> torch.optim.Optimize
                                         momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_all,
                                         layer_decay=layer_decay if layer_decay != 1. else None, **options)
     except (ValueError, TypeError, AssertionError) as e:
-        raise ZooError(f'The optimizer {recipe.opt!r} cannot be made: {e}. Use adamw or sgd.') from e
+        raise ZooError(f'The optimizer {recipe.opt!r} cannot be made ({one_line(e)}): use adamw or sgd.') from e
     if recipe.opt in _MUON:
         batch_matrices(optimizer)
     return optimizer

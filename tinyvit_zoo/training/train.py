@@ -3,7 +3,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from .facts import begun_cfg, facts_of, fingerprints, to_begin
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
-from .run_dir import PRETRAINING, Run, load_checkpoint
+from .run_dir import PRETRAINING, Run, differences, load_checkpoint
 
 VAL_FRACTION = 0.1      # held out where the recipe keeps the best weights and there are no validation images
 
@@ -252,8 +252,20 @@ def _check_output(options: Options, source: Source) -> None:
 
 
 def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
-    """Open the run directory, in the first process."""
-    _in_first(task.world, lambda: run.open(task.recipe, facts_of(task, options, source), options.resume))
+    """Open the run directory, in the first process; ZooError if the others have another recipe, options or images."""
+    world = task.world
+    with world.first_alone():       # the others find its digests of the images
+        facts = facts_of(task, options, source)
+    first, *others = world.gather(json.loads(json.dumps({'recipe': asdict(task.recipe), **facts})))
+
+    def act() -> None:
+        for other in others:
+            other['data']['source'] = first['data']['source']       # another name of the same
+            if odd := differences(first, other):
+                raise ZooError(f'The processes of this training differ ({"; ".join(odd)}): start all with the same '
+                               f'recipe, options and images.')
+        run.open(task.recipe, facts, options.resume)
+    _in_first(world, act)
 
 
 def _in_first(world: World, act: Callable[[], None]) -> None:
@@ -282,6 +294,9 @@ def data_cfg(recipe: BaseRecipe, source: Source, begun: Mapping[str, Any]) -> di
         known = None
     begin = recipe.from_weights if isinstance(recipe, Recipe) else ''
     start = resolve(begin, recipe.model).cfg if begin else {}
+    if (channels := start.get('input_size', (3,))[0]) not in (3, source.channels):
+        raise ZooError(f'{begin} takes images of {channels} channels, and {source.name} has {source.channels}: give '
+                       f'other images, or other weights to start from.')
     stated, deep = (vars(recipe), vars(known) if known else {}, start), source.train.images.deep
     if begun and begun['input_size'][0] == source.channels:
         mean, std = begun['mean'], begun['std']

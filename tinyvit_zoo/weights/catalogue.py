@@ -105,7 +105,7 @@ class Weight:
 @cache
 def catalogue() -> dict[str, Weight]:
     """Return all weights by name, in the order of the file."""
-    return parse(read_packaged('weights/catalogue.json'))
+    return parse(read_packaged('weights/catalogue.json').decode())
 
 
 def weight_of(cfg: Any) -> Weight | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import resolve_data_config
 from timm.models import (
     PretrainedCfg,
     get_arch_pretrained_cfgs,
@@ -51,6 +51,9 @@ class Loaded:
 
     def following(self, model: Any) -> 'Loaded':
         """Return this with a model and image size as the caller changed them; ZooError for other types and classes."""
+        if not hasattr(model, 'pretrained_cfg') or any(p.is_meta for p in model.parameters()):
+            raise ZooError(f'The model of {self.title} is now a {type(model).__name__} on '
+                           f'{next(model.parameters()).device}, expected a model of timm with weights: load it again.')
         shape = _shape(model)
         if odd := {p.dtype for p in model.parameters()} - {torch.float32}:
             raise ZooError(f'The model of {self.title} is now {odd.pop()}, expected torch.float32: call model.float(); '
@@ -60,7 +63,12 @@ class Loaded:
                            f'again, or train one with start.')
         if shape != self.shape:
             model.pretrained_cfg['input_size'] = (self.cfg['input_size'][0], *shape[0])
-        return replace(self, model=model, cfg=resolve_model_data_config(model), shape=shape)
+        return replace(self, model=model, cfg=preprocessing(model), shape=shape)
+
+
+def preprocessing(model: Any) -> dict[str, Any]:
+    """Return the preprocessing that a model states, compiled or not."""
+    return resolve_data_config(pretrained_cfg=model.pretrained_cfg)
 
 
 def _shape(model: Any) -> tuple[Any, int]:
@@ -181,7 +189,7 @@ class Resolved:
         model = self.create(img_size)
         if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
             raise ZooError(f'{self.name} has no forward_features and forward_head: use a classifier of timm\'s.')
-        cfg = resolve_model_data_config(model)
+        cfg = preprocessing(model)
         if img_size:
             cfg['input_size'] = (cfg['input_size'][0], img_size, img_size)
             try:  # refuse a size that does not work before any image is read
