@@ -102,7 +102,7 @@ def test_pflop_choose_epochs(data: list[str], tmp_path: Path) -> None:
     (['--pflop', '1', '--epochs', '3'], 'minutes, pflop and epochs all set the epochs'),
     (['--pflop', '1e-9'], 'pflop 1e-09 is too little: one epoch takes '),
     (['--minutes', '0.0001'], 'too short: one epoch takes'), (['--minutes', '1e6'], 'at most 50,000'),
-    (['--pflop', '1e300'], 'epochs, expected a number from 1 to 1,000,000'),
+    (['--pflop', '1e300'], 'epochs, expected a whole number from 1 to 1,000,000'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(
         data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
