@@ -64,6 +64,8 @@ def test_maps_of_files_and_temperatures(weights: str, tmp_path: Path, capsys: py
     assert values.shape == (12, 8) and np.nanmax(abs(values - 1)) < 1e-6 and np.isnan(values[0, 2:]).all()
     assert main(['analyze', 'support', 'sl_pit', 'resnet18']) == 0
     assert 'its tokens are merged between stages' in capsys.readouterr().out
+    assert main(['analyze', 'support', 'resnet18.untrained']) == 0
+    assert main(['analyze', 'support', 'resnet18.nope']) == 2
     assert main(['analyze', 'support', 'sl_pit', 'nope']) == 2
     assert "'nope'" in capsys.readouterr().err
 

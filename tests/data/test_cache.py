@@ -113,7 +113,7 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv('XDG_CACHE_HOME')
     assert cache.cache_folder() == Path.home() / '.cache/tinyvit_zoo/images'
     monkeypatch.setenv('TINYVIT_ZOO_CACHE', '~nobody_of_this_name/x')
-    with pytest.raises(ZooError, match='no home directory for the cache .~nobody_of_this_name/x.'):
+    with pytest.raises(ZooError, match=r'no home directory for the cache .~nobody_of_this_name/x.'):
         cache.cache_folder()
 
 

@@ -15,7 +15,7 @@ from ..models import list_models
 from ..runtime.files import require_matplotlib, user_path, write_picture, written_whole
 from ..runtime.text import table
 from ..runtime.world import join_world
-from ..weights.resolve import resolve
+from ..weights.resolve import check_model, resolve
 from ._options import add_device, positive
 
 NAME = 'analyze'
@@ -124,7 +124,10 @@ def _support(patterns: Sequence[str]) -> str:
     names: list[str] = []
     for pattern in patterns or ['*']:
         wild = pattern if any(c in pattern for c in '*?[') else f'{pattern}*'
-        matches = matching(list_models(), wild) or ([pattern] if timm.is_model(pattern) else [])
+        matches = matching(list_models(), wild)
+        if not matches and timm.is_model(pattern):
+            check_model(pattern)    # its tag too
+            matches = [pattern.partition('.')[0]]
         names += matches
         if not matches:
             raise ZooError(f'No model matches {pattern!r}.{nearest(pattern, list_models())}')

@@ -95,7 +95,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except Exception as e:  # each kind of device has its own errors
-        raise ZooError(f'Device {name!r} cannot be used here: {str(e).splitlines()[0]} Use the device cpu.') from e
+        raise ZooError(f'Device {name!r} cannot be used here: {one_line(e)} Use the device cpu.') from e
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device

@@ -1,19 +1,24 @@
-"""What decides the weights and figures of a run beside its recipe: a resumed run must have the same."""
+"""What decides the weights and figures of a run beside its recipe: all its processes, and those that resume it, must
+have the same.
+"""
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..data.images import EncodedImages
 from ..data.sources import Source
 from ..data.splits import Split
+from ..errors import ZooError
 from ..methods import Task
 from ..recipes import BaseRecipe, Recipe
+from ..runtime.world import World
 from ..weights.files import check_cfg, tensors_digest
 from ..weights.resolve import preprocessing, read_recipe
-from .run_dir import checkpoints
+from .run_dir import Run, checkpoints, differences
 
 _KEPT = 'mean', 'std', 'input_size'
 
@@ -56,6 +61,51 @@ def fingerprints(source: Source) -> list[str]:
 
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b''.join(parts)).hexdigest()[:16]
+
+
+def open_run(run: Run, task: Task, options: Any, source: Source) -> None:
+    """Open the run directory, in the first process; ZooError if the others have another recipe, options or images."""
+    world = task.world
+    with world.first_alone():       # the others find its digests of the images
+        facts = facts_of(task, options, source)
+    first, *others = world.gather(json.loads(json.dumps({'recipe': asdict(task.recipe), **facts})))
+
+    def act() -> None:
+        for other in others:
+            other['data']['source'] = first['data']['source']       # another name of the same
+            if odd := differences(first, other):
+                raise ZooError(f'The processes of this training differ ({"; ".join(odd)}): start all with the same '
+                               f'recipe, options and images.')
+        run.open(task.recipe, facts, options.resume)
+    in_first(world, act)
+    shared = world.gather(world.first or _appears(run.folder / 'recipe.json'))
+
+    def check() -> None:
+        if not all(shared):
+            raise ZooError(f'{run.folder} is not there for all processes: choose an output on a disk that all machines '
+                           f'share.')
+    in_first(world, check)
+
+
+def _appears(path: Path) -> bool:
+    """Return whether a file of another machine can be seen here, after some seconds on a slow disk."""
+    for _ in range(20):
+        if path.exists():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def in_first(world: World, act: Callable[[], None]) -> None:
+    """Call `act` in the first process. If it raises ZooError, that process reports it and all end."""
+    problem = ''
+    if world.first:
+        try:
+            act()
+        except ZooError as e:
+            problem = str(e)
+    if world.gather(problem)[0]:
+        raise ZooError(problem) if world.first else SystemExit(2)
 
 
 def begun_cfg(options: Any) -> Mapping[str, Any]:

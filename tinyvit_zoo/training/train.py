@@ -1,9 +1,9 @@
 """Make the weights of a recipe: `tinyvit-zoo train` and `tinyvit-zoo pretrain`."""
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from ..weights.resolve import RESULT, check_model, read_recipe, resolve, without
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
-from .facts import begun_cfg, facts_of, fingerprints, to_begin
+from .facts import begun_cfg, fingerprints, in_first, open_run, to_begin
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
-from .run_dir import PRETRAINING, Run, differences, load_checkpoint
+from .run_dir import PRETRAINING, Run, load_checkpoint
 
 VAL_FRACTION = 0.1      # held out where the recipe keeps the best weights and there are no validation images
 
@@ -83,7 +83,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     check_size(recipe, len(source.train), len(source.class_names), world)
     try:
         if options.minutes or options.pflop:
-            _in_first(world, lambda: run.claim(options.resume))
+            in_first(world, lambda: run.claim(options.resume))
             recipe, batches = _within_budget(recipe, options, source, world, start, begun)
         task = make_task(recipe, options, source, world, start)
         open_run(run, task, options, source)
@@ -249,35 +249,6 @@ def _check_output(options: Options, source: Source) -> None:
     is_folder = data.is_dir() if isinstance(data, Path) else isinstance(data, str) and data.startswith('folder:')
     if images.root and is_folder and options.output.resolve().is_relative_to(images.root.resolve()):
         raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another output.')
-
-
-def open_run(run: Run, task: Task, options: Options, source: Source) -> None:
-    """Open the run directory, in the first process; ZooError if the others have another recipe, options or images."""
-    world = task.world
-    with world.first_alone():       # the others find its digests of the images
-        facts = facts_of(task, options, source)
-    first, *others = world.gather(json.loads(json.dumps({'recipe': asdict(task.recipe), **facts})))
-
-    def act() -> None:
-        for other in others:
-            other['data']['source'] = first['data']['source']       # another name of the same
-            if odd := differences(first, other):
-                raise ZooError(f'The processes of this training differ ({"; ".join(odd)}): start all with the same '
-                               f'recipe, options and images.')
-        run.open(task.recipe, facts, options.resume)
-    _in_first(world, act)
-
-
-def _in_first(world: World, act: Callable[[], None]) -> None:
-    """Call `act` in the first process. If it raises ZooError, that process reports it and all end."""
-    problem = ''
-    if world.first:
-        try:
-            act()
-        except ZooError as e:
-            problem = str(e)
-    if world.gather(problem)[0]:
-        raise ZooError(problem) if world.first else SystemExit(2)
 
 
 def data_cfg(recipe: BaseRecipe, source: Source, begun: Mapping[str, Any]) -> dict[str, Any]:
