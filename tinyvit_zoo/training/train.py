@@ -103,7 +103,7 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
                     run.rewind(state['rows'])
             run.say(f'{recipe.name} is finished: {run.folder}.')
             return result
-    before = fingerprints(source)
+    before = fingerprints(source) if world.first else []
     batches = batches or training_batches(task, options, source)
     loop = make_loop(task, batches, options, source, run)
     if options.resume:
@@ -120,7 +120,7 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
         task.begin()
     with keep_freed_memory(world.device), fast_kernels(world.device, task.dtype):
         loop.train()
-    if fingerprints(source) != before:
+    if world.first and fingerprints(source) != before:
         run.say(f'Files of {source.name} were written to during the training, which may have read other images: repeat '
                 f'it unless they are the same.')
     return _finish(task, options, source, run)
