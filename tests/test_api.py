@@ -292,6 +292,22 @@ def test_a_model_that_was_changed_is_what_is_used(run: zoo.Classifier, tmp_path:
     for use in uses:
         use()
     changed.model = changed.model._orig_mod
+    with pytest.raises(ZooError, match='was changed after it was loaded'):
+        zoo.train(changed, DATA, output=tmp_path / 'run')
+    plain = changed.model
+    for other in (None, torch.nn.Identity()):
+        changed.model = other   # type: ignore[assignment]
+        for use in (*uses, lambda: zoo.train(changed, DATA, output=tmp_path / 'run')):
+            with pytest.raises(ZooError, match='expected a model of timm'):
+                use()
+    assert not (tmp_path / 'run').exists()
+    changed.model = timm.create_model('resnet18', num_classes=3)
+    for use in uses:
+        use()
+    changed.model = plain
+    plain.pretrained_cfg['input_size'] = (3, 64, 64)      # not that of the model
+    for use in uses:
+        use()
     plain, changed.model = changed.model, torch.nn.DataParallel(changed.model)  # type: ignore[assignment]
     for use in uses:
         with pytest.raises(ZooError, match='is now a DataParallel'):

@@ -5,7 +5,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from pathlib import Path
@@ -28,7 +28,7 @@ from .measure.prediction import classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
 from .recipes import Pretraining, Recipe
-from .recipes.settings import AnyRecipe, check_types, is_of, override, settings
+from .recipes.settings import AnyRecipe, check_keywords, check_lengths, is_of, override, settings
 from .runtime.files import check_path, display_pictures, told, user_path
 from .runtime.lock import only_training
 from .runtime.text import shown
@@ -37,8 +37,6 @@ from .training import own, train as training
 from .training.loop import Stopped
 from .weights.resolve import Loaded, read_result, resolve
 
-_WORDS: dict[Any, str] = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'text'}
-_LONGEST = 10_000       # characters of a setting
 _LEAST = {'batch_size': 1, 'topk': 1, 'bootstrap': 0}   # and 10 ** 9 at most
 Function = TypeVar('Function', bound=Callable[..., Any])
 _ALONE = threading.RLock()     # torch's random numbers and its exporter are the process's
@@ -197,6 +195,16 @@ class Classifier:
         with _ALONE, _random_numbers_kept(self.device):
             return export_with_preprocessing(loaded, path, any_size, int8, data)
 
+    def check_unchanged(self) -> None:
+        """Raise ZooError where `model` was changed: a training starts from the file."""
+        with _ALONE, _random_numbers_kept(self.device):
+            mine = getattr(self._loaded.following(self.model).model, '_orig_mod', self.model).state_dict()
+            loaded = self._resolved.load(self.device).model.state_dict()
+        if mine.keys() != loaded.keys() or not all(torch.equal(mine[key], loaded[key]) for key in mine):
+            raise ZooError(f'The model of {self.title} was changed after it was loaded, and a training starts from its '
+                           f'file: load it again, or save its tensors (tinyvit_zoo.weights.save_weights) and start '
+                           f'from that file.')
+
     @_checked
     def show(self, folder: str | Path | None = None) -> list[Path]:
         """Draw the curves of the run and, after `evaluate`, the confusion matrix, calibration and worst mistakes.
@@ -260,6 +268,8 @@ def train(model: str | Path | Recipe | Classifier, data: Any = None, *, output: 
 
 def _spec(weights: Any) -> str:
     """Return how weights are named: a text or a path, or what `train`, `load` or `pretrain` returned."""
+    if isinstance(weights, Classifier):
+        weights.check_unchanged()
     if isinstance(weights, (Classifier, Encoder)):
         return str(weights.folder or weights.title)     # type: ignore[union-attr]
     if not isinstance(weights, (str, Path)):
@@ -295,16 +305,16 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
         raise ZooError(f"There is no data: give data={data!r}, arrays, or another source.")
     keywords = {key: value.item() if isinstance(value, np.generic) else dict(value) if isinstance(value, Mapping)
                 else value for key, value in keywords.items()}
-    _check_lengths({**vars(recipe), **keywords})
+    check_lengths({**vars(recipe), **keywords})
     known = [f.name for f in fields(training.Options) if f.name not in _OWN]
     given = {key: value for key, value in keywords.items() if key not in known}
     for key in given:
         if key not in settings(kind):
             raise ZooError(f'There is no setting {key!r}.{nearest(key, [*known, *settings(kind)])} Expected a field of '
                            f'{kind.__name__}, or one of {", ".join(known)}.')
-    _check_types(kind, given)
+    check_keywords(kind, given)
     others = {key: value for key, value in keywords.items() if key in known}
-    _check_types(training.Options, others)
+    check_keywords(training.Options, others)
     recipe = override(own.without_mirroring(recipe, data if isinstance(data, str) else ''), given)
     options = training.Options(
         output=user_path(output or Path('runs', recipe.name)), data=data, given=given,
@@ -327,24 +337,3 @@ def _train(name: str, recipe: AnyRecipe, data: Any, output: str | Path | None, d
 def _random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
     """Restore the state of torch's random numbers afterwards."""
     return torch.random.fork_rng([device] if device.type == 'cuda' else [])
-
-
-def _check_lengths(values: dict[str, Any]) -> None:
-    """Raise ZooError for a value that no message, card or recipe.json could hold."""
-    for key, value in values.items():
-        text = ''
-        with suppress(Exception):   # of integers of thousands of digits, of nested lists, and of a caller's objects
-            text = repr(value)
-        if not 0 < len(text) <= _LONGEST:
-            raise ZooError(f'{key} is {shown(value)}, expected a shorter value.')
-
-
-def _check_types(kind: type[Any], given: dict[str, Any]) -> None:
-    """Raise ZooError for a value of another type than its field's; tuples are lists in JSON."""
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    try:
-        check_types(kind, plain)
-    except ZooError as e:
-        hint = get_type_hints(kind)[str(e).partition(' ')[0]]
-        raise ZooError(f'{e}: expected {_WORDS.get(hint) or inspect.formatannotation(hint)}.') from e
-

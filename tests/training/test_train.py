@@ -37,12 +37,13 @@ from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.methods.joint import average_
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Recipe
+from tinyvit_zoo.runtime.files import user_path
 from tinyvit_zoo.runtime.lock import lock, unlock
 from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
-from tinyvit_zoo.weights.files import read_metadata, save_weights
+from tinyvit_zoo.weights.files import convert, read_metadata, read_weights, save_weights
 from tinyvit_zoo.weights.readout import Readout, write_readout
 from tinyvit_zoo.weights.resolve import resolve
 
@@ -362,6 +363,9 @@ def test_a_finished_run_stays_as_it_is(
     with pytest.raises(ZooError, match='is not the file of this run'):
         resolve(mine)
     assert resolve(f'cct_2_3x2={file}').has_weights
+    shutil.copy(tmp_path / 'other/result.json', mine)
+    with pytest.raises(ZooError, match=r'result.json in .* is of another run'):
+        resolve(mine)
     assert run(data, mine, '--resume') == 0 and 'Repeating the end' in capsys.readouterr().out
     assert_same_bits(finished, mine)
 
@@ -376,6 +380,15 @@ def test_the_home_directory(data: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert zoo.train('~/run', data, output='~/b', epochs=1, img_size=16, device='cpu').folder == tmp_path / 'home/b'
     zoo.load('~/b').export('~/b.pt2')
     assert (tmp_path / 'home/b.pt2').exists() and not Path('~').exists()
+    with pytest.raises(ZooError, match='inside the folder of the images'):
+        fakes.image_folder(tmp_path / 'home/images', {'a': 9, 'b': 9})
+        zoo.train('cct_2_3x2.untrained', Path('~/images'), output='~/images/run')
+    assert zoo.load('~/b').predict('~/images/a/000.png') == zoo.load('~/b').predict(Path('~/images/a/000.png'))
+    convert('~/b/weights.safetensors', '~/c.safetensors')
+    assert read_weights('~/c.safetensors') and not Path('~').exists()
+    Path('~').mkdir()
+    assert user_path('./~/a') == tmp_path / '~/a' == user_path(user_path('./~/a'))
+    Path('~').rmdir()
     monkeypatch.delenv('HOME')
     monkeypatch.setattr('pwd.getpwuid', lambda _: {}['no entry'])
     assert run(data, Path('~/run')) == 2 and not Path('~').exists()

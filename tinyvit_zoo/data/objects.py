@@ -88,7 +88,7 @@ def _sized(image: Image.Image) -> Image.Image:
 def deep_pixels(image: Any) -> Tensor | None:
     """Return the pixels [C, H, W] of an image of 16 bits or of other channels, a path or an object; None for others."""
     if isinstance(image, (str, Path)):
-        return read_deep(user_path(image) if isinstance(image, str) else image)
+        return read_deep(user_path(image))
     if isinstance(image, Image.Image):
         return read_pages(image) if is_deep_image(_sized(image)) else None
     pixels = as_pixels(image, 'The image', batch=False)
@@ -232,7 +232,7 @@ def _images(values: Any, name: str) -> Images:
         if len({tuple(getattr(each, 'shape', ())) for each in values}) > 1:    # arrays of several sizes
             return DatasetImages([(each, 0) for each in values], name)
         if all(isinstance(each, (str, Path)) for each in values):
-            return FileImages(Path(), [str(each) for each in values])
+            return FileImages(Path(), [str(user_path(each)) for each in values])
     return ArrayImages(as_pixels(values, f'The {name} images'), name)
 
 

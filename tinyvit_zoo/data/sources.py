@@ -2,7 +2,6 @@
 
 Validation images never come from the test set: `val_fraction` cuts them from the training images, 0 none.
 """
-import os
 import pkgutil
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import ZooError, nearest
+from ..runtime.files import user_path
 from ..runtime.text import one_line, shown
 from .channels import MOST, as_tensor, input_channels, largest
 from .datasets import DATASETS, Dataset, Torchvision
@@ -99,7 +99,7 @@ def _open(spec: str, download: bool, training: bool, whole: bool, labels: bool) 
         raise ZooError(f'The data source is {spec!r}, expected {known[name]}.')
     if '\0' in place:
         raise ZooError(f'The data source {spec!r} has a null byte in it: expected {known[name]}.')
-    place = os.path.expanduser(place)
+    place = str(user_path(place)) if place.startswith('~') else place
     row = next((row for row in DATASETS.values() if row.source == name and row.opener), None)
     opener = row.opener if row else None
     if isinstance(opener, Torchvision):

@@ -41,7 +41,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], world: 
     for images, labels in batches:
         with autocast(world.device, dtype):
             logits = model(images)
-        check_logits(logits)
+        check_logits(logits, getattr(model, 'num_classes', None))
         logits = logits.float()
         classes = logits.shape[1]
         several = labels.ndim == 2

@@ -15,12 +15,12 @@ _BINS = 15
 _LOWEST, _HIGHEST, _HALVINGS = 0.01, 100., 60       # of the temperature
 
 
-def check_logits(logits: Any) -> None:
+def check_logits(logits: Any, classes: int | None = None) -> None:
     """Raise ZooError unless a model's outputs are of images and classes."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or classes not in (None, logits.shape[1]):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ZooError(f'The outputs of the model are {shape}, expected [images, classes]: give it a pooling, and no '
-                       f'other outputs.')
+        raise ZooError(f'The outputs of the model are {shape}, expected [images, {classes or "classes"}]: give it a '
+                       f'pooling, and no other outputs.')
 
 
 def check_finite(logits: Tensor) -> None:

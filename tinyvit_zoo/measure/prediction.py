@@ -106,7 +106,7 @@ def _read(image: Any, transform: Callable[[Any], Tensor] | None, cfg: Mapping[st
             raise ValueError(f'it is grey or RGB, expected {size[0]} channels')
         if not isinstance(image, (str, Path)):
             return transform(as_channels(as_image(image), 3))
-        with open_image(user_path(image) if isinstance(image, str) else image) as opened:
+        with open_image(user_path(image)) as opened:
             rgb = as_channels(upright(opened), 3)
         return transform(rgb)
     except Exception as e:  # every decoder has its own errors for a damaged file
@@ -117,7 +117,7 @@ def _top(model: nn.Module, images: Tensor, labels: Sequence[str], topk: int | No
          ) -> list[list[dict[str, Any]]]:
     several = readout.multi_label and topk is None
     logits = model(images)
-    check_logits(logits)
+    check_logits(logits, len(labels))
     logits = logits.float()
     check_finite(logits)
     top = readout(logits).topk(len(labels) if several else min(topk or 5, len(labels)))

@@ -1,20 +1,25 @@
 """The settings of a recipe: their names, their values from text, and a recipe with some of them changed."""
 import ast
 import dataclasses
+import inspect
 import json
 import sys
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..errors import ZooError, nearest
+from ..runtime.text import shown
 from . import FINETUNING_PRESET, BaseRecipe, Pretraining, Recipe
 
 _FIXED = ('name', 'about', 'published', 'method')       # fields that no option overrides
 _EXAMPLES = {'method_args': {'mask_ratio': 0.6}, 'weight_decay_end': 0.4, 'sizes': (24, 28, 32),
              'color_jitter': (0.4, 0.4, 0.4, 0.1), 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}
 _BOOLS = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+_WORDS: dict[Any, str] = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'text'}
+_LONGEST = 10_000       # characters of a setting
 AnyRecipe = TypeVar('AnyRecipe', bound=BaseRecipe)
 
 
@@ -84,6 +89,26 @@ def is_of(value: Any, hint: Any) -> bool:
         numbers = (int, float) if hint is float else int
         return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, type(None) if origin is None else origin)
+
+
+def check_lengths(values: dict[str, Any]) -> None:
+    """Raise ZooError for a value that no message, card or recipe.json could hold."""
+    for key, value in values.items():
+        text = ''
+        with suppress(Exception):   # of integers of thousands of digits, of nested lists, and of a caller's objects
+            text = repr(value)
+        if not 0 < len(text) <= _LONGEST:
+            raise ZooError(f'{key} is {shown(value)}, expected a shorter value.')
+
+
+def check_keywords(kind: type[Any], given: dict[str, Any]) -> None:
+    """Raise ZooError for a value of another type than its field's; tuples are lists in JSON."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    try:
+        check_types(kind, plain)
+    except ZooError as e:
+        hint = typing.get_type_hints(kind)[str(e).partition(' ')[0]]
+        raise ZooError(f'{e}: expected {_WORDS.get(hint) or inspect.formatannotation(hint)}.') from e
 
 
 def parse_assignments(texts: typing.Iterable[str]) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     expanded = os.path.expanduser(path)
     if expanded[:2] in ('~', '~/'):
         raise ZooError(f'There is no home directory for {path}: give a path without ~.')
-    return Path(expanded)
+    found = Path(expanded)      # of './~' or '~nobody', which is not to be expanded again
+    return found.absolute() if str(found).startswith('~') else found
 
 
 def check_path(path: Path) -> None:

@@ -21,7 +21,8 @@ from ..models import check_name, list_models
 from ..recipes import PRETRAININGS, BaseRecipe, Pretraining, Recipe
 from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_fields, setting
 from ..recipes.settings import AnyRecipe, override
-from ..runtime.files import naming_unwritable, write_whole
+from ..runtime.documents import digest
+from ..runtime.files import naming_unwritable, user_path, write_whole
 from ..runtime.text import printable, show
 from ..runtime.world import World, autocast_dtype, fast_kernels, machine
 from ..weights import save_weights
@@ -246,7 +247,8 @@ def open_images(recipe: BaseRecipe, options: Options, world: World) -> Source:
 def _check_output(options: Options, source: Source) -> None:
     """Raise ZooError where pictures of the run would be images of the next one."""
     data, images = options.data, source.train.images
-    is_folder = data.is_dir() if isinstance(data, Path) else isinstance(data, str) and data.startswith('folder:')
+    is_folder = user_path(data).is_dir() if isinstance(data, Path) else (
+        isinstance(data, str) and data.startswith('folder:'))
     if images.root and is_folder and options.output.resolve().is_relative_to(images.root.resolve()):
         raise ZooError(f'{options.output} is inside the folder of the images, {images.root}: choose another output.')
 
@@ -286,7 +288,7 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     """Write the weights, judge them, write card and result.json (which says that the training is over)."""
     recipe, world = task.recipe, task.world
     if world.first:
-        with naming_unwritable(run.folder):
+        with naming_unwritable(run.folder / RESULT):
             (run.folder / RESULT).unlink(missing_ok=True)       # of other weights
         write_weights(run.folder, recipe, task.cfg, task.kept())
     world.barrier()
@@ -301,7 +303,8 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
         cost = None
     result = {'weights': recipe.name, 'figures': figures, 'pflop': cost,
               'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine(),
-              TENSORS: read_metadata(run.folder / 'weights.safetensors')[TENSORS]}
+              TENSORS: read_metadata(run.folder / 'weights.safetensors')[TENSORS],
+              'run': digest(read_recipe(run.folder))}
     if world.first:
         write_whole(run.folder / 'card.md', make_card(task, source, result).encode(errors='backslashreplace'))
         run.finish(result)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import ZooError
 from ..recipes.ranges import DEVIATION, MEAN
-from ..runtime.files import write_whole
+from ..runtime.files import user_path, write_whole
 from ..runtime.text import one_line, printable
 
 LARGEST = 4 << 30       # bytes of a file that is fetched or unpacked
@@ -91,7 +91,7 @@ def _advice(path: str | Path) -> str:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], str | Path]]:
     """Open a weight file, or the one in a zip, with its name; an error inside the `with` becomes a ZooError."""
-    path = Path(path)
+    path = user_path(path)
     try:
         if not path.is_file():
             raise ZooError(f'There is no weights file {path}: give the path of a .safetensors, .pth or .zip file.')
@@ -209,7 +209,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
     header['__metadata__'] = dict(sorted(header['__metadata__'].items()))  # the library's order is random
     text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
     text += b' ' * (-len(text) % 8)  # tensors stay aligned
-    write_whole(Path(path), len(text).to_bytes(8, 'little') + text + saved[end:])
+    write_whole(user_path(path), len(text).to_bytes(8, 'little') + text + saved[end:])
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """From a name, a file or a run directory to a model, its preprocessing and its class names."""
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,8 @@ from ..errors import ZooError, nearest
 from ..models import check_tag, list_models
 from ..recipes import Pretraining, Recipe, check_model_args
 from ..recipes.settings import check_types
-from ..runtime.documents import read_document
+from ..runtime.documents import digest, read_document
+from ..runtime.files import user_path
 from ..runtime.text import one_line
 from .files import TENSORS, check_cfg, read_cfg, read_metadata
 from .readout import PLAIN, Readout, read_readout
@@ -51,9 +51,10 @@ class Loaded:
 
     def following(self, model: Any) -> 'Loaded':
         """Return this with a model and image size as the caller changed them; ZooError for other types and classes."""
-        if not hasattr(model, 'pretrained_cfg') or any(p.is_meta for p in model.parameters()):
-            raise ZooError(f'The model of {self.title} is now a {type(model).__name__} on '
-                           f'{next(model.parameters()).device}, expected a model of timm with weights: load it again.')
+        if not getattr(model, 'pretrained_cfg', None) or any(p.is_meta for p in model.parameters()):
+            raise ZooError(f'The model of {self.title} is now a {type(model).__name__}, expected a model of timm with '
+                           f'its pretrained_cfg, and weights: load it again.')
+        check_cfg(dict(model.pretrained_cfg), f'In pretrained_cfg of {self.title}', others=True)
         shape = _shape(model)
         if odd := {p.dtype for p in model.parameters()} - {torch.float32}:
             raise ZooError(f'The model of {self.title} is now {odd.pop()}, expected torch.float32: call model.float(); '
@@ -61,7 +62,7 @@ class Loaded:
         if shape[1] != self.shape[1]:
             raise ZooError(f'The model of {self.title} now has {shape[1]} classes, expected {self.shape[1]}: load it '
                            f'again, or train one with start.')
-        if shape != self.shape:
+        if shape[0]:
             model.pretrained_cfg['input_size'] = (self.cfg['input_size'][0], *shape[0])
         return replace(self, model=model, cfg=preprocessing(model), shape=shape)
 
@@ -209,10 +210,12 @@ def resolve(spec: str | Path, architecture: str = '') -> Resolved:
     """Find the model and the weights that `spec` names (see `_FORMS`), without loading them."""
     # with `architecture`, as with NAME=FILE, a file or run gives the weights and nothing else
     spec = str(spec)
+    if spec.startswith('local-dir:~'):
+        spec = f'local-dir:{user_path(spec.removeprefix("local-dir:"))}'
     name, equals, place = spec.partition('=')
     if not equals or '/' in name or Path(spec).exists():
         name, place = architecture, spec
-    path, file = Path(os.path.expanduser(place)), None
+    path, file = user_path(place), None
     recipe: dict[str, Any] = {}
     if path.is_dir():
         recipe, file = {} if name else read_recipe(path)['recipe'], path / 'weights.safetensors'
@@ -257,19 +260,22 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 def read_result(folder: Path) -> dict[str, Any]:
     """Read the result.json of a finished run."""
     # if damage has removed the digest, 'machine' beside it is gone too
-    return read_document(folder / RESULT, {'figures': dict, 'machine': dict, f'{TENSORS}?': str},
+    return read_document(folder / RESULT, {'figures': dict, 'machine': dict, f'{TENSORS}?': str, 'run?': str},
                          'resume the run (--resume, resume=True), which writes it again')
 
 
 def _check_own(file: Path) -> None:
     """Raise ZooError where a finished run holds the weights of another."""
     try:
-        stated = read_result(file.parent).get(TENSORS)
+        result = read_result(file.parent)
     except ZooError:    # not finished, or to be resumed
         return
-    if stated not in (None, read_metadata(file).get(TENSORS)):
+    if result.get(TENSORS) not in (None, read_metadata(file).get(TENSORS)):
         raise ZooError(f'{file} is not the file of this run (its digest is not that of {RESULT}): resume the run '
                        f'(--resume, resume=True), which writes it again, or give NAME={file}.')
+    if result.get('run') not in (None, digest(read_recipe(file.parent))):
+        raise ZooError(f'{RESULT} in {file.parent} is of another run: resume this one (--resume, resume=True), which '
+                       f'writes it again, or give NAME={file}.')
 
 
 def without_rates(model_args: Mapping[str, Any]) -> dict[str, Any]:
