@@ -95,6 +95,11 @@ def test_the_pages_types_hold() -> None:
     assert result.returncode == 0, result.stdout
 
 
+def test_the_files_of_the_page() -> None:
+    found = {path.relative_to(PAGE).as_posix() for path in PAGE.rglob('*') if path.is_file()}
+    assert found == {*demo.FILES, *(f'examples/{name}.png' for name in demo.DRAWN)}
+
+
 def test_a_page_that_is_not_whole_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(PAGE, tmp_path / 'package/publish/page')
     shutil.copy(packaged.PACKAGE / 'SHA256SUMS', tmp_path / 'package')

@@ -27,7 +27,7 @@ from ..interpret.attention import Looking, no_look
 from ..measure.bench import check_size
 from ..measure.prediction import label_names
 from ..runtime.files import check_path, written_whole
-from ..runtime.packaged import packaged_names, read_packaged
+from ..runtime.packaged import read_packaged
 from ..runtime.text import Progress, one_line
 from ..version import __version__
 from ..weights import catalogue
@@ -42,7 +42,9 @@ INTEGRITY = {
 HEADERS = {     # of pages that may use threads
     'cross-origin-embedder-policy': 'require-corp', 'cross-origin-opener-policy': 'same-origin',
     'cross-origin-resource-policy': 'cross-origin'}
-PAGE = 'publish/page'
+PAGE = 'publish/page'      # in the package
+FILES = 'app.js', 'index.html', 'preprocess.js', 'style.css'
+DRAWN = 'airplane', 'automobile', 'frog', 'horse', 'ship'
 _CDN = f'https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME}/dist/'
 _INTERPOLATIONS = ('bicubic', 'bilinear', 'lanczos', 'hamming', 'box')      # of preprocess.js
 _MNIST = {'side': 28, 'margin': 1 / 7}     # how a drawing becomes an image
@@ -66,8 +68,8 @@ def make_demo(specs: Sequence[str], output: Path, offline: bool = False, img_siz
     runtime = runtime_folder() if offline else None
     with written_whole(output) as folder:
         folder.mkdir()
-        for name in packaged_names(PAGE):
-            (folder / Path(name).name).write_bytes(read_packaged(name))
+        for name in FILES:
+            (folder / name).write_bytes(read_packaged(f'{PAGE}/{name}'))
         (folder / 'models').mkdir()
         entries: list[dict[str, Any]] = []
         with Progress(len(found), 'exporting', lines=False) as progress:
@@ -89,8 +91,7 @@ def check_replaceable(output: Path) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
-    page = {Path(name).name for name in packaged_names(PAGE)}
-    ours = {'README.md', 'models.json', 'models', 'examples', 'runtime', *page}
+    ours = {'README.md', 'models.json', 'models', 'examples', 'runtime', *FILES}
     content = None
     with suppress(OSError, ValueError, RecursionError):
         made = output / 'models.json'
@@ -205,11 +206,11 @@ def write_examples(found: Sequence[Resolved], folder: Path, known: Collection[st
                 image.save(folder / name)
                 examples.append({'file': f'examples/{name}', 'title': _title(source, opened.class_names, test, i)})
     if not examples:
-        for name in packaged_names(f'{PAGE}/examples'):
-            if known and Path(name).stem not in known:
+        for name in DRAWN:
+            if known and name not in known:
                 continue
-            (folder / Path(name).name).write_bytes(read_packaged(name))
-            examples.append({'file': f'examples/{Path(name).name}', 'title': f'a drawn {Path(name).stem}'})
+            (folder / f'{name}.png').write_bytes(read_packaged(f'{PAGE}/examples/{name}.png'))
+            examples.append({'file': f'examples/{name}.png', 'title': f'a drawn {name}'})
     return examples
 
 

@@ -93,7 +93,7 @@ def _remedy(error: OSError) -> str:
 
 
 def told(error: OSError) -> str:
-    """Return which file an OSError is of, and why; what to do where it names none."""
+    """Return which file an OSError is of, why, and what to do."""
     reason = error.strerror or str(error)
     if 'temporary directory' in reason:
         return f'{reason}: {_remedy(error)}.'
@@ -102,7 +102,7 @@ def told(error: OSError) -> str:
             os.getcwd()
         except OSError:
             return 'The current folder has been removed: change to another one.'
-    return f'{str(error.filename or "Cannot read or write a file")[:300]}: {reason}.'
+    return f'{str(error.filename or "A file")[:300]} cannot be read or written ({reason}): {_remedy(error)}.'
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

@@ -15,20 +15,10 @@ def read_packaged(name: str) -> bytes:
             if not path.is_file():      # a pipe would wait for a writer
                 raise FileNotFoundError(errno.ENOENT, 'no such file', str(path))
         content = (PACKAGE / name).read_bytes()
-        sums = _sums()
+        sums = (PACKAGE / 'SHA256SUMS').read_bytes().splitlines()
     except OSError as e:
         raise ZooError(f'{e.filename} cannot be read ({e.strerror}): reinstall tinyvit_zoo.') from e
     if f'{hashlib.sha256(content).hexdigest()}  {name}'.encode() not in sums:
         raise ZooError(f'{PACKAGE / name} is damaged (its digest is not that in SHA256SUMS): reinstall tinyvit_zoo. In '
                        f'a clone where you changed it: python tools/update_sums.py.')
     return content
-
-
-def packaged_names(folder: str) -> list[str]:
-    """Return the names of the files that a folder of the package had when it was released."""
-    names = [line.partition(b'  ')[2].decode() for line in _sums()]
-    return [name for name in names if name.rpartition('/')[0] == folder]
-
-
-def _sums() -> list[bytes]:
-    return (PACKAGE / 'SHA256SUMS').read_bytes().splitlines()

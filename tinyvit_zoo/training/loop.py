@@ -112,9 +112,12 @@ class Loop:
         try:
             loss = self.graphs.gradients(images, labels, self.task.kind_at(self.epoch, progress)) if self.graphs else (
                 self._gradients(images, labels))
-        except ValueError as e:     # torch's, of a batch norm
-            if 'more than 1 value per channel' not in str(e):
-                raise
+        except Exception as e:
+            if type(e).__module__.startswith(('torch._inductor', 'torch._dynamo')):
+                raise ZooError(f'The training cannot be compiled here ({one_line(e)}): install what is missing, or '
+                               f'leave out compile.') from e
+            if not isinstance(e, ValueError) or 'more than 1 value per channel' not in str(e):
+                raise   # else of a batch norm
             raise ZooError(f'{self.recipe.model} has batch norms, which cannot be trained on one image at a time: use '
                            f'a larger batch_size, or less accumulate.') from e
         self.task.before_step(progress)
