@@ -35,7 +35,8 @@ def test_a_system_error_is_one_line_and_ctrl_c_none(
         raise error
 
     monkeypatch.setattr(autoload, 'status', lambda: fail(PermissionError(13, 'Permission denied', '/some/file')))
-    assert refused('autoload', 'status') == 'tinyvit-zoo: /some/file: Permission denied.\n'
+    assert refused('autoload', 'status') == (
+        'tinyvit-zoo: /some/file cannot be read or written (Permission denied): choose another place.\n')
     monkeypatch.setattr(autoload, 'status', lambda: fail(KeyboardInterrupt()))
     assert main(['autoload', 'status']) == 130
     assert capsys.readouterr() == ('', '')
