@@ -828,13 +828,19 @@ def test_two_machines_give_the_result_of_one_process(data: str, tmp_path: Path) 
     assert both[0]['loss'] == pytest.approx(both[1]['loss'], abs=1e-5)
 
 
+@pytest.mark.parametrize('change, said', [
+    ({'resume': True}, 'resume False -> True'), ({'val_fraction': 0.5}, 'val_fraction None -> 0.5'),
+    ({'cfg': {}}, 'mean ['), ({'eval_every': 2}, 'eval_every 0 -> 2'), ({'minutes': 1.}, 'minutes None -> 1.0')])
 def test_processes_of_other_options_are_refused(
-        data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+        change: dict[str, Any], said: str) -> None:
     def gather(self: World, value: Any) -> list[Any]:
-        return [value, {**value, 'recipe': {**value['recipe'], 'lr': 1.}} if isinstance(value, dict) else value]
+        if isinstance(value, dict) and change.keys() <= value.keys():
+            return [value, {**value, **change}]
+        return [value, value]
     monkeypatch.setattr(World, 'gather', gather)
     assert run(data, tmp_path / 'run') == 2 and not (tmp_path / 'run').exists()
-    assert 'The processes of this training differ (lr 0.002 -> 1.0)' in capsys.readouterr().err
+    assert f'The processes of this training differ ({said}' in capsys.readouterr().err
 
 
 def test_machines_that_share_no_disk_are_refused(

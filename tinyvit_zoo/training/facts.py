@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +64,30 @@ def _digest(*parts: bytes) -> str:
 
 
 def open_run(run: Run, task: Task, options: Any, source: Source) -> None:
-    """Open the run directory, in the first process; ZooError if the others have another recipe, options or images."""
+    """Open the run directory, in the first process; ZooError if the others have other images, or cannot see it."""
     world = task.world
     with world.first_alone():       # the others find its digests of the images
         facts = facts_of(task, options, source)
-    first, *others = world.gather(json.loads(json.dumps({'recipe': asdict(task.recipe), **facts})))
-
-    def act() -> None:
-        for other in others:
-            other['data']['source'] = first['data']['source']       # another name of the same
-            if odd := differences(first, other):
-                raise ZooError(f'The processes of this training differ ({"; ".join(odd)}): start all with the same '
-                               f'recipe, options and images.')
-        run.open(task.recipe, facts, options.resume)
-    in_first(world, act)
+    check_alike(world, {**facts, 'data': {**facts['data'], 'source': ''}})      # another name may be of the same
+    in_first(world, lambda: run.open(task.recipe, facts, options.resume))
     shared = world.gather(world.first or _appears(run.folder / 'recipe.json'))
 
     def check() -> None:
         if not all(shared):
             raise ZooError(f'{run.folder} is not there for all processes: choose an output on a disk that all machines '
                            f'share.')
+    in_first(world, check)
+
+
+def check_alike(world: World, stated: Mapping[str, Any]) -> None:
+    """Raise ZooError where another process states something else: the processes would wait for each other."""
+    first, *others = world.gather(json.loads(json.dumps(stated)))
+    odd = next(filter(None, (differences(first, other) for other in others)), [])
+
+    def check() -> None:
+        if odd:
+            raise ZooError(f'The processes of this training differ ({"; ".join(odd)}): start all with the same recipe, '
+                           f'options and images.')
     in_first(world, check)
 
 

@@ -3,7 +3,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from ..weights.resolve import RESULT, check_model, read_recipe, resolve, without
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
-from .facts import begun_cfg, fingerprints, in_first, open_run, to_begin
+from .facts import begun_cfg, check_alike, fingerprints, in_first, open_run, to_begin
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
 from .run_dir import PRETRAINING, Run, load_checkpoint
 
+_ALIKE = ('resume', 'minutes', 'pflop', 'loader', 'graphs', 'compile', 'precision', 'eval_every', 'checkpoint_minutes',
+          'val_fraction', 'fraction')       # options that all processes must share
 VAL_FRACTION = 0.1      # held out where the recipe keeps the best weights and there are no validation images
 
 
@@ -78,6 +80,7 @@ def train(recipe: BaseRecipe, options: Options, world: World, start: Path | None
     check_recipe(to_begin(recipe, options, start))
     if 'epochs' in options.given and (options.minutes or options.pflop):
         raise ZooError('minutes, pflop and epochs all set the epochs: give one of them.')
+    check_alike(world, {'recipe': asdict(recipe), **{name: getattr(options, name) for name in _ALIKE}})
     run = Run(options.output, quiet=not world.first, track=options.track)
     source, batches = open_images(recipe, options, world), None
     recipe = without_colours(recipe, source, options.given, world)
@@ -194,6 +197,7 @@ def train_from_pretraining(first: Pretraining, recipe: Recipe, options: Options,
                        f'first and start from that run (--from DIR, start=DIR).')
     check_recipe(replace(recipe, from_weights=''))
     check_recipe(first)
+    check_alike(world, {'recipe': asdict(recipe)})
     Run(options.output).check(options.resume)
     source = open_images(recipe, options, world)
     if options.val_fraction is None:    # both stages leave out the same images
