@@ -20,7 +20,7 @@ from .data.objects import SPLITS, is_one
 from .data.sources import Source
 from .errors import ZooError, nearest
 from .measure.accuracy import calibrate, outputs
-from .measure.bench import Bench, check_size, open_evaluated
+from .measure.bench import Bench, check_size, open_evaluated, tell_of_trained
 from .measure.calibration import plot_reliability
 from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.multilabel import MultiLabelFigures
@@ -129,6 +129,8 @@ class Classifier:
         bench.check_classes()
         images: Any = getattr(source, split)
         check_size(self._resolved, None, min(batch_size, len(images)), self.device)
+        if split != 'train':
+            tell_of_trained(self._resolved, images, source.name)
         logits, labels = outputs(self.model, bench.batches(), bench.world, bench.dtype)
         figures = figures_of(logits, labels, self.classes, bootstrap, readout=self._loaded.readout)
         self._evaluated = figures, logits, labels, images, f'{self.title} on {source.name}: {figures.headline}'
@@ -145,6 +147,8 @@ class Classifier:
         that `val_fraction` held out in this run; (images, labels) or a torch Dataset are taken for such.
         """
         source = self._source(data, 'val', **self._resolved.held_out)[0]
+        if source.val:
+            tell_of_trained(self._resolved, source.val, source.name)
         readout = calibrate(self._bench(source, 'val', batch_size), self._resolved.file)
         self._loaded, self._evaluated = replace(self._loaded, readout=readout), None
         return readout.temperature or 1.

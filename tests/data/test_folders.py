@@ -15,8 +15,28 @@ from data_cases import decoded, refusal, sizes
 
 from tinyvit_zoo.data.datasets import DATASETS
 from tinyvit_zoo.data.sources import open_source
-from tinyvit_zoo.data.splits import repeated
+from tinyvit_zoo.data.splits import digests_of, repeated
 from tinyvit_zoo.errors import ZooError
+
+
+@pytest.mark.parametrize('names', [('training', 'testing'), ('Training', 'test'), ('train', 'testing')])
+def test_other_names_of_splits(tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    for name in (*names, 'dev', 'extra'):
+        fakes.image_folder(tmp_path / name, {'a': 3, 'b': 3})
+    (tmp_path / names[0] / 'a/000.png').rename(tmp_path / names[0] / 'loose.png')
+    source = open_source(f'folder:{tmp_path}')
+    assert source.test and source.val and source.class_names == ('a', 'b')
+    assert [len(split) for split in (source.train, source.val, source.test)] == [5, 6, 6]
+    assert 'not train, val or test: extra' in caplog.text and 'beside the class folders' in caplog.text
+
+
+def test_splits_inside_class_folders_are_refused(tmp_path: Path) -> None:
+    for name in 'ab':
+        fakes.image_folder(tmp_path / name, {'train': 3, 'test': 3})
+    with pytest.raises(ZooError, match='train and test inside its class folders'):
+        open_source(f'folder:{tmp_path}')
+    fakes.image_folder(tmp_path / 'c', {'indoors': 3})        # a class of its own
+    assert open_source(f'folder:{tmp_path}').class_names == ('a', 'b', 'c')
 
 
 def test_tiny_imagenet_as_published(tmp_path: Path) -> None:
@@ -132,12 +152,12 @@ def test_images_of_two_splits_are_found(tmp_path: Path) -> None:
     for i, put in enumerate((shutil.copy, os.symlink, os.link)):
         put(tmp_path / 'test' / 'a' / f'{i:03}.png', tmp_path / 'train' / 'b' / f'more{i}.png')
     source = open_source(f'folder:{tmp_path}')
-    assert source.test and repeated(source.test, source.train) == [0, 1, 2]
+    assert source.test and repeated(source.test, digests_of(source.train)) == [0, 1, 2]
 
     images, labels = np.arange(8 * 48, dtype=np.uint16).reshape(8, 4, 4, 3), np.arange(8) % 2
     source = open_source({'train': (images[:6], labels[:6]), 'test': (images[[7, 3, 5]], labels[:3])})
-    assert source.test and repeated(source.test, source.train) == [1, 2]
-    assert repeated(source.test.select(torch.tensor([1])), source.train.select(torch.tensor([0, 3]))) == [0]
+    assert source.test and repeated(source.test, digests_of(source.train)) == [1, 2]
+    assert repeated(source.test.select(torch.tensor([1])), digests_of(source.train.select(torch.tensor([0, 3])))) == [0]
 
 
 @pytest.mark.parametrize('layout, message', [
@@ -147,7 +167,7 @@ def test_images_of_two_splits_are_found(tmp_path: Path) -> None:
     ({'train/a': 2, 'train/b': 2, 'val/a': 0}, r'val has no images in folders of the classes of train'),
     ({'train/a': 2, 'train/b': 2, 'val/a': 1, 'valid/a': 1}, 'val, valid: expected one of them'),
     ({'train/a': 2, 'train/b': 0}, 'no images in b'),
-    ({'test/a': 1, 'test/b': 1, 'training/a': 2, 'x/a': 2}, 'test, training, x and no train'),
+    ({'test/a': 1, 'test/b': 1, 'other/a': 2, 'x/a': 2}, 'other, test, x and no train'),
     ({'train': 3, 'test': 3}, 'train has no folders and 3 loose images'),
     ({'pets/cat': 2, 'pets/dog': 2}, 'give folder:.*pets'),
     ({'a': 1, 'b': 1}, 'too few to hold out a fifth'),

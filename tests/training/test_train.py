@@ -3,6 +3,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -324,6 +325,31 @@ def test_other_images_for_evaluation_are_refused(
     error = capsys.readouterr().err
     assert f'with other data, weights or options ({change.partition("_")[0]} ' in error and error.count('\n') == 1
     assert {path: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
+
+
+def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where its folder has grown, another fifth is for testing; and along a chain of runs."""
+    folder = fakes.image_folder(tmp_path / 'images', {'a': 30, 'b': 30}, size=16)
+    options: dict[str, Any] = dict(
+        epochs=1, warmup_epochs=0, batch_size=16, img_size=16, device='cpu', val_fraction=0.2)
+    one = zoo.train('cct_2_3x2.untrained', folder, output=tmp_path / 'one', **options)
+    one.evaluate(folder)
+    assert 'trained on' not in caplog.text
+    zoo.train(one, folder, output=tmp_path / 'two', **options)
+    assert 'training images of' not in (tmp_path / 'two/train.log').read_text()
+    zoo.train(one, folder, output=tmp_path / 'three', seed=1, **options)    # other images for validation
+    assert f'validation images were training images of {one.folder}' in (tmp_path / 'three/train.log').read_text()
+    fakes.image_folder(folder / 'more', {'c': 1}, size=16)
+    for path in (folder / 'more/c').iterdir():
+        path.rename(folder / 'a' / 'new.png')
+    shutil.rmtree(folder / 'more')
+    for place in (one.folder, tmp_path / 'two'):
+        caplog.clear()
+        zoo.load(place).evaluate(folder)
+        assert re.search(r'\d+ of 12 images of images were trained on by', caplog.text)
+    (tmp_path / 'two/trained_on.bin').unlink()
+    zoo.load(tmp_path / 'two').evaluate(folder)
+    assert 'trained_on.bin is missing or damaged' in caplog.text
 
 
 def test_other_names_of_the_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

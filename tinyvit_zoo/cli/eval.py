@@ -9,7 +9,7 @@ import torch
 from ..data.sources import Source
 from ..errors import ZooError
 from ..measure.accuracy import ViewAverage, calibrate, check_catalogue, check_table, evaluate, outputs
-from ..measure.bench import Bench, check_size, knn, open_bench_source, probe, spread
+from ..measure.bench import Bench, check_size, knn, open_bench_source, probe, spread, tell_of_trained
 from ..measure.calibration import plot_reliability
 from ..measure.figures import FORMATS, Figures, figures_of, plot_confusion, plot_mistakes
 from ..measure.robustness import Attack, attack_figures, attack_table, corruption_figures, errors_table, plot_robustness
@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> str:
             resolved = resolve(spec)
             check_size(resolved, args.img_size, min(args.batch_size, len(getattr(source, args.split))), world.device)
             loaded = resolved.load(world.device, args.img_size)
+            if args.split != 'train' and world.first:
+                tell_of_trained(resolved, getattr(source, args.split), source.name)
             return Bench(loaded, source, args.split, world, dtype, args.batch_size)
         if args.all:
             return _check_catalogue(args, bench)
@@ -109,6 +111,8 @@ def run(args: argparse.Namespace) -> str:
         for spec in args.models if args.calibrate else ():
             resolved = resolve(spec)
             held = open_bench_source(args.data[0], 'train', download=args.download, **resolved.held_out)
+            if held.val:
+                tell_of_trained(resolved, held.val, f'{held.name} (validation)')
             calibrate(Bench(resolved.load(world.device), held, 'val', world, dtype, args.batch_size), resolved.file)
         try:
             records = [_record(bench(spec, source), args) for spec in args.models]

@@ -118,7 +118,8 @@ def _quiet_threads() -> Iterator[None]:
 
 def _complain(message: str, code: int = 2) -> int:
     try:
-        print(f'tinyvit-zoo: {printable(" ".join(message.split()))}', file=sys.stderr, flush=True)
+        text = textwrap.shorten(printable(message), 4000, placeholder=' ...')
+        print(f'tinyvit-zoo: {text}', file=sys.stderr, flush=True)
     except OSError:     # there is no place left to say it
         drop(sys.stderr)
     return code

@@ -55,6 +55,10 @@ class Finder:
                     paths.append(os.path.join(below, entry.name))
         return sorted(paths)
 
+    def skip(self, reason: str, path: str | Path) -> None:
+        """Note a path to warn of."""
+        self._skipped.setdefault(reason, {})[str(path)] = None
+
     def __enter__(self) -> 'Finder':
         return self
 
@@ -86,7 +90,7 @@ class Finder:
         return os.path.isdir(entry.path) or self._skip('no regular files', entry)
 
     def _skip(self, reason: str, entry: 'os.DirEntry[str]') -> bool:
-        self._skipped.setdefault(reason, {})[entry.path] = None
+        self.skip(reason, entry.path)
         return False
 
 

@@ -12,7 +12,8 @@ from .files import EXTENSIONS, Finder, is_image
 from .images import FileImages
 from .splits import Parts, Split, draw
 
-_VALIDATION = ('val', 'valid', 'validation')
+_VALIDATION = ('val', 'valid', 'validation', 'dev')
+_OTHERS = {'training': 'train', 'testing': 'test'}      # names of splits, where there is another split
 _TEST_SHARE = 0.2   # of a folder that has no split of its own
 _TEST_SEED = 0      # never the run's: another seed must not train on these test images
 
@@ -24,7 +25,7 @@ def open_folder(root: Path, training: bool = True, whole: bool = False, labels: 
     `labels`: all images of a folder, or of its `train`, that has not two classes are one, and for training.
     """
     with Finder(root) as finder:
-        inner = root / 'train' if (root / 'train').is_dir() else root
+        inner = _splits(finder.folders(root)).get('train', root)
         if not labels and len(finder.folders(inner)) < 2 and (paths := finder.images(inner)):
             return Parts(Split(FileImages(inner, paths), torch.zeros(len(paths), dtype=torch.int64)), None, None, ('',))
         return _open_parts(root, finder, training, whole)
@@ -32,7 +33,7 @@ def open_folder(root: Path, training: bool = True, whole: bool = False, labels: 
 
 def _open_parts(root: Path, finder: Finder, training: bool, whole: bool) -> Parts:
     inside = finder.folders(root)
-    named = {folder.name.lower(): folder for folder in inside}
+    named = _splits(inside)
     if 'train' in named and (finder.folders(named['train']) or set(named) <= {'train', 'test', *_VALIDATION}):
         validation = [named[name] for name in _VALIDATION if name in named]
         if len(validation) > 1:
@@ -40,6 +41,9 @@ def _open_parts(root: Path, finder: Finder, training: bool, whole: bool) -> Part
         train, names = _class_folders(named['train'], finder)
         val, test = (_class_folders(folder, finder, names, complete=False)[0] if folder else None
                      for folder in (next(iter(validation), None), named.get('test')))
+        for folder in inside:
+            if folder not in (named['train'], named.get('test'), *validation):
+                finder.skip('not train, val or test', folder)
         return Parts(train, val, test, names)
     alone = {name: named[name] for name in ('test', *_VALIDATION) if name in named and finder.folders(named[name])}
     if alone and not training and len(alone) == len(inside) == 1:
@@ -49,8 +53,22 @@ def _open_parts(root: Path, finder: Finder, training: bool, whole: bool) -> Part
         raise ZooError(f'{root} has {_list(inside)} and no train: expected train, val and test, or class folders.')
     if len(inside) == 1 and len(finder.folders(inside[0])) > 1:
         raise ZooError(f'{root} holds one folder {inside[0].name} with folders inside: give folder:{inside[0]}.')
+    if len(inside) > 1 and all({'train', 'test'} <= {*_splits(finder.folders(folder))} for folder in inside):
+        raise ZooError(f'{root} has train and test inside its class folders: put the class folders into train and '
+                       f'test.')
     everything, names = _class_folders(root, finder, least=2 if training else 1)
     return hold_out(everything, str(root), names, whole)
+
+
+def _splits(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return folders by their names, those of splits in one form."""
+    names = [folder.name.lower() for folder in folders]
+    if sum(name in ('train', 'test', *_VALIDATION, *_OTHERS) for name in names) > 1:
+        names = [_OTHERS.get(name, name) for name in names]
+        if max(names.count('train'), names.count('test')) > 1:
+            raise ZooError(f'{folders[0].parent} has {_list(folders)}: expected one train and one test, remove or '
+                           f'rename the other.')
+    return dict(zip(names, folders, strict=True))
 
 
 def hold_out(everything: Split, title: str, names: Sequence[str], whole: bool) -> Parts:
@@ -118,6 +136,9 @@ def _class_folders(root: Path, finder: Finder, class_names: Sequence[str] | None
                    least: int = 2) -> tuple[Split, tuple[str, ...]]:
     """Open the class folders in `root`, sorted; `class_names` are those it must have, or, not `complete`, may have."""
     files = {folder.name: finder.images(folder) for folder in finder.folders(root)}
+    for path in sorted(root.iterdir()) if files else ():
+        if is_image(path.name) and path.is_file():
+            finder.skip('images beside the class folders', path)
     if class_names is None and len(files) < least:
         loose = sum(is_image(path.name) for path in root.iterdir())
         raise ZooError(f'{root} has {_list(list(files))}{f" and {loose} loose images" if loose else ""}: expected a '

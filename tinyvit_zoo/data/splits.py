@@ -1,6 +1,6 @@
 """Images with labels; draws from them that hold every class in its proportion; seeds made of several integers."""
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -77,15 +77,15 @@ class Split:
         return Split(self.images, self.labels[chosen], index[chosen])
 
 
-def repeated(split: Split, among: Split) -> list[int]:
-    """Find the images of a split whose bytes are among those of another."""
-    read = {images: images.digests() for images in {split.images, among.images}}
+def repeated(split: Split, among: Container[bytes]) -> list[int]:
+    """Find the images of a split whose bytes are among those of these digests."""
+    return [i for i, row in enumerate(digests_of(split)) if row in among]
 
-    def rows(part: Split) -> list[bytes]:
-        digests = [row.tobytes() for row in read[part.images]]
-        return digests if part.index is None else [digests[i] for i in part.index.tolist()]
-    known = set(rows(among))
-    return [i for i, row in enumerate(rows(split)) if row in known]
+
+def digests_of(split: Split) -> list[bytes]:
+    """Return the first eight bytes of a SHA-256 of each image, of its file or its pixels."""
+    digests = [row[:8].tobytes() for row in split.images.digests()]
+    return digests if split.index is None else [digests[i] for i in split.index.tolist()]
 
 
 class Parts(NamedTuple):

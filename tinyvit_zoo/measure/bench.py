@@ -1,4 +1,5 @@
 """A model and the images that it is evaluated on, preprocessed as its weights expect, and its frozen features."""
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,13 +18,15 @@ from ..data.hub import is_hub
 from ..data.images import ArrayImages, for_each
 from ..data.objects import SPLITS, is_object, open_split, title_of
 from ..data.sources import Source, open_source
-from ..data.splits import Parts, Split, are_numbers, draw
+from ..data.splits import Parts, Split, are_numbers, draw, repeated
 from ..errors import ZooError, nearest
-from ..runtime.text import printable
+from ..runtime.text import some
 from ..runtime.world import World, autocast
 from ..weights.resolve import Loaded, Resolved, create_model
+from ..weights.trained import trained_on
 from .counting import MANY_PIXELS, check_memory, count, image_memory
 
+_logger = logging.getLogger(__name__)
 _CHUNK = 1 << 24        # similarities held at once
 STRENGTHS = (1., 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)      # of the L2 penalty of the probe, the strongest first
 _HELD_OUT = 0.2         # share of the training features that the penalty is chosen on
@@ -137,8 +140,8 @@ class Bench:
             return f'{title} is an encoder without classes'
         if unknown := self._unknown_classes:
             known = self.loaded.label_names
-            return (f'{source.name} has the classes {_some(unknown)}, which {title} does not know (it knows '
-                    f'{_some(known)})')
+            return (f'{source.name} has the classes {some(unknown)}, which {title} does not know (it knows '
+                    f'{some(known)})')
         if count != self.num_classes:
             return f'{title} has {count} classes, {source.name} has {self.num_classes}'
         if self.loaded.readout.multi_label != source.train.multi_label:
@@ -156,10 +159,6 @@ class Bench:
             raise ZooError(f'{self.class_mismatch}: {advice}.')
 
 
-def _some(names: Sequence[str]) -> str:
-    return printable(', '.join(names[:3])) + ', ...' * (len(names) > 3)
-
-
 def renumbered(source: Source, names: Sequence[str]) -> Source:
     """Number the classes of a source as `names` do, among which they all are."""
     place = torch.tensor([names.index(name) for name in source.class_names])
@@ -174,6 +173,14 @@ def renumbered(source: Source, names: Sequence[str]) -> Source:
     train, val, test = map(changed, (source.train, source.val, source.test))
     assert train is not None
     return replace(source, train=train, val=val, test=test, class_names=tuple(names))
+
+
+def tell_of_trained(resolved: Resolved, split: Split, title: str) -> None:
+    """Warn where images for evaluation were trained on by a run."""
+    known = trained_on(resolved.file) if resolved.file else set()
+    if known and (both := repeated(split, known)):
+        _logger.warning('%d of %d images of %s were trained on by %s, which makes its figures too good: %s.', len(both),
+                        len(split), title, resolved.spec, some([split.name(i) for i in both]))
 
 
 def check_size(resolved: Resolved, img_size: int | None, batch: int, device: torch.device) -> None:

@@ -61,7 +61,7 @@ def find_names(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns or ['*']:
         if not any(c in pattern for c in '*?['):
             check_model(pattern)
-            names.append(pattern)
+            names.append(pattern.removesuffix('.untrained'))
         elif matches := [name for name in list_models() if fnmatchcase(name, pattern)]:
             names += matches
         else:

@@ -31,6 +31,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     A folder is written in the place of a folder. What processes that have been killed left of `path` is removed.
     """
+    check_path(path)
+    if not path.name or (path.exists() and not (path.is_file() or path.is_dir())):
+        raise ZooError(f'{path} is no name of a file, or a device or pipe: choose another place.')
     partial = path.with_name(f'{_PARTIAL_HERE}{os.getpid()}.{threading.get_native_id()}-{path.name}')
     aside = partial.with_name(f'{partial.name}{_ASIDE}')
     _open.add(partial.name)

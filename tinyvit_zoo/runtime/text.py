@@ -33,6 +33,11 @@ def printable(text: str) -> str:
         r'\x7f', r'\u007f')     # as JSON may have it
 
 
+def some(names: Sequence[str]) -> str:
+    """Name the first three."""
+    return printable(', '.join(names[:3])) + ', ...' * (len(names) > 3)
+
+
 def shown(value: object) -> str:
     """Return a value on one line, cut where it is long."""
     try:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from ..data.batches import MOST_WORKERS, Batches, make_batches
 from ..data.datasets import DATASETS, spec_of
 from ..data.sources import Source, normalization, open_source
-from ..data.splits import are_numbers, draw, repeated
+from ..data.splits import are_numbers, digests_of, draw, repeated
 from ..errors import ZooError
 from ..kernels.memory import keep_freed_memory
 from ..methods import TASKS, Task
@@ -23,12 +24,13 @@ from ..recipes.ranges import FROM_0, FROM_0_TO_INFINITY, POSITIVE, Range, check_
 from ..recipes.settings import AnyRecipe, override
 from ..runtime.documents import digest
 from ..runtime.files import naming_unwritable, user_path, write_whole
-from ..runtime.text import printable, show
+from ..runtime.text import show, some
 from ..runtime.world import World, autocast_dtype, fast_kernels, machine
 from ..weights import save_weights
 from ..weights.files import TENSORS, read_metadata
 from ..weights.readout import Readout
 from ..weights.resolve import RESULT, check_model, read_recipe, resolve, without_rates
+from ..weights.trained import stated_of, trained_on, write_trained_on
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
@@ -114,13 +116,16 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
         run.say(f'Resumed at step {loop.step}.' if loop.restore() else 'No checkpoint yet: starting from the '
                                                                        'beginning.')
     precision = str(task.dtype or torch.float32).removeprefix('torch.')
-    run.say(f'{recipe.name}: {task.headline(source)}; {recipe.total_epochs} epochs of {len(batches)} steps, '
+    names = source.class_names
+    classes = f', {len(names)} classes ({some(names)})' if isinstance(recipe, Recipe) else ''
+    run.say(f'{recipe.name}: {task.headline(source)}{classes}; {recipe.total_epochs} epochs of {len(batches)} steps, '
             f'{precision} on {world.size} x {world.device}.'
             f'{" The same seed gives the same figures up to rounding." if world.device.type != "cpu" else ""}')
     if options.minutes or options.pflop:
         run.say(f'The epochs fit the budget: --epochs {recipe.epochs} repeats this run.')
     if not loop.step:
-        _tell_of_repeated(source, run, world)
+        if world.first:
+            _tell_of_repeated(recipe, source, run)
         task.begin()
     with keep_freed_memory(world.device), fast_kernels(world.device, task.dtype):
         loop.train()
@@ -130,12 +135,20 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
     return _finish(task, options, source, run)
 
 
-def _tell_of_repeated(source: Source, run: Run, world: World) -> None:
-    """Name the images for evaluation that are also trained on."""
+def _tell_of_repeated(recipe: BaseRecipe, source: Source, run: Run) -> None:
+    """Name the images for evaluation that are also trained on, or were by the weights to begin with or the teacher."""
+    known = {'are training images too': set(digests_of(source.train)), **{
+        f'were training images of {spec}': trained_on(spec) for spec in _before(recipe)}}
     for name, split in (('validation', source.val), ('test', source.test)):
-        if world.first and split and (both := repeated(split, source.train)):
-            run.say(f'{len(both)} of {len(split)} {name} images are training images too, which makes their accuracy '
-                    f'too high: {printable(", ".join(map(split.name, both[:3])))}{", ..." * (len(both) > 3)}.')
+        for fault, digests in known.items():
+            if split and digests and (both := repeated(split, digests)):
+                run.say(f'{len(both)} of {len(split)} {name} images {fault}, which makes their accuracy too high: '
+                        f'{some([split.name(i) for i in both])}.')
+
+
+def _before(recipe: BaseRecipe) -> list[str]:
+    """Name the runs whose training images the weights to be know."""
+    return [spec for name in ('from_weights', 'teacher') if (spec := getattr(recipe, name, ''))]
 
 
 def make_task(recipe: BaseRecipe, options: Options, source: Source, world: World, start: Path | None) -> Task:
@@ -295,6 +308,8 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
         with naming_unwritable(run.folder / RESULT):
             (run.folder / RESULT).unlink(missing_ok=True)       # of other weights
         write_weights(run.folder, recipe, task.cfg, task.kept())
+        if isinstance(recipe, Recipe):
+            write_trained_on(run.folder, {*digests_of(source.train), *chain(*map(trained_on, _before(recipe)))})
     world.barrier()
     try:
         figures = task.judge(run.folder)
@@ -308,7 +323,7 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
     result = {'weights': recipe.name, 'figures': figures, 'pflop': cost,
               'command': options.command or recipe.command(spec_of(recipe.dataset)), 'machine': machine(),
               TENSORS: read_metadata(run.folder / 'weights.safetensors')[TENSORS],
-              'run': digest(read_recipe(run.folder))}
+              'run': digest(read_recipe(run.folder)), **stated_of(run.folder)}
     if world.first:
         write_whole(run.folder / 'card.md', make_card(task, source, result).encode(errors='backslashreplace'))
         run.finish(result)

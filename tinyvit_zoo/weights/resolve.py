@@ -299,5 +299,7 @@ def check_model(name: str) -> None:
     if not is_model(architecture):
         hint = nearest(architecture, list_models()) or nearest(architecture, timm.list_models())
         raise ZooError(f"There is no model {architecture!r}, in the zoo or in timm.{hint} See `tinyvit-zoo list`.")
+    if name.endswith('.'):
+        raise ZooError(f'{name} ends with a dot: give NAME or NAME.TAG.')
     if tag and tag != 'untrained':
         check_tag(architecture, tag)
