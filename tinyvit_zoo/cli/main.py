@@ -27,6 +27,7 @@ from ._options import Incomplete
 COMMANDS: list[Any] = [import_module(f'{__package__}.{name}') for name in (
     'list', 'info', 'predict', 'recipes', 'train', 'pretrain', 'plot_fractions', 'eval', 'analyze', 'count', 'compare',
     'export', 'demo', 'publish', 'autoload')]
+_LONGEST = 4000     # characters of an error
 _PARTS = ('NAME', 'SUMMARY', 'EXAMPLES', 'add', 'run')
 
 
@@ -118,8 +119,8 @@ def _quiet_threads() -> Iterator[None]:
 
 def _complain(message: str, code: int = 2) -> int:
     try:
-        text = textwrap.shorten(printable(message), 4000, placeholder=' ...')
-        print(f'tinyvit-zoo: {text}', file=sys.stderr, flush=True)
+        text = ' '.join(printable(message).split())
+        print(f'tinyvit-zoo: {text[:_LONGEST]}{" ..." * (len(text) > _LONGEST)}', file=sys.stderr, flush=True)
     except OSError:     # there is no place left to say it
         drop(sys.stderr)
     return code
