@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_images_that_are_new_to_the_weights(
 
 
 def test_numbers_as_names_are_compared_by_name(tmp_path: Path) -> None:
-    """Sorted as texts in folders, and as numbers in tables."""
+    """Whatever their order in the weights; folders and tables have them in that of the numbers."""
     images, labels = pictures(24, 0)
     lines = ['path,label']
     for i, label in enumerate(labels):
@@ -159,7 +160,8 @@ def test_numbers_as_names_are_compared_by_name(tmp_path: Path) -> None:
         Image.fromarray(images[i]).save(path)
         lines.append(f'{path},{path.parent.name}')
     (tmp_path / 'a.csv').write_text('\n'.join(lines))
-    run = zoo.train('cct_2_3x2', tmp_path / 'set', output=tmp_path / 'run', **SMALL)
+    data = {'train': (images, labels), 'class_names': ['1', '10', '2']}
+    run = zoo.train('cct_2_3x2', data, output=tmp_path / 'run', **SMALL)
     assert run.classes == ('1', '10', '2')
     found = [run.evaluate(tmp_path / name, 'all') for name in ('a.csv', 'set')]
     assert [f.confusion for f in found] == [found[0].confusion] * 2 and found[0].images == 24  # type: ignore[union-attr]
@@ -301,6 +303,10 @@ def test_a_model_that_was_changed_is_what_is_used(run: zoo.Classifier, tmp_path:
             with pytest.raises(ZooError, match='expected a model of timm'):
                 use()
     assert not (tmp_path / 'run').exists()
+    encoder = zoo.load('vit_lite_2_4.untrained', 'cpu')
+    encoder.model.reset_classifier(0)   # with the label_names of its architecture
+    encoder._loaded = replace(encoder._loaded, shape=(encoder._loaded.shape[0], 0))
+    assert encoder.export(tmp_path / 'e.pt2')['largest_difference'] < 1e-4
     changed.model = timm.create_model('resnet18', num_classes=3)
     for use in uses:
         use()

@@ -30,6 +30,11 @@ def test_other_names_of_splits(tmp_path: Path, names: tuple[str, str], caplog: p
     assert 'not train, val or test: extra' in caplog.text and 'beside the class folders' in caplog.text
 
 
+def test_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
+    fakes.image_folder(tmp_path, dict.fromkeys(('10', '2', '1', '01'), 3))
+    assert open_source(f'folder:{tmp_path}').class_names == ('01', '1', '2', '10')
+
+
 def test_splits_inside_class_folders_are_refused(tmp_path: Path) -> None:
     for name in 'ab':
         fakes.image_folder(tmp_path / name, {'train': 3, 'test': 3})

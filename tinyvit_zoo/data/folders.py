@@ -10,7 +10,7 @@ from ..runtime.text import one_line
 from .datasets import DATASETS
 from .files import EXTENSIONS, Finder, is_image
 from .images import FileImages
-from .splits import Parts, Split, draw
+from .splits import Parts, Split, draw, sorted_names
 
 _VALIDATION = ('val', 'valid', 'validation', 'dev')
 _OTHERS = {'training': 'train', 'testing': 'test'}      # names of splits, where there is another split
@@ -157,7 +157,7 @@ def _class_folders(root: Path, finder: Finder, class_names: Sequence[str] | None
     empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise ZooError(f'{root} has no images in {_list(empty)}: add {" ".join(EXTENSIONS)} files, or remove it.')
-    names = tuple(class_names or sorted(files))
+    names = tuple(class_names or sorted_names(files))
     labels = [torch.full((len(files.get(name, ())),), label) for label, name in enumerate(names)]
     paths = [os.path.join(name, path) for name in names for path in files.get(name, ())]
     return Split(FileImages(root, paths), torch.cat(labels)), names

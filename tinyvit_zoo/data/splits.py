@@ -148,8 +148,8 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
     """Return each label once, sorted; numbers by their value."""
-    labels = {*map(str, labels)}
-    return tuple(sorted(labels, key=int if all(label.isdecimal() and len(label) < 10 for label in labels) else None))
+    names = sorted({*map(str, labels)})     # '1' and '01' too have an order
+    return tuple(sorted(names, key=int) if all(name.isdecimal() and len(name) < 10 for name in names) else names)
 
 
 def numbered(labels: Sequence[str], names: Sequence[str], title: str) -> Tensor:

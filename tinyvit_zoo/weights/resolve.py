@@ -35,6 +35,7 @@ _RECIPE_DOCUMENT = {
     'fraction?': float, 'processes?': int, 'precision?': str, 'compile?': bool, 'machine?': dict}
 RESULT = 'result.json'
 _OF_THE_DATA = ('num_classes', 'in_chans', 'img_size')
+_PREPROCESSING = ('input_size', 'mean', 'std', 'crop_pct', 'interpolation')
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
 
 
@@ -54,7 +55,8 @@ class Loaded:
         if not getattr(model, 'pretrained_cfg', None) or any(p.is_meta for p in model.parameters()):
             raise ZooError(f'The model of {self.title} is now a {type(model).__name__}, expected a model of timm with '
                            f'its pretrained_cfg, and weights: load it again.')
-        check_cfg(dict(model.pretrained_cfg), f'In pretrained_cfg of {self.title}', others=True)
+        stated = {key: model.pretrained_cfg[key] for key in _PREPROCESSING if key in model.pretrained_cfg}
+        check_cfg(stated, f'In pretrained_cfg of {self.title}')
         shape = _shape(model)
         if odd := {p.dtype for p in model.parameters()} - {torch.float32}:
             raise ZooError(f'The model of {self.title} is now {odd.pop()}, expected torch.float32: call model.float(); '
