@@ -220,8 +220,8 @@ def open_bench_source(spec: Any, split: str, **options: Any) -> Source:
         return source
     info = DATASETS[key]
     if info.num_classes != len(source.class_names):
-        raise ZooError(f'{spec} has {len(source.class_names)} classes, {info.title} has {info.num_classes}: fix KEY, or give images '
-                       f'of all classes.')
+        raise ZooError(f'{spec} has {len(source.class_names)} classes, {info.title} has {info.num_classes}: fix KEY, '
+                       f'or give images of all classes.')
     return replace(source, info=info, class_names=info.label_names or source.class_names)
 
 
