@@ -15,7 +15,8 @@ from torch import nn
 from training_cases import assert_same_bits, read_checkpoint, run, stop_at, weights
 
 from tinyvit_zoo import ZooError
-from tinyvit_zoo.methods.supervised import Supervised, Teacher, distillation_loss, size_at, whiten_first_conv
+from tinyvit_zoo.methods.supervised import Supervised, size_at, whiten_first_conv
+from tinyvit_zoo.methods.teacher import Teacher, distillation_loss
 from tinyvit_zoo.recipes import Recipe
 from tinyvit_zoo.training.run_dir import checkpoints
 from tinyvit_zoo.weights import read_weights, save_weights

@@ -647,11 +647,20 @@ def test_fine_tuning_other_images_of_another_size(finished: Path, tmp_path: Path
         tuned['blocks.0.linear1.weight'], begun['blocks.0.linear1.weight'], rtol=0, atol=1e-6)
 
 
-def test_a_model_of_timms_trains_and_its_weights_load(data: str, tmp_path: Path) -> None:
+def test_a_model_of_timms_trains_and_its_weights_load(
+        data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(data, tmp_path / 'run', '--ema', '0', model='mobilenetv3_small_050') == 0
     loaded = resolve(tmp_path / 'run').load()
     assert loaded.model.num_classes == 4 and tuple(loaded.cfg['input_size']) == (3, 16, 16)
     assert json.loads((tmp_path / 'run/result.json').read_text())['figures']['test']['images'] == 24
+    monkeypatch.chdir(tmp_path / 'run')
+    code, found = (tmp_path / 'run/card.md').read_text().split('```python\n')[1].split('```')[0], {}
+    exec(code, found)
+    cfg = timm.data.resolve_model_data_config(found['model'])
+    assert json.loads(json.dumps(cfg)) == json.loads(json.dumps(loaded.cfg))
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(found['model'].eval()(images), loaded.model(images))
 
 
 def test_the_best_by_validation_is_kept(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,14 +21,15 @@ from ..measure.accuracy import evaluate, outputs
 from ..measure.bench import evaluation_batches
 from ..measure.calibration import fit_temperature
 from ..measure.figures import FORMATS, figures_of
-from ..models import take_any_size
+from ..models import list_models, take_any_size
 from ..recipes import Recipe
 from ..runtime.text import one_line
-from ..runtime.world import World, autocast
+from ..runtime.world import World
 from ..weights.readout import Readout, write_readout
 from ..weights.resolve import create_model, resolve, without_rates
 from .joint import average_
 from .method import Task, check_model
+from .teacher import Teacher, distillation_loss, resized
 
 _WHITENED, _EPSILON = 5000, 5e-4     # images, and what keeps rare patterns from growing: of arXiv 2404.00498
 _FORWARD, _SHARE = 1 / 3, 0.2   # of a training step's time; of the training's time that evaluations may take
@@ -192,7 +193,7 @@ class Supervised(Task):
         """
         model = resolve(folder.absolute()).load(self.world.device).model
         names = self.cfg['label_names']
-        made = {name: outputs(model, self.monitor.get(name) or make(), self.world, self.dtype)
+        made = {name: outputs(model, self.monitor.get(name) or make(), self.world)     # in fp32, as `eval`
                 for name, make in self.batches.items()}
         readout = Readout(multi_label=self.several)
         if 'val' in made:
@@ -232,10 +233,14 @@ class Supervised(Task):
         rows = [[name, str(split['images']), *(f'{split[key]:{form}}' if key in split else '-'
                                                for key, (_, form) in shown.items())] for name, split in figures.items()]
         lines = ''.join(f'| {" | ".join(row)} |\n' for row in (head, ['---'] * len(head), *rows))
-        shaping = without_rates(self.recipe.model_args)
+        shaping, stated = without_rates(self.recipe.model_args), {'file': 'weights.safetensors'}
         if (channels := self.cfg['input_size'][0]) != 3:
             shaping['in_chans'] = channels
+        if self.recipe.model not in list_models():      # timm reads no metadata
+            stated |= {key: self.cfg[key] for key in (
+                'num_classes', 'input_size', 'mean', 'std', 'crop_pct', 'interpolation')}
         args = ''.join(f', {key}={value!r}' for key, value in shaping.items())
+        overlay = ',\n               '.join(f'{key}={value!r}' for key, value in stated.items())
         readout = Readout(figures.get('val', {}).get('temperature'), self.several)
         probabilities = f'`tinyvit-zoo predict` shows {readout.formula}; timm and exports give logits. '
         return {
@@ -243,7 +248,7 @@ class Supervised(Task):
             'use': f'''```python
 import timm
 import tinyvit_zoo
-weights = dict(file='weights.safetensors')
+weights = dict({overlay})
 model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg_overlay=weights{args})
 ```
 {probabilities}''', 'classes': f', {self.cfg["num_classes"]} classes' + ', any number per image' * self.several}
@@ -281,49 +286,6 @@ def make_mix(recipe: Recipe, num_classes: int) -> Mix | None:
     mix = Mix(num_classes, recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.mix_switch_prob, recipe.mix_mode,
               recipe.smoothing)
     return mix if recipe.mixup or recipe.cutmix else None
-
-
-# -- distillation: the teacher sees the student's own augmented and mixed images ---------------------------------------
-class Teacher:
-    """Logits of a trained classifier for images that are normalized for another (`cfg`) and may have another size."""
-
-    def __init__(self, spec: str, cfg: Mapping[str, Any], device: torch.device, dtype: torch.dtype | None) -> None:
-        resolved = resolve(spec)
-        if not resolved.has_weights:
-            raise ZooError(f'The teacher {spec} has no weights: give NAME.TAG, NAME=FILE or a run directory.')
-        loaded = resolved.load(device)
-        if loaded.readout.multi_label:
-            raise ZooError(f'The teacher {spec} gives several labels per image: give one that gives one label each.')
-        self.model, self.device, self.dtype = loaded.model.requires_grad_(False), device, dtype
-        classes, names = self.model.num_classes, list(loaded.label_names)
-        if classes != cfg['num_classes']:
-            raise ZooError(f'The teacher {spec} has {classes} classes, but the images have {cfg["num_classes"]}: train '
-                           f'a teacher on these images first, and give its run directory.')
-        if names and list(cfg['label_names']) != names:
-            raise ZooError(f'The teacher {spec} has other classes ({", ".join(names[:3])}, ...) than the images '
-                           f'({", ".join(cfg["label_names"][:3])}, ...): train a teacher on these images first.')
-        self.size = tuple(loaded.cfg['input_size'][1:])
-        mean, std, own_mean, own_std = (torch.tensor(values, device=device)[:, None, None] for values in (
-            cfg['mean'], cfg['std'], loaded.cfg['mean'], loaded.cfg['std']))
-        self.scale, self.shift = std / own_std, (mean - own_mean) / own_std
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        x = resized(x * self.scale + self.shift, self.size)
-        with autocast(self.device, self.dtype):
-            return self.model(x).float()
-
-
-def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    if x.shape[2:] == size:
-        return x
-    return F.interpolate(x, size=size, mode='bilinear', antialias=True, align_corners=False)
-
-
-def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of softened outputs, times the squared temperature, so that gradients keep size."""
-    student, target = ((x / temperature).log_softmax(1) for x in (logits, teacher))
-    return F.kl_div(student, target, reduction='batchmean', log_target=True) * temperature ** 2
 
 
 # -- filters for a first convolution that whiten the patches of the training images ------------------------------------
