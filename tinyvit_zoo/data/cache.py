@@ -42,6 +42,8 @@ def write_cached(path: Path, content: np.ndarray | None = None) -> None:
     """Write an array, under the name of its file, or nothing; warn if the cache cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():    # a pipe, for one, which is no file of the cache
+            path.unlink()
         with written_whole(path) as partial, open(partial, 'wb') as file:
             if content is not None:
                 np.savez(file, **{path.stem: content})      # type: ignore[arg-type]
