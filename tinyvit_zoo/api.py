@@ -199,7 +199,7 @@ class Classifier:
         with _ALONE, _random_numbers_kept(self.device):
             return export_with_preprocessing(loaded, path, any_size, int8, data)
 
-    def check_unchanged(self) -> None:
+    def _check_unchanged(self) -> None:
         """Raise ZooError where `model` was changed: a training starts from the file."""
         with _ALONE, _random_numbers_kept(self.device):
             mine = getattr(self._loaded.following(self.model).model, '_orig_mod', self.model).state_dict()
@@ -273,7 +273,7 @@ def train(model: str | Path | Recipe | Classifier, data: Any = None, *, output: 
 def _spec(weights: Any) -> str:
     """Return how weights are named: a text or a path, or what `train`, `load` or `pretrain` returned."""
     if isinstance(weights, Classifier):
-        weights.check_unchanged()
+        weights._check_unchanged()
     if isinstance(weights, (Classifier, Encoder)):
         return str(weights.folder or weights.title)     # type: ignore[union-attr]
     if not isinstance(weights, (str, Path)):

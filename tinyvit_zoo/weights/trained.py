@@ -13,11 +13,12 @@ _NAME, _BYTES = 'trained_on.bin', 8     # of each image
 
 
 def write_trained_on(folder: Path, digests: Iterable[bytes]) -> None:
+    """Write digests of the training images, of eight bytes each, into a run directory."""
     write_whole(folder / _NAME, b''.join(sorted(digests)))
 
 
 def stated_of(folder: Path) -> dict[str, str]:
-    """Return what result.json states of the file."""
+    """Return the entry of result.json with the digest of the file."""
     path = folder / _NAME
     return {'trained_on': hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
 
@@ -34,7 +35,7 @@ def trained_on(place: str | Path) -> set[bytes]:
     if stated is None:
         return set()
     if stated != stated_of(folder).get('trained_on'):
-        _logger.warning('%s is missing or damaged: images that were trained on are not told.', folder / _NAME)
+        _logger.warning('%s is missing or damaged: evaluation images that were trained on cannot be named.', folder / _NAME)
         return set()
     content = (folder / _NAME).read_bytes()
     return {content[i:i + _BYTES] for i in range(0, len(content), _BYTES)}
