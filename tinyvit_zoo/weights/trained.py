@@ -35,7 +35,8 @@ def trained_on(place: str | Path) -> set[bytes]:
     if stated is None:
         return set()
     if stated != stated_of(folder).get('trained_on'):
-        _logger.warning('%s is missing or damaged: evaluation images that were trained on cannot be named.', folder / _NAME)
+        _logger.warning('%s is missing or damaged: evaluation images that were trained on cannot be named.',
+                        folder / _NAME)
         return set()
     content = (folder / _NAME).read_bytes()
     return {content[i:i + _BYTES] for i in range(0, len(content), _BYTES)}
