@@ -347,6 +347,11 @@ def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, caplog: pytes
         caplog.clear()
         zoo.load(place).evaluate(folder)
         assert re.search(r'\d+ of 12 images of images were trained on by', caplog.text)
+    others = fakes.image_folder(tmp_path / 'others', {'a': 30, 'b': 30}, size=16)
+    last = zoo.train(tmp_path / 'two', others, output=tmp_path / 'last', **options)
+    caplog.clear()
+    last.evaluate(folder)       # of which it was not trained on any itself
+    assert 'trained on by' in caplog.text
     (tmp_path / 'two/trained_on.bin').unlink()
     zoo.load(tmp_path / 'two').evaluate(folder)
     assert 'trained_on.bin is missing or damaged' in caplog.text
@@ -796,6 +801,12 @@ def test_accumulation_changes_nothing_but_memory(data: str, tmp_path: Path) -> N
     one, four = weights(tmp_path / 'one'), weights(tmp_path / 'four')
     for key in one:
         torch.testing.assert_close(one[key], four[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_in_bfloat16_is_judged_in_float32(data: str, tmp_path: Path) -> None:
+    assert run(data, tmp_path / 'run', '--precision', 'bf16') == 0
+    found = json.loads((tmp_path / 'run/result.json').read_text())['figures']['test']
+    assert zoo.load(tmp_path / 'run', 'cpu').evaluate(data).loss == pytest.approx(found['loss'], abs=1e-6)
 
 
 def test_number_formats() -> None:

@@ -275,3 +275,12 @@ def test_a_temperature_that_cannot_be_is_one_line(tmp_path: Path) -> None:
         save_weights({'a': torch.zeros(2)}, tmp_path / 'a.safetensors', {'readout': text})
         with pytest.raises(ZooError, match=r'a\.safetensors is damaged'):
             read_readout(tmp_path / 'a.safetensors')
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_pipes_and_places_without_a_name_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / 'pipe')
+    for place in (tmp_path / 'pipe', ''):
+        with pytest.raises(ZooError, match='no name of a file, or a device or pipe'):
+            save_weights({'a': torch.zeros(2)}, place)
+    assert (tmp_path / 'pipe').is_fifo()
