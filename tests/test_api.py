@@ -495,6 +495,27 @@ def test_no_state_is_left_behind(tmp_path: Path) -> None:
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
+def test_torchs_defaults(run: zoo.Classifier, tmp_path: Path) -> None:
+    """A default device of the caller changes nothing; another default dtype is refused."""
+    images = DATA['test'][0]
+    expected = run.predict(images)
+    torch.set_default_device('meta')
+    try:
+        assert run.predict(images) == zoo.load(run.folder).predict(images) == expected
+        trained = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'run', **SMALL)
+        assert torch.get_default_device().type == 'meta'
+    finally:
+        torch.set_default_device(None)
+    assert trained.predict(images) == expected
+    torch.set_default_dtype(torch.float64)
+    try:
+        for call in (lambda: run.predict(images), lambda: zoo.load(run.folder)):
+            with pytest.raises(ZooError, match=r'default dtype is torch\.float64, expected float32'):
+                call()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_ctrl_c_ends_with_a_checkpoint(run: zoo.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And `resume` goes on to the same bits."""
     step = Loop.train_step

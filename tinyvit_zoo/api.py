@@ -5,7 +5,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from pathlib import Path
@@ -44,7 +44,10 @@ _OWN = ('output', 'data', 'given', 'begun', 'command')      # fields of Options 
 
 
 def _checked(function: Function) -> Function:
-    """Raise ZooError for an argument of another type than is annotated, a number out of its range, and OSErrors."""
+    """Raise ZooError for an argument of another type than is annotated, a number out of its range, and OSErrors.
+
+    torch's default device is the CPU meanwhile; its default dtype must be float32, as it is of all threads.
+    """
     hints, signature = get_type_hints(function), inspect.signature(function)
 
     @wraps(function)
@@ -58,8 +61,11 @@ def _checked(function: Function) -> Function:
                 raise ZooError(f'{name} is {shown(value)}, expected {least} to 1,000,000,000.')
             if name == 'split' and value not in ('', *SPLITS, 'all'):
                 raise ZooError(f'split is {shown(value)}, expected {", ".join(SPLITS)} or all.')
+        if (dtype := torch.get_default_dtype()) != torch.float32:
+            raise ZooError(f"torch's default dtype is {dtype}, expected float32: call torch.set_default_dtype.")
         try:
-            return function(*args, **keywords)
+            with torch.device('cpu') if torch.get_default_device().type != 'cpu' else nullcontext():
+                return function(*args, **keywords)
         except OSError as e:    # a name that is too long, for one
             raise ZooError(told(e)) from e
     return checking     # type: ignore[return-value]

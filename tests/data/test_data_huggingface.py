@@ -1,6 +1,7 @@
 """Datasets of the Hub from parquet files, and the line that each unfit one gets."""
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def test_a_configuration_of_several(hub: Callable[..., str]) -> None:
     for wrong in ('', ':other'):
         with pytest.raises(ZooError, match=r"cannot be loaded \(.*'train', 'test'"):
             open_source(f'hf:{name}{wrong}')
+
+
+def test_retries_of_an_unreachable_hub_are_not_printed(
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def unreachable(*args: Any) -> None:
+        logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s')
+        raise ConnectionError('no network')
+
+    monkeypatch.setattr(pytest.importorskip('datasets'), 'load_dataset', unreachable)
+    with pytest.raises(ZooError, match='no network'):
+        open_source('hf:someone/something')
+    assert not caplog.records
 
 
 def test_a_damaged_file_is_one_line_with_its_cause(

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,23 @@ def test_other_names_of_splits(tmp_path: Path, names: tuple[str, str], caplog: p
 def test_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
     fakes.image_folder(tmp_path, dict.fromkeys(('10', '2', '1', '01'), 3))
     assert open_source(f'folder:{tmp_path}').class_names == ('01', '1', '2', '10')
+
+
+def test_a_class_in_two_forms_of_unicode(tmp_path: Path) -> None:
+    """macOS writes accents of folders as letters of their own: they are one class with those of other systems."""
+    name, mac = 'Ähre', unicodedata.normalize('NFD', 'Ähre')
+    fakes.image_folder(tmp_path / 'train', {mac: 3, 'b': 3})
+    fakes.image_folder(tmp_path / 'test', {name: 2, 'b': 1})
+    source = open_source(f'folder:{tmp_path}')
+    assert source.class_names == ('b', name) and decoded(source.train).shape[0] == 6
+    assert source.test is not None and source.test.labels.tolist() == [0, 1, 1]
+    rows = ''.join(f'train/{mac}/{i:03}.png,{label}\ntrain/b/{i:03}.png,b\n'
+                   for i, label in enumerate((name, mac, name)))
+    (tmp_path / 'table.csv').write_text(f'path,label\n{rows}', encoding='utf-8')
+    assert open_source(f'csv:{tmp_path}/table.csv').class_names == ('b', name)
+    fakes.image_folder(tmp_path / 'train', {name: 3})
+    with pytest.raises(ZooError, match='the folder Ähre in two forms of Unicode: merge them'):
+        open_source(f'folder:{tmp_path}/train')
 
 
 def test_splits_inside_class_folders_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ZooError
-from ..runtime.text import one_line
+from ..runtime.text import composed, one_line, printable
 from .datasets import DATASETS
 from .files import EXTENSIONS, Finder, is_image
 from .images import FileImages
@@ -135,7 +135,11 @@ def _require(root: Path, finder: Finder, folders: Sequence[str], title: str, arc
 def _class_folders(root: Path, finder: Finder, class_names: Sequence[str] | None = None, complete: bool = True,
                    least: int = 2) -> tuple[Split, tuple[str, ...]]:
     """Open the class folders in `root`, sorted; `class_names` are those it must have, or, not `complete`, may have."""
-    files = {folder.name: finder.images(folder) for folder in finder.folders(root)}
+    folders: dict[str, str] = {}
+    for folder in finder.folders(root):
+        if (other := folders.setdefault(composed(folder.name), folder.name)) != folder.name:
+            raise ZooError(f'{root} has the folder {printable(composed(other))} in two forms of Unicode: merge them.')
+    files = {name: finder.images(root / folder) for name, folder in folders.items()}
     for path in sorted(root.iterdir()) if files else ():
         if is_image(path.name) and path.is_file():
             finder.skip('images beside the class folders', path)
@@ -159,7 +163,7 @@ def _class_folders(root: Path, finder: Finder, class_names: Sequence[str] | None
         raise ZooError(f'{root} has no images in {_list(empty)}: add {" ".join(EXTENSIONS)} files, or remove it.')
     names = tuple(class_names or sorted_names(files))
     labels = [torch.full((len(files.get(name, ())),), label) for label, name in enumerate(names)]
-    paths = [os.path.join(name, path) for name in names for path in files.get(name, ())]
+    paths = [os.path.join(folders[name], path) for name in names for path in files.get(name, ())]
     return Split(FileImages(root, paths), torch.cat(labels)), names
 
 

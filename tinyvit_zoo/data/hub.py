@@ -1,5 +1,4 @@
 """Open datasets of the Hugging Face library, from the Hub or in memory: one column of images and one of classes."""
-import logging
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import chain
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import ZooError
-from ..runtime.text import one_line
+from ..runtime.text import one_line, quiet
 from .images import EncodedImages
 from .splits import Parts, Split, hot, numbered, numbers_of, sorted_names
 
@@ -46,16 +45,12 @@ def open_hub(name: str, training: bool = True) -> Parts:
         import datasets
     except ImportError as e:
         raise ZooError("hf: needs the datasets library: pip install 'tinyvit-zoo[hf]'.") from e
-    log = logging.getLogger('datasets')
-    level = log.level
-    log.setLevel(logging.CRITICAL)      # what is wrong is an exception too
     try:
-        splits = datasets.load_dataset(*name.split(':', 1))
+        with quiet('datasets', 'huggingface_hub'):
+            splits = datasets.load_dataset(*name.split(':', 1))
     except Exception as e:  # the network, the Hub and each format have their own
         reason = one_line(e.__cause__ or e, 200)
         raise ZooError(f'The dataset {name} cannot be loaded ({reason}): use another, or a folder.') from e
-    finally:
-        log.setLevel(level)
     return hub_parts(name, splits, training)
 
 

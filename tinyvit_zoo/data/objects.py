@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ZooError
 from ..runtime.files import user_path
-from ..runtime.text import one_line, shown
+from ..runtime.text import composed, one_line, shown
 from .channels import MOST, as_tensor, is_deep, is_deep_image, preview, read_deep, read_pages, upright
 from .images import ArrayImages, FileImages, Images, digest_rows, for_each
 from .splits import Split, hot, numbered, sorted_names
@@ -259,7 +259,7 @@ def _own_names(data: Any) -> tuple[str, ...]:
 def names_of(values: Any) -> tuple[str, ...] | None:
     """Return the names of classes; None where there are none to iterate over."""
     try:
-        return None if isinstance(values, (str, bytes)) else tuple(map(str, values))
+        return None if isinstance(values, (str, bytes)) else tuple(composed(str(value)) for value in values)
     except TypeError:
         return None
 

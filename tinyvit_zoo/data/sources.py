@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ZooError, nearest
 from ..runtime.files import user_path
-from ..runtime.text import one_line, shown
+from ..runtime.text import composed, one_line, shown
 from .channels import MOST, as_tensor, input_channels, largest
 from .datasets import DATASETS, Dataset, Torchvision
 from .files import read_npz
@@ -154,7 +154,8 @@ def _source(name: str, parts: Parts, row: Dataset | None = None, training: bool 
                             for split in parts[:3])
         assert train is not None
         parts = Parts(train, val, test, parts.class_names)
-    parts = parts._replace(class_names=parts.class_names or (row.label_names if row else ())).checked(
+    names = tuple(map(composed, parts.class_names)) or (row.label_names if row else ())
+    parts = parts._replace(class_names=names).checked(
         name, complete=training and not row)
     return Source(name, *parts, row)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ZooError
-from ..runtime.text import printable, shown
+from ..runtime.text import composed, printable, shown
 from .images import Images
 
 
@@ -148,7 +148,7 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 def sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
     """Return each label once, sorted; numbers by their value."""
-    names = sorted({*map(str, labels)})     # '1' and '01' too have an order
+    names = sorted({composed(str(label)) for label in labels})      # '1' and '01' too have an order
     return tuple(sorted(names, key=int) if all(name.isdecimal() and len(name) < 10 for name in names) else names)
 
 
@@ -166,10 +166,11 @@ def hot(lists: Sequence[Collection[str]], names: Sequence[str], title: str) -> T
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:
-    return {name: i for i, name in enumerate(names)}
+    return {composed(name): i for i, name in enumerate(names)}
 
 
 def _numbers(labels: Collection[str], places: dict[str, int], title: str) -> list[int]:
+    labels = [label and composed(label) for label in labels]    # a dataset may hold None
     if unknown := [label for label in labels if label not in places]:
         raise ZooError(f'{title} have the class {shown(unknown[0])}: expected {", ".join(map(shown, [*places][:3]))}'
                        f'{", ..." * (len(places) > 3)}.')

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ZooError, nearest
-from ..runtime.text import one_line, printable
+from ..runtime.text import composed, one_line, printable
 from .folders import hold_out
 from .images import FileImages
 from .splits import Parts, Split, hot, numbered, sorted_names
@@ -63,7 +63,7 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     except (OSError, ValueError, csv.Error) as e:
         raise ZooError(f'{path} cannot be read as CSV ({one_line(e)}): expected UTF-8 with a first line '
                        f'path,label,split.') from e
-    head = [cell.strip().lower() for cell in lines[0]] if lines else []
+    head = [composed(cell.strip().lower()) for cell in lines[0]] if lines else []
     if twice := next((name for i, name in enumerate(head) if name and name in head[:i]), ''):
         raise ZooError(f'{path} has the column {printable(twice)!r:.80} twice: rename or remove one.')
     place = {key: next((head.index(name) for name in names if name in head), None) for key, names in _COLUMNS.items()}

@@ -2,12 +2,13 @@
 import csv
 import errno
 import io
+import logging
 import os
 import sys
 import time
 import unicodedata
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from PIL import UnidentifiedImageError
@@ -27,10 +28,29 @@ def one_line(error: BaseException, most: int = 160) -> str:
     return cut if ' ' in text else ': '.join(filter(None, (type(error).__name__, cut)))
 
 
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Keep libraries from logging what they also raise, and each retry before it."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def printable(text: str) -> str:
     """Escape control and direction characters, except newlines: file names and labels may hold any."""
     return ''.join(c if c.isprintable() or c == '\n' else c.encode('unicode_escape').decode() for c in text).replace(
         r'\x7f', r'\u007f')     # as JSON may have it
+
+
+def composed(name: str) -> str:
+    """Return a name in one form of Unicode: macOS writes the accents of folders as letters of their own."""
+    return unicodedata.normalize('NFC', name)
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,5 +1,4 @@
 """From a name, a file or a run directory to a model, its preprocessing and its class names."""
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from ..recipes import Pretraining, Recipe, check_model_args
 from ..recipes.settings import check_types
 from ..runtime.documents import digest, read_document
 from ..runtime.files import user_path
-from ..runtime.text import one_line
+from ..runtime.text import composed, one_line, quiet
 from .files import TENSORS, check_cfg, read_cfg, read_metadata
 from .readout import PLAIN, Readout, read_readout
 
@@ -172,11 +171,9 @@ class Resolved:
     @contextmanager
     def _one_error(self, more: str = '') -> Iterator[None]:
         """Raise ZooError for whatever timm, the Hub and the network raise."""
-        logger = logging.getLogger('huggingface_hub')
-        level = logger.level
-        logger.setLevel(logging.ERROR)      # it reports every retry
         try:
-            yield
+            with quiet('huggingface_hub'):
+                yield
         except ZooError:
             raise
         except Exception as e:
@@ -184,8 +181,6 @@ class Resolved:
             raise ZooError(f'{self.name} cannot be loaded{f" from {self.file}" if self.file else ""} '
                            f'({type(e).__name__}: {one_line(e)}): give other weights, {name}=FILE, or '
                            f'{name}.untrained for random ones{more}.') from e
-        finally:
-            logger.setLevel(level)
 
     def load(self, device: torch.device | str = 'cpu', img_size: int | None = None) -> Loaded:
         """Load the weights, at another image size than theirs where `img_size` is given."""
@@ -204,8 +199,8 @@ class Resolved:
                 raise ZooError(f'{self.name} cannot take img_size {img_size} ({one_line(e)}): give another '
                                f'size.') from e
         stated = {} if self.untrained else self.cfg
-        return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, stated.get('label_names') or (),
-                      self.readout, _shape(model))
+        names = [composed(name) for name in stated.get('label_names') or ()]
+        return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, names, self.readout, _shape(model))
 
 
 def resolve(spec: str | Path, architecture: str = '') -> Resolved:
