@@ -1,6 +1,7 @@
 """Every command has a help with examples; a mistake is one line, exit code 2 and nothing on stdout."""
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -53,6 +54,17 @@ def test_a_system_error_without_a_file_says_what_to_do(
     monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: ['/nowhere'])
     monkeypatch.setattr(autoload, 'status', tempfile.gettempdir)
     assert "found in ['/nowhere']: set TMPDIR to a folder" in refused('autoload', 'status')
+
+
+def test_a_library_that_a_command_cannot_import_is_one_line(
+        refused: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / 'brittle_library.py').write_text("int('often')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(autoload, 'status', lambda: importlib.import_module('brittle_library'))
+    assert 'brittle_library cannot be imported (ValueError: invalid literal' in refused('autoload', 'status')
+    monkeypatch.setattr(autoload, 'status', lambda: int('often'))
+    with pytest.raises(ValueError, match='often'):      # a fault of ours
+        main(['autoload', 'status'])
 
 
 def test_a_system_error_of_a_thread_is_not_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

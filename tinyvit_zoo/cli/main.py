@@ -10,6 +10,7 @@ import signal
 import sys
 import textwrap
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,18 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(f'Out of memory ({one_line(e)}): use smaller images, batches or models.')
     except OSError as e:
         return _complain(told(e))
+    except Exception as e:
+        if not (library := _imported(e)):
+            raise
+        return _complain(f'{library} cannot be imported ({type(e).__name__}: {one_line(e)}): correct its installation '
+                         f'or environment variables.')
+
+
+def _imported(error: BaseException) -> str:
+    """Return the library that was being imported when it raised the error; '' for an error of another kind."""
+    names = (frame.f_globals.get('__name__', '').partition('.')[0] for frame, _ in traceback.walk_tb(
+        error.__traceback__) if frame.f_code.co_name == '<module>')
+    return next((name for name in names if name not in ('__main__', __package__.partition('.')[0])), '')
 
 
 def _run(args: argparse.Namespace) -> int:
