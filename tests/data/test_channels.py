@@ -125,9 +125,12 @@ def test_tiffs_that_pillow_does_not_read(tmp_path: Path, monkeypatch: pytest.Mon
         'colour': (colour, {'photometric': 'rgb'}),
         'stack': (stack, {'photometric': 'minisblack', 'planarconfig': 'contig'}),
         'floats': (floats, {'photometric': 'minisblack', 'planarconfig': 'separate'}),
+        'infrared': (stack[..., :4], {'photometric': 'rgb', 'extrasamples': ['unspecified']}),
+        'stains': (stack[..., :2], {'photometric': 'minisblack', 'planarconfig': 'contig'}),
         'alpha': (np.dstack([colour, colour[..., 0]]), {'photometric': 'rgb', 'extrasamples': ['unassalpha']})}
     planar = colour.transpose(2, 0, 1)
     expected = {'colour': planar, 'stack': stack.transpose(2, 0, 1), 'floats': (floats.astype(float) * 65535).round(),
+                'infrared': stack[..., :4].transpose(2, 0, 1), 'stains': stack[..., :2].transpose(2, 0, 1),
                 'alpha': planar}
     for name, (pixels, options) in written.items():
         tifffile.imwrite(tmp_path / f'{name}.tif', pixels, **options)
@@ -139,9 +142,12 @@ def test_tiffs_that_pillow_does_not_read(tmp_path: Path, monkeypatch: pytest.Mon
     for name, message in (('cut', 'failed|bytes|index'), ('wide', 'expected 0 to 1')):
         with pytest.raises(Exception, match=message):
             read_deep(tmp_path / f'{name}.tif')
+    tifffile.imwrite(tmp_path / 'opaque.tif', stack[..., :4], photometric='rgb', extrasamples=['unassalpha'])
+    assert read_deep(tmp_path / 'opaque.tif') is None       # as Pillow reads it
     monkeypatch.setitem(sys.modules, 'tifffile', None)
-    with pytest.raises(ValueError, match=r"pip install 'tinyvit-zoo\[tiff\]'"):
-        read_deep(tmp_path / 'stack.tif')
+    for name in ('stack', 'colour', 'infrared', 'stains'):
+        with pytest.raises(ValueError, match=r"pip install 'tinyvit-zoo\[tiff\]'"):
+            read_deep(tmp_path / f'{name}.tif')
 
 
 def test_pages_out_of_range_are_named_with_their_values(tmp_path: Path) -> None:

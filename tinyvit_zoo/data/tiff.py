@@ -1,7 +1,6 @@
 """Read TIFFs that Pillow does not know, or cuts to 8 bits, by tifffile."""
 import logging
 import math
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from PIL import Image
 
 MOST = 16       # channels; more are a volume
 _GREY, _RGB, _ALPHA = 1, 2, ((1,), (2,))    # photometric, and extra samples, of the TIFF specification
-_BITS, _SAMPLES = 258, 277                  # tags
+_BITS, _SAMPLES, _EXTRA = 258, 277, 338     # tags
+_UNSPECIFIED = 0    # an extra sample that is no alpha, but a channel: infrared, a second stain
 
 
 def is_tiff(source: Path | BytesIO) -> bool:
@@ -25,14 +25,14 @@ def is_tiff(source: Path | BytesIO) -> bool:
 
 
 def is_cut(image: Image.Image) -> bool:
-    """Return whether Pillow has opened a TIFF without all its bits or channels, and tifffile is there."""
-    if image.format != 'TIFF' or find_spec('tifffile') is None:
+    """Return whether Pillow has opened a TIFF without all its bits or channels."""
+    if image.format != 'TIFF':
         return False
     tags: Any = image.tag_v2    # type: ignore[attr-defined]
     samples = tags.get(_SAMPLES, 1)
     if image.mode.startswith('RGB'):
-        return samples > 4 or max(tags.get(_BITS, (8,))) > 8
-    return samples > 1 and image.mode.startswith(('I', 'F'))
+        return samples > 4 or max(tags.get(_BITS, (8,))) > 8 or _UNSPECIFIED in tags.get(_EXTRA, ())
+    return samples > 1 and (image.mode.startswith(('I', 'F')) or (image.mode == 'L' and _UNSPECIFIED in tags[_EXTRA]))
 
 
 def by_tifffile(source: Path | BytesIO) -> BytesIO:
@@ -40,7 +40,8 @@ def by_tifffile(source: Path | BytesIO) -> BytesIO:
     try:
         import tifffile
     except ImportError as e:
-        raise ValueError("not a TIFF that Pillow reads; tifffile may: pip install 'tinyvit-zoo[tiff]'") from e
+        raise ValueError("Pillow does not read this TIFF, or not all its bits and channels; tifffile may: pip install "
+                         "'tinyvit-zoo[tiff]'") from e
     logging.getLogger('tifffile').setLevel(logging.CRITICAL)    # what is wrong is an exception too
     content = source.getvalue() if isinstance(source, BytesIO) else source.read_bytes()
     with tifffile.TiffFile(BytesIO(content), _multifile=False) as file:     # never another file that this one names
