@@ -47,6 +47,7 @@ from tinyvit_zoo.training.train import check_recipe
 from tinyvit_zoo.weights.files import convert, read_metadata, read_weights, save_weights
 from tinyvit_zoo.weights.readout import Readout, write_readout
 from tinyvit_zoo.weights.resolve import resolve
+from tinyvit_zoo.weights.trained import trained_on
 
 # nothing random; and SGD, since Adam turns the rounding errors of a gradient that is 0 into steps
 PLAIN = ['--opt', 'sgd', '--epochs', '2', '--flip', '0', '--crop-padding', '0', '--mixup', '0', '--cutmix', '0',
@@ -352,9 +353,31 @@ def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, caplog: pytes
     caplog.clear()
     last.evaluate(folder)       # of which it was not trained on any itself
     assert 'trained on by' in caplog.text
+    shutil.copy(last.folder / 'weights.safetensors', tmp_path / 'one/other.safetensors')
+    assert not trained_on(tmp_path / 'one/other.safetensors') and trained_on(one.folder / 'weights.safetensors')
     (tmp_path / 'two/trained_on.bin').unlink()
-    zoo.load(tmp_path / 'two').evaluate(folder)
-    assert 'trained_on.bin is missing or damaged' in caplog.text
+    for _ in range(2):
+        zoo.load(tmp_path / 'two').evaluate(folder)
+    assert caplog.text.count('trained_on.bin is missing or damaged') == 1
+
+
+def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(tmp_path: Path) -> None:
+    first, others = (fakes.image_folder(tmp_path / name, {'a': 10, 'b': 10}, size=16) for name in ('first', 'others'))
+    options: dict[str, Any] = dict(epochs=1, warmup_epochs=0, batch_size=16, img_size=16, device='cpu')
+    one = zoo.train('cct_2_3x2.untrained', first, output=tmp_path / 'one', **options)
+    two = zoo.train('cct_2_3x2', others, start=one.folder, output=tmp_path / 'two', **options).folder
+    assert two is not None
+    known = trained_on(two)
+    assert known > trained_on(one.folder) and len(trained_on(one.folder)) == 17     # of 16 images, and a checksum
+    shutil.rmtree(one.folder)
+    (two / 'result.json').unlink()
+    zoo.train('cct_2_3x2', others, start=one.folder, output=two, resume=True, **options)
+    assert trained_on(two) == known
+    (two / 'trained_on.bin').write_bytes(b'damaged')
+    assert not trained_on(two)
+    (two / 'result.json').unlink()
+    zoo.train('cct_2_3x2', others, start=one.folder, output=two, resume=True, **options)
+    assert len(trained_on(two)) == 17
 
 
 def test_other_names_of_the_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from ..data.images import EncodedImages
 from ..data.sources import Source
-from ..data.splits import Split
+from ..data.splits import Split, digests_of
 from ..errors import ZooError
 from ..methods import Task
 from ..recipes import BaseRecipe, Recipe
 from ..runtime.world import World
 from ..weights.files import check_cfg, tensors_digest
 from ..weights.resolve import preprocessing, read_recipe
+from ..weights.trained import keep_trained_on
 from .run_dir import Run, checkpoints, differences
 
 _KEPT = 'mean', 'std', 'input_size'
@@ -69,7 +70,13 @@ def open_run(run: Run, task: Task, options: Any, source: Source) -> None:
     with world.first_alone():       # the others find its digests of the images
         facts = facts_of(task, options, source)
     check_alike(world, {**facts, 'data': {**facts['data'], 'source': ''}})      # another name may be of the same
-    in_first(world, lambda: run.open(task.recipe, facts, options.resume))
+
+
+    def begin() -> None:
+        run.open(task.recipe, facts, options.resume)
+        if isinstance(task.recipe, Recipe):
+            keep_trained_on(run.folder, digests_of(source.train), runs_before(task.recipe))
+    in_first(world, begin)
     shared = world.gather(world.first or _appears(run.folder / 'recipe.json'))
 
     def check() -> None:
@@ -77,6 +84,11 @@ def open_run(run: Run, task: Task, options: Any, source: Source) -> None:
             raise ZooError(f'{run.folder} is not there for all processes: choose an output on a disk that all machines '
                            f'share.')
     in_first(world, check)
+
+
+def runs_before(recipe: BaseRecipe) -> list[str]:
+    """Name the runs whose training images the weights to be know."""
+    return [spec for name in ('from_weights', 'teacher') if (spec := getattr(recipe, name, ''))]
 
 
 def check_alike(world: World, stated: Mapping[str, Any]) -> None:

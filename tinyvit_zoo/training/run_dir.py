@@ -32,6 +32,7 @@ from ..runtime.text import Progress, one_line, printable, show
 from ..runtime.world import machine
 from ..weights import read_weights
 from ..weights.resolve import RESULT, read_recipe, read_result, resolve
+from ..weights.trained import NAME
 from .trackers import Tracker, open_tracker, tracker_module
 
 _RECIPE, _LOG = 'recipe.json', 'log.jsonl'
@@ -102,7 +103,7 @@ class Run:
     def check(self, resume: bool) -> None:
         """Raise ZooError where the directory cannot be begun, or not gone on with."""
         if (self.folder / _RECIPE).exists():
-            early = _RECIPE, LOCK, 'train.log'      # the files of a run that was refused before its first step
+            early = _RECIPE, LOCK, 'train.log', NAME    # the files of a run that was refused before its first step
             if not resume and any(name not in early and not name.startswith(PARTIAL) for name in _names(self.folder)):
                 raise ZooError(f'{self.folder} holds a run: resume it (--resume, resume=True), or choose another '
                                f'output.')

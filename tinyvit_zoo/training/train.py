@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ from ..weights import save_weights
 from ..weights.files import TENSORS, read_metadata
 from ..weights.readout import Readout
 from ..weights.resolve import RESULT, check_model, read_recipe, resolve, without_rates
-from ..weights.trained import stated_of, trained_on, write_trained_on
+from ..weights.trained import keep_trained_on, stated_of, trained_on
 from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
-from .facts import begun_cfg, check_alike, fingerprints, in_first, open_run, to_begin
+from .facts import begun_cfg, check_alike, fingerprints, in_first, open_run, runs_before, to_begin
 from .loop import Loop
 from .optimizer import make_optimizer
 from .own import without_colours
@@ -138,17 +137,12 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
 def _tell_of_repeated(recipe: BaseRecipe, source: Source, run: Run) -> None:
     """Name the images for evaluation that are also trained on, or were by the weights to begin with or the teacher."""
     known = {'are training images too': set(digests_of(source.train)), **{
-        f'were training images of {spec}': trained_on(spec) for spec in _before(recipe)}}
+        f'were training images of {spec}': trained_on(spec) for spec in runs_before(recipe)}}
     for name, split in (('validation', source.val), ('test', source.test)):
         for fault, digests in known.items():
             if split and digests and (both := repeated(split, digests)):
                 run.say(f'{len(both)} of {len(split)} {name} images {fault}, which makes their accuracy too high: '
                         f'{some([split.name(i) for i in both])}.')
-
-
-def _before(recipe: BaseRecipe) -> list[str]:
-    """Name the runs whose training images the weights to be know."""
-    return [spec for name in ('from_weights', 'teacher') if (spec := getattr(recipe, name, ''))]
 
 
 def make_task(recipe: BaseRecipe, options: Options, source: Source, world: World, start: Path | None) -> Task:
@@ -309,7 +303,7 @@ def _finish(task: Task, options: Options, source: Source, run: Run) -> dict[str,
             (run.folder / RESULT).unlink(missing_ok=True)       # of other weights
         write_weights(run.folder, recipe, task.cfg, task.kept())
         if isinstance(recipe, Recipe):
-            write_trained_on(run.folder, {*digests_of(source.train), *chain(*map(trained_on, _before(recipe)))})
+            keep_trained_on(run.folder, digests_of(source.train), runs_before(recipe))
     world.barrier()
     try:
         figures = task.judge(run.folder)

@@ -1,26 +1,33 @@
 """Which images the weights of a run were trained on, those of the runs before it included."""
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from ..errors import ZooError
 from ..runtime.files import user_path, write_whole
+from .files import TENSORS, read_metadata
 from .resolve import read_result
 
 _logger = logging.getLogger(__name__)
-_NAME, _BYTES = 'trained_on.bin', 8     # of each image
+NAME = 'trained_on.bin'
+_BYTES = 8              # of each image, and at the end of a checksum of them
+_MOST = 2 ** 31         # a file with more is damaged
 
 
-def write_trained_on(folder: Path, digests: Iterable[bytes]) -> None:
-    """Write digests of the training images, of eight bytes each, into a run directory."""
-    write_whole(folder / _NAME, b''.join(sorted(digests)))
+def keep_trained_on(folder: Path, own: Iterable[bytes], before: Sequence[str]) -> None:
+    """Write digests of the training images and of those of the runs `before` into a run directory, unless there."""
+    own, content = {*own}, _content(folder)
+    if not (_checksum(content[:-_BYTES]) == content[-_BYTES:] and own <= _split(content)):
+        digests = b''.join(sorted(own.union(*map(trained_on, before))))     # the runs before may be gone later
+        write_whole(folder / NAME, digests + _checksum(digests))
 
 
 def stated_of(folder: Path) -> dict[str, str]:
     """Return the entry of result.json with the digest of the file."""
-    path = folder / _NAME
-    return {'trained_on': hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    content = _content(folder)
+    return {'trained_on': hashlib.sha256(content).hexdigest()} if content else {}
 
 
 def trained_on(place: str | Path) -> set[bytes]:
@@ -29,14 +36,33 @@ def trained_on(place: str | Path) -> set[bytes]:
         path = user_path(place)
         path = path if path.exists() else user_path(str(place).partition('=')[2] or place)      # of NAME=FILE
         folder = path.parent if path.is_file() else path
-        stated = read_result(folder).get('trained_on')
+        result = read_result(folder)
+        if path.is_file() and result.get(TENSORS) not in (None, read_metadata(path).get(TENSORS)):  # of another run
+            return set()
     except (OSError, ZooError):
         return set()
-    if stated is None:
+    if (stated := result.get('trained_on')) is None:
         return set()
     if stated != stated_of(folder).get('trained_on'):
-        _logger.warning('%s is missing or damaged: evaluation images that were trained on cannot be named.',
-                        folder / _NAME)
+        _warn(folder)
         return set()
-    content = (folder / _NAME).read_bytes()
+    return _split(_content(folder))
+
+
+@cache
+def _warn(folder: Path) -> None:
+    _logger.warning('%s is missing or damaged, so images that its weights were trained on cannot be named: restore it '
+                    'from a copy of the run.', folder / NAME)
+
+
+def _content(folder: Path) -> bytes:
+    path = folder / NAME
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= _MOST else b''
+
+
+def _split(content: bytes) -> set[bytes]:
     return {content[i:i + _BYTES] for i in range(0, len(content), _BYTES)}
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()[:_BYTES]
