@@ -818,9 +818,15 @@ def test_averaging() -> None:
     torch.testing.assert_close(average.weight, expected)
 
 
-def test_accumulation_changes_nothing_but_memory(data: str, tmp_path: Path) -> None:
-    assert run(data, tmp_path / 'one', *PLAIN) == 0
-    assert run(data, tmp_path / 'four', *PLAIN, '--accumulate', '4') == 0
+@pytest.mark.parametrize('balance', ['none', 'loss'])
+def test_accumulation_changes_nothing_but_memory(balance: str, tmp_path: Path) -> None:
+    draw = np.random.RandomState(0)     # the rarest class is not in every part
+    np.savez(tmp_path / 'a.npz', train_images=draw.randint(0, 256, (64, 16, 16, 3)).astype(np.uint8),
+             train_labels=np.array([0] * 48 + [1] * 12 + [2] * 4), test_labels=np.array([0, 1]),
+             test_images=np.zeros((2, 16, 16, 3), np.uint8))
+    data = f'npz:{tmp_path / "a.npz"}'
+    assert run(data, tmp_path / 'one', *PLAIN, '--balance', balance) == 0
+    assert run(data, tmp_path / 'four', *PLAIN, '--balance', balance, '--accumulate', '4') == 0
     one, four = weights(tmp_path / 'one'), weights(tmp_path / 'four')
     for key in one:
         torch.testing.assert_close(one[key], four[key], rtol=1e-4, atol=1e-5)
