@@ -30,6 +30,7 @@ from tinyvit_zoo.measure.figures import Figures
 from tinyvit_zoo.publish.export import load_exported
 from tinyvit_zoo.training import own
 from tinyvit_zoo.training.loop import Loop
+from tinyvit_zoo.weights import save_weights
 from tinyvit_zoo.weights.readout import PLAIN, Readout, write_readout
 
 SMALL: dict[str, Any] = dict(
@@ -214,6 +215,9 @@ def test_predict(run: zoo.Classifier, tmp_path: Path) -> None:
         assert found.indices == one.indices and found.probabilities == pytest.approx(one.probabilities, abs=1e-6)
     assert one.label == run.classes[one.indices[0]] and one.probability == max(one.probabilities)
     assert sum(one.probabilities) == pytest.approx(1, abs=1e-6) and len(run.predict(grey, topk=1)[0].labels) == 1
+    with pytest.raises(ZooError, match=r'color image or three grey ones: give \[1, 3, 16, 16\] or \[3, 1, 16, 16\]'):
+        run.predict(DATA['test'][0][:3])
+    assert len(run.predict(DATA['test'][0][:3, None])) == 3 and len(run.predict(DATA['test'][0][None, :3])) == 1
     several = run.predict(DATA['test'][0])
     assert len(several) == 12 and several[4].probabilities == pytest.approx(one.probabilities, abs=1e-6)
     assert len(run.predict(torch.rand(5, 3, 20, 30))) == 5 and run.predict([]) == []
@@ -495,10 +499,54 @@ def test_no_state_is_left_behind(tmp_path: Path) -> None:
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
+def test_a_model_trained_by_the_caller_is_saved(run: zoo.Classifier, tmp_path: Path) -> None:
+    """With its classes and preprocessing, where `state_dict` alone has the number of classes; neither is silent."""
+    changed = zoo.load(run.folder, 'cpu')
+    with torch.no_grad():
+        changed.model.head.weight.mul_(-1)
+    with pytest.raises(ZooError, match=r'the temperature belongs to its file: .* save it by its save\(FILE\)'):
+        changed.calibrate({'val': DATA['test'], 'train': DATA['train']})
+    with pytest.raises(ZooError, match='a training starts from its file'):
+        zoo.train(changed, DATA, output=tmp_path / 'no', **SMALL)
+    changed.save(tmp_path / 'own.safetensors')
+    start = f'cct_2_3x2={tmp_path}/own.safetensors'
+    options = {**SMALL, 'epochs': 1, 'warmup_epochs': 0, 'lr': 0., 'from_weights': start}
+    again = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'more', **options)
+    assert again.predict(DATA['test'][0]) == changed.predict(DATA['test'][0]) != run.predict(DATA['test'][0])
+    whole = zoo.train('cct_2_3x2.untrained', DATA, output=tmp_path / 'whole', **{**SMALL, 'model_args': {}})
+    whole.save(tmp_path / 'whole.safetensors')
+    opened = zoo.load(f'cct_2_3x2={tmp_path}/whole.safetensors', 'cpu')
+    assert opened.classes == run.classes and opened.predict(DATA['test'][0]) == whole.predict(DATA['test'][0])
+
+
+def test_a_file_that_states_no_classes(run: zoo.Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for classes, name in ((3, '0'), (10, 'airplane')):
+        model = timm.create_model('cct_2_3x2', num_classes=classes)
+        save_weights(model.state_dict(), tmp_path / 'bare.safetensors')
+        caplog.clear()
+        opened = zoo.load(f'cct_2_3x2={tmp_path}/bare.safetensors', 'cpu')
+        assert len(opened.classes) == classes and opened.classes[0] == name
+        assert torch.equal(opened.model.head.weight, model.head.weight)
+        assert f'does not state its classes and preprocessing: taken for {classes} classes' in caplog.text
+
+
+def test_whole_numbers_are_compared_with_names_that_are_numbers(tmp_path: Path) -> None:
+    images, labels = DATA['train']
+    grades = zoo.train('cct_2_3x2', (images, [str(label + 1) for label in labels]), output=tmp_path / 'run', **SMALL)
+    some = labels < 2
+    expected = grades.evaluate((images[some], [str(label + 1) for label in labels[some]]))
+    assert grades.evaluate((images[some], labels[some] + 1)) == expected
+    with pytest.raises(ZooError, match=r"have the class '0': expected '1', '2', '3'"):
+        grades.evaluate((images, labels))
+
+
 def test_torchs_defaults(run: zoo.Classifier, tmp_path: Path) -> None:
-    """A default device of the caller changes nothing; another default dtype is refused."""
+    """What the caller has set for its thread changes nothing; another default dtype is refused."""
     images = DATA['test'][0]
-    expected = run.predict(images)
+    expected, loss = run.predict(images), run.evaluate(DATA).loss
+    with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
+        inside = zoo.train('cct_2_3x2', DATA, output=tmp_path / 'inside', **SMALL)
+        assert inside.predict(images) == expected and inside.evaluate(DATA).loss == loss
     torch.set_default_device('meta')
     try:
         assert run.predict(images) == zoo.load(run.folder).predict(images) == expected

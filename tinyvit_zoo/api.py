@@ -1,22 +1,23 @@
 """Train, evaluate and use models from Python: what the commands do, with progress bars in a notebook too."""
 import copy
-import inspect
+import json
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .calls import checked
 from .data.datasets import spec_of
-from .data.objects import SPLITS, is_one
+from .data.objects import is_one
 from .data.sources import Source
 from .errors import ZooError, nearest
 from .measure.accuracy import calibrate, outputs
@@ -24,70 +25,23 @@ from .measure.bench import Bench, check_size, open_evaluated, tell_of_trained
 from .measure.calibration import plot_reliability
 from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.multilabel import MultiLabelFigures
-from .measure.prediction import classify, label_names
+from .measure.prediction import Prediction, classify, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
 from .recipes import Pretraining, Recipe
-from .recipes.settings import AnyRecipe, check_keywords, check_lengths, is_of, override, settings
-from .runtime.files import check_path, display_pictures, told, user_path
+from .recipes.settings import AnyRecipe, check_keywords, check_lengths, override, settings
+from .runtime.files import check_path, display_pictures, user_path
 from .runtime.lock import only_training
 from .runtime.text import shown
 from .runtime.world import World, autocast_dtype, choose_device, join_world
 from .training import own, train as training
 from .training.loop import Stopped
+from .weights.files import save_weights
+from .weights.readout import Readout
 from .weights.resolve import Loaded, read_result, resolve
 
-_LEAST = {'batch_size': 1, 'topk': 1, 'bootstrap': 0}   # and 10 ** 9 at most
-Function = TypeVar('Function', bound=Callable[..., Any])
 _ALONE = threading.RLock()     # torch's random numbers and its exporter are the process's
 _OWN = ('output', 'data', 'given', 'begun', 'command')      # fields of Options that are no keywords
-
-
-def _checked(function: Function) -> Function:
-    """Raise ZooError for an argument of another type than is annotated, a number out of its range, and OSErrors.
-
-    torch's default device is the CPU meanwhile; its default dtype must be float32, as it is of all threads.
-    """
-    hints, signature = get_type_hints(function), inspect.signature(function)
-
-    @wraps(function)
-    def checking(*args: Any, **keywords: Any) -> Any:
-        for name, value in signature.bind(*args, **keywords).arguments.items():
-            hint, least = hints.get(name, Any), _LEAST.get(name)
-            if name != 'keywords' and not is_of(value, hint):
-                expected = ' | '.join(each.__name__ for each in get_args(hint) or (hint,))
-                raise ZooError(f'{name} is {shown(value)}, expected {expected}.')
-            if least is not None and value is not None and not least <= value <= 10 ** 9:
-                raise ZooError(f'{name} is {shown(value)}, expected {least} to 1,000,000,000.')
-            if name == 'split' and value not in ('', *SPLITS, 'all'):
-                raise ZooError(f'split is {shown(value)}, expected {", ".join(SPLITS)} or all.')
-        if (dtype := torch.get_default_dtype()) != torch.float32:
-            raise ZooError(f"torch's default dtype is {dtype}, expected float32: call torch.set_default_dtype.")
-        try:
-            with torch.device('cpu') if torch.get_default_device().type != 'cpu' else nullcontext():
-                return function(*args, **keywords)
-        except OSError as e:    # a name that is too long, for one
-            raise ZooError(told(e)) from e
-    return checking     # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most probable classes of an image, best first.
-
-    For multi-label weights: all above a probability of 0.5, possibly none.
-    """
-    labels: tuple[str, ...]
-    indices: tuple[int, ...]
-    probabilities: tuple[float, ...]
-
-    @property
-    def label(self) -> str:
-        return self.labels[0] if self.labels else ''
-
-    @property
-    def probability(self) -> float:
-        return self.probabilities[0] if self.labels else 0.
 
 
 class Classifier:
@@ -96,7 +50,7 @@ class Classifier:
     `folder` is its run directory (None for weights of the zoo), `result` the run's result.json, `model` timm's model.
     """
 
-    @_checked
+    @checked
     def __init__(self, spec: str | Path, device: str = 'auto') -> None:
         found = resolve(spec)
         self._resolved = replace(found, file=found.file.absolute()) if found.file else found    # for another directory
@@ -118,7 +72,7 @@ class Classifier:
         names = label_names(model.pretrained_cfg)
         return tuple(names if len(names) == model.num_classes else map(str, range(model.num_classes)))
 
-    @_checked
+    @checked
     def evaluate(self, data: Any, split: str = '', *, per_class: bool = True, bootstrap: int = 0,
                  batch_size: int = 256, precision: str = 'fp32') -> Figures | MultiLabelFigures:
         """Return the accuracy and other figures on images.
@@ -145,13 +99,14 @@ class Classifier:
         return replace(figures, classes=[], confusion=[]) if isinstance(figures, Figures) else replace(
             figures, classes=[])
 
-    @_checked
+    @checked
     def calibrate(self, data: Any, batch_size: int = 256) -> float:
         """Fit the temperature of the probabilities to validation images, store it with the weights, and return it.
 
         A training with validation images has done so. `data`: as for `evaluate`, with validation images, be it those
         that `val_fraction` held out in this run; (images, labels) or a torch Dataset are taken for such.
         """
+        self._check_unchanged('the temperature belongs to')
         source = self._source(data, 'val', **self._resolved.held_out)[0]
         if source.val:
             tell_of_trained(self._resolved, source.val, source.name)
@@ -167,17 +122,20 @@ class Classifier:
     def _source(self, data: Any, split: str, **options: Any) -> tuple[Source, str]:
         return open_evaluated(data, split, self.classes, self.title, **options)
 
-    @_checked
+    @checked
     def predict(self, images: Any, topk: int | None = None, batch_size: int = 32) -> list[Prediction]:
         """Classify images: paths, Pillow images, arrays or tensors (uint8, or floats of 0 to 1), one or many.
 
-        `topk`: so many classes; by default five, or those above 0.5 where an image may have several labels.
+        An array [N, H, W] is N grey images. `topk`: so many classes; by default five, or those above 0.5 where an image
+        may have several labels.
         """
         if not self.classes:
             raise ZooError(f'{self.title} has no classes to predict: it is an encoder; train a classifier from it.')
         self._loaded = self._loaded.following(self.model)
+        cfg = self._loaded.cfg
         try:
-            items = [images] if is_one(images, self._loaded.cfg['input_size'][0]) else list(images)
+            grey = len({*cfg['mean']}) == 1     # measured on grey images that were repeated to three channels
+            items = [images] if is_one(images, cfg['input_size'][0], grey) else list(images)
         except TypeError as e:
             raise ZooError(f'images is {shown(images)}, expected paths, Pillow images, arrays or tensors.') from e
         check_size(self._resolved, None, min(batch_size, len(items)), self.device)
@@ -190,7 +148,7 @@ class Classifier:
             found.append(Prediction(*(tuple(row[key] for row in top) for key in ('label', 'index', 'probability'))))
         return found
 
-    @_checked
+    @checked
     def export(self, path: str | Path, *, any_size: bool = False, int8: bool = False, data: Any = '') -> dict[str, Any]:
         """Export `model` to the format of the ending, with its preprocessing as .json; return the report of the check.
 
@@ -205,17 +163,28 @@ class Classifier:
         with _ALONE, _random_numbers_kept(self.device):
             return export_with_preprocessing(loaded, path, any_size, int8, data)
 
-    def _check_unchanged(self) -> None:
-        """Raise ZooError where `model` was changed: a training starts from the file."""
+    def _check_unchanged(self, reason: str) -> None:
+        """Raise ZooError where `model` was changed, and not its file."""
         with _ALONE, _random_numbers_kept(self.device):
             mine = getattr(self._loaded.following(self.model).model, '_orig_mod', self.model).state_dict()
             loaded = self._resolved.load(self.device).model.state_dict()
         if mine.keys() != loaded.keys() or not all(torch.equal(mine[key], loaded[key]) for key in mine):
-            raise ZooError(f'The model of {self.title} was changed after it was loaded, and a training starts from its '
-                           f'file: load it again, or save its tensors (tinyvit_zoo.weights.save_weights) and start '
-                           f'from that file.')
+            raise ZooError(f'The model of {self.title} was changed after it was loaded, and {reason} its file: load it '
+                           f'again, or save it by its save(FILE) and give {self._resolved.architecture}=FILE.')
 
-    @_checked
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Save `model` as it is, also after a training of your own, as safetensors with its classes and preprocessing.
+
+        `load('NAME=FILE')`, `train(..., start='NAME=FILE')` and timm take it. `calibrate` fits a temperature anew.
+        """
+        self._loaded = self._loaded.following(self.model)
+        names = label_names(self._loaded.model.pretrained_cfg)
+        cfg = {**self._loaded.cfg, 'num_classes': self.model.num_classes, **({'label_names': names} if names else {})}
+        save_weights(getattr(self.model, '_orig_mod', self.model).state_dict(), path, {
+            'pretrained_cfg': json.dumps(cfg), **Readout(multi_label=self._loaded.readout.multi_label).metadata})
+
+    @checked
     def show(self, folder: str | Path | None = None) -> list[Path]:
         """Draw the curves of the run and, after `evaluate`, the confusion matrix, calibration and worst mistakes.
 
@@ -242,13 +211,13 @@ class Classifier:
         return paths
 
 
-@_checked
+@checked
 def load(weights: str | Path, device: str = 'auto') -> Classifier:
     """Load weights: NAME[.TAG] of the zoo or timm, NAME=FILE, a file of a training, a run, or hf-hub:ORG/NAME."""
     return Classifier(weights, device)
 
 
-@_checked
+@checked
 def train(model: str | Path | Recipe | Classifier, data: Any = None, *, output: str | Path | None = None,
           start: Any = '', device: str = 'auto', **keywords: Any) -> Classifier:
     """Train a classifier and return it.
@@ -279,7 +248,7 @@ def train(model: str | Path | Recipe | Classifier, data: Any = None, *, output: 
 def _spec(weights: Any) -> str:
     """Return how weights are named: a text or a path, or what `train`, `load` or `pretrain` returned."""
     if isinstance(weights, Classifier):
-        weights._check_unchanged()
+        weights._check_unchanged('a training starts from')
     if isinstance(weights, (Classifier, Encoder)):
         return str(weights.folder or weights.title)     # type: ignore[union-attr]
     if not isinstance(weights, (str, Path)):
@@ -295,7 +264,7 @@ class Encoder:
     result: dict[str, Any]
 
 
-@_checked
+@checked
 def pretrain(method: str | Pretraining, data: Any = None, *, model: str = '', output: str | Path | None = None,
              device: str = 'auto', **keywords: Any) -> Encoder:
     """Pre-train an encoder without labels, which the images need not have; the arguments are those of `train`.

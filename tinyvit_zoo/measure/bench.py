@@ -18,7 +18,7 @@ from ..data.hub import is_hub
 from ..data.images import ArrayImages, for_each
 from ..data.objects import SPLITS, is_object, open_split, title_of
 from ..data.sources import Source, open_source
-from ..data.splits import Parts, Split, are_numbers, draw, repeated
+from ..data.splits import Parts, Split, are_numbers, draw, numbered, repeated
 from ..errors import ZooError, nearest
 from ..runtime.text import some
 from ..runtime.world import World, autocast
@@ -236,7 +236,9 @@ def open_evaluated(data: Any, split: str, classes: Sequence[str], title: str, **
         return source, known or next(name for name in reversed(SPLITS) if getattr(source, name))
     if not classes:
         raise ZooError(f'{title} is an encoder without classes: train a classifier from it.')
-    images, _ = open_split(data, known or 'test', classes, () if are_numbers(classes) else classes)
+    images, texts = open_split(data, known or 'test', classes, () if are_numbers(classes) else classes)
+    if not texts and not images.multi_label and not are_numbers(classes) and all(map(str.isdecimal, classes)):
+        images = replace(images, labels=numbered(list(map(str, images.labels.tolist())), classes, 'The data'))
     count = images.labels.shape[1] if images.multi_label else int(images.labels.max()) + 1
     if count > len(classes) or (images.multi_label and count < len(classes)):
         raise ZooError(f'The data have labels up to {count - 1}, expected 0 to {len(classes) - 1}, the classes of '

@@ -1,5 +1,6 @@
 """Classify image files of any kind that Pillow reads."""
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,25 @@ from ..weights.readout import PLAIN, Readout
 from ..weights.resolve import Resolved, preprocessing
 from .bench import check_size
 from .calibration import check_finite, check_logits
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of an image, best first.
+
+    For multi-label weights: all above a probability of 0.5, possibly none.
+    """
+    labels: tuple[str, ...]
+    indices: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        return self.labels[0] if self.labels else ''
+
+    @property
+    def probability(self) -> float:
+        return self.probabilities[0] if self.labels else 0.
 
 
 def label_names(cfg: Any) -> list[str]:

@@ -59,15 +59,15 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     """Build a model by timm's `build_model_with_cfg`, with stricter loading.
 
     Weight files are read by `read_weights` (zips, checksums, no code); every tensor but the head's must be there and
-    fit, for any number of classes. Classes, size and normalization statistics of a file that we trained come from its
-    metadata. A model without weights is a classifier, also where all weights of its architecture are encoders.
+    fit, for any number of classes. Classes, size and normalization statistics of a file that we trained are in it. A
+    model without weights is a classifier, also where all weights of its architecture are encoders.
     """
     check_arguments(model_cls, kwargs)
     if str(kwargs.get('device')) != 'meta' and (sizes := repr((model_cls, kwargs))) not in _FITTING:
         meta = build_model(model_cls, variant, False, filter_fn, pretrained_cfg, **{**kwargs, 'device': 'meta'})
         _check_memory(variant, meta, sizes)
     indices = getattr(model_cls, 'default_out_indices', 3)
-    kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
+    kwargs = {'feature_cfg': dict(out_indices=indices, feature_cls='getter'), **kwargs}
     if isinstance(pretrained_cfg, str):
         check_tag(variant, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
@@ -94,16 +94,24 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
             if config:
                 check_agreement(config, pretrained_cfg, path)
             tensors = unwrap(read_weights(path, verified=not cfg.get('file')))
-            overlay.update(state_dict=tensors, source='')   # with a source, timm reads a file by itself
+            found = _classes_of(tensors, cfg) if pretrained_cfg is None else {}
+            overlay = {**found, **overlay, 'state_dict': tensors, 'source': ''}     # else timm reads a file by itself
         model = build_model_with_cfg(
             model_cls, variant, True, pretrained_cfg, overlay,
             pretrained_filter_fn=partial(_strict_filter, filter_fn=filter_fn, source_size=source_size), **kwargs)
     except _NOT_FETCHED as e:
         raise ZooError(f'{_fetch_advice(variant, cfg, kwargs.get("cache_dir"))} ({one_line(e)})') from e
     model.pretrained_cfg.pop('state_dict', None)
-    if path and cfg.get('source'):
-        model.pretrained_cfg['source'] = cfg['source']
+    model.pretrained_cfg.update({'source': cfg['source']} if path and cfg.get('source') else {})
     return model
+
+
+def _classes_of(tensors: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of classes of weights that do not state it: the rows of their head, where it has its name."""
+    head = tensors.get(f'{cfg["classifier"]}.weight')
+    if not isinstance(head, Tensor) or not head.ndim or len(head) == cfg['num_classes']:
+        return {}
+    return {'num_classes': len(head), 'label_names': None}
 
 
 def _check_memory(variant: str, model: nn.Module, arguments: str) -> None:

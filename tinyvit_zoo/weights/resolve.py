@@ -1,4 +1,5 @@
 """From a name, a file or a run directory to a model, its preprocessing and its class names."""
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from ..recipes import Pretraining, Recipe, check_model_args
 from ..recipes.settings import check_types
 from ..runtime.documents import digest, read_document
 from ..runtime.files import user_path
-from ..runtime.text import composed, one_line, quiet
+from ..runtime.text import composed, one_line, quiet, some
 from .files import TENSORS, check_cfg, read_cfg, read_metadata
 from .readout import PLAIN, Readout, read_readout
 
@@ -33,6 +34,7 @@ _RECIPE_DOCUMENT = {
     'recipe': {'name': str}, 'data?': {'source': str, 'images': int, 'labels?': str}, 'val_fraction?': float,
     'fraction?': float, 'processes?': int, 'precision?': str, 'compile?': bool, 'machine?': dict}
 RESULT = 'result.json'
+_logger = logging.getLogger(__name__)
 _OF_THE_DATA = ('num_classes', 'in_chans', 'img_size')
 _PREPROCESSING = ('input_size', 'mean', 'std', 'crop_pct', 'interpolation')
 _FILES = ('.safetensors', '.pth', '.pt', '.zip', '.bin')
@@ -199,6 +201,11 @@ class Resolved:
                 raise ZooError(f'{self.name} cannot take img_size {img_size} ({one_line(e)}): give another '
                                f'size.') from e
         stated = {} if self.untrained else self.cfg
+        if self.file and not stated and '.' not in self.name:
+            own = model.pretrained_cfg.get('label_names') or ()
+            _logger.warning('%s does not state its classes and preprocessing: taken for %d classes%s, at %d pixels, as '
+                            '%s has them.', self.file, model.num_classes, f' ({some(own)})' if own else '',
+                            cfg['input_size'][-1], self.architecture)
         names = [composed(name) for name in stated.get('label_names') or ()]
         return Loaded(self.spec, model.to(device).eval(), cfg, self.epochs, names, self.readout, _shape(model))
 
