@@ -276,6 +276,31 @@ def unsent(image: Image.Image) -> Tensor:
     return torch.zeros(3, 4, 4)
 
 
+def test_a_signal_while_workers_end_is_not_lost(
+        monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """They may end when garbage is collected, where an exception is printed and dropped."""
+    batches: Any = make(numbered(40), mode='stream', workers=1)
+    epoch_of(batches)
+    shutdown = loaders._MultiProcessingDataLoaderIter._shutdown_workers
+
+    def interrupted(self: Any) -> None:
+        shutdown(self)
+        if ending.pop():
+            raise KeyboardInterrupt
+
+    ending = [False, True]
+    monkeypatch.setattr(loaders._MultiProcessingDataLoaderIter, '_shutdown_workers', interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # else it may be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            del batches
+            gc.collect()
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not capfd.readouterr().err
+
+
 def test_a_worker_that_cannot_send_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZooError, match='A process that loads images died'):
         epoch_of(make(numbered(40), mode='stream', stream_transform=unsent, workers=1))

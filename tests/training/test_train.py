@@ -443,6 +443,12 @@ def test_the_home_directory(data: str, tmp_path: Path, monkeypatch: pytest.Monke
     Path('~').mkdir()
     assert user_path('./~/a') == tmp_path / '~/a' == user_path(user_path('./~/a'))
     Path('~').rmdir()
+    for name in ('~\0', '~a\0b', '~\ud800', 'a\ud800', '\0'):
+        for call in (lambda name=name: zoo.load(name), lambda name=name: zoo.train('cct_2_3x2', f'folder:{name}'),
+                     lambda name=name: zoo.train('cct_2_3x2', ([name] * 4, [0, 1, 0, 1])),
+                     lambda name=name: zoo.train('cct_2_3x2', Path(name))):
+            with pytest.raises(ZooError, match='can be no name of a file'):
+                call()
     monkeypatch.delenv('HOME')
     monkeypatch.setattr('pwd.getpwuid', lambda _: {}['no entry'])
     assert run(data, Path('~/run')) == 2 and not Path('~').exists()
@@ -451,9 +457,11 @@ def test_the_home_directory(data: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_kill_before_the_recipe_was_written(data: str, finished: Path, tmp_path: Path) -> None:
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / '.partial-recipe.json').write_text('{"reci')
+    (tmp_path / 'run/pretraining').mkdir()
+    (tmp_path / 'run/pretraining/.partial-1').touch()
     assert run(data, tmp_path / 'run') == 0
     assert_same_bits(finished, tmp_path / 'run')
-    assert not list((tmp_path / 'run').glob('.partial*'))
+    assert not list((tmp_path / 'run').rglob('.partial*'))
 
 
 def test_two_processes_do_not_write_to_one_run(

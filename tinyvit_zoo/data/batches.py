@@ -211,6 +211,15 @@ class _Workers(_MultiProcessingDataLoaderIter):
             self._shutdown = True
             raise
 
+    def __del__(self) -> None:
+        try:
+            super().__del__()
+        except Exception:
+            raise
+        except BaseException as e:      # that of a signal's handler would be printed and lost here: it comes again
+            number = signal.SIGINT if isinstance(e, KeyboardInterrupt) else signal.SIGTERM
+            threading.Timer(1, os.kill, (os.getpid(), number)).start()
+
 
 class _Loader(DataLoader):
     def _get_iterator(self) -> Any:

@@ -97,9 +97,8 @@ def _open(spec: str, download: bool, training: bool, whole: bool, labels: bool) 
         raise ZooError(f'There is no data source {name!r}, expected one of {", ".join(known.values())}.{hint}')
     if bool(place) != (known[name] != name):
         raise ZooError(f'The data source is {spec!r}, expected {known[name]}.')
-    if '\0' in place:
-        raise ZooError(f'The data source {spec!r} has a null byte in it: expected {known[name]}.')
-    place = str(user_path(place)) if place.startswith('~') else place
+    if name not in ('hf', 'medmnist'):
+        place = str(user_path(place)) if place else ''
     row = next((row for row in DATASETS.values() if row.source == name and row.opener), None)
     opener = row.opener if row else None
     if isinstance(opener, Torchvision):

@@ -109,7 +109,16 @@ def told(error: OSError) -> str:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path whose `~`, if it begins with one, is the home directory, as for the shell."""
+    """Return a path whose `~`, if it begins with one, is the home directory, as for the shell.
+
+    ZooError for what can be no name of a file.
+    """
+    try:
+        possible = b'\0' not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ZooError(f'{str(path)[:80]!r} can be no name of a file: choose another one.')
     expanded = os.path.expanduser(path)
     if expanded[:2] in ('~', '~/'):
         raise ZooError(f'There is no home directory for {path}: give a path without ~.')
@@ -142,8 +151,8 @@ def append(path: Path, text: str) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed process has begun to write in a folder that nobody else writes to now."""
-    for path in folder.glob(f'{PARTIAL}*'):
+    """Remove what a killed process has begun to write in a folder, or those in it, that nobody else writes to now."""
+    for path in (*folder.glob(f'{PARTIAL}*'), *folder.glob(f'*/{PARTIAL}*')):
         with suppress(OSError):
             _remove(path)
 
