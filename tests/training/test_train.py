@@ -358,7 +358,9 @@ def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, caplog: pytes
     (tmp_path / 'two/trained_on.bin').unlink()
     for _ in range(2):
         zoo.load(tmp_path / 'two').evaluate(folder)
-    assert caplog.text.count('trained_on.bin is missing or damaged') == 1
+    assert caplog.text.count('two/trained_on.bin or result.json is missing or damaged') == 1
+    (one.folder / 'result.json').write_bytes((one.folder / 'result.json').read_bytes().replace(b'top1', b'tip1'))
+    assert not trained_on(one.folder) and 'one/trained_on.bin or result.json is missing or damaged' in caplog.text
 
 
 def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(tmp_path: Path) -> None:

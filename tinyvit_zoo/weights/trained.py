@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import ZooError
 from ..runtime.files import user_path, write_whole
 from .files import TENSORS, read_metadata
-from .resolve import read_result
+from .resolve import RESULT, read_result
 
 _logger = logging.getLogger(__name__)
 NAME = 'trained_on.bin'
@@ -32,27 +32,26 @@ def stated_of(folder: Path) -> dict[str, str]:
 
 def trained_on(place: str | Path) -> set[bytes]:
     """Return the digests of the images; none where the place is no finished run, or one of an earlier version."""
+    path = user_path(place)
+    path = path if path.exists() else user_path(str(place).partition('=')[2] or place)      # of NAME=FILE
+    folder = path.parent if path.is_file() else path
     try:
-        path = user_path(place)
-        path = path if path.exists() else user_path(str(place).partition('=')[2] or place)      # of NAME=FILE
-        folder = path.parent if path.is_file() else path
         result = read_result(folder)
         if path.is_file() and result.get(TENSORS) not in (None, read_metadata(path).get(TENSORS)):  # of another run
             return set()
+        if result.get('trained_on') == stated_of(folder).get('trained_on'):
+            return _split(_content(folder))
     except (OSError, ZooError):
-        return set()
-    if (stated := result.get('trained_on')) is None:
-        return set()
-    if stated != stated_of(folder).get('trained_on'):
-        _warn(folder)
-        return set()
-    return _split(_content(folder))
+        if not (folder / NAME).exists():
+            return set()
+    _warn(folder)
+    return set()
 
 
 @cache
 def _warn(folder: Path) -> None:
-    _logger.warning('%s is missing or damaged, so images that its weights were trained on cannot be named: restore it '
-                    'from a copy of the run.', folder / NAME)
+    _logger.warning('%s or %s is missing or damaged, so images that the weights were trained on cannot be named: '
+                    'restore them from a copy of the run.', folder / NAME, RESULT)
 
 
 def _content(folder: Path) -> bytes:
