@@ -43,10 +43,17 @@ def test_mistakes_are_one_line_and_draw_nothing(tmp_path: Path, capsys: pytest.C
     text = (first / 'recipe.json').read_text()
     (first / 'recipe.json').write_text(text.replace('"from_weights": ""', '"method": "mae_small"'))
     other = write_run(tmp_path / 'other', 0.5, 60., source='cifar100')
+    again, longer, others = (
+        write_run(tmp_path / name, size, 90.) for name, size in (('again', 1.), ('longer', .5), ('x', .5)))
+    for place, old, new in ((longer, '"from', '"epochs": 8, "from'), (others, '"images"', '"test": "a", "images"'),
+                            (whole, '"images"', '"test": "b", "images"')):
+        (place / 'recipe.json').write_text((place / 'recipe.json').read_text().replace(old, new))
     for argv, said in (
             ((whole, tmp_path), 'is not a run directory'), ((whole, open_ended), 'is not finished'),
             ((whole, several), 'several labels per image'), ((whole, first), 'is a pre-training'),
-            ((whole, whole), 'All runs trained on 100%'), ((whole, other), 'different data (cifar10, cifar100)'),
+            ((whole, half, half), 'half is given twice'), ((whole, again), 'All runs trained on 100%'),
+            ((whole, half, longer), 'is not another seed of'), ((whole, half, others), 'different test images'),
+            ((whole, other), 'different data (cifar10, cifar100)'),
             ((whole, half, '--output', 'a.bmp'), 'a.bmp')):
         code, out, err = run(capsys, *argv)
         assert (code, out, err.count('\n')) == (2, '', 1) and said in err

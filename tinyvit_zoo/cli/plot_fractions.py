@@ -9,6 +9,7 @@ from ..errors import ZooError
 from ..runtime.documents import fault
 from ..runtime.files import check_picture, new_figure, user_path, write_picture
 from ..runtime.text import table
+from ..training.run_dir import differences
 from ..weights.resolve import read_recipe, read_result
 
 NAME = 'plot-fractions'
@@ -17,10 +18,13 @@ EXAMPLES = 'tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'
 
 
 class _Run(NamedTuple):
+    folder: Path
+    stated: dict[str, Any]      # what the seeds of a recipe have in common
     series: str         # the recipe, and its initial weights
     fraction: float
     images: int
     data: str
+    test: str           # a digest of the test images, where the run has one
     top1: float
 
 
@@ -34,8 +38,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     check_picture('--output', args.output)
     runs = [_read(folder) for folder in args.runs]
+    places = [run.folder.resolve() for run in runs]
+    if twice := next((place for i, place in enumerate(places) if place in places[:i]), None):
+        raise ZooError(f'{twice} is given twice: leave one out.')
     if others := {run.data for run in runs} - {runs[0].data}:
         raise ZooError(f'The runs have different data ({runs[0].data}, {", ".join(sorted(others))}): give runs on one.')
+    if len({run.test for run in runs if run.test}) > 1:
+        raise ZooError(f'The runs on {runs[0].data} have different test images: give runs with the same.')
     if len({run.fraction for run in runs}) == 1:
         raise ZooError(f'All runs trained on {runs[0].fraction:.0%} of the images: add runs of another --fraction.')
     runs.sort(key=lambda run: run.fraction)
@@ -66,14 +75,21 @@ def _read(folder: Path) -> _Run:
         raise ZooError(f'{folder} is damaged ({problem}): restore it from a copy.')
     start = run['recipe'].get('from_weights')
     series = run['recipe']['name'] + (f' from {start}' if start else '')
-    return _Run(series, run['fraction'], run['data']['images'], run['data']['source'], figures['test']['top1'])
+    recipe = {key: value for key, value in run['recipe'].items() if key not in ('seed', 'about', 'published')}
+    stated = {**recipe, 'val_fraction': run.get('val_fraction'), 'images': run['data']['images']}
+    return _Run(folder, stated, series, run['fraction'], run['data']['images'], run['data']['source'],
+                run['data'].get('test', ''), figures['test']['top1'])
 
 
 def _draw(axes: Any, series: str, runs: Iterable[_Run]) -> list[tuple[str, ...]]:
     """Draw means, with bars from the lowest to the highest of the runs, sorted by fraction; return lines of a table."""
     points = []
     rows: list[tuple[str, ...]] = []
-    for fraction, same in groupby(runs, key=lambda run: run.fraction):
+    for fraction, group in groupby(runs, key=lambda run: run.fraction):
+        same = list(group)
+        if odd := next(((run, changes) for run in same if (changes := differences(same[0].stated, run.stated))), None):
+            raise ZooError(f'{odd[0].folder} is not another seed of {same[0].folder} ({"; ".join(odd[1])}): leave it '
+                           f'out.')
         images, values = zip(*((run.images, run.top1) for run in same), strict=True)
         mean, low, high = sum(values) / len(values), min(values), max(values)
         points.append((100 * fraction, mean, mean - low, high - mean))
