@@ -80,6 +80,18 @@ def test_features_only(name: str) -> None:
         assert pairs[0][0].shape[1] == 64 and pairs[0][1].shape[1] == 1
 
 
+@pytest.mark.parametrize('name, kwargs', [*CASES, ('fast_cnn_half', {}), ('sl_swin', {})])
+@torch.no_grad()
+def test_features_only_are_what_the_model_computes(name: str, kwargs: dict) -> None:
+    full = create(name, **kwargs).eval()
+    features = create(name, features_only=True, out_indices=(0, 1), **kwargs).eval()
+    features.load_state_dict({f'model.{key}': value for key, value in full.state_dict().items()}, strict=False)
+    x = image(full)
+    final, expected = full.forward_intermediates(x, (0, 1))
+    assert all(map(torch.equal, features(x), expected)) and len(expected) == 2
+    torch.testing.assert_close(final, full.forward_features(x))
+
+
 @pytest.mark.parametrize('name, kwargs', KINDS)
 @torch.no_grad()
 def test_set_input_size(name: str, kwargs: dict) -> None:

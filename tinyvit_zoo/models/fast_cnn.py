@@ -119,8 +119,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FastCNN, source_s
 
 
 register_family(__name__, partial(
-    build_model, FastCNN, filter_fn=checkpoint_filter_fn,
-    feature_cfg=dict(feature_cls='list', flatten_sequential=True, out_indices=(0, 1, 2))), {
+    build_model, FastCNN, filter_fn=checkpoint_filter_fn), {
     'fast_cnn': ('c10', 32, {}),
     'fast_cnn_half': ('c10', 32, dict(dims=(32, 128, 128))),
 }, pool_size=(3, 3), first_conv='whiten', paper_ids='arXiv:2404.00498',
