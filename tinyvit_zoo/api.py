@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .calls import checked
 from .data.datasets import spec_of
-from .data.objects import is_one
 from .data.sources import Source
 from .errors import ZooError, nearest
 from .measure.accuracy import calibrate, outputs
@@ -25,7 +24,7 @@ from .measure.bench import Bench, check_size, open_evaluated, tell_of_trained
 from .measure.calibration import plot_reliability
 from .measure.figures import Figures, figures_of, plot_confusion, plot_mistakes
 from .measure.multilabel import MultiLabelFigures
-from .measure.prediction import Prediction, classify, label_names
+from .measure.prediction import Prediction, classify, is_one, label_names
 from .publish.export import check_replaceable, export_with_preprocessing
 from .publish.formats import format_of
 from .recipes import Pretraining, Recipe

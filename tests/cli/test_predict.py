@@ -258,7 +258,10 @@ def test_images_that_cannot_be_read_are_named_and_the_others_classified(
     (bad / 'postscript.eps').rename(bad / 'postscript.png')
     (bad / 'text.png').write_text('no image')
     os.mkfifo(tmp_path / 'pipe.png')
-    argv = ['predict', MODEL, *map(str, (bad, photos, tmp_path / 'pipe.png')), '--weights', str(weights), '--json',
+    (tmp_path / 'link.png').symlink_to('nowhere')
+    (tmp_path / 'empty.png').mkdir()
+    others = [tmp_path / f'{name}.png' for name in ('pipe', 'link', 'empty')]
+    argv = ['predict', MODEL, *map(str, (bad, photos, *others)), '--weights', str(weights), '--json',
             '--batch-size', str(batch_size)]
     assert main(argv) == 1
     out, err = capsys.readouterr()
@@ -266,8 +269,8 @@ def test_images_that_cannot_be_read_are_named_and_the_others_classified(
     found = {image['image']: image['predictions'] for image in content if 'predictions' in image}
     assert found == predictions(run, MODEL, photos, '--weights', weights, '--batch-size', batch_size)
     assert [Path(image['image']).name for image in content if 'error' in image] == [
-        'cut.jpg', 'float.tif', 'postscript.png', 'text.png', 'pipe.png']
-    assert err.count('\n') == 1 and '5 of 10 images cannot be read' in err and 'postscript.png' in err
+        'cut.jpg', 'float.tif', 'postscript.png', 'text.png', 'pipe.png', 'link.png', 'empty.png']
+    assert err.count('\n') == 1 and '7 of 12 images cannot be read' in err and 'postscript.png' in err
 
 
 def test_what_a_file_is_called_does_not_steer_the_terminal(

@@ -125,6 +125,7 @@ def test_npz_rgb_without_validation(tmp_path: Path) -> None:
     (dict(train_images=fakes.pixels(20, 28, 28, 28)), 'volumes'),
     (dict(train_images=fakes.pixels(20, 3, 16, 16)), 'channels in front'),
     (dict(train_images=fakes.pixels(20, 3, 28, 28)), 'channels in front'),
+    (dict(train_images=fakes.pixels(20, 4, 16, 16)), 'channels in front'),
     (dict(train_images=np.array([{}] * 20)), 'plain arrays'),
 ])
 def test_npz_in_a_wrong_layout(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ def test_features_only_are_what_the_model_computes(name: str, kwargs: dict) -> N
     torch.testing.assert_close(final, full.forward_features(x))
 
 
+def test_weights_whose_width_follows_the_channels() -> None:
+    with pytest.raises(tinyvit_zoo.ZooError, match='These weights take 3 channels'):
+        create('fast_cnn_half', pretrained=True, in_chans=4)
+
+
 @pytest.mark.parametrize('name, kwargs', KINDS)
 @torch.no_grad()
 def test_set_input_size(name: str, kwargs: dict) -> None:

@@ -363,6 +363,27 @@ def test_images_that_a_run_was_trained_on_are_told(tmp_path: Path, caplog: pytes
     assert not trained_on(one.folder) and 'one/trained_on.bin or result.json is missing or damaged' in caplog.text
 
 
+def test_a_run_without_a_checkpoint_begins_with_the_same_weights_again(
+        data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = dict(epochs=1, warmup_epochs=0, batch_size=16, img_size=16, device='cpu')
+    one = zoo.train('cct_2_3x2.untrained', data, output=tmp_path / 'one', **options).folder
+    two = zoo.train('cct_2_3x2', data, start=one, output=tmp_path / 'two', **options).folder
+    assert one and two
+    before = read_weights(two / 'weights.safetensors')
+    for path in (*two.glob('checkpoint-*'), two / 'result.json', two / 'weights.safetensors'):
+        path.unlink()
+    shutil.copytree(one, tmp_path / 'copy')
+    shutil.rmtree(one)
+    zoo.train('cct_2_3x2.untrained', data, output=one, seed=1, **options)
+    with pytest.raises(ZooError, match=r'with other data, weights or options \(start '):
+        zoo.train('cct_2_3x2', data, start=one, output=two, resume=True, **options)
+    shutil.rmtree(one)
+    (tmp_path / 'copy').rename(one)
+    zoo.train('cct_2_3x2', data, start=one, output=two, resume=True, **options)
+    after = read_weights(two / 'weights.safetensors')
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(tmp_path: Path) -> None:
     first, others = (fakes.image_folder(tmp_path / name, {'a': 10, 'b': 10}, size=16) for name in ('first', 'others'))
     options: dict[str, Any] = dict(epochs=1, warmup_epochs=0, batch_size=16, img_size=16, device='cpu')

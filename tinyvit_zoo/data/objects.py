@@ -1,7 +1,7 @@
 """Python objects as data: arrays, tensors, torch datasets, and datasets of the Hugging Face library."""
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -135,27 +135,6 @@ def as_pixels(values: Any, title: str, batch: bool = True) -> Tensor:
 def is_object(data: Any) -> bool:
     """Return whether data is a Python object, not the name of a source."""
     return not isinstance(data, (str, Path))
-
-
-def is_one(images: Any, channels: int, grey: bool) -> bool:
-    """Return whether this is one image, not several; [3, H, W] and [H, W, 4] are one, [N, H, W] are several in grey.
-
-    ZooError for [3, H, W] of unlike planes where the weights may be of `grey` images.
-    """
-    if hasattr(images, 'ndim'):     # a nested tensor has neither shape nor length, and is refused as an image
-        shape = [] if getattr(images, 'is_nested', False) else [*images.shape]
-        if grey and len(shape) == 3 and shape[0] == 3 and shape[2] > 4 and _differ(images):
-            _, height, width = shape
-            raise ZooError(f'images is [3, {height}, {width}], one color image or three grey ones: give '
-                           f'[1, 3, {height}, {width}] or [3, 1, {height}, {width}].')
-        return getattr(images, 'is_nested', False) or images.ndim == 2 or (images.ndim == 3 and (
-            images.shape[0] in (1, 3, channels) or images.shape[2] in (1, 2, 3, 4, channels)))
-    return not isinstance(images, Iterable) or isinstance(images, str)
-
-
-def _differ(images: Any) -> bool:
-    """Return whether an array has unlike planes; not of a sparse tensor, which is refused as an image."""
-    return getattr(images, 'layout', torch.strided) == torch.strided and bool((images != images[:1]).any())
 
 
 def title_of(data: Any) -> str:

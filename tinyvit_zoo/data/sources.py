@@ -218,7 +218,7 @@ def _npz_split(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Split | 
     if images is None or labels is None:
         raise ZooError(f'{path} has only one of {name}_images and {name}_labels: expected both.')
     channels = images.shape[3] if images.ndim == 4 else 1
-    if channels not in (1, 3) and images.shape[1] in (1, 3):
+    if channels not in (1, 3) and (images.shape[1] in (1, 3) or images.shape[1] < images.shape[2] == channels):
         raise ZooError(f'{path}: {name}_images are {list(images.shape)}, with the channels in front: expected them '
                        f'last, [N, H, W, C].')
     if images.dtype not in (np.uint8, np.uint16) or images.ndim not in (3, 4) or channels > MOST:

@@ -1,5 +1,5 @@
 """Classify image files of any kind that Pillow reads."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,19 +68,43 @@ def load_classifier(resolved: Resolved, device: str, batch: int = 1) -> tuple[nn
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:
-    """Replace the folders among `given` by the images below them, sorted, hidden ones left out."""
+    """Replace the folders among `given` by the images below them, sorted, hidden ones left out.
+
+    What is missing, or empty, is kept among several, and found unreadable.
+    """
     files: list[Path] = []
     for path in given:
-        if not path.exists():
+        if not path.exists() and len(given) == 1:
             raise ZooError(f'There is no image or folder {path}.')
         inside = [path]
         if path.is_dir():
             with Finder(path) as finder:
                 inside = sorted(path / name for name in finder.images(path))
-        if not inside:
+        if not inside and len(given) == 1:
             raise ZooError(f'There are no images in {path}: expected files that end in {" ".join(EXTENSIONS)}.')
-        files += inside
+        files += inside or [path]
     return files
+
+
+def is_one(images: Any, channels: int, grey: bool) -> bool:
+    """Return whether this is one image, not several; [3, H, W] and [H, W, 4] are one, [N, H, W] are several in grey.
+
+    ZooError for [3, H, W] of unlike planes where the weights may be of `grey` images.
+    """
+    if hasattr(images, 'ndim'):     # a nested tensor has neither shape nor length, and is refused as an image
+        shape = [] if getattr(images, 'is_nested', False) else [*images.shape]
+        if grey and len(shape) == 3 and shape[0] == 3 and shape[2] > 4 and _differ(images):
+            _, height, width = shape
+            raise ZooError(f'images is [3, {height}, {width}], one color image or three grey ones: give '
+                           f'[1, 3, {height}, {width}] or [3, 1, {height}, {width}].')
+        return getattr(images, 'is_nested', False) or images.ndim == 2 or (images.ndim == 3 and (
+            images.shape[0] in (1, 3, channels) or images.shape[2] in (1, 2, 3, 4, channels)))
+    return not isinstance(images, Iterable) or isinstance(images, str)
+
+
+def _differ(images: Any) -> bool:
+    """Return whether an array has unlike planes; not of a sparse tensor, which is refused as an image."""
+    return getattr(images, 'layout', torch.strided) == torch.strided and bool((images != images[:1]).any())
 
 
 def problem_of(path: Path) -> str:

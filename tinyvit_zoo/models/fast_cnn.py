@@ -115,6 +115,10 @@ def _conv(dim: int, out_dim: int, **dd: Any) -> nn.Conv2d:
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: FastCNN, source_size: Any = None) -> dict[str, Tensor]:
+    given, own = state_dict.get('whiten.weight'), model.whiten.weight
+    if isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] != own.shape[1]:
+        raise ZooError(f'These weights take {given.shape[1]} channels, for each of which the first layer has filters: '
+                       f'give such images, or pretrained=False (NAME.untrained) for {own.shape[1]} channels.')
     return dict(state_dict)
 
 

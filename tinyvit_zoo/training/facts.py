@@ -45,9 +45,10 @@ def facts_of(task: Task, options: Any, source: Source) -> dict[str, Any]:
         'precision': options.precision, 'compile': options.compile}
     if getattr(task.recipe, 'keep', '') == 'best':
         facts['eval_every'] = options.eval_every
+    if getattr(task.recipe, 'from_weights', '') and not begun_cfg(options):
+        facts['start'] = _digest_of(task.network)
     if task.distilled is not None:
-        tensors = {key: value.cpu() for key, value in task.distilled.state_dict().items()}
-        facts['teacher'] = tensors_digest(tensors)[:16]
+        facts['teacher'] = _digest_of(task.distilled)
         if isinstance(task.recipe, Recipe):     # else it sees the images as the student does
             cfg = preprocessing(task.distilled)
             facts |= {f'teacher_{key}': cfg[key] for key in _KEPT}
@@ -58,6 +59,10 @@ def fingerprints(source: Source) -> list[str]:
     """Return what changes when a file of the images is written to."""
     images = dict.fromkeys(split.images for split in (source.train, source.val, source.test) if split is not None)
     return [each.fingerprint() for each in images if isinstance(each, EncodedImages)]
+
+
+def _digest_of(model: Any) -> str:
+    return tensors_digest({key: value.cpu() for key, value in model.state_dict().items()})[:16]
 
 
 def _digest(*parts: bytes) -> str:
