@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from training_cases import assert_same_bits, read_checkpoint, run, stop_at, weights
 
+import tinyvit_zoo as zoo
 from tinyvit_zoo import ZooError
 from tinyvit_zoo.methods.supervised import Supervised, size_at, whiten_first_conv
 from tinyvit_zoo.methods.teacher import Teacher, distillation_loss
@@ -160,6 +162,20 @@ def test_whitened_patches_are_uncorrelated(name: str, filters: int) -> None:
 def test_whitening_needs_a_convolution() -> None:
     with pytest.raises(ZooError, match='LocalViT does not begin with a convolution'):
         whiten_first_conv(timm.create_model('sl_vit', depth=1), torch.randn(2, 3, 32, 32))
+
+
+def test_the_head_of_the_start_follows_the_names_of_its_classes(tmp_path: Path) -> None:
+    draw = np.random.RandomState(0)
+    images, labels = draw.randint(0, 256, (24, 16, 16, 3)).astype(np.uint8), np.arange(24) % 3
+    options: dict[str, Any] = dict(img_size=16, batch_size=8, epochs=1, warmup_epochs=0, device='cpu', auto_augment='')
+    one = zoo.train('cct_2_3x2.untrained', {'train': (images, labels), 'class_names': list('abc')},
+                    output=tmp_path / 'one', **options)
+    turned = {'train': (images, (labels + 1) % 3), 'class_names': list('cab')}
+    two = zoo.train(one, turned, output=tmp_path / 'two', lr=0., **options)
+    assert torch.equal(two.model.head.weight, one.model.head.weight[[2, 0, 1]])
+    assert two.evaluate(turned).loss == pytest.approx(one.evaluate(turned).loss, abs=1e-6)
+    three = zoo.train(one, {**turned, 'class_names': list('xyz')}, output=tmp_path / 'three', lr=0., **options)
+    assert torch.equal(three.model.head.weight, one.model.head.weight)      # as timm does
 
 
 # -- classes of unequal size -------------------------------------------------------------------------------------------

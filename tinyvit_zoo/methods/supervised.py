@@ -1,6 +1,6 @@
 """Supervised training: cross-entropy on augmented and mixed images, of one label each or of several."""
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..measure.calibration import fit_temperature
 from ..measure.figures import FORMATS, figures_of
 from ..models import list_models, take_any_size
 from ..recipes import Recipe
-from ..runtime.text import one_line
+from ..runtime.text import composed, one_line
 from ..runtime.world import World
 from ..weights.readout import Readout, write_readout
 from ..weights.resolve import create_model, resolve, without_rates
@@ -102,7 +102,10 @@ class Supervised(Task):
         if cfg['input_size'][0] != 3:
             args['in_chans'] = cfg['input_size'][0]
         if recipe.from_weights:
-            return resolve(recipe.from_weights, recipe.model).create(**args).to(device)
+            start = resolve(recipe.from_weights, recipe.model)
+            model = start.create(**args)
+            sort_head(model, start.cfg.get('label_names') or (), cfg['label_names'])
+            return model.to(device)
         return create_model(recipe.model, **args).to(device)
 
     def kind_at(self, epoch: int, progress: float = 0.) -> tuple[bool, int]:
@@ -264,6 +267,16 @@ model = timm.create_model('{self.recipe.model}', pretrained=True, pretrained_cfg
         if self.average is not None:
             self.average.load_state_dict(state['average'])
         self.best, self.steps = state['best'], state['steps']
+
+
+@torch.no_grad()
+def sort_head(model: Any, old: Sequence[str], new: Sequence[str]) -> None:
+    """Put the rows of a classifier of `old` classes into the order of the `new` ones, where they are the same."""
+    old, head = [composed(name) for name in old], model.get_classifier()
+    if isinstance(head, nn.Linear) and old != [*new] and sorted(old) == sorted(new) and len(new) == len(head.weight):
+        order = [old.index(name) for name in new]
+        for parameter in head.parameters():
+            parameter.copy_(parameter[order])
 
 
 def size_at(recipe: Recipe, epoch: int) -> int:
