@@ -242,7 +242,7 @@ def test_images_are_looked_at_before_weights_are_fetched(
         refused: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr('timm.create_model', lambda *args, **kwargs: pytest.fail('fetches weights'))
     assert 'notes.txt' in refused('predict', MODEL, photos / 'notes.txt')
-    assert str(tmp_path) in refused('predict', MODEL, photos, tmp_path)  # an empty folder
+    assert str(tmp_path) in refused('predict', MODEL, tmp_path)  # an empty folder
 
 
 @pytest.mark.parametrize('batch_size', [1, 4])

@@ -46,6 +46,13 @@ def bench(tmp_path: Path, *argv: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons run in this process."""
+    monkeypatch.setattr(bench_models, 'ProcessPoolExecutor', lambda count, mp_context: ThreadPoolExecutor(count))
+
+
+@pytest.mark.usefixtures('here')
 def test_benchmark_beside_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('OMP_WAIT_POLICY', 'passive')
     report = bench(tmp_path, 'models', 'cct_2_3x2', '--baseline', 'mobilenetv3_small_100', '--img-size', '32',
@@ -62,12 +69,6 @@ def test_benchmark_beside_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = timm.create_model('cct_2_3x2', device='meta')
     assert rows[1]['memory_bytes'] == pytest.approx(peak_memory(model), rel=0.05)
     assert rows[3]['memory_bytes'] > rows[1]['memory_bytes']
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comparisons run in this process."""
-    monkeypatch.setattr(bench_models, 'ProcessPoolExecutor', lambda count, mp_context: ThreadPoolExecutor(count))
 
 
 @pytest.mark.usefixtures('here')
