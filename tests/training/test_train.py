@@ -392,6 +392,11 @@ def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(tmp_path:
     assert two is not None
     known = trained_on(two)
     assert known > trained_on(one.folder) and len(trained_on(one.folder)) == 17     # of 16 images, and a checksum
+    (tmp_path / 'three').mkdir()
+    for name in ('recipe.json', 'trained_on.bin'):      # all that a run has that was refused before its first step
+        shutil.copy(two / name, tmp_path / 'three')
+    zoo.train('cct_2_3x2.untrained', others, output=tmp_path / 'three', **options)
+    assert len(trained_on(tmp_path / 'three')) == 17
     shutil.rmtree(one.folder)
     (two / 'result.json').unlink()
     zoo.train('cct_2_3x2', others, start=one.folder, output=two, resume=True, **options)

@@ -78,9 +78,10 @@ def open_run(run: Run, task: Task, options: Any, source: Source) -> None:
 
 
     def begin() -> None:
+        begun = options.resume and (run.folder / 'recipe.json').exists()
         run.open(task.recipe, facts, options.resume)
         if isinstance(task.recipe, Recipe):
-            keep_trained_on(run.folder, digests_of(source.train), runs_before(task.recipe))
+            keep_trained_on(run.folder, digests_of(source.train), runs_before(task.recipe), begun)
     in_first(world, begin)
     shared = world.gather(world.first or _appears(run.folder / 'recipe.json'))
 

@@ -16,9 +16,9 @@ _BYTES = 8              # of each image, and at the end of a checksum of them
 _MOST = 2 ** 31         # a file with more is damaged
 
 
-def keep_trained_on(folder: Path, own: Iterable[bytes], before: Sequence[str]) -> None:
-    """Write digests of the training images and of those of the runs `before` into a run directory, unless there."""
-    own, content = {*own}, _content(folder)
+def keep_trained_on(folder: Path, own: Iterable[bytes], before: Sequence[str], begun: bool = True) -> None:
+    """Write digests of the training images and of those of the runs `before`; those of a run that has `begun` stay."""
+    own, content = {*own}, _content(folder) if begun else b''
     if not (_checksum(content[:-_BYTES]) == content[-_BYTES:] and own <= _split(content)):
         digests = b''.join(sorted(own.union(*map(trained_on, before))))     # the runs before may be gone later
         write_whole(folder / NAME, digests + _checksum(digests))
