@@ -320,6 +320,13 @@ def test_workers_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
     assert not unraised and not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize('text', ['Too many open files. Communication with the workers is no longer possible.',
+                                  'Caught RuntimeError in DataLoader worker process 0. unable to open: Too many open files'])
+def test_too_few_files_are_an_error_of_one_line(text: str) -> None:
+    with pytest.raises(ZooError, match=r'cannot be started \(Too many open files\)'), loaders._naming_dead_workers():
+        raise RuntimeError(text)
+
+
 def test_a_worker_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, '_TIMEOUT', 0.5)
     monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.2)    # how long the end is waited for

@@ -307,7 +307,9 @@ def _naming_dead_workers() -> Iterator[None]:
         if text.startswith('DataLoader timed out'):
             raise TimeoutError from e
         broken = not isinstance(e, RuntimeError) and not text.startswith('Caught ')     # while it sent a batch
-        if broken or text.startswith(('DataLoader', 'Pin memory', 'received 0 items', "can't start", 'Too many open')):
+        if 'Too many open files' in text:
+            raise _dead('Too many open files') from e
+        if broken or text.startswith(('DataLoader', 'Pin memory', 'received 0 items', "can't start")):
             raise _dead(one_line(e)) from e
         raise
 
