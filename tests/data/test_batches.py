@@ -321,7 +321,7 @@ def test_workers_that_cannot_be_started_are_an_error(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize('text', ['Too many open files. Communication with the workers is no longer possible.',
-                                  'Caught RuntimeError in DataLoader worker process 0. unable to open: Too many open files'])
+                                  'Caught RuntimeError in DataLoader worker process 0. Too many open files (24)'])
 def test_too_few_files_are_an_error_of_one_line(text: str) -> None:
     with pytest.raises(ZooError, match=r'cannot be started \(Too many open files\)'), loaders._naming_dead_workers():
         raise RuntimeError(text)
