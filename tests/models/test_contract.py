@@ -92,6 +92,16 @@ def test_features_only_are_what_the_model_computes(name: str, kwargs: dict) -> N
     torch.testing.assert_close(final, full.forward_features(x))
 
 
+@pytest.mark.parametrize('name', ['cct_2_3x2', 'sl_vit', 'sl_pit', 'plain_pit', 'sl_swin', 'ssl_vit'])
+@torch.no_grad()
+def test_intermediates_of_any_size(name: str) -> None:
+    model, x = create(name).eval(), torch.randn(1, 3, 64, 16)       # as many tokens as the model's own size
+    tinyvit_zoo.models.take_any_size(model)
+    final, maps = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    assert all(each.shape[2] == 4 * each.shape[3] for each in maps)
+
+
 def test_weights_whose_width_follows_the_channels() -> None:
     with pytest.raises(tinyvit_zoo.ZooError, match='These weights take 3 channels'):
         create('fast_cnn_half', pretrained=True, in_chans=4)
@@ -227,6 +237,10 @@ def test_slices_are_invisible(name: str, kwargs: dict, monkeypatch: pytest.Monke
         model(x)
         assert seen == [25]
     handle.remove()
+    handle = model.norm.register_full_backward_hook(lambda module, grads, outs: seen.append(len(outs[0])))
+    model(x).sum().backward()
+    assert seen == [25, 25]
+    handle.remove()
 
 
 def test_slices_are_even() -> None:
@@ -254,6 +268,8 @@ def test_who_gets_the_whole_batch() -> None:
         with torch.no_grad():
             assert memory.slice_length(model, x, tenth) == 9
     assert memory.slice_length(model, x, tenth) == 9
+    nn.utils.parametrizations.spectral_norm(model.head)     # a step of its iteration each time
+    assert memory.slice_length(model, x, tenth) == 9 and memory.slice_length(model.train(), x, tenth) == 0
 
 
 def test_pruning_drops_the_pooling_too() -> None:

@@ -46,14 +46,18 @@ def slice_length(model: nn.Module, x: Tensor, largest_activation: int) -> int:
     """Return the number of images of `x` to run at a time, in even slices; 0: all. `largest_activation`: of an image.
 
     For inference on a CPU, and training outside `keep_freed_memory`: in halves a batch of 128 is 1.1 to 1.4 times as
-    fast. Gradients are equal up to rounding; dropout draws slice by slice. With hooks on the model's modules, batch
-    norm, tracing, compiling and exporting the batch stays whole.
+    fast. Gradients are equal up to rounding; dropout draws slice by slice. With hooks on the model's modules, what
+    changes with each training pass (batch and spectral norm), tracing, compiling and exporting the batch stays whole.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or x.device.type != 'cpu':
         return 0
     most = max(1, _SLICE_NUMBERS // largest_activation)
     if len(x) <= most or (torch.is_grad_enabled() and _kept.get()) or _has_any_global_hook() or any(
-            module._forward_hooks or module._forward_pre_hooks or (isinstance(module, _BatchNorm) and module.training)
-            for module in model.modules() if module is not model):
+            map(_sees_whole_batch, (module for module in model.modules() if module is not model))):
         return 0
     return -(-len(x) // -(-len(x) // most))
+
+
+def _sees_whole_batch(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or (module.training and (isinstance(module, _BatchNorm) or 'parametrizations' in module._modules))

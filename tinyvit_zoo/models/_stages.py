@@ -1,4 +1,5 @@
 """The base class of transformers in stages, which halve the map of tokens and widen it between stages."""
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,14 +85,17 @@ class StagedTransformer(TokenTransformer):
         """Return the input of the first stage."""
         return self._embed(x)
 
-    def _run_stages(self, x: Tensor, indices: int | list[int] | None, norm: bool,
-                    stop_early: bool) -> tuple[Tensor, list[Tensor], list[int]]:
-        """Return the final features, those of the stages at `indices`, and these indices counted from 0."""
+    def _run_stages(self, x: Tensor, indices: int | list[int] | None, norm: bool, stop_early: bool,
+                    grids: Sequence[tuple[int, int]] = ()) -> tuple[Tensor, list[Tensor], list[int]]:
+        """Return the final features, those of the stages at `indices`, and these indices counted from 0.
+
+        `grids`: the maps that each stage makes of images of another size, where it pools tokens.
+        """
         stages = self._stages()
         take, last = feature_take_indices(len(stages), indices)
         x, taken = self._first_map(x), []
         for i, stage in enumerate(stages[:last + 1] if stop_early else stages):
-            x = stage.forward_blocks(stage.pool(x))
+            x = stage.forward_blocks(stage.pool.on_grid(x, grids[i - 1]) if grids and i else stage.pool(x))
             if i in take:
                 taken.append(self.norm(x) if norm and i == len(stages) - 1 else x)
             x = stage.downsample(x)

@@ -109,8 +109,8 @@ class LocalPiT(StagedTransformer):
                               return_prefix_tokens: bool = False, norm: bool = False, stop_early: bool = False,
                               output_fmt: str = 'NCHW', intermediates_only: bool = False) -> Any:
         """Return the tokens after each stage; the arguments are TokenTransformer's."""
-        x, taken, take = self._run_stages(x, indices, norm, stop_early)
-        grids = self._grids(self.img_size)
+        grids = self._grids((x.shape[2], x.shape[3]) if self.dynamic_img_size else self.img_size)
+        x, taken, take = self._run_stages(x, indices, norm, stop_early, grids if self.dynamic_img_size else ())
         outputs = self._as_outputs(taken, [grids[i] for i in take], return_prefix_tokens, output_fmt)
         return outputs if intermediates_only else (x, outputs)
 
