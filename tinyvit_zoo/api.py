@@ -239,7 +239,8 @@ def train(model: str | Path | Recipe | Classifier, data: Any = None, *, output: 
     if isinstance(model, Recipe):
         recipe = replace(model, from_weights=begin) if begin else model
     else:
-        recipe = own.finetuning_recipe(_spec(model), begin)
+        resumed = user_path(output) if output and keywords.get('resume') else None
+        recipe = own.finetuning_recipe(_spec(model), begin, resumed)
     name = recipe.name if isinstance(model, Recipe) else _spec(model)
     return Classifier(_train(name, recipe, data, output, device, keywords), device)
 

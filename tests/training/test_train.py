@@ -397,10 +397,18 @@ def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(tmp_path:
         shutil.copy(two / name, tmp_path / 'three')
     zoo.train('cct_2_3x2.untrained', others, output=tmp_path / 'three', **options)
     assert len(trained_on(tmp_path / 'three')) == 17
+    assert one.folder
+    four = zoo.train(one.folder, others, output=tmp_path / 'four', **options).folder
+    assert four
     shutil.rmtree(one.folder)
     (two / 'result.json').unlink()
     zoo.train('cct_2_3x2', others, start=one.folder, output=two, resume=True, **options)
     assert trained_on(two) == known
+    (four / 'result.json').unlink()
+    zoo.train(one.folder, others, output=four, resume=True, **options)      # its name says no architecture
+    assert trained_on(four) == known
+    with pytest.raises(ZooError, match='There is no file or run directory'):
+        zoo.train(one.folder, others, output=tmp_path / 'five', resume=True, **options)
     (two / 'trained_on.bin').write_bytes(b'damaged')
     assert not trained_on(two)
     (two / 'result.json').unlink()

@@ -57,4 +57,5 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.recipe:
         recipe = find_recipe(args.recipe[0])
         return dataclasses.replace(recipe, from_weights=args.start) if args.start else recipe
-    return without_mirroring(finetuning_recipe(args.model or '', args.start), args.data or '')
+    resumed = args.output if args.resume else None
+    return without_mirroring(finetuning_recipe(args.model or '', args.start, resumed), args.data or '')

@@ -1,6 +1,7 @@
 """Recipes for one's own model and images, from the presets."""
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from timm.models import get_pretrained_cfg
@@ -24,14 +25,29 @@ from ..recipes.settings import AnyRecipe, defaults
 from ..runtime.files import user_path
 from ..runtime.text import show
 from ..runtime.world import World
-from ..weights.resolve import resolve, without_rates
+from ..weights.resolve import read_recipe, resolve, without_rates
+
+_OF_THE_START = 'name', 'from_weights', 'img_size', 'crop_pct', 'layer_decay', 'model_args'
 
 
-def finetuning_recipe(name: str = '', start: str = '') -> Recipe:
+def finetuning_recipe(name: str = '', start: str = '', resumed: Path | None = None) -> Recipe:
     """Fine-tune `name`, as `resolve` takes it, at its size; from scratch if it has no weights.
 
     `start`: other weights to start from. Without `name` it is a pre-training run, whose encoder is fine-tuned.
+    `resumed`: the run to go on with, which says what it began with where that is gone.
     """
+    try:
+        return _finetuning_recipe(name, start)
+    except ZooError:
+        if not (resumed and (resumed / 'recipe.json').is_file()):
+            raise
+        written = read_recipe(resumed)['recipe']
+        if not written['name'].endswith('.finetuned'):
+            raise
+        return replace(FINETUNING_PRESET, **{key: written[key] for key in _OF_THE_START if key in written})
+
+
+def _finetuning_recipe(name: str, start: str) -> Recipe:
     run = resolve(start).recipe if start and (user_path(start) / 'recipe.json').is_file() else {}
     run = {**defaults(Pretraining), **run} if 'method' in run else {}
     if not name and not run:
