@@ -500,6 +500,21 @@ def test_a_kill_before_the_recipe_was_written(data: str, finished: Path, tmp_pat
     assert not list((tmp_path / 'run').rglob('.partial*'))
 
 
+def test_the_images_may_have_another_name(data: str, finished: Path, stopped: Path, tmp_path: Path) -> None:
+    kind, _, place = data.partition(':')
+    shutil.copy(place, tmp_path / 'other.npz')
+    assert run(f'{kind}:{tmp_path / "other.npz"}', stopped, '--resume') == 0
+    assert_same_bits(finished, stopped)
+
+
+def test_weights_to_begin_with_that_are_no_numbers(data: str, tmp_path: Path) -> None:
+    model = timm.create_model('cct_2_3x2')
+    torch.nn.init.constant_(model.norm.bias, math.nan)
+    save_weights(model.state_dict(), tmp_path / 'nan.safetensors')
+    with pytest.raises(ZooError, match=r'nan\.safetensors has weights that are NaN or infinite: start from others'):
+        zoo.train('cct_2_3x2', data, start=tmp_path / 'nan.safetensors', output=tmp_path / 'run', epochs=1)
+
+
 def test_two_processes_do_not_write_to_one_run(
         data: str, stopped: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip('fcntl')

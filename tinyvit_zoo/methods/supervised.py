@@ -104,6 +104,8 @@ class Supervised(Task):
         if recipe.from_weights:
             start = resolve(recipe.from_weights, recipe.model)
             model = start.create(**args)
+            if not all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point()):
+                raise ZooError(f'{recipe.from_weights} has weights that are NaN or infinite: start from others.')
             sort_head(model, start.cfg.get('label_names') or (), cfg['label_names'])
             return model.to(device)
         return create_model(recipe.model, **args).to(device)

@@ -92,6 +92,8 @@ class Run:
         same = {key: wanted['recipe'][key] for key in ('about', 'published')}   # decide no weights
         written['recipe'] = {**defaults(kind), **written['recipe'], **same}
         wanted = {**_stated(wanted, written), 'recipe': wanted['recipe']}
+        if 'contents' in wanted.get('data', {}):    # another name of the same images
+            wanted['data']['source'] = written['data']['source']
         changes = differences({key: written.get(key) for key in wanted}, wanted)
         if changes:
             same_recipe = wanted['recipe'] == written['recipe']

@@ -68,7 +68,7 @@ def read_cfg(path: str | Path) -> dict[str, Any]:
     try:
         cfg = json.loads(metadata.get('pretrained_cfg', '{}'))
     except (ValueError, RecursionError) as e:
-        raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): download it again.') from e
+        raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): delete it and fetch it again.') from e
     where = f'{path} is damaged or too new: in its pretrained_cfg'
     check_cfg(cfg, where)
     if not _sealed(metadata):
@@ -110,7 +110,8 @@ def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], str | Path]]:
     except OSError as e:
         raise ZooError(f'{path} cannot be read ({one_line(e)}): give a readable file.') from e
     except Exception as e:  # every reader has its own errors for a damaged file
-        raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): download it again.') from e
+        raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): delete it and fetch it '
+                       f'again.') from e
 
 
 def _unzipped(file: IO[bytes], path: Path) -> tuple[IO[bytes], str] | None:
@@ -322,9 +323,9 @@ def check_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding='utf-8'))
         stated = _stated_digest(config, _CONFIG)
     except Exception as e:  # timm has read it
-        raise ZooError(f'{path} is damaged ({one_line(e)}): download it again.') from e
+        raise ZooError(f'{path} is damaged ({one_line(e)}): delete it and fetch it again.') from e
     if stated not in (None, seal_config(config)[_CONFIG]):
-        raise ZooError(f'{path} is damaged (its digest does not match): download it again, {_SEAL}.')
+        raise ZooError(f'{path} is damaged (its digest does not match): delete it and fetch it again, {_SEAL}.')
     return config
 
 

@@ -46,9 +46,10 @@ def read_readout(path: str | Path) -> Readout:
         good = isinstance(readout.multi_label, bool) and (readout.temperature is None or (
             type(readout.temperature) in (int, float) and 1e-3 <= readout.temperature <= 1e3))
     except (ValueError, TypeError, RecursionError) as e:
-        raise ZooError(f'{path} is damaged or too new (its {_KEY} is {text[:80]}): download it again.') from e
+        raise ZooError(f'{path} is damaged or too new (its {_KEY} is {text[:80]}): delete it and fetch it '
+                       f'again.') from e
     if not good:
-        raise ZooError(f'{path} is damaged (its {_KEY} is {text[:80]}): download it again.')
+        raise ZooError(f'{path} is damaged (its {_KEY} is {text[:80]}): delete it and fetch it again.')
     return readout
 
 
