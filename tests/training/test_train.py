@@ -44,6 +44,7 @@ from tinyvit_zoo.runtime.world import World, autocast_dtype
 from tinyvit_zoo.training import loop, run_dir
 from tinyvit_zoo.training.optimizer import clip_gradients, learning_rate, make_optimizer
 from tinyvit_zoo.training.train import check_recipe
+from tinyvit_zoo.weights import trained
 from tinyvit_zoo.weights.files import convert, read_metadata, read_weights, save_weights
 from tinyvit_zoo.weights.readout import Readout, write_readout
 from tinyvit_zoo.weights.resolve import resolve
@@ -384,7 +385,8 @@ def test_a_run_without_a_checkpoint_begins_with_the_same_weights_again(
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(tmp_path: Path) -> None:
+def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, others = (fakes.image_folder(tmp_path / name, {'a': 10, 'b': 10}, size=16) for name in ('first', 'others'))
     options: dict[str, Any] = dict(epochs=1, warmup_epochs=0, batch_size=16, img_size=16, device='cpu')
     one = zoo.train('cct_2_3x2.untrained', first, output=tmp_path / 'one', **options)
@@ -412,8 +414,10 @@ def test_images_that_the_start_was_trained_on_are_kept_when_it_is_gone(tmp_path:
     (two / 'trained_on.bin').write_bytes(b'damaged')
     assert not trained_on(two)
     (two / 'result.json').unlink()
+    caplog.clear()
+    trained._warn.cache_clear()     # the line came before
     zoo.train('cct_2_3x2', others, start=one.folder, output=two, resume=True, **options)
-    assert len(trained_on(two)) == 17
+    assert len(trained_on(two)) == 17 and 'two/trained_on.bin or result.json is missing or damaged' in caplog.text
 
 
 def test_other_names_of_the_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,8 @@ def keep_trained_on(folder: Path, own: Iterable[bytes], before: Sequence[str], b
     """Write digests of the training images and of those of the runs `before`; those of a run that has `begun` stay."""
     own, content = {*own}, _content(folder) if begun else b''
     if not (_checksum(content[:-_BYTES]) == content[-_BYTES:] and own <= _split(content)):
+        if begun and before:
+            _warn(folder)
         digests = b''.join(sorted(own.union(*map(trained_on, before))))     # the runs before may be gone later
         write_whole(folder / NAME, digests + _checksum(digests))
 
