@@ -102,6 +102,36 @@ def test_intermediates_of_any_size(name: str) -> None:
     assert all(each.shape[2] == 4 * each.shape[3] for each in maps)
 
 
+@pytest.mark.parametrize('name, kwargs, batch', [
+    ('sl_swin', {}, 2), ('plain_swin', {}, 40), ('sl_vit', dict(depth=1), 20)])
+def test_torch_func(name: str, kwargs: dict, batch: int) -> None:
+    """Forward-mode derivatives are right, or refused by torch's own attention; reverse mode equals autograd."""
+    model = create(name, drop_path_rate=0., **kwargs).double()
+    x, tangent = torch.randn(2, batch, 3, 32, 32, dtype=torch.float64)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return model(x)
+
+    try:
+        _, found = torch.func.jvp(run, (x,), (tangent,))
+        torch.testing.assert_close(found, (run(x + 1e-5 * tangent) - run(x - 1e-5 * tangent)) / 2e-5)
+    except NotImplementedError as e:
+        assert 'Trying to use forward AD with _scaled_dot_product' in str(e) and 'swin' not in name
+    model.eval()
+    expected = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    found = torch.func.grad(lambda tensors: torch.func.functional_call(model, tensors, (x,)).square().sum())(
+        {key: value.detach() for key, value in model.named_parameters()})
+    torch.testing.assert_close(list(found.values()), list(expected))
+
+
+@pytest.mark.parametrize('name', ['cct_2_3x2', 'sl_vit', 'sl_swin', 'fast_cnn_half'])
+def test_no_images(name: str) -> None:
+    assert create(name).eval()(torch.zeros(0, 3, 32, 32)).shape == (0, 10)
+    if name != 'fast_cnn_half':     # batch norms need some
+        assert create(name).train()(torch.zeros(0, 3, 32, 32)).shape == (0, 10)
+
+
 def test_weights_whose_width_follows_the_channels() -> None:
     with pytest.raises(tinyvit_zoo.ZooError, match='These weights take 3 channels'):
         create('fast_cnn_half', pretrained=True, in_chans=4)

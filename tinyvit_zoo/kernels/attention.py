@@ -21,7 +21,7 @@ def _pieces(qkv: Tensor) -> Iterator[Tuple[slice, slice, int]]:
     """Yield indices (images, all tokens, head) that cover the batch; q[piece] is a [b, N, D] view for bmm."""
     batch, tokens, _, heads, _ = qkv.shape
     count = max(1, round(batch * tokens * tokens * qkv.element_size() / _SCORE_BYTES))
-    step = -(-batch // count)
+    step = max(1, -(-batch // count))
     for start in range(0, batch, step):
         for head in range(heads):
             yield slice(start, min(start + step, batch)), slice(None), head

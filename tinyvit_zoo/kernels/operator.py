@@ -5,7 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
+
+
+def transformed() -> bool:
+    """Return whether torch.func or forward-mode derivatives are at work, which would pass the operators by."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def operator(name: str, fake: Callable[..., Any], flops: Callable[..., int], **kwargs: Any) -> Callable[..., Any]:

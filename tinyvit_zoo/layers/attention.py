@@ -15,7 +15,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from ..kernels.attention import diagonal_value, locality_attention, locality_attention_is_faster
-from ..kernels.operator import kept
+from ..kernels.operator import kept, transformed
 
 
 @torch.fx.wrap
@@ -26,7 +26,8 @@ def attend(qkv: Tensor, scale: float, dropout_p: float) -> Tensor:
     A CPU trains short sequences in bfloat16 by the plain formula, 2 to 6 times as fast as by the fused backward pass.
     """
     if not torch.jit.is_scripting():
-        if dropout_p > 0. and qkv.device.type == 'cpu' and scale == qkv.shape[-1] ** -0.5:
+        possible = torch.compiler.is_compiling() or not transformed()
+        if dropout_p > 0. and qkv.device.type == 'cpu' and scale == qkv.shape[-1] ** -0.5 and possible:
             return torch.ops.tinyvit_zoo.dropout_attention(qkv, dropout_p)[0].flatten(2)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D]
     if q.requires_grad and dropout_p == 0. and q.is_cpu and q.dtype == torch.bfloat16 and q.shape[2] <= 256:
@@ -100,7 +101,8 @@ def attend_locally(qkv: Tensor, temperature: Tensor, dropout_p: float) -> Tensor
     """Attend [B, N, 3, H, D] -> [B, N, H * D] with temperatures [H] and a masked diagonal."""
     if not torch.jit.is_scripting():
         eager = type(qkv) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-        if eager and qkv.device.type == 'cpu' and dropout_p == 0. and locality_attention_is_faster(qkv):
+        if eager and qkv.device.type == 'cpu' and dropout_p == 0. and locality_attention_is_faster(qkv) and (
+                not transformed()):
             return locality_attention(qkv, temperature).flatten(2)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D]
     q = q * temperature.to(q.dtype)[:, None, None]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..kernels.convolution import shifted_merging
+from ..kernels.operator import transformed
 
 
 def shift_diagonally(x: Tensor, distance: int) -> Tensor:
@@ -99,7 +100,8 @@ def _merge_shifted(
         x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
     """Merge [B, H, W, C] -> [B, H // 2, W // 2, D]: shifted patches of 2x2, LayerNorm, Linear."""
     if not torch.jit.is_scripting():
-        if x.device.type == 'cpu' and type(x) is Tensor and not torch.compiler.is_compiling():
+        eager = type(x) is Tensor and not torch.compiler.is_compiling() and not transformed()
+        if eager and x.device.type == 'cpu':
             scaled = weight * norm_weight
             # a patch's shifted values [D, 20 C] as a convolution [D, C, 4, 4]: the copies, and the map in the middle
             middle, *copies = scaled.unflatten(1, (2, 2, 5, -1)).unbind(3)  # each [D, row, column, C]

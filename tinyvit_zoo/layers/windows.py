@@ -16,7 +16,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from ..errors import ZooError
-from ..kernels.operator import kept
+from ..kernels.operator import kept, transformed
 from ..kernels.window_attention import window_attention
 
 _OPERATOR_FROM = 1 << 20    # numbers in queries, keys and values together
@@ -113,7 +113,7 @@ def attend_in_windows(qkv: Tensor, temperature: Optional[Tensor], table: Tensor,
     order, place = window_order(qkv, height, width, window, shift)
     if not torch.jit.is_scripting():
         if fused and qkv.device.type == 'cpu' and type(qkv) is Tensor and not torch.compiler.is_compiling():
-            if qkv.numel() >= _OPERATOR_FROM:
+            if qkv.numel() >= _OPERATOR_FROM and not transformed():
                 return window_attention(qkv.flatten(1, 2), temperature, bias, order, place).view(*qkv.shape[:3], -1)
             fused = False
     windows = qkv.flatten(1, 2).index_select(1, order).unflatten(1, [-1, window * window])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d, get_device_dtype, to_2tuple
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..errors import ZooError
@@ -47,7 +48,7 @@ class FastCNN(nn.Module):
         if min(self.img_size) <= 2 ** len(dims):
             raise ZooError(f'img_size is {img_size}, expected more than {2 ** len(dims)}: each stage halves it.')
         self.num_features = self.head_hidden_size = dims[-1]
-        self.drop_rate, self.logit_scale = drop_rate, logit_scale
+        self.drop_rate, self.logit_scale, self.grad_checkpointing = drop_rate, logit_scale, False
         self.whiten = nn.Conv2d(in_chans, 8 * in_chans, 2, **dd)
         widths = (8 * in_chans, *dims)
         self.stages = nn.Sequential(*[Stage(*pair, **dd) for pair in zip(widths, dims, strict=False)])
@@ -58,7 +59,15 @@ class FastCNN(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images [B, C, H, W] -> [B, D, H / 8, W / 8]."""
-        return self.stages(F.gelu(self.whiten(_channels_last(x))))
+        x = F.gelu(self.whiten(_channels_last(x)))
+        if not torch.jit.is_scripting():
+            if self.grad_checkpointing:
+                return checkpoint_seq(self.stages, x)
+        return self.stages(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass; batch norms learn their statistics twice, as in timm."""
+        self.grad_checkpointing = enable
 
     def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False,
                               stop_early: bool = False, output_fmt: str = 'NCHW',
@@ -83,6 +92,7 @@ class FastCNN(nn.Module):
         return taken
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify; what the classifier itself returns is scaled by `logit_scale`."""
         x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
         return x if pre_logits or self.num_classes == 0 else self.head(x) * self.logit_scale
 
