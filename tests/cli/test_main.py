@@ -58,10 +58,13 @@ def test_a_system_error_without_a_file_says_what_to_do(
 
 def test_a_library_that_a_command_cannot_import_is_one_line(
         refused: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / 'brittle_library.py').write_text("int('often')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(autoload, 'status', lambda: importlib.import_module('brittle_library'))
-    assert 'brittle_library cannot be imported (ValueError: invalid literal' in refused('autoload', 'status')
+    for fault, told in (("int('often')", 'ValueError: invalid literal'), ("raise RuntimeError('no nms')", 'no nms'),
+                        ("raise OSError('no library')", 'no library')):
+        (tmp_path / 'brittle_library.py').write_text(fault)
+        message = refused('autoload', 'status')
+        assert 'brittle_library cannot be imported (' in message and told in message
     monkeypatch.setattr(autoload, 'status', lambda: int('often'))
     with pytest.raises(ValueError, match='often'):      # a fault of ours
         main(['autoload', 'status'])

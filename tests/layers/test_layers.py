@@ -121,3 +121,8 @@ def test_compiled_inference_takes_any_batch_and_exports_stay_free_of_our_operato
             torch.testing.assert_close(compiled(x).float(), model(x).float(), rtol=0.05, atol=0.05)
     program = torch.export.export(model, (torch.randn(3, 3, 32, 32),))
     assert 'tinyvit_zoo' not in program.graph_module.code
+    graphs: list[str] = []
+    torch.compile(model, backend=lambda graph, _: graphs.append(graph.code) or graph)(x)
+    assert 'tinyvit_zoo' in graphs[0]
+    model.tokenizer.convs[0].register_forward_hook(lambda module, args, out: 2 * out)   # our operator would pass it by
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)

@@ -67,17 +67,20 @@ def main(argv: list[str] | None = None) -> int:
         return _complain('stopped by SIGTERM.', 128 + signal.SIGTERM)
     except ZooError as e:
         return _complain(str(e))
-    except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and 'memory' not in str(e):
-            raise
-        return _complain(f'Out of memory ({one_line(e)}): use smaller images, batches or models.')
-    except OSError as e:
-        return _complain(told(e))
     except Exception as e:
-        if not (library := _imported(e)):
+        if not (problem := _problem(e)):
             raise
-        return _complain(f'{library} cannot be imported ({type(e).__name__}: {one_line(e)}): correct its installation '
-                         f'or environment variables.')
+        return _complain(problem)
+
+
+def _problem(error: Exception) -> str:
+    """Return the line on an error that is no fault of ours; '' for others."""
+    if library := _imported(error):
+        return (f'{library} cannot be imported ({type(error).__name__}: {one_line(error)}): correct its installation '
+                f'or environment variables.')
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'memory' in str(error)):
+        return f'Out of memory ({one_line(error)}): use smaller images, batches or models.'
+    return told(error) if isinstance(error, OSError) else ''
 
 
 def _imported(error: BaseException) -> str:

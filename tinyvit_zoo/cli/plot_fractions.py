@@ -1,6 +1,7 @@
 """`tinyvit-zoo plot-fractions`: accuracy over the share of the training images, from run directories."""
 import argparse
-from collections.abc import Iterable
+import logging
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,12 @@ NAME = 'plot-fractions'
 SUMMARY = 'plot the accuracy of runs over their share of the training images'
 EXAMPLES = 'tinyvit-zoo plot-fractions runs/quarter runs/half runs/whole'
 
+_logger = logging.getLogger(__name__)
+
 
 class _Run(NamedTuple):
     folder: Path
+    seed: int | None
     stated: dict[str, Any]      # what the seeds of a recipe have in common
     series: str         # the recipe, and its initial weights
     fraction: float
@@ -77,19 +81,27 @@ def _read(folder: Path) -> _Run:
     series = run['recipe']['name'] + (f' from {start}' if start else '')
     recipe = {key: value for key, value in run['recipe'].items() if key not in ('seed', 'about', 'published')}
     stated = {**recipe, 'val_fraction': run.get('val_fraction'), 'images': run['data']['images']}
-    return _Run(folder, stated, series, run['fraction'], run['data']['images'], run['data']['source'],
-                run['data'].get('test', ''), figures['test']['top1'])
+    data = run['data']
+    return _Run(folder, run['recipe'].get('seed'), stated, series, run['fraction'], data['images'], data['source'],
+                data.get('test', ''), figures['test']['top1'])
 
 
-def _draw(axes: Any, series: str, runs: Iterable[_Run]) -> list[tuple[str, ...]]:
+def _draw(axes: Any, series: str, runs: Sequence[_Run]) -> list[tuple[str, ...]]:
     """Draw means, with bars from the lowest to the highest of the runs, sorted by fraction; return lines of a table."""
     points = []
     rows: list[tuple[str, ...]] = []
+    first = runs[0]
     for fraction, group in groupby(runs, key=lambda run: run.fraction):
         same = list(group)
         if odd := next(((run, changes) for run in same if (changes := differences(same[0].stated, run.stated))), None):
             raise ZooError(f'{odd[0].folder} is not another seed of {same[0].folder} ({"; ".join(odd[1])}): leave it '
                            f'out.')
+        seeds = [run.seed for run in same if run.seed is not None]
+        if len({*seeds}) < len(seeds):
+            raise ZooError(f'Two runs of {series} on {fraction:.0%} have the same seed: leave one out.')
+        if changes := differences({**first.stated, 'images': 0}, {**same[0].stated, 'images': 0}):
+            _logger.warning('%s and %s are on one curve, but differ: %s.', first.folder, same[0].folder,
+                            '; '.join(changes))
         images, values = zip(*((run.images, run.top1) for run in same), strict=True)
         mean, low, high = sum(values) / len(values), min(values), max(values)
         points.append((100 * fraction, mean, mean - low, high - mean))

@@ -43,11 +43,17 @@ def conv_pool(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     return out
 
 
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Return whether all that a convolution does is in its weight, stride and padding."""
+    usual = type(conv) is nn.Conv2d and conv.bias is None and conv.padding_mode == 'zeros'
+    return usual and conv.dilation == (1, 1) and not (conv._forward_hooks or conv._forward_pre_hooks)
+
+
 def conv_pool_relu(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply convolution, max-pool and ReLU to a map in channels-last."""
     # the operator for inference on a CPU; an exported program must not hold our operators
     inference = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not torch.is_grad_enabled()
-    if inference and conv.bias is None and x.device.type == 'cpu':
+    if inference and x.device.type == 'cpu' and _is_plain(conv):
         weight: Tensor = conv.weight
         if torch.is_autocast_enabled('cpu'):
             dtype = torch.get_autocast_dtype('cpu')
