@@ -217,6 +217,8 @@ def test_predict(run: zoo.Classifier, tmp_path: Path) -> None:
     assert sum(one.probabilities) == pytest.approx(1, abs=1e-6) and len(run.predict(grey, topk=1)[0].labels) == 1
     with pytest.raises(ZooError, match=r'color image or three grey ones: give \[1, 3, 16, 16\] or \[3, 1, 16, 16\]'):
         run.predict(DATA['test'][0][:3])
+    color = zoo.load('vit_tiny_patch16_224.untrained', 'cpu')      # its means are alike, but no measurement
+    assert len(color.predict(torch.rand(3, 30, 30))) == 1
     assert len(run.predict(DATA['test'][0][:3, None])) == 3 and len(run.predict(DATA['test'][0][None, :3])) == 1
     several = run.predict(DATA['test'][0])
     assert len(several) == 12 and several[4].probabilities == pytest.approx(one.probabilities, abs=1e-6)

@@ -133,7 +133,8 @@ class Classifier:
         self._loaded = self._loaded.following(self.model)
         cfg = self._loaded.cfg
         try:
-            grey = len({*cfg['mean']}) == 1     # measured on grey images that were repeated to three channels
+            # measured on grey images that were repeated to three channels; 0.5 is no measurement
+            grey = len({*cfg['mean']}) == len({*cfg['std']}) == 1 and cfg['mean'][0] != 0.5
             items = [images] if is_one(images, cfg['input_size'][0], grey) else list(images)
         except TypeError as e:
             raise ZooError(f'images is {shown(images)}, expected paths, Pillow images, arrays or tensors.') from e

@@ -37,6 +37,7 @@ from tinyvit_zoo.augment.spec import AugmentSpec
 from tinyvit_zoo.cli.main import main
 from tinyvit_zoo.errors import ZooError
 from tinyvit_zoo.methods.joint import average_
+from tinyvit_zoo.methods.supervised import Supervised
 from tinyvit_zoo.recipes import PRETRAININGS, RECIPES, Recipe
 from tinyvit_zoo.runtime.files import user_path
 from tinyvit_zoo.runtime.lock import lock, unlock
@@ -502,6 +503,20 @@ def test_a_kill_before_the_recipe_was_written(data: str, finished: Path, tmp_pat
     assert run(data, tmp_path / 'run') == 0
     assert_same_bits(finished, tmp_path / 'run')
     assert not list((tmp_path / 'run').rglob('.partial*'))
+
+
+def test_a_signal_after_the_last_step(
+        data: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Supervised, 'judge', interrupted)
+        assert run(data, tmp_path / 'run') == 130
+    assert 'continue with --resume' in capsys.readouterr().err
+    assert run(data, tmp_path / 'run', '--resume') == 0
+    assert_same_bits(finished, tmp_path / 'run')
 
 
 def test_the_images_may_have_another_name(data: str, finished: Path, stopped: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Make the weights of a recipe: `tinyvit-zoo train` and `tinyvit-zoo pretrain`."""
 import json
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,7 +35,7 @@ from .budget import fit_minutes, fit_pflop
 from .card import make_card
 from .cost import check_size, pflop
 from .facts import begun_cfg, check_alike, fingerprints, in_first, open_run, runs_before, to_begin
-from .loop import Loop
+from .loop import Loop, Stopped
 from .optimizer import make_optimizer
 from .own import without_colours
 from .run_dir import PRETRAINING, Run, load_checkpoint
@@ -131,7 +132,12 @@ def _go_on(run: Run, task: Task, batches: Batches | None, options: Options, sour
     if world.first and fingerprints(source) != before:
         run.say(f'Files of {source.name} were written to during the training, which may have read other images: repeat '
                 f'it unless they are the same.')
-    return _finish(task, options, source, run)
+    try:
+        return _finish(task, options, source, run)
+    except (Exception, SystemExit):
+        raise
+    except BaseException as e:      # of a signal: the last checkpoint holds all
+        raise Stopped(signal.SIGINT if isinstance(e, KeyboardInterrupt) else signal.SIGTERM) from None
 
 
 def _tell_of_repeated(recipe: BaseRecipe, source: Source, run: Run) -> None:
