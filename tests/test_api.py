@@ -510,6 +510,8 @@ def test_a_model_trained_by_the_caller_is_saved(run: zoo.Classifier, tmp_path: P
         changed.calibrate({'val': DATA['test'], 'train': DATA['train']})
     with pytest.raises(ZooError, match='a training starts from its file'):
         zoo.train(changed, DATA, output=tmp_path / 'no', **SMALL)
+    with pytest.raises(ZooError, match=r'own\.pth does not end in \.safetensors'):
+        changed.save(tmp_path / 'own.pth')
     changed.save(tmp_path / 'own.safetensors')
     start = f'cct_2_3x2={tmp_path}/own.safetensors'
     options = {**SMALL, 'epochs': 1, 'warmup_epochs': 0, 'lr': 0., 'from_weights': start}

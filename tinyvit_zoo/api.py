@@ -178,6 +178,8 @@ class Classifier:
 
         `load('NAME=FILE')`, `train(..., start='NAME=FILE')` and timm take it. `calibrate` fits a temperature anew.
         """
+        if user_path(path).suffix != '.safetensors':
+            raise ZooError(f'{path} does not end in .safetensors: choose such a name.')
         self._loaded = self._loaded.following(self.model)
         names = label_names(self._loaded.model.pretrained_cfg)
         cfg = {**self._loaded.cfg, 'num_classes': self.model.num_classes, **({'label_names': names} if names else {})}
