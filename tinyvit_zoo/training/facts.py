@@ -76,7 +76,6 @@ def open_run(run: Run, task: Task, options: Any, source: Source) -> None:
         facts = facts_of(task, options, source)
     check_alike(world, {**facts, 'data': {**facts['data'], 'source': ''}})      # another name may be of the same
 
-
     def begin() -> None:
         begun = options.resume and (run.folder / 'recipe.json').exists()
         run.open(task.recipe, facts, options.resume)
@@ -93,7 +92,7 @@ def open_run(run: Run, task: Task, options: Any, source: Source) -> None:
 
 
 def runs_before(recipe: BaseRecipe) -> list[str]:
-    """Name the runs whose training images the weights to be know."""
+    """Name the weights that the run begins with, and its teacher: their training images count as its own."""
     return [spec for name in ('from_weights', 'teacher') if (spec := getattr(recipe, name, ''))]
 
 
