@@ -74,6 +74,8 @@ def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException], fol
     (OSError(28, 'No space left on device'), ': free disk space, or choose another place.'),
     (PermissionError(13, 'Permission denied'), ' (Permission denied): choose another place.'),
     (IsADirectoryError(21, 'Is a directory'), ': remove it, or choose another place.'),
+    (shutil.Error([('a', 'b', "[Errno 28] No space left on device: 'a' -> 'b'")]),
+     "'b'): free disk space, or choose another place."),
     (FileNotFoundError(2, "No usable temporary directory found in ['/x']"), "['/x']): set TMPDIR to a folder that can "
      'be written.')])
 def test_the_remedy_is_that_of_the_error(error: OSError, remedy: str, tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ def _remedy(error: OSError) -> str:
     if 'temporary directory' in str(error):     # as the module tempfile says it
         return 'set TMPDIR to a folder that can be written'
     first = {errno.ENOSPC: 'free disk space, or ', errno.EDQUOT: 'free disk space, or ', errno.EISDIR: 'remove it, or '}
-    return f'{first.get(error.errno or 0, "")}choose another place'
+    # shutil's, of a folder, has no number
+    number = error.errno or next((number for number in first if os.strerror(number) in str(error)), 0)
+    return f'{first.get(number, "")}choose another place'
 
 
 def told(error: OSError) -> str:

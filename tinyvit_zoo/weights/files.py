@@ -34,6 +34,7 @@ _WRAPPERS = (  # the first one found is used
     'state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'teacher', 'student', 'module')
 _PREFIXES = ('_orig_mod.', 'module.')   # torch.compile and DistributedDataParallel
 TENSORS, _METADATA = 'tensors_sha256', 'metadata_sha256'
+REMEDY = 'delete it, and fetch it again or resume its run'
 _HEADER_BYTES = 100 << 20       # at most, as in safetensors
 
 
@@ -68,7 +69,7 @@ def read_cfg(path: str | Path) -> dict[str, Any]:
     try:
         cfg = json.loads(metadata.get('pretrained_cfg', '{}'))
     except (ValueError, RecursionError) as e:
-        raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): delete it and fetch it again.') from e
+        raise ZooError(f'{path} is damaged (its pretrained_cfg is not JSON): {REMEDY}.') from e
     where = f'{path} is damaged or too new: in its pretrained_cfg'
     check_cfg(cfg, where)
     if not _sealed(metadata):
@@ -110,8 +111,7 @@ def _opened(path: str | Path) -> Iterator[tuple[IO[bytes], str | Path]]:
     except OSError as e:
         raise ZooError(f'{path} cannot be read ({one_line(e)}): give a readable file.') from e
     except Exception as e:  # every reader has its own errors for a damaged file
-        raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): delete it and fetch it '
-                       f'again.') from e
+        raise ZooError(f'{path} is damaged or not a weights file ({one_line(e)}): {REMEDY}.') from e
 
 
 def _unzipped(file: IO[bytes], path: Path) -> tuple[IO[bytes], str] | None:
@@ -323,9 +323,9 @@ def check_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding='utf-8'))
         stated = _stated_digest(config, _CONFIG)
     except Exception as e:  # timm has read it
-        raise ZooError(f'{path} is damaged ({one_line(e)}): delete it and fetch it again.') from e
+        raise ZooError(f'{path} is damaged ({one_line(e)}): {REMEDY}.') from e
     if stated not in (None, seal_config(config)[_CONFIG]):
-        raise ZooError(f'{path} is damaged (its digest does not match): delete it and fetch it again, {_SEAL}.')
+        raise ZooError(f'{path} is damaged (its digest does not match): {REMEDY}, {_SEAL}.')
     return config
 
 

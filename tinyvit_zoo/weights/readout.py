@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import ZooError
-from .files import read_metadata, read_weights, save_weights
+from .files import REMEDY, read_metadata, read_weights, save_weights
 
 _KEY = 'readout'
 
@@ -46,10 +46,9 @@ def read_readout(path: str | Path) -> Readout:
         good = isinstance(readout.multi_label, bool) and (readout.temperature is None or (
             type(readout.temperature) in (int, float) and 1e-3 <= readout.temperature <= 1e3))
     except (ValueError, TypeError, RecursionError) as e:
-        raise ZooError(f'{path} is damaged or too new (its {_KEY} is {text[:80]}): delete it and fetch it '
-                       f'again.') from e
+        raise ZooError(f'{path} is damaged or too new (its {_KEY} is {text[:80]}): {REMEDY}.') from e
     if not good:
-        raise ZooError(f'{path} is damaged (its {_KEY} is {text[:80]}): delete it and fetch it again.')
+        raise ZooError(f'{path} is damaged (its {_KEY} is {text[:80]}): {REMEDY}.')
     return readout
 
 
