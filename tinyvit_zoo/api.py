@@ -133,7 +133,7 @@ class Classifier:
         self._loaded = self._loaded.following(self.model)
         cfg = self._loaded.cfg
         try:
-            # measured on grey images that were repeated to three channels; 0.5 is no measurement
+            # grey images have the same statistics in all channels; a mean of 0.5 is a convention of timm
             grey = len({*cfg['mean']}) == len({*cfg['std']}) == 1 and cfg['mean'][0] != 0.5
             items = [images] if is_one(images, cfg['input_size'][0], grey) else list(images)
         except TypeError as e:

@@ -1,4 +1,4 @@
-"""What a call from Python begins with: its arguments are checked, and torch is set as it starts."""
+"""The decorator of public functions: check their arguments, and suspend the torch modes of the caller."""
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +20,7 @@ Function = TypeVar('Function', bound=Callable[..., Any])
 def checked(function: Function) -> Function:
     """Raise ZooError for an argument of another type than is annotated, a number out of its range, and OSErrors.
 
-    torch's default dtype must be float32, as it is of all threads.
+    The default dtype of torch must be float32: it is that of all threads, and cannot be suspended for one.
     """
     hints, signature = get_type_hints(function), inspect.signature(function)
 
@@ -38,7 +38,7 @@ def checked(function: Function) -> Function:
         if (dtype := torch.get_default_dtype()) != torch.float32:
             raise ZooError(f"torch's default dtype is {dtype}, expected float32: call torch.set_default_dtype.")
         try:
-            with _torch_as_it_starts():
+            with _own_modes():
                 return function(*args, **keywords)
         except OSError as e:    # a name that is too long, for one
             raise ZooError(told(e)) from e
@@ -46,8 +46,8 @@ def checked(function: Function) -> Function:
 
 
 @contextmanager
-def _torch_as_it_starts() -> Iterator[None]:
-    """Suspend what the caller may have set for this thread: no gradients, a default device, autocast."""
+def _own_modes() -> Iterator[None]:
+    """Suspend what the caller may have set for this thread: inference mode, no_grad, a default device, autocast."""
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         if torch.get_default_device().type != 'cpu':
             stack.enter_context(torch.device('cpu'))

@@ -86,6 +86,17 @@ def _read(folder: Path) -> _Run:
                 data.get('test', ''), figures['test']['top1'])
 
 
+def _check_seeds(runs: Sequence[_Run]) -> None:
+    """Raise ZooError unless the runs differ in their seeds, and in nothing else."""
+    for run in runs:
+        if changes := differences(runs[0].stated, run.stated):
+            raise ZooError(f'{run.folder} is not another seed of {runs[0].folder} ({"; ".join(changes)}): leave it '
+                           f'out.')
+    seeds = [run.seed for run in runs if run.seed is not None]
+    if len({*seeds}) < len(seeds):
+        raise ZooError(f'Two runs of {runs[0].series} on {runs[0].fraction:.0%} have the same seed: leave one out.')
+
+
 def _draw(axes: Any, series: str, runs: Sequence[_Run]) -> list[tuple[str, ...]]:
     """Draw means, with bars from the lowest to the highest of the runs, sorted by fraction; return lines of a table."""
     points = []
@@ -93,12 +104,7 @@ def _draw(axes: Any, series: str, runs: Sequence[_Run]) -> list[tuple[str, ...]]
     first = runs[0]
     for fraction, group in groupby(runs, key=lambda run: run.fraction):
         same = list(group)
-        if odd := next(((run, changes) for run in same if (changes := differences(same[0].stated, run.stated))), None):
-            raise ZooError(f'{odd[0].folder} is not another seed of {same[0].folder} ({"; ".join(odd[1])}): leave it '
-                           f'out.')
-        seeds = [run.seed for run in same if run.seed is not None]
-        if len({*seeds}) < len(seeds):
-            raise ZooError(f'Two runs of {series} on {fraction:.0%} have the same seed: leave one out.')
+        _check_seeds(same)
         if changes := differences({**first.stated, 'images': 0}, {**same[0].stated, 'images': 0}):
             _logger.warning('%s and %s are on one curve, but differ: %s.', first.folder, same[0].folder,
                             '; '.join(changes))

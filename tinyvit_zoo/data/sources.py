@@ -97,8 +97,8 @@ def _open(spec: str, download: bool, training: bool, whole: bool, labels: bool) 
         raise ZooError(f'There is no data source {name!r}, expected one of {", ".join(known.values())}.{hint}')
     if bool(place) != (known[name] != name):
         raise ZooError(f'The data source is {spec!r}, expected {known[name]}.')
-    if name not in ('hf', 'medmnist'):
-        place = str(user_path(place)) if place else ''
+    if place and name not in ('hf', 'medmnist'):
+        place = str(user_path(place))
     row = next((row for row in DATASETS.values() if row.source == name and row.opener), None)
     opener = row.opener if row else None
     if isinstance(opener, Torchvision):
@@ -154,9 +154,7 @@ def _source(name: str, parts: Parts, row: Dataset | None = None, training: bool 
         assert train is not None
         parts = Parts(train, val, test, parts.class_names)
     names = tuple(map(composed, parts.class_names)) or (row.label_names if row else ())
-    parts = parts._replace(class_names=names).checked(
-        name, complete=training and not row)
-    return Source(name, *parts, row)
+    return Source(name, *parts._replace(class_names=names).checked(name, complete=training and not row), row)
 
 
 def _open_torchvision(name: str, known: Torchvision, root: Path, args: Mapping[str, Any], download: bool) -> Split:

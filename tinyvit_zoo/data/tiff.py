@@ -32,7 +32,8 @@ def is_cut(image: Image.Image) -> bool:
     samples = tags.get(_SAMPLES, 1)
     if image.mode.startswith('RGB'):
         return samples > 4 or max(tags.get(_BITS, (8,))) > 8 or _UNSPECIFIED in tags.get(_EXTRA, ())
-    return samples > 1 and (image.mode.startswith(('I', 'F')) or (image.mode == 'L' and _UNSPECIFIED in tags[_EXTRA]))
+    extra = image.mode == 'L' and _UNSPECIFIED in tags.get(_EXTRA, ())
+    return samples > 1 and (extra or image.mode.startswith(('I', 'F')))
 
 
 def by_tifffile(source: Path | BytesIO) -> BytesIO:

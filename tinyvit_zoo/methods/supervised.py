@@ -132,9 +132,10 @@ class Supervised(Task):
             if self.recipe.multi_label_loss == 'asymmetric':
                 return self.asymmetric(logits, target)
             return F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.class_weights)
-        loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smoothing, reduction=(
-            'mean' if self.class_weights is None else 'sum'))
-        if self.class_weights is not None:  # torch's mean would divide by the weights of this part of the batch
+        if self.class_weights is None:
+            loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+        else:   # torch's mean would divide by the weights of this part of the batch
+            loss = F.cross_entropy(logits, target, self.class_weights, label_smoothing=smoothing, reduction='sum')
             loss = loss / len(logits)
         if teacher:
             distilled = distillation_loss(logits, teacher[0], self.recipe.temperature)

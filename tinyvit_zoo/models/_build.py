@@ -67,7 +67,7 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
         meta = build_model(model_cls, variant, False, filter_fn, pretrained_cfg, **{**kwargs, 'device': 'meta'})
         _check_memory(variant, meta, sizes)
     indices = getattr(model_cls, 'default_out_indices', 3)
-    kwargs = {'feature_cfg': dict(out_indices=indices, feature_cls='getter'), **kwargs}
+    kwargs.setdefault('feature_cfg', dict(out_indices=indices, feature_cls='getter'))
     if isinstance(pretrained_cfg, str):
         check_tag(variant, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
@@ -85,10 +85,7 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     if not any(cfg.get(key) for key in _SOURCES):
         raise ZooError(f'There are no weights for {variant} yet: use pretrained=False, or one of `tinyvit-zoo list`.')
-    size = (kwargs.get('pretrained_model_args') or {}).get('img_size')
-    if size is None and ('input_size' in overlay or not any(overlay.get(key) for key in _SOURCES)):
-        size = cfg['input_size'][1:]
-    source_size = None if size is None else to_2tuple(size)  # unknown for a file of the caller's that does not say
+    source_size = _source_size(cfg, overlay, kwargs.get('pretrained_model_args') or {})
     try:
         if path := weight_file(cfg, kwargs.get('cache_dir')):
             if config:
@@ -102,8 +99,18 @@ def build_model(model_cls: type[ModelT], variant: str, pretrained: bool, filter_
     except _NOT_FETCHED as e:
         raise ZooError(f'{_fetch_advice(variant, cfg, kwargs.get("cache_dir"))} ({one_line(e)})') from e
     model.pretrained_cfg.pop('state_dict', None)
-    model.pretrained_cfg.update({'source': cfg['source']} if path and cfg.get('source') else {})
+    if path and cfg.get('source'):
+        model.pretrained_cfg['source'] = cfg['source']
     return model
+
+
+def _source_size(cfg: Mapping[str, Any], overlay: Mapping[str, Any], args: Mapping[str, Any],
+                 ) -> tuple[int, int] | None:
+    """Return the image size of the weights; None for a file of the caller's that does not state it."""
+    size = args.get('img_size')
+    if size is None and ('input_size' in overlay or not any(overlay.get(key) for key in _SOURCES)):
+        size = cfg['input_size'][1:]
+    return None if size is None else to_2tuple(size)
 
 
 def _classes_of(tensors: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:

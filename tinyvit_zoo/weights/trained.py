@@ -12,7 +12,7 @@ from .resolve import RESULT, read_result
 
 _logger = logging.getLogger(__name__)
 NAME = 'trained_on.bin'
-_BYTES = 8              # of each image, and at the end of a checksum of them
+_BYTES = 8              # of the digest of an image; the file ends with as many of a checksum
 _MOST = 2 ** 31         # a file with more is damaged
 
 
